@@ -1,0 +1,69 @@
+"""Sizes, durations and secrets as people write them in a configuration file."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BeforeValidator, SecretStr
+
+_SIZE_UNITS: Final = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_NUMBER_AND_UNIT: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_DURATION: Final = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+")
+_DURATION_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
+
+
+def parse_size(value: Any) -> Any:
+    """Answer the bytes in `64MiB`, `10MB` or a bare number. Raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError('a size like "64MiB" or a number of bytes is expected')  # noqa: TRY004
+    if isinstance(value, int):
+        return value
+    match = _NUMBER_AND_UNIT.fullmatch(value)
+    unit = match and _SIZE_UNITS.get(match[2].lower())
+    if not match or not unit:
+        raise ValueError(f'{value!r} is not a size; write for example "64MiB", "10GB" or a number of bytes')
+    return int(float(match[1]) * unit) if "." in match[1] else int(match[1]) * unit
+
+
+def parse_duration(value: Any) -> Any:
+    """Answer the seconds in `24h`, `1m30s`, `250ms` or a bare number. Raises ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError('a duration like "90s" or a number of seconds is expected')  # noqa: TRY004
+    if isinstance(value, (int, float)):
+        return float(value)
+    text = value.strip()
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", text):
+        return float(text)
+    if not _DURATION.fullmatch(text):
+        raise ValueError(f'{value!r} is not a duration; write for example "500ms", "60s", "24h" or "7d"')
+    return sum(float(number) * _DURATION_UNITS[unit] for number, unit in _DURATION_TERM.findall(text))
+
+
+def resolve_secret(value: Any) -> Any:
+    """Answer the secret itself, given as text, as `{ file = "path" }` or as `{ env = "NAME" }`."""
+    if not isinstance(value, dict):
+        return value
+    match value:
+        case {"file": str(path)} if len(value) == 1:
+            try:
+                return Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"the secret's file {path!r} cannot be read: {error}") from error
+        case {"env": str(name)} if len(value) == 1:
+            if name not in os.environ:
+                raise ValueError(f"the secret's environment variable {name!r} is not set")
+            return os.environ[name]
+    raise ValueError('a secret is text, { file = "path" } or { env = "NAME" }')
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size)]
+Seconds = Annotated[float, BeforeValidator(parse_duration)]
+Secret = Annotated[SecretStr, BeforeValidator(resolve_secret)]
