@@ -18,6 +18,11 @@ class TusdError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
+    upload: Any = None
+    """The upload as it stands now, set by a service so that a reply can tell the true offset."""
+    allow: tuple[str, ...] = ()
+    """For `MethodNotAllowed`: what would have been allowed."""
+
     def __init__(self, detail: str | None = None, **context: Any) -> None:
         """`detail` replaces the sentence for the client; `context` is for the log only."""
         self.detail = detail or (inspect.getdoc(type(self)) or "").split("\n", 1)[0]
@@ -158,6 +163,12 @@ class LengthExceeded(ProtocolError):
     code, status = "ERR_UPLOAD_SIZE_EXCEEDED", 413
 
 
+class BadParameter(ProtocolError):
+    """A parameter of the request is not valid."""
+
+    code = "ERR_BAD_PARAMETER"
+
+
 class EmptyPatchLimit(ProtocolError):
     """Too many empty PATCH requests in a row on this upload."""
 
@@ -254,6 +265,21 @@ class OffsetConflict(StateConflict):
     code, status, retryable = "ERR_OFFSET_CONFLICT", 423, True
 
 
+class TooManyConnections(StateConflict):
+    """Too many uploads from this address at once; try again."""
+
+    code, status, retryable = "ERR_TOO_MANY_CONNECTIONS", 423, True
+
+
+class RangeNotSatisfiable(StateConflict):
+    """The requested range lies outside the file."""
+
+    code, status = "ERR_RANGE_NOT_SATISFIABLE", 416
+
+    total_length: int = 0
+    """Bytes of the file, for Content-Range."""
+
+
 # --- how a body can end without having been received whole -----------------------------------------
 
 
@@ -318,6 +344,12 @@ class StagingMissing(StagingDamaged):
     """The staged bytes of this upload are missing."""
 
     code = "ERR_STAGING_MISSING"
+
+
+class StoredObjectMissing(StorageError):
+    """The stored file is missing."""
+
+    code, status = "ERR_OBJECT_MISSING", 404
 
 
 class TransientStoreError(StorageError):

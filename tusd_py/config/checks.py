@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import string
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from tusd_py.config.load import Config
+    from tusd_py.config.sections import CorsConfig, JwtConfig, S3StoreConfig
 
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
 """RFC 7518 §3.2: an HS256 key has at least the size of the hash."""
 
+_EVERY_INTERFACE: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.*:\[\]_-]+")
+_ANY_HOST: Final = re.compile(r"[^:]+://[*.-]+(?::[0-9*]+)?")
+_FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]+")
 
-def cross_problems(config: Config) -> list[str]:
-    """Answer every problem between keys as `key.path: message`, none if the whole is sound."""
-    return [*_auth(config), *_cors(config), *_storage(config), *_listeners(config), *_transfer(config)]
+
+def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
+    """Answer every problem between keys as `key.path: message`, none if the whole is sound.
+
+    Checks that look at one of the `broken` sections are left out: those hold defaults instead of
+    what was written.
+    """
+    return [
+        problem for sections, check in _CHECKS if sections.isdisjoint(broken) for problem in check(config)
+    ]
 
 
 def is_loopback(host: str) -> bool:
@@ -31,57 +44,95 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _auth(config: Config) -> Iterator[str]:
+def _auth_mode(config: Config) -> Iterator[str]:
     auth = config.auth
     if auth.mode == "none" and not is_loopback(config.server.host) and not auth.allow_anonymous:
         yield (
             f'auth.mode: "none" on {config.server.host} lets everybody upload; '
             "configure [auth] or say allow_anonymous = true"
         )
-    if auth.mode != "jwt":
+
+
+def _jwt(config: Config) -> Iterator[str]:
+    jwt = config.auth.jwt
+    if config.auth.mode != "jwt":
         return
-    if bool(auth.jwt.secret) == bool(auth.jwt.jwks_file):
+    if bool(jwt.secret) == bool(jwt.jwks_file):
         yield "auth.jwt: exactly one of secret and jwks_file is needed"
-    symmetric = [name for name in auth.jwt.algorithms if name.startswith("HS")]
-    if not auth.jwt.algorithms:
+        return
+    symmetric = [name for name in jwt.algorithms if name.startswith("HS")]
+    if not jwt.algorithms:
         yield "auth.jwt.algorithms: at least one is needed"
-    if auth.jwt.jwks_file and symmetric:
+    if jwt.jwks_file and symmetric:
         yield "auth.jwt.algorithms: HS… does not go with jwks_file; name the algorithms of its keys"
-    if auth.jwt.secret and len(symmetric) != len(auth.jwt.algorithms):
+    if jwt.secret and len(symmetric) != len(jwt.algorithms):
         yield "auth.jwt.algorithms: only HS… goes with secret"
-    if auth.jwt.secret and len(auth.jwt.secret.get_secret_value().encode()) < MIN_HMAC_KEY_BYTES:
-        yield f"auth.jwt.secret: at least {MIN_HMAC_KEY_BYTES} bytes are needed"
-    if auth.jwt.jwks_file and not auth.jwt.jwks_file.is_file():
-        yield f"auth.jwt.jwks_file: {auth.jwt.jwks_file} is not a file"
+    if jwt.secret and len(jwt.secret.get_secret_value().encode()) < (needed := _hmac_key_bytes(jwt)):
+        yield f"auth.jwt.secret: at least {needed} bytes are needed"
+    if jwt.jwks_file and not jwt.jwks_file.is_file():
+        yield f"auth.jwt.jwks_file: {jwt.jwks_file} is not a file"
+
+
+def _hmac_key_bytes(jwt: JwtConfig) -> int:
+    # RFC 7518 §3.2 for the longest hash among the algorithms: HS512 wants 64 bytes.
+    return max(
+        [MIN_HMAC_KEY_BYTES, *(int(name[2:]) // 8 for name in jwt.algorithms if name.startswith("HS"))]
+    )
 
 
 def _cors(config: Config) -> Iterator[str]:
-    if config.cors.allow_credentials and "*" in config.cors.allow_origins:
-        yield 'cors.allow_credentials: needs explicit allow_origins instead of "*"'
+    cors = config.cors
+    for origin in cors.allow_origins:
+        if origin not in {"*", "null"} and not _ORIGIN.fullmatch(origin):
+            yield f'cors.allow_origins: {origin!r} is no origin; write for example "https://app.example.com"'
+    for key, names in (("allow_headers", cors.allow_headers), ("expose_headers", cors.expose_headers)):
+        if wrong := [name for name in names if not _FIELD_NAME.fullmatch(name)]:
+            yield f"cors.{key}: not a header name: {', '.join(map(repr, wrong))}"
+    yield from _cors_credentials(cors)
+
+
+def _cors_credentials(cors: CorsConfig) -> Iterator[str]:
+    if not cors.allow_credentials:
+        return
+    # Any page can put itself into a sandboxed frame and so have the origin "null".
+    for origin in cors.allow_origins:
+        if origin in {"*", "null"} or _ANY_HOST.fullmatch(origin):
+            yield f'cors.allow_credentials: needs explicit allow_origins instead of "{origin}"'
 
 
 def _storage(config: Config) -> Iterator[str]:
+    yield from _key_template(config.storage.key_template)
+    if config.storage.backend == "s3":
+        yield from _s3(config.storage.s3)
+
+
+def _key_template(template: str) -> Iterator[str]:
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(config.storage.key_template) if name is not None}
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         yield f"storage.key_template: {error}"
         return
+    fields = {name for _, name, _, _ in parsed if name is not None}
+    if any(spec or conversion for _, _, spec, conversion in parsed):
+        yield "storage.key_template: fields take neither ! nor :"
     if unknown := fields - KEY_FIELDS:
-        yield f"storage.key_template: unknown {', '.join(sorted(unknown))} (known: {', '.join(sorted(KEY_FIELDS))})"
+        known = ", ".join(sorted(KEY_FIELDS))
+        yield f"storage.key_template: unknown {', '.join(sorted(unknown))} (known: {known})"
     if "id" not in fields:
         yield "storage.key_template: must contain {id}, or two uploads could share a key"
-    if any(step in {"", ".", ".."} for step in config.storage.key_template.split("/")):
+    if any(step in {"", ".", ".."} for step in template.split("/")):
         yield "storage.key_template: must not start or end with a slash, nor contain //, . or .."
-    if config.storage.backend == "s3":
-        yield from _s3(config)
+    if not template.isprintable() or "\\" in template:
+        yield "storage.key_template: must not contain control characters or backslashes"
 
 
-def _s3(config: Config) -> Iterator[str]:
-    s3 = config.storage.s3
+def _s3(s3: S3StoreConfig) -> Iterator[str]:
     if not s3.bucket:
         yield "storage.s3.bucket: is required with backend = s3"
     if bool(s3.access_key) != bool(s3.secret_key):
         yield "storage.s3: access_key and secret_key go together"
+    if s3.session_token and not s3.access_key:
+        yield "storage.s3.session_token: needs access_key and secret_key"
     if s3.profile and s3.access_key:
         yield "storage.s3.profile: excludes access_key and secret_key"
     if s3.location.startswith("/") or ".." in s3.location.split("/"):
@@ -91,11 +142,29 @@ def _s3(config: Config) -> Iterator[str]:
 
 
 def _listeners(config: Config) -> Iterator[str]:
-    same_host = config.server.host == config.operations.host
-    if config.operations.enabled and same_host and config.server.port == config.operations.port != 0:
+    server, operations = config.server, config.operations
+    # With SO_REUSEPORT both could bind the same port, and metrics would be answered to the public.
+    if operations.enabled and server.port == operations.port != 0 and _overlap(server.host, operations.host):
         yield "operations.port: is the same as server.port"
+
+
+def _overlap(host: str, other: str) -> bool:
+    if host == other or {host, other} & _EVERY_INTERFACE:
+        return True
+    return "localhost" in {host, other} and is_loopback(host) and is_loopback(other)
 
 
 def _transfer(config: Config) -> Iterator[str]:
     if config.transfer.retry_delay > config.transfer.retry_max_delay:
         yield "transfer.retry_delay: is longer than retry_max_delay"
+
+
+_CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], ...]] = (
+    (frozenset({"auth", "server"}), _auth_mode),
+    (frozenset({"auth"}), _jwt),
+    (frozenset({"cors"}), _cors),
+    (frozenset({"storage"}), _storage),
+    (frozenset({"server", "operations"}), _listeners),
+    (frozenset({"transfer"}), _transfer),
+)
+"""Every check with the sections it looks at."""

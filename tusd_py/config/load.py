@@ -9,16 +9,19 @@ import os
 import socket
 import tomllib
 from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError,
 )
 
 from tusd_py.config.checks import cross_problems
@@ -45,14 +48,54 @@ RESERVED_ENV: Final = frozenset({"TUSD_READY_FILE", "TUSD_POSTGRES_BIN", "TUSD_T
 """Variables of our prefix that are not configuration."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    file: Mapping[str, Any] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    """Top-level keys to leave at their defaults, wherever they come from."""
+
+    def kept(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in values.items() if key not in self.ignored}
+
+
+_NO_FILE: Final = _Sources()
+_sources: ContextVar[_Sources] = ContextVar("_sources", default=_NO_FILE)
+"""What the next `Config()` reads: pydantic-settings asks the class, not a call, for its sources."""
+
+
+class _Environment(EnvSettingsSource):
+    """The `TUSD_…` variables. A list is JSON or separated by commas.
+
+    A value that does not parse is passed on as text: the model then refuses it with its key path,
+    together with every other problem, where the base class would stop at the first.
+    """
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            if get_origin(field.annotation) is list:
+                return [item.strip() for item in value.split(",") if item.strip()]
+            return value
+
+    def __call__(self) -> dict[str, Any]:
+        return _sources.get().kept(super().__call__())
+
+
 class Config(BaseSettings):
     """The whole configuration. Immutable; every adapter receives only its own section."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter=ENV_DELIMITER, extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter=ENV_DELIMITER,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
     )
 
-    data_dir: Path = Field(Path("tusd-data"), description="everything that is kept, unless a section says otherwise")
+    data_dir: Path = Field(
+        default=Path("tusd-data"), description="everything that is kept, unless a section says otherwise"
+    )
     server: ServerConfig = Field(default_factory=ServerConfig)
     cors: CorsConfig = Field(default_factory=CorsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
@@ -92,13 +135,10 @@ class Config(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leave out the sources nobody asked for; the file's values come in by `load_config`."""
-        del dotenv_settings, file_secret_settings
-        file_values = _file_values.get(settings_cls, {})
-        return init_settings, env_settings, InitSettingsSource(settings_cls, init_kwargs=dict(file_values))
-
-
-_file_values: dict[type[BaseSettings], Mapping[str, Any]] = {}
-"""The parsed file of the class being built: pydantic-settings asks the class, not a call, for sources."""
+        del env_settings, dotenv_settings, file_secret_settings
+        sources = _sources.get()
+        file_settings = InitSettingsSource(settings_cls, init_kwargs=sources.kept(sources.file))
+        return init_settings, _Environment(settings_cls), file_settings
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -109,22 +149,25 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
     """
     problems = _unknown_environment()
     values = _read_file(path) if path is not None else {}
-
-    class Loaded(Config):
-        """A class of its own per call, so that its file is its own."""
-
-    _file_values[Loaded] = values
+    broken: frozenset[str] = frozenset()
     try:
-        config = Loaded(**(overrides or {}))
+        config = _build(_Sources(values), overrides or {})
     except ValidationError as error:
-        raise ConfigError(problems + _validation_problems(error)) from None
-    except SettingsError as error:
-        raise ConfigError([*problems, f"environment: {error}"]) from None
-    finally:
-        del _file_values[Loaded]
-    if problems := problems + cross_problems(config):
+        problems += _validation_problems(error)
+        # What the sound sections say together can still be checked, so that nobody has to ask twice.
+        broken = frozenset(str(problem["loc"][0]) for problem in error.errors())
+        config = _build(_Sources(values, broken), overrides or {})
+    if problems := problems + cross_problems(config, broken):
         raise ConfigError(problems)
     return config
+
+
+def _build(sources: _Sources, overrides: Mapping[str, Any]) -> Config:
+    token = _sources.set(sources)
+    try:
+        return Config(**sources.kept(overrides))
+    finally:
+        _sources.reset(token)
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -138,14 +181,24 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _unknown_environment() -> list[str]:
-    sections = Config.model_fields.keys()
+    # pydantic-settings reads only the variables it knows, in any case, and is silent about the others.
     return [
-        f"environment: {name} names no key (sections: {', '.join(sections)})"
+        f"environment: {name} names no key (sections: {', '.join(Config.model_fields)})"
         for name in sorted(os.environ)
-        if name.startswith(ENV_PREFIX)
+        if name.upper().startswith(ENV_PREFIX)
         and name not in RESERVED_ENV
-        and name[len(ENV_PREFIX) :].split(ENV_DELIMITER)[0].lower() not in sections
+        and not _may_name_a_key(name[len(ENV_PREFIX) :].lower().split(ENV_DELIMITER))
     ]
+
+
+def _may_name_a_key(steps: list[str]) -> bool:
+    """Tell whether the model itself will look at this variable, and refuse it if it must."""
+    known = Config.model_fields.get(steps[0])
+    return known is not None and (len(steps) == 1 or _is_section(known.annotation))
+
+
+def _is_section(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _validation_problems(error: ValidationError) -> list[str]:

@@ -1,0 +1,121 @@
+-- The tables of the main job: uploads, the queue that moves them, and what happened.
+-- Safe with the previous release because there is none.
+
+CREATE TABLE uploads (
+    id             uuid        PRIMARY KEY,
+    -- SHA-256 of the token in the tus URL: reading this table gives nobody the right to write.
+    token_hash     bytea       NOT NULL UNIQUE CHECK (octet_length(token_hash) = 32),
+    owner          text,
+    -- The node whose disk holds the staging file; only its processes may touch it.
+    node           text        NOT NULL,
+    state          text        NOT NULL CHECK (state IN (
+        'created', 'uploading', 'completed', 'transferring', 'stored', 'transfer_failed',
+        'rejected', 'expired', 'removing', 'removed')),
+    upload_length  bigint      CHECK (upload_length >= 0),
+    upload_offset  bigint      NOT NULL CHECK (upload_offset >= 0),
+    -- CRC-64/NVME of the first upload_offset bytes, as a signed 64-bit number.
+    crc64nvme      bigint,
+    -- Upload-Metadata and Upload-Concat exactly as sent: HEAD echoes them.
+    metadata       text,
+    concat         text        CHECK (concat IN ('partial', 'final')),
+    concat_header  text,
+    filename       text,
+    content_type   text,
+    -- Rendered once; every attempt of a transfer writes the same key.
+    object_key     text        NOT NULL UNIQUE,
+    multipart_id   text,
+    etag           text,
+    version_id     text,
+    local_present  boolean     NOT NULL DEFAULT true,
+    remote_present boolean     NOT NULL DEFAULT false,
+    hold           boolean     NOT NULL DEFAULT false,
+    error          text,
+    created_at     timestamptz NOT NULL DEFAULT now(),
+    updated_at     timestamptz NOT NULL DEFAULT now(),
+    expires_at     timestamptz,
+    completed_at   timestamptz,
+    stored_at      timestamptz,
+    CHECK (upload_length IS NULL OR upload_offset <= upload_length),
+    CHECK (state NOT IN ('completed', 'transferring', 'stored', 'transfer_failed')
+           OR upload_offset = upload_length)
+)
+-- Offsets move often and are in no index, so an update finds room on its own page (HOT).
+WITH (fillfactor = 70);
+
+CREATE INDEX uploads_owner ON uploads (owner, created_at DESC);
+CREATE INDEX uploads_unfinished ON uploads (created_at) WHERE state IN ('created', 'uploading');
+CREATE INDEX uploads_partials ON uploads (created_at) WHERE concat = 'partial' AND state = 'completed';
+CREATE INDEX uploads_purgeable ON uploads (stored_at) WHERE state = 'stored' AND local_present;
+CREATE INDEX uploads_gone ON uploads (updated_at) WHERE state IN ('expired', 'removed', 'rejected');
+CREATE INDEX uploads_failed ON uploads (updated_at) WHERE state = 'transfer_failed';
+
+-- A final upload is an ordered list of partial ones; no byte is copied.
+CREATE TABLE upload_parts (
+    final_id uuid    NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+    position integer NOT NULL CHECK (position >= 0),
+    part_id  uuid    NOT NULL REFERENCES uploads (id),
+    PRIMARY KEY (final_id, position)
+);
+CREATE INDEX upload_parts_part ON upload_parts (part_id);
+
+CREATE TABLE jobs (
+    id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    upload_id   uuid        NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+    kind        text        NOT NULL CHECK (kind IN ('transfer', 'remove')),
+    node        text        NOT NULL,
+    state       text        NOT NULL DEFAULT 'queued' CHECK (state IN (
+        'queued', 'running', 'retry_wait', 'succeeded', 'failed', 'cancelled')),
+    -- Claims so far, which fences a late worker out, and how many of them ended in an error:
+    -- a worker that was killed does not use up a retry.
+    attempt     integer     NOT NULL DEFAULT 0,
+    failures    integer     NOT NULL DEFAULT 0,
+    -- From when a worker may claim the job: its due time while it waits, the end of the lease while
+    -- it runs. One column, so that one index finds new, overdue and abandoned jobs alike.
+    due_at      timestamptz NOT NULL DEFAULT now(),
+    worker      text,
+    bytes_done  bigint      NOT NULL DEFAULT 0,
+    error_code  text,
+    last_error  text,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz,
+    finished_at timestamptz
+)
+WITH (fillfactor = 70);
+
+CREATE INDEX jobs_due ON jobs (node, due_at) WHERE state IN ('queued', 'running', 'retry_wait');
+CREATE INDEX jobs_upload ON jobs (upload_id);
+-- At most one live job of a kind per upload, whoever asks for it.
+CREATE UNIQUE INDEX jobs_live ON jobs (upload_id, kind) WHERE state IN ('queued', 'running', 'retry_wait');
+
+CREATE TABLE job_attempts (
+    job_id      bigint      NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    attempt     integer     NOT NULL,
+    worker      text        NOT NULL,
+    outcome     text        NOT NULL CHECK (outcome IN ('succeeded', 'retry', 'failed', 'lost', 'cancelled')),
+    error_code  text,
+    error       text,
+    started_at  timestamptz NOT NULL,
+    finished_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (job_id, attempt)
+);
+
+-- Parts that the store has acknowledged: a killed worker's successor continues behind them.
+CREATE TABLE transfer_parts (
+    upload_id   uuid    NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
+    part_number integer NOT NULL CHECK (part_number > 0),
+    part_length bigint  NOT NULL CHECK (part_length >= 0),
+    etag        text    NOT NULL,
+    crc64nvme   bigint,
+    PRIMARY KEY (upload_id, part_number)
+);
+
+-- Facts for the outside world, committed together with the change that they tell of.
+CREATE TABLE events (
+    id         bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    upload_id  uuid        NOT NULL,
+    kind       text        NOT NULL,
+    payload    jsonb       NOT NULL DEFAULT '{}',
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX events_upload ON events (upload_id, id);
+CREATE INDEX events_age ON events (created_at);

@@ -1,0 +1,31 @@
+"""Fixtures of the acceptance tests: the real process, ended after each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Config, Server, StartServer
+
+LOG_TAIL_CHARACTERS = 20_000
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Start servers that end with the test; the log of each is shown if the test fails."""
+    servers: list[Server] = []
+
+    def start(config: Config | None = None, *, env: Mapping[str, str] | None = None) -> Server:
+        server = Server(tmp_path / f"server-{len(servers)}", config, env=env)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+
+    for server in servers:
+        if server.child.running:
+            server.child.stop()
+        print(f"--- {server.child.log} ---\n{server.log_text()[-LOG_TAIL_CHARACTERS:]}")  # noqa: T201

@@ -1,0 +1,145 @@
+"""kill -9 at random moments: no acknowledged byte is lost, and what is finished is stored once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import deque
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support.cutting_proxy import CuttingProxy, Stall
+from tests.support.files import download, files_under, seeded, sha256_of
+from tests.support.process import wait_until
+from tests.support.s3_servers import rclone_s3
+from tests.support.server import Server, StartServer
+from tests.support.tus_client import ClientUpload, TusClient
+
+pytestmark = pytest.mark.acceptance
+
+MIB = 2**20
+UPLOADS = 60
+VICTIMS = ("http", "http", "http", "http", "worker", "worker", "worker", "supervisor", "supervisor")
+# A successor takes over from a killed worker in seconds instead of minutes.
+IMPATIENT = {"lease": "2s", "poll_interval": "1s", "retry_delay": "1s"}
+
+
+class Killer:
+    """Kills a process each time the uploads together have come to the next random byte."""
+
+    def __init__(self, server: Server, rng: random.Random, total: int) -> None:
+        self.server = server
+        self.killed: list[str] = []
+        victims = list(VICTIMS)
+        rng.shuffle(victims)
+        moments = sorted(rng.sample(range(total // 20, total - total // 20), len(victims)))
+        self._plan = deque(zip(moments, victims, strict=True))
+        self._acknowledged = 0
+        self._struck = asyncio.Event()
+        self._armed = True
+        self._pid = 0
+
+    def acknowledged(self, count: int) -> None:
+        """Count newly acknowledged bytes; at the next moment of the plan, kill at once."""
+        self._acknowledged += count
+        if self._armed and self._plan and self._acknowledged >= self._plan[0][0]:
+            self._kill(self._plan.popleft()[1])
+
+    async def run(self) -> None:
+        """Wait for each replacement before the next process may die; end with the plan."""
+        while self._plan or not self._armed:
+            await self._struck.wait()
+            self._struck.clear()
+            await self._recovered()
+            self._armed = True
+            self.acknowledged(0)  # the next moment may have passed meanwhile
+
+    def _kill(self, victim: str) -> None:
+        ready = self.server.ready
+        self._armed = False
+        pids = {"http": ready.http_pids, "worker": ready.worker_pids, "supervisor": (ready.supervisor_pid,)}
+        self._pid = pids[victim][0]
+        os.kill(self._pid, signal.SIGKILL)
+        self.killed.append(victim)
+        self._struck.set()
+
+    async def _recovered(self) -> None:
+        if self.killed[-1] == "supervisor":
+            self.server.kill_supervisor()  # it is dead already: this only reaps it
+            self.server.spawn()
+            await asyncio.to_thread(self.server.wait_ready)
+        else:
+            await asyncio.to_thread(self.server.wait_replaced, self._pid)
+
+
+@pytest.mark.timeout(180)
+async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
+    start_server: StartServer,
+) -> None:
+    rng = seeded("crash")
+    server = start_server({"transfer": IMPATIENT})
+    uploads = [
+        ClientUpload(rng.randbytes(rng.randint(1, 3 * MIB)), random.Random(rng.random()))
+        for _ in range(UPLOADS)
+    ]
+    killer = Killer(server, rng, sum(len(upload.content) for upload in uploads))
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=15)
+
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        client = TusClient(session, server.url, on_acknowledged=killer.acknowledged)
+        for upload in uploads:
+            await client.create(upload)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(killer.run())
+            for upload in uploads:
+                tasks.create_task(client.run(upload, deadline=120))
+
+    assert sorted(killer.killed) == sorted(VICTIMS)
+    assert sum(upload.resumed for upload in uploads) > 0, "no upload noticed any kill"
+    await asyncio.to_thread(_assert_all_stored_once, server, uploads)
+
+
+def _assert_all_stored_once(server: Server, uploads: list[ClientUpload]) -> None:
+    for upload in uploads:
+        info = server.wait_for_state(upload.id, "stored", deadline=60)
+        assert info["offset"] == info["length"] == len(upload.content)
+        assert download(f"{server.origin}/download/{upload.id}").sha256 == upload.sha256
+    stored = {path.name: sha256_of(path) for path in files_under(server.store)}
+    assert stored == {upload.id: upload.sha256 for upload in uploads}
+    assert len(files_under(server.store)) == len(uploads), "an upload is stored twice"
+    wait_until(lambda: not files_under(server.staging), deadline=15, what="staging is empty")
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_killed_amid_a_multipart_transfer_is_succeeded(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    rng = seeded("multipart")
+    upload = ClientUpload(rng.randbytes(40 * MIB), rng)
+    with rclone_s3(tmp_path) as bucket, CuttingProxy(bucket.port) as proxy:
+        proxy.faults += [Stall(rng.randrange(2 * MIB, 18 * MIB)), Stall(rng.randrange(2 * MIB, 18 * MIB))]
+        storage = bucket.storage_config()
+        storage["s3"] |= {"endpoint_url": proxy.origin, "public_endpoint_url": bucket.endpoint_url}
+        server = start_server({"transfer": IMPATIENT, "storage": storage})
+        async with aiohttp.ClientSession() as session:
+            client = TusClient(session, server.url)
+            await client.create(upload)
+            await client.run(upload, deadline=30)
+
+        for strike in (1, 2):
+            await asyncio.to_thread(proxy.wait_struck, strike)
+            (worker,) = server.ready.worker_pids
+            assert server.upload_json(upload.id)["state"] == "transferring"
+            os.kill(worker, signal.SIGKILL)
+            await asyncio.to_thread(server.wait_replaced, worker)
+        await asyncio.to_thread(server.wait_for_state, upload.id, "stored", deadline=60)
+
+        assert [key.rsplit("/", 1)[-1] for key in bucket.object_keys()] == [upload.id]
+        got = await asyncio.to_thread(download, f"{server.origin}/download/{upload.id}")
+        assert got.sha256 == upload.sha256
+        wait_until(lambda: not files_under(server.staging), deadline=15, what="staging is empty")

@@ -1,0 +1,317 @@
+"""The destinations that the contract of `ObjectStore` is tried on, and what each can do.
+
+The table of abilities is itself tested: where a destination cannot do something, the suite asserts
+that it really does not, so a server that learns it makes a test fail and the table is corrected.
+"""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import botocore.config
+import botocore.session
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import TransferCancelled
+from tusd_py.ports import ObjectStore, PartRecord, TransferLedger
+from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.stores.s3 import S3Store
+
+MIB = 2**20
+PART = 5 * MIB
+"""S3's smallest part, to keep the test data small; also the threshold of the stores tested here."""
+
+REGION = "us-east-1"
+
+
+# --- what they can do ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a destination can do. The defaults are what S3 at AWS does."""
+
+    multipart: bool = True
+    """Large objects are sent in parts that a successor can go on with."""
+    reads_what_it_stores: bool = True
+    """Staged bytes are verified on their way; a link on the same disk reads none of them."""
+    keeps_metadata: bool = True
+    verifies_crc64nvme: bool = True
+    """A body that does not match x-amz-checksum-crc64nvme is refused."""
+    verifies_md5: bool = True
+    full_object_checksum: bool = True
+    """CompleteMultipartUpload verifies the CRC64NVME of the whole object."""
+    tells_crc64nvme: bool = True
+    """HeadObject returns the CRC64NVME of an object that was sent in parts."""
+    honours_if_none_match: bool = True
+    checks_key_id: bool = True
+    checks_secret: bool = True
+    expires_links: bool = True
+    checks_links: bool = True
+
+
+FILESYSTEM = Abilities(
+    multipart=False,
+    reads_what_it_stores=False,
+    keeps_metadata=False,
+    verifies_crc64nvme=False,
+    verifies_md5=False,
+    full_object_checksum=False,
+    tells_crc64nvme=False,
+    honours_if_none_match=False,
+    checks_key_id=False,
+    checks_secret=False,
+    expires_links=False,
+    checks_links=False,
+)
+MOTO = Abilities(
+    verifies_crc64nvme=False,
+    verifies_md5=False,
+    # It repeats whatever checksum it was told, without comparing it with anything.
+    full_object_checksum=False,
+    checks_key_id=False,
+    checks_secret=False,
+    expires_links=False,
+    checks_links=False,
+)
+RCLONE = Abilities(
+    verifies_crc64nvme=False,
+    full_object_checksum=False,
+    tells_crc64nvme=False,
+    honours_if_none_match=False,
+)
+MINISTACK = Abilities(
+    # It turns FULL_OBJECT into COMPOSITE, and says so when the multipart upload is begun.
+    full_object_checksum=False,
+    tells_crc64nvme=False,
+    checks_secret=False,
+)
+
+
+# --- what the suite asks of them -------------------------------------------------------------------
+
+
+class Destination(Protocol):
+    """A destination seen from outside: the store under test, and a look behind its back."""
+
+    name: str
+    abilities: Abilities
+
+    def store(self, **changes: Any) -> ObjectStore:
+        """Answer a store that is not open yet, as a new process would make it."""
+
+    def read(self, key: str) -> bytes | None:
+        """Answer the object's bytes, None if there is no object."""
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put an object there that is not ours."""
+
+    def keys(self) -> list[str]:
+        """Answer the keys of all objects of this test."""
+
+    def unfinished(self) -> list[str]:
+        """Answer whatever a put left behind that is no object."""
+
+
+@dataclass(frozen=True)
+class FilesystemDestination:
+    """A directory."""
+
+    root: Path
+    name: str = "filesystem"
+    abilities: Abilities = FILESYSTEM
+
+    def store(self) -> ObjectStore:
+        return FilesystemStore(self.root)
+
+    def read(self, key: str) -> bytes | None:
+        path = self.root / key
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, key: str, content: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def keys(self) -> list[str]:
+        return sorted(name for name in self._files() if ".tmp" not in name)
+
+    def unfinished(self) -> list[str]:
+        return sorted(name for name in self._files() if ".tmp" in name)
+
+    def _files(self) -> list[str]:
+        return [str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file()]
+
+
+@dataclass(frozen=True)
+class S3Account:
+    """A running S3 server with one bucket."""
+
+    name: str
+    endpoint_url: str
+    bucket: str
+    access_key: str
+    secret_key: str
+    abilities: Abilities
+
+    def client(self) -> Any:
+        """Answer a plain botocore client, without anything of ours in it."""
+        return botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=REGION,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=botocore.config.Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class S3Destination:
+    """A prefix of a bucket, one per test."""
+
+    account: S3Account
+    client: Any
+    prefix: str
+
+    @property
+    def name(self) -> str:
+        return self.account.name
+
+    @property
+    def abilities(self) -> Abilities:
+        return self.account.abilities
+
+    def store(self, **changes: Any) -> S3Store:
+        return S3Store(self.config(**changes))
+
+    def config(self, **changes: Any) -> S3StoreConfig:
+        """Answer the configuration of a store here, with changes."""
+        settings = {
+            "bucket": self.account.bucket,
+            "endpoint_url": self.account.endpoint_url,
+            "region": REGION,
+            "access_key": self.account.access_key,
+            "secret_key": self.account.secret_key,
+            "location": self.prefix,
+            "multipart_threshold": PART,
+            "part_size": PART,
+            "client": {"max_attempts": 1, "connect_timeout": 5, "read_timeout": 30},
+        }
+        return S3StoreConfig(**(settings | changes))
+
+    def read(self, key: str) -> bytes | None:
+        try:
+            answer = self.client.get_object(Bucket=self.account.bucket, Key=f"{self.prefix}/{key}")
+        except self.client.exceptions.NoSuchKey:
+            return None
+        content: bytes = answer["Body"].read()
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", Body=content)
+
+    def head(self, key: str) -> Any:
+        """Answer what HeadObject says."""
+        return self.client.head_object(
+            Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", ChecksumMode="ENABLED"
+        )
+
+    def keys(self) -> list[str]:
+        answer = self.client.list_objects_v2(Bucket=self.account.bucket, Prefix=f"{self.prefix}/")
+        return [entry["Key"].removeprefix(f"{self.prefix}/") for entry in answer.get("Contents", ())]
+
+    def unfinished(self) -> list[str]:
+        answer = self.client.list_multipart_uploads(Bucket=self.account.bucket, Prefix=f"{self.prefix}/")
+        return [entry["UploadId"] for entry in answer.get("Uploads", ())]
+
+
+def fetch(url: str) -> tuple[int, dict[str, str], bytes]:
+    """Answer status, headers and body of a GET, as a browser's redirect would see them."""
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own loopback server
+            return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, {}, error.read()
+
+
+# --- the worker's memory ---------------------------------------------------------------------------
+
+
+class Crash(BaseException):
+    """The worker was killed. Not an Exception: nothing in the stores may clean up after it."""
+
+
+@dataclass
+class MemoryLedger(TransferLedger):
+    """A ledger that survives its worker; it can be told to end it at the n-th call.
+
+    `stop_at` counts calls from 1; `before` decides whether that call still takes effect.
+    """
+
+    stop_at: int | None = None
+    before: bool = True
+    stop_with: type[BaseException] = Crash
+    recorded_id: str | None = None
+    recorded_parts: dict[int, PartRecord] = field(default_factory=dict)
+    bytes_done: int = 0
+    calls: list[str] = field(default_factory=list)
+
+    def successor(self) -> MemoryLedger:
+        """Answer what the next worker finds."""
+        return MemoryLedger(recorded_id=self.recorded_id, recorded_parts=dict(self.recorded_parts))
+
+    def _call(self, name: str) -> bool:
+        """Count a call; answer whether it takes effect and then ends everything."""
+        self.calls.append(name)
+        # Once ended, always ended: what still runs of a cancelled transfer must not get through.
+        if self.stop_at is None or len(self.calls) < self.stop_at:
+            return False
+        if self.before or len(self.calls) > self.stop_at:
+            raise self.stop_with
+        return True
+
+    async def multipart_id(self) -> str | None:
+        if self._call("multipart_id"):
+            raise self.stop_with
+        return self.recorded_id
+
+    async def record_multipart(self, multipart_id: str | None) -> None:
+        stop = self._call("record_multipart")
+        self.recorded_id = multipart_id
+        self.recorded_parts.clear()
+        if stop:
+            raise self.stop_with
+
+    async def parts(self) -> Sequence[PartRecord]:
+        if self._call("parts"):
+            raise self.stop_with
+        return [part for _, part in sorted(self.recorded_parts.items())]
+
+    async def record_part(self, part: PartRecord) -> None:
+        stop = self._call("record_part")
+        self.recorded_parts[part.number] = part
+        if stop:
+            raise self.stop_with
+
+    async def progress(self, bytes_done: int) -> None:
+        stop = self._call("progress")
+        self.bytes_done = bytes_done
+        if stop:
+            raise self.stop_with
+
+
+def cancelled_at(call: int) -> MemoryLedger:
+    """Answer the ledger of a transfer that is cancelled when it makes this call."""
+    return MemoryLedger(stop_at=call, stop_with=TransferCancelled)

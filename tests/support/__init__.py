@@ -1,0 +1,1 @@
+"""Helpers of the acceptance tests: real processes, real clients, and a network that misbehaves."""

@@ -1,0 +1,84 @@
+"""Random files and what arrives of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+BLOCK_BYTES = 2**20
+SEED_VARIABLE = "TUSD_TEST_SEED"
+
+
+def seeded(what: str) -> random.Random:
+    """Answer a random generator whose seed is printed; the variable TUSD_TEST_SEED repeats a run."""
+    seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
+    print(f"{what}: repeat with {SEED_VARIABLE}={seed}")  # noqa: T201 - pytest shows it with a failure
+    return random.Random(seed)  # noqa: S311 - no cryptography here
+
+
+def random_file(path: Path, size: int, rng: random.Random) -> str:
+    """Write a file of random bytes and answer its SHA-256."""
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for start in range(0, size, BLOCK_BYTES):
+            block = rng.randbytes(min(BLOCK_BYTES, size - start))
+            digest.update(block)
+            file.write(block)
+    return digest.hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_under(directory: Path) -> list[Path]:
+    """Every file below a directory; files that vanish meanwhile are left out."""
+    found: list[Path] = []
+    for path in directory.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file():
+                found.append(path)
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What a download brought, after all redirects."""
+
+    urls: tuple[str, ...]
+    """Every address that answered, the first one first."""
+    headers: dict[str, str]
+    length: int
+    sha256: str
+
+
+def download(url: str) -> Downloaded:
+    """Fetch a file as a browser does, following redirects."""
+    urls = [url]
+
+    class Recorder(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *args: object) -> urllib.request.Request | None:
+            urls.append(str(args[-1]))
+            return super().redirect_request(*args)  # type: ignore[arg-type]
+
+    digest = hashlib.sha256()
+    length = 0
+    with urllib.request.build_opener(Recorder).open(url, timeout=30) as response:
+        for block in _blocks(response):
+            digest.update(block)
+            length += len(block)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+    return Downloaded(tuple(urls), headers, length, digest.hexdigest())
+
+
+def _blocks(response: object) -> Iterator[bytes]:
+    while block := response.read(BLOCK_BYTES):  # type: ignore[attr-defined]
+        yield block

@@ -1,0 +1,245 @@
+"""The real `tusd-py serve`, as its users start it, in a data directory of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+from urllib.parse import urljoin
+
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.process import Child, is_alive, wait_until
+from tests.support.tools import require_tool
+
+START_SECONDS = 20  # initdb on a busy machine; a second start takes well under one
+STOP_SECONDS = 20
+
+Config = Mapping[str, Any]
+
+
+class StartServer(Protocol):
+    """Starts a server with a configuration and waits until it serves; a fixture of the acceptance tests."""
+
+    def __call__(self, config: Config | None = None, *, env: Mapping[str, str] | None = None) -> Server: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the server writes to its ready file."""
+
+    url: str
+    operations_url: str
+    supervisor_pid: int
+    http_pids: tuple[int, ...]
+    worker_pids: tuple[int, ...]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Every process of the server, the supervisor first."""
+        return (self.supervisor_pid, *self.http_pids, *self.worker_pids)
+
+
+class Server:
+    """A running server; a context manager that ends it, and whatever it left behind."""
+
+    def __init__(
+        self, directory: Path, config: Config | None = None, *, env: Mapping[str, str] | None = None
+    ) -> None:
+        """Prepare a server under `directory`; its ports stay the same over restarts."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.data_dir = directory / "data"
+        self.port = free_port()
+        self.operations_port = free_port()
+        self._ready_file = directory / "ready.json"
+        config_file = directory / "config.toml"
+        config_file.write_text(to_toml(merged({"operations": {"port": self.operations_port}}, config or {})))
+        program = require_tool(
+            "tusd-py", at=Path(sys.executable).with_name("tusd-py"), install="pip install -e ."
+        )
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
+        self.child = Child(
+            [
+                program,
+                "serve",
+                "--config",
+                config_file,
+                "--data-dir",
+                self.data_dir,
+                "--host",
+                LOOPBACK,
+                "--port",
+                str(self.port),
+            ],
+            log=directory / "server.log",
+            env={**inherited, **(env or {}), "TUSD_READY_FILE": str(self._ready_file)},
+        )
+
+    # --- life ---
+
+    def start(self, deadline: float = START_SECONDS) -> Ready:
+        """Start it and wait until it serves."""
+        self.spawn()
+        return self.wait_ready(deadline)
+
+    def spawn(self) -> None:
+        """Start the process and return at once; from the main thread only."""
+        self._ready_file.unlink(missing_ok=True)
+        self.child.start()
+
+    def wait_ready(self, deadline: float = START_SECONDS) -> Ready:
+        """Wait until a spawned server serves; any thread may wait."""
+        return self.child.wait_ready(self._read_ready, deadline=deadline, what="the server is ready")
+
+    def terminate(self, deadline: float = STOP_SECONDS) -> int:
+        """Send SIGTERM, wait for the drain and answer the exit code."""
+        self.child.signal(signal.SIGTERM)
+        return self.child.wait(deadline)
+
+    def kill_supervisor(self) -> None:
+        """Send SIGKILL to the process that was started, and to nothing else."""
+        self.child.kill()
+
+    def restart(self, deadline: float = START_SECONDS) -> Ready:
+        """Start it again, on the same port and data, after it ended in whatever way."""
+        assert not self.child.running, "the server is still running"
+        return self.start(deadline)
+
+    def wait_replaced(self, *killed: int, deadline: float = START_SECONDS) -> Ready:
+        """Wait until the supervisor has replaced the killed children."""
+
+        def replaced() -> Ready | None:
+            ready = self._read_ready()
+            return (
+                ready
+                if ready and not set(killed) & set(ready.pids) and all(map(is_alive, ready.pids))
+                else None
+            )
+
+        return self.child.wait_ready(replaced, deadline=deadline, what=f"{killed} are replaced")
+
+    # --- facts ---
+
+    @property
+    def ready(self) -> Ready:
+        """The ready file as it is now; it is rewritten whenever a child was replaced."""
+        ready = self._read_ready()
+        assert ready is not None, f"the server is not ready:\n{self.log_text()}"
+        return ready
+
+    @property
+    def url(self) -> str:
+        """Where uploads are created."""
+        return f"{self.origin}/files/"
+
+    @property
+    def origin(self) -> str:
+        """The public listener's origin."""
+        return f"http://{LOOPBACK}:{self.port}"
+
+    @property
+    def staging(self) -> Path:
+        """The directory that receives the bytes."""
+        return self.data_dir / "staging"
+
+    @property
+    def store(self) -> Path:
+        """The tree of the filesystem store."""
+        return self.data_dir / "store"
+
+    def log_text(self) -> str:
+        """Everything the server has written."""
+        return self.child.log_text()
+
+    def postmaster_pids(self) -> list[int]:
+        """The process ids that the embedded PostgreSQL has noted in the data directory."""
+        return [int(path.read_text().split()[0]) for path in self.data_dir.rglob("postmaster.pid")]
+
+    def upload_json(self, upload_id: str, *, origin: str | None = None) -> dict[str, Any]:
+        """What the JSON API says of an upload."""
+        url = f"{origin or self.origin}/api/v1/uploads/{upload_id}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            body: dict[str, Any] = json.load(response)
+        return body
+
+    def wait_for_state(self, upload_id: str, state: str, *, deadline: float = 20) -> dict[str, Any]:
+        """Wait until the upload is in the state; answer its JSON."""
+        last: dict[str, Any] = {}
+
+        def reached() -> bool:
+            nonlocal last
+            try:
+                last = self.upload_json(upload_id)
+            except urllib.error.HTTPError:
+                raise
+            except OSError:  # the server is being restarted
+                return False
+            return bool(last["state"] == state)
+
+        try:
+            wait_until(reached, deadline=deadline, what=f"{upload_id} is {state}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the API says {last}") from None
+        return last
+
+    def absolute(self, location: str) -> str:
+        """Resolve a Location against the creation URL, as clients do."""
+        return urljoin(self.url, location)
+
+    def _read_ready(self) -> Ready | None:
+        try:
+            content = json.loads(self._ready_file.read_text())
+        except FileNotFoundError:
+            return None
+        ready = Ready(
+            url=content["url"],
+            operations_url=content["operations_url"],
+            supervisor_pid=content["supervisor_pid"],
+            http_pids=tuple(content["http_pids"]),
+            worker_pids=tuple(content["worker_pids"]),
+        )
+        return ready if ready.supervisor_pid == self.child.pid else None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.child.running:
+            self.child.stop(STOP_SECONDS)
+
+
+def merged(base: Config, over: Config) -> dict[str, Any]:
+    """Answer `base` with `over` laid upon it, table by table."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = (
+            merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
+        )
+    return result
+
+
+def to_toml(table: Config, prefix: str = "") -> str:
+    """Write nested mappings of strings, numbers, booleans and lists of these as TOML."""
+    lines = [
+        f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)
+    ]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += ["", f"[{prefix}{key}]", to_toml(value, f"{prefix}{key}.").rstrip()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    # JSON's strings, numbers, booleans and arrays are TOML's.
+    return json.dumps(value)

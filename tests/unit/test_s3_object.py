@@ -1,0 +1,173 @@
+"""What goes along with an object: metadata within S3's limits, checksums by what the store showed."""
+
+from __future__ import annotations
+
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.ports import ObjectSpec
+from tusd_py.stores.s3_object import (
+    FILENAME_KEY,
+    Features,
+    object_metadata,
+    object_parameters,
+    plain_md5,
+    sum_parameters,
+)
+from tusd_py.stores.source import RangeSums
+
+AWS = S3StoreConfig(bucket="b")
+OTHER = S3StoreConfig(bucket="b", endpoint_url="http://minio:9000")
+
+
+def spec(filename: str | None = None, **metadata: str) -> ObjectSpec:
+    return ObjectSpec("id-1", "key", 1, None, "text/plain", filename, metadata)
+
+
+@given(st.text(max_size=3000), st.dictionaries(st.text(max_size=80), st.text(max_size=1500), max_size=5))
+def test_metadata_is_short_ascii_whatever_the_client_said(filename: str, metadata: dict[str, str]) -> None:
+    said = ObjectSpec("id-1", "key", 1, None, "text/plain", filename, metadata)
+
+    sent = object_metadata(said)
+
+    assert sent["tusd-upload-id"] == "id-1"
+    assert sum(len(name) + len(value) for name, value in sent.items()) <= 2048
+    assert all(32 < ord(c) < 127 for text in sent.items() for value in text for c in value)
+
+
+def test_an_original_name_reads_back() -> None:
+    name = 'Überweisung "März" 100% – 日本.pdf'
+
+    assert unquote(object_metadata(spec(name))[FILENAME_KEY]) == name
+
+
+def test_a_lone_surrogate_does_not_stop_a_transfer() -> None:
+    assert object_metadata(spec("a\udc80b"))[FILENAME_KEY] == "a?b"
+
+
+def test_a_very_long_name_is_cut_between_characters() -> None:
+    sent = object_metadata(spec("é" * 2000))[FILENAME_KEY]
+
+    assert 900 < len(sent) <= 1024
+    assert set(unquote(sent)) == {"é"}
+
+
+def test_a_client_cannot_replace_our_own_entries() -> None:
+    sent = object_metadata(spec("name", **{"tusd-upload-id": "x", "Tusd-Filename": "y", "purpose": "z z"}))
+
+    assert sent == {"tusd-upload-id": "id-1", "tusd-filename": "name", "purpose": "z%20z"}
+
+
+def test_parameters_are_left_out_unless_they_are_set() -> None:
+    assert object_parameters(AWS, spec()) == {
+        "ContentType": "text/plain",
+        "CacheControl": "private, max-age=86400",
+        "Metadata": {"tusd-upload-id": "id-1"},
+    }
+
+
+def test_parameters_are_named_as_s3_does() -> None:
+    config = S3StoreConfig(
+        bucket="b",
+        acl="private",
+        storage_class="STANDARD_IA",
+        sse="aws:kms",
+        sse_kms_key_id="key-1",
+        cache_control="no-store",
+    )
+
+    sent = object_parameters(config, spec())
+
+    assert sent.items() >= {
+        ("ACL", "private"),
+        ("StorageClass", "STANDARD_IA"),
+        ("ServerSideEncryption", "aws:kms"),
+        ("SSEKMSKeyId", "key-1"),
+        ("CacheControl", "no-store"),
+    }
+
+
+# --- which checksums -------------------------------------------------------------------------------
+
+
+def sends(features: Features) -> tuple[bool, bool, bool]:
+    return features.sends_crc64nvme, features.sends_md5, features.sends_sha256
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("crc64nvme", (True, False, False)),
+        ("sha256", (False, False, True)),
+        ("md5", (False, True, False)),
+        ("none", (False, False, False)),
+    ],
+)
+def test_a_checksum_by_wish_is_the_only_one(setting: str, expected: tuple[bool, bool, bool]) -> None:
+    config = OTHER.model_copy(update={"checksum": setting})
+
+    assert sends(Features.at_start(config)) == expected
+
+
+def test_aws_gets_the_checksum_it_is_known_to_verify() -> None:
+    assert sends(Features.at_start(AWS)) == (True, False, False)
+
+
+def test_an_unknown_store_gets_both_until_it_has_answered() -> None:
+    features = Features.at_start(OTHER)
+
+    assert sends(features) == (True, True, False)
+    assert sends(features.learnt(verifies_crc64nvme=True)) == (True, False, False)
+    assert sends(features.learnt(verifies_crc64nvme=False)) == (False, True, False)
+
+
+def test_the_first_answer_counts() -> None:
+    features = Features.at_start(OTHER).learnt(verifies_crc64nvme=True)
+
+    assert features.learnt(verifies_crc64nvme=False) is features
+
+
+def test_an_unknown_store_may_refuse_the_checksum_then_the_precondition() -> None:
+    variants = list(Features.at_start(OTHER).variants())
+
+    assert [(each.sends_crc64nvme, each.precondition) for each in variants] == [
+        (True, True),
+        (False, True),
+        (True, False),
+        (False, False),
+    ]
+
+
+def test_overwriting_sends_no_precondition() -> None:
+    config = AWS.model_copy(update={"file_overwrite": True})
+
+    assert list(Features.at_start(config).variants()) == [Features("auto", crc64nvme=True, precondition=False)]
+
+
+def test_sums_are_named_as_s3_does() -> None:
+    sums = RangeSums(3, 1, b"\x01" * 16, b"\x02" * 32)
+
+    assert sum_parameters(sums, crc64nvme=True) == {
+        "ChecksumCRC64NVME": "AAAAAAAAAAE=",
+        "ContentMD5": "AQEBAQEBAQEBAQEBAQEBAQ==",
+        "ChecksumSHA256": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
+    }
+    assert sum_parameters(RangeSums(3, 1), crc64nvme=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("etag", "expected"),
+    [
+        ('"d41d8cd98f00b204e9800998ecf8427e"', bytes.fromhex("d41d8cd98f00b204e9800998ecf8427e")),
+        ("d41d8cd98f00b204e9800998ecf8427e", bytes.fromhex("d41d8cd98f00b204e9800998ecf8427e")),
+        ('"d41d8cd98f00b204e9800998ecf8427e-2"', None),
+        ('W/"x"', None),
+        ("", None),
+    ],
+)
+def test_only_an_etag_of_its_form_is_an_md5(etag: str, expected: bytes | None) -> None:
+    assert plain_md5(etag) == expected

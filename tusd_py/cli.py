@@ -1,0 +1,151 @@
+"""The `tusd-py` command. Exit status: 0 done, 1 failed, 2 the configuration or the call is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tusd_py import __version__
+from tusd_py.config import Config, load_config
+from tusd_py.errors import ConfigError, TusdError
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and answer its exit status."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"tusd-py: {problem}", file=sys.stderr)
+        return USAGE
+    except TusdError as error:
+        print(f"tusd-py: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tusd-py", description="Resumable uploads: tus in, S3 out.")
+    parser.add_argument("--version", action="version", version=f"tusd_py {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("serve", serve, "serve uploads and move them to the store"),
+        ("worker", worker, "only move finished uploads to the store"),
+        ("migrate", migrate, "bring the database schema up to date"),
+        ("check-config", check_config, "print the effective configuration, or every problem with it"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="everything that is kept")
+        if name in {"serve", "check-config"}:
+            sub.add_argument("--host", help="address to listen on")
+            sub.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    return parser
+
+
+def configuration(options: argparse.Namespace) -> Config:
+    """Load the configuration that the command line asks for. Raises `ConfigError`."""
+    overrides: dict[str, Any] = {}
+    if options.data_dir is not None:
+        overrides["data_dir"] = options.data_dir
+    server = {
+        key: value for key in ("host", "port") if (value := getattr(options, key, None)) is not None
+    }
+    if server:
+        overrides["server"] = server
+    return load_config(options.config, overrides)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Run the whole service under one supervisor."""
+    config = configuration(options)
+    from tusd_py.supervisor import Supervisor
+    from tusd_py.telemetry import configure_logging
+
+    configure_logging(config.logging)
+    _warn_if_open(config)
+    return Supervisor(config).run()
+
+
+def worker(options: argparse.Namespace) -> int:
+    """Run one worker in this process."""
+    config = configuration(options)
+    from tusd_py.telemetry import configure_logging
+
+    configure_logging(config.logging)
+    with _database(config) as config:
+        with tempfile.TemporaryDirectory(prefix="tusd-metrics-") as metrics:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+            from tusd_py.processes import run_worker
+
+            run_worker(config, lambda: None)
+    return OK
+
+
+def migrate(options: argparse.Namespace) -> int:
+    """Apply what the schema misses."""
+    config = configuration(options)
+    from tusd_py.app import database_dsn
+    from tusd_py.database.migrate import migrate as apply
+
+    with _database(config) as config:
+        names = asyncio.run(apply(database_dsn(config)))
+    for name in names:
+        print(f"applied {name}")
+    if not names:
+        print("the schema is up to date")
+    return OK
+
+
+def check_config(options: argparse.Namespace) -> int:
+    """Print the effective configuration with secrets masked."""
+    from tusd_py.config.render import render_effective
+
+    print(render_effective(configuration(options)), end="")
+    return OK
+
+
+class _database:
+    """The configured database, or the embedded one for as long as the command runs."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._postgres: Any = None
+
+    def __enter__(self) -> Config:
+        if self._config.database.dsn is not None:
+            return self._config
+        from tusd_py.embedded_postgres import EmbeddedPostgres
+        from tusd_py.supervisor import with_dsn
+
+        self._config.data_dir.mkdir(parents=True, exist_ok=True)
+        self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres")
+        self._postgres.start()
+        return with_dsn(self._config, self._postgres.dsn)
+
+    def __exit__(self, *_: object) -> None:
+        if self._postgres is not None:
+            self._postgres.stop()
+
+
+def _warn_if_open(config: Config) -> None:
+    import structlog
+
+    if config.auth.mode == "none":
+        structlog.get_logger(__name__).warning(
+            "no_authentication", host=config.server.host, reason='auth.mode is "none": whoever reaches the server may upload'
+        )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,89 @@
+"""Write a configuration as TOML that reads back as the same configuration.
+
+Two callers: `check-config`, which shows the effective values and masks the secrets, and
+`tusd_py.config.example`, which adds a comment to every key. Pure text; nothing is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+
+from tusd_py.config.load import Config
+from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
+
+MASK: Final = "**********"
+LINE_LENGTH: Final = 100
+
+Comment = Callable[[str], list[str]]
+"""Answers the comment lines for a text, none if comments are not wanted."""
+
+
+def render_effective(config: Config) -> str:
+    """Answer the whole configuration as TOML text, every secret masked."""
+    return "\n".join(render_lines(config, comment=lambda _: []))
+
+
+def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iterator[str]:
+    """Answer the lines of `model` and of every table in it, keys before tables as TOML demands."""
+    fields = type(model).model_fields
+    values = {name: getattr(model, name) for name in fields}
+    for name, field in fields.items():
+        if not isinstance(values[name], BaseModel):
+            yield from comment(field.description or "")
+            yield f"{name} = {_toml(_readable(values[name], field))}"
+    for name, value in values.items():
+        if isinstance(value, BaseModel):
+            path = f"{table}.{name}" if table else name
+            yield ""
+            yield from comment((type(value).__doc__ or "").split("\n", 1)[0])
+            yield f"[{path}]"
+            yield from render_lines(value, comment=comment, table=path)
+    if not table:
+        yield ""
+
+
+def _readable(value: object, field: FieldInfo) -> object:
+    """Answer the value as people write it: sizes and durations with a unit, secrets not at all."""
+    readers = {getattr(item, "func", None) for item in field.metadata}
+    match value:
+        case SecretStr():
+            return MASK if value else ""
+        case None:
+            return ""
+        case Path():
+            return str(value)
+        case int() if parse_size in readers:
+            return format_size(value)
+        case float() if parse_duration in readers:
+            return format_duration(value)
+        case _:
+            return value
+
+
+def _toml(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case list():
+            return _toml_list([_toml(item) for item in value])
+        case _:
+            return _toml_text(str(value))
+
+
+def _toml_text(text: str) -> str:
+    # What JSON escapes TOML escapes alike; JSON leaves DEL alone, which TOML does not allow.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _toml_list(items: list[str]) -> str:
+    if len(line := f"[{', '.join(items)}]") <= LINE_LENGTH:
+        return line
+    return "\n".join(["[", *(f"    {item}," for item in items), "]"])

@@ -1,0 +1,102 @@
+"""Final uploads: an ordered list of partial ones, completed with the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from tusd_py.crc64 import combine
+from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_columns, upload_from_row
+from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, create_arguments
+from tusd_py.protocol.concat import Joined, join_parts, resolve_parts
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Connection
+    from tusd_py.ports import NewUpload
+    from tusd_py.protocol.upload import TokenHash, Upload
+
+# Locked against an append that completes a part between this look and the final's own row.
+LOCK_PARTS: Final = f"""
+SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR SHARE
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+LINK_PARTS: Final = """
+INSERT INTO upload_parts (final_id, position, part_id)
+SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part (part_id, position)
+"""
+# A part must not expire before the final that waits for it.
+KEEP_PARTS: Final = """
+UPDATE uploads SET expires_at = greatest(expires_at, $2) WHERE id = ANY ($1::uuid[]) AND expires_at < $2
+"""
+PARTS: Final = f"""
+SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part.id = link.part_id
+ WHERE link.final_id = $1 ORDER BY link.position
+"""  # noqa: S608
+PENDING_FINALS: Final = f"""
+SELECT {UPLOAD_COLUMNS} FROM uploads
+ WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
+ ORDER BY id FOR UPDATE
+"""  # noqa: S608
+COMPLETE_FINAL: Final = f"""
+WITH changed AS (
+    UPDATE uploads
+       SET upload_length = $2, upload_offset = $2, crc64nvme = $3, state = 'completed',
+           completed_at = now(), expires_at = NULL, updated_at = now()
+     WHERE id = $1 AND state IN {IN_RECEIVING}
+    RETURNING {UPLOAD_COLUMNS}
+), {FOLLOW_COMPLETION}
+SELECT * FROM changed
+"""  # noqa: S608
+FAIL_FINAL: Final = f"""
+UPDATE uploads SET state = 'expired', error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
+"""  # noqa: S608
+NOW: Final = "SELECT now()"
+
+
+async def create_final(
+    connection: Connection,
+    new: NewUpload,
+    tokens: Sequence[TokenHash],
+    *,
+    allow_unfinished: bool,
+    max_size: int | None,
+) -> Upload:
+    """Insert a final upload and its list of parts, inside the caller's transaction.
+
+    Raises:
+        InvalidConcat, PartNotFinished, UploadTooLarge: see `resolve_parts`; nothing is created.
+    """
+    found = {bytes(row["token_hash"]): upload_from_row(row) for row in await connection.fetch(LOCK_PARTS, set(tokens))}
+    parts = resolve_parts(
+        [found.get(token) for token in tokens],
+        owner=new.owner,
+        node=new.node,
+        declared=new.length,
+        allow_unfinished=allow_unfinished,
+        max_size=max_size,
+        now=await connection.fetchval(NOW),
+    )
+    joined = join_parts(parts, combine)
+    row = await connection.fetchrow(CREATE, *create_arguments(new.joined(joined)))
+    assert row is not None  # an INSERT … RETURNING either raises or answers its row
+    await connection.execute(LINK_PARTS, new.id, [part.id for part in parts])
+    if row["expires_at"] is not None:
+        await connection.execute(KEEP_PARTS, [part.id for part in parts], row["expires_at"])
+    return upload_from_row(row)
+
+
+async def complete_finals(connection: Connection, part_id: UUID, *, max_size: int | None) -> None:
+    """Complete every final upload that waited for this part alone, inside the caller's transaction."""
+    for final_row in await connection.fetch(PENDING_FINALS, part_id):
+        # Read after the final is locked: of two parts that finish at once, the second sees both.
+        joined = join_parts([upload_from_row(row) for row in await connection.fetch(PARTS, final_row["id"])], combine)
+        await _settle(connection, final_row["id"], joined, max_size)
+
+
+async def _settle(connection: Connection, final_id: UUID, joined: Joined, max_size: int | None) -> None:
+    if not joined.complete:
+        return
+    if max_size is not None and joined.length is not None and joined.length > max_size:
+        await connection.execute(FAIL_FINAL, final_id, "the parts together are larger than max_size")
+    else:
+        await connection.fetchrow(COMPLETE_FINAL, final_id, joined.length, signed(joined.crc64nvme))

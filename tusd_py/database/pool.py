@@ -1,0 +1,208 @@
+"""Connections to PostgreSQL: the pool for statements and a dedicated one for LISTEN.
+
+No connection is held while a socket is read, and none pins a session lock: what a statement needs
+is in the statement. Driver errors leave this package as `DatabaseUnavailable` or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import asyncpg
+import structlog
+
+from tusd_py.errors import DatabaseUnavailable
+
+if TYPE_CHECKING:
+    from tusd_py.config import DatabaseConfig
+
+log = structlog.get_logger(__name__)
+
+Row: TypeAlias = "asyncpg.Record"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+UNAVAILABLE: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.QueryCanceledError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""What a database that is away, starting, stopping, failing over or full answers."""
+LOST_CONNECTION: Final = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError)
+RECONNECT_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn driver errors that a later try may cure into `DatabaseUnavailable`."""
+    try:
+        yield
+    except UNAVAILABLE as error:
+        raise DatabaseUnavailable(cause=f"{type(error).__name__}: {error}") from error
+
+
+async def _initialise(connection: Connection) -> None:
+    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def _keep_session(_: Connection) -> None:
+    # asyncpg resets a connection on every release with four statements. Nothing here leaves session
+    # state behind (no LISTEN, no session lock, no SET), so that round trip buys nothing.
+    return
+
+
+class Database:
+    """The pool of one process."""
+
+    def __init__(self, dsn: str, config: DatabaseConfig) -> None:
+        self._dsn = dsn
+        self._config = config
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        """Prepare the pool. Connects lazily, so that a database that is away does not stop the start."""
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=0,
+            max_size=self._config.pool_size,
+            timeout=self._config.connect_timeout,
+            command_timeout=self._config.command_timeout,
+            statement_cache_size=self._config.statement_cache_size,
+            init=_initialise,
+            reset=_keep_session,
+            server_settings={"application_name": "tusd_py"},
+        )
+
+    async def close(self) -> None:
+        """Close every connection, by force if that takes longer than a statement may."""
+        if self._pool is None:
+            return
+        try:
+            await asyncio.wait_for(self._pool.close(), self._config.command_timeout)
+        except TimeoutError:
+            self._pool.terminate()
+        self._pool = None
+
+    @property
+    def pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        """The open pool."""
+        if self._pool is None:
+            raise DatabaseUnavailable(cause="the pool is not open")
+        return self._pool
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
+        """Run a statement that answers at most one row."""
+        with translated_errors():
+            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
+                return await connection.fetchrow(sql, *arguments)
+
+    async def read(self, sql: str, *arguments: Any) -> Row | None:
+        """Run a SELECT for at most one row, once more if the pooled connection turns out dead."""
+        try:
+            return await self.fetchrow(sql, *arguments)
+        except DatabaseUnavailable as error:
+            if not isinstance(error.__cause__, LOST_CONNECTION):
+                raise
+            return await self.fetchrow(sql, *arguments)
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
+        """Run a statement and answer its rows."""
+        with translated_errors():
+            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
+                return await connection.fetch(sql, *arguments)
+
+    async def execute(self, sql: str, *arguments: Any) -> int:
+        """Run a statement and answer how many rows it touched."""
+        with translated_errors():
+            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
+                status: str = await connection.execute(sql, *arguments)
+        count = status.rpartition(" ")[2]
+        return int(count) if count.isdigit() else 0
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """Hold one connection in a transaction; rolled back on any error."""
+        with translated_errors():
+            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection, connection.transaction():
+                yield connection
+
+
+Listener = Callable[[str], None]
+
+
+class Notifications:
+    """LISTEN on a connection of its own, reconnecting for ever.
+
+    A notification is a hint: everything that listens also looks by itself from time to time, since
+    what was sent while the connection was down is lost. After a reconnect each callback runs once
+    with an empty payload, so that it looks at once.
+    """
+
+    def __init__(self, dsn: str, config: DatabaseConfig) -> None:
+        self._dsn = dsn
+        self._config = config
+        self._listeners: dict[str, Listener] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def subscribe(self, channel: str, callback: Listener) -> None:
+        """Call `callback(payload)` for each notification. To be said before `open`."""
+        self._listeners[channel] = callback
+
+    async def open(self) -> None:
+        """Start listening in the background."""
+        if self._listeners:
+            self._task = asyncio.create_task(self._run(), name="database-notifications")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._listen_once()
+                failures = 0
+            except UNAVAILABLE as error:
+                log.warning("listen_connection_failed", error=str(error), attempt=failures + 1)
+            await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+            failures += 1
+
+    async def _listen_once(self) -> None:
+        lost = asyncio.Event()
+        connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+            self._dsn, timeout=self._config.connect_timeout, command_timeout=self._config.command_timeout,
+            server_settings={"application_name": "tusd_py listen"},
+        )  # fmt: skip
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            for channel, callback in self._listeners.items():
+                await connection.add_listener(channel, self._deliver(callback))
+            for callback in self._listeners.values():
+                callback("")
+            await lost.wait()
+            log.warning("listen_connection_lost")
+        finally:
+            await self._discard(connection)
+
+    async def _discard(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        with contextlib.suppress(*UNAVAILABLE):
+            await connection.close(timeout=1)
+
+    @staticmethod
+    def _deliver(callback: Listener) -> Callable[..., Awaitable[None] | None]:
+        def deliver(_connection: object, _pid: int, _channel: str, payload: object) -> None:
+            callback(str(payload))
+
+        return deliver

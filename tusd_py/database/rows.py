@@ -1,0 +1,62 @@
+"""Rows to domain objects and back: the one place that knows the column order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tusd_py.protocol.upload import Concat, State, Upload
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Row
+
+UPLOAD_COLUMNS: Final = (
+    "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
+    "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
+    "expires_at, completed_at, stored_at, etag, error"
+)
+_STATES: Final = {state.value: state for state in State}
+_CONCATS: Final = {None: None, **{concat.value: concat for concat in Concat}}
+
+
+def upload_columns(alias: str) -> str:
+    """Answer the columns of an upload under a table alias."""
+    return ", ".join(f"{alias}.{column}" for column in UPLOAD_COLUMNS.split(", "))
+
+
+def upload_from_row(row: Row) -> Upload:
+    """Build an upload from a row that has `UPLOAD_COLUMNS`."""
+    return Upload(
+        id=row["id"],
+        owner=row["owner"],
+        node=row["node"],
+        state=_STATES[row["state"]],
+        length=row["upload_length"],
+        offset=row["upload_offset"],
+        metadata=row["metadata"],
+        filename=row["filename"],
+        content_type=row["content_type"],
+        concat=_CONCATS[row["concat"]],
+        concat_header=row["concat_header"],
+        crc64nvme=unsigned(row["crc64nvme"]),
+        object_key=row["object_key"],
+        local_present=row["local_present"],
+        remote_present=row["remote_present"],
+        hold=row["hold"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        expires_at=row["expires_at"],
+        completed_at=row["completed_at"],
+        stored_at=row["stored_at"],
+        etag=row["etag"],
+        error=row["error"],
+    )
+
+
+def signed(value: int | None) -> int | None:
+    """Answer an unsigned 64-bit number as the bigint with the same bits."""
+    return value - (1 << 64) if value is not None and value >= 1 << 63 else value
+
+
+def unsigned(value: int | None) -> int | None:
+    """Answer a bigint as the unsigned 64-bit number with the same bits."""
+    return value + (1 << 64) if value is not None and value < 0 else value

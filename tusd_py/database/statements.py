@@ -1,0 +1,55 @@
+"""Pieces of SQL that more than one method needs: creation, and what follows from the last byte."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from tusd_py.database.rows import UPLOAD_COLUMNS, signed
+
+if TYPE_CHECKING:
+    from tusd_py.ports import NewUpload
+
+IN_RECEIVING: Final = "('created', 'uploading')"
+
+
+def expires(seconds: str) -> str:
+    """Answer the moment that lies `seconds` (an SQL expression) ahead, NULL for 0."""
+    return f"CASE WHEN {seconds} > 0 THEN now() + make_interval(secs => {seconds}) END"
+
+
+# Part of the statement that records the last byte: no crash can come between the two.
+FOLLOW_COMPLETION: Final = """
+queued AS (
+    INSERT INTO jobs (upload_id, kind, node)
+    SELECT id, 'transfer', node FROM changed
+     WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial'
+), told AS (
+    INSERT INTO events (upload_id, kind, payload)
+    SELECT id, CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END,
+           jsonb_build_object('length', upload_length)
+      FROM changed
+     WHERE state = 'completed'
+)
+"""
+
+CREATE: Final = f"""
+WITH changed AS (
+    INSERT INTO uploads (id, token_hash, owner, node, state, upload_length, upload_offset, crc64nvme,
+                         metadata, concat, concat_header, filename, content_type, object_key,
+                         expires_at, completed_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+            CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
+            CASE WHEN $5 = 'completed' THEN now() END)
+    RETURNING {UPLOAD_COLUMNS}
+), {FOLLOW_COMPLETION}
+SELECT * FROM changed
+"""  # noqa: S608 -- only constants of this module are inserted
+
+
+def create_arguments(new: NewUpload) -> tuple[Any, ...]:
+    """Answer the arguments of `CREATE`, in its order."""
+    return (
+        new.id, new.token_hash, new.owner, new.node, new.state, new.length, new.offset, signed(new.crc64nvme),
+        new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
+        float(new.expires_after_seconds),
+    )  # fmt: skip

@@ -1,0 +1,203 @@
+"""Uploads in PostgreSQL. Each statement stands above the method that runs it.
+
+The WHERE clauses are the fences: a writer that lost its place updates no row. Whatever must happen
+together (offset, state, job, event) is one statement or one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from tusd_py.database.finals import PARTS, complete_finals, create_final
+from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
+from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, create_arguments, expires
+from tusd_py.errors import (
+    InvalidTransition,
+    LengthConflict,
+    OffsetConflict,
+    PartInUse,
+    TransferInProgress,
+    UploadHeld,
+    UploadNotFound,
+)
+from tusd_py.ports import NewUpload, TransferView, UploadRepository
+from tusd_py.protocol.upload import GONE, Concat, Event, State, TokenHash, Upload, UploadId, sources
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Database, Row
+    from tusd_py.database.wakeups import Wakeups
+
+
+FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
+FIND: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1"  # noqa: S608
+LIST: Final = f"""
+SELECT {UPLOAD_COLUMNS} FROM uploads
+ WHERE ($1::text IS NULL OR owner = $1) AND concat IS DISTINCT FROM 'partial'
+   AND state <> ALL ($4::text[])
+   AND ($2::timestamptz IS NULL OR created_at < $2)
+ ORDER BY created_at DESC LIMIT $3
+"""  # noqa: S608
+
+ADVANCE: Final = f"""
+WITH changed AS (
+    UPDATE uploads
+       SET upload_offset = $3,
+           upload_length = coalesce(upload_length, $6),
+           crc64nvme = $4,
+           state = CASE WHEN $3 = coalesce(upload_length, $6) THEN 'completed' ELSE 'uploading' END,
+           completed_at = CASE WHEN $3 = coalesce(upload_length, $6) THEN now() END,
+           expires_at = CASE WHEN $3 = coalesce(upload_length, $6) AND concat IS DISTINCT FROM 'partial' THEN NULL
+                             ELSE greatest(expires_at, {expires("$5::float8")}) END,
+           updated_at = now()
+     WHERE id = $1 AND upload_offset = $2 AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final'
+    RETURNING {UPLOAD_COLUMNS}
+), {FOLLOW_COMPLETION}
+SELECT * FROM changed
+"""  # noqa: S608
+
+DECLARE_LENGTH: Final = f"""
+UPDATE uploads SET upload_length = $2, updated_at = now()
+ WHERE id = $1 AND state IN {IN_RECEIVING} AND (upload_length IS NULL OR upload_length = $2)
+   AND upload_offset <= $2
+RETURNING {UPLOAD_COLUMNS}
+"""  # noqa: S608
+
+DAMAGE: Final = f"""
+UPDATE uploads SET error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
+"""  # noqa: S608
+
+LOCK_FOR_REMOVAL: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1 FOR UPDATE"  # noqa: S608
+PART_IN_USE: Final = """
+SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
+                WHERE link.part_id = $1 AND final.state IN ('created', 'uploading', 'completed', 'transferring', 'transfer_failed'))
+"""
+# Taking the job's row lock settles the race with a worker that claims it at this moment.
+LIVE_TRANSFER: Final = """
+SELECT state = 'running' AND due_at > now() AS running FROM jobs
+ WHERE upload_id = $1 AND kind = 'transfer' AND state IN ('queued', 'running', 'retry_wait') FOR UPDATE
+"""
+REMOVE: Final = """
+WITH moved AS (
+    UPDATE uploads SET state = 'removing', updated_at = now() WHERE id = $1 RETURNING id, node
+), cancelled AS (
+    UPDATE jobs SET state = 'cancelled', finished_at = now()
+     WHERE upload_id = $1 AND kind = 'transfer' AND state IN ('queued', 'running', 'retry_wait')
+)
+INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved
+ON CONFLICT DO NOTHING
+"""
+
+TRANSFER_VIEW: Final = """
+SELECT attempt, failures, state, due_at, bytes_done, last_error, error_code FROM jobs
+ WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+"""
+
+
+class PostgresUploads(UploadRepository):
+    """The truth about every upload."""
+
+    def __init__(self, database: Database, wakeups: Wakeups, *, max_size: int | None = None) -> None:
+        """`max_size` bounds a final upload whose parts' lengths become known only later."""
+        self._database = database
+        self._wakeups = wakeups
+        self._max_size = max_size
+
+    async def create(self, new: NewUpload) -> Upload:
+        row = await self._database.fetchrow(CREATE, *create_arguments(new))
+        assert row is not None  # an INSERT … RETURNING either raises or answers its row
+        return self._announce(upload_from_row(row))
+
+    async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
+        row = await self._database.read(FIND_BY_TOKEN, token_hash)
+        return upload_from_row(row) if row else None
+
+    async def find(self, upload_id: UploadId) -> Upload | None:
+        row = await self._database.read(FIND, upload_id)
+        return upload_from_row(row) if row else None
+
+    async def list(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
+        rows = await self._database.fetch(LIST, owner, before, limit, [state.value for state in hide])
+        return [upload_from_row(row) for row in rows]
+
+    async def advance(
+        self,
+        upload: Upload,
+        new_offset: int,
+        crc64nvme: int | None,
+        *,
+        expires_after_seconds: float,
+        length: int | None = None,
+    ) -> Upload:
+        arguments = (upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length)
+        if upload.concat is None:
+            row = await self._database.fetchrow(ADVANCE, *arguments)
+        else:
+            row = await self._advance_part(arguments)
+        if row is None:
+            raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
+        return self._announce(upload_from_row(row))
+
+    async def _advance_part(self, arguments: tuple[object, ...]) -> Row | None:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(ADVANCE, *arguments)
+            if row is not None and row["state"] == State.COMPLETED:
+                await complete_finals(connection, row["id"], max_size=self._max_size)
+        return row
+
+    async def declare_length(self, upload: Upload, length: int) -> Upload:
+        row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length)
+        if row is None:
+            raise LengthConflict
+        return upload_from_row(row)
+
+    async def create_final(self, new: NewUpload, parts: Sequence[TokenHash], *, allow_unfinished: bool) -> Upload:
+        async with self._database.transaction() as connection:
+            upload = await create_final(
+                connection, new, parts, allow_unfinished=allow_unfinished, max_size=self._max_size
+            )
+        return self._announce(upload)
+
+    async def parts(self, final_id: UploadId) -> list[Upload]:
+        return [upload_from_row(row) for row in await self._database.fetch(PARTS, final_id)]
+
+    async def record_damage(self, upload_id: UploadId, reason: str) -> None:
+        await self._database.execute(DAMAGE, upload_id, reason)
+
+    async def remove(self, upload_id: UploadId) -> Upload:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(LOCK_FOR_REMOVAL, upload_id)
+            if row is None:
+                raise UploadNotFound
+            upload = upload_from_row(row)
+            if upload.state.value not in sources(Event.REMOVE):
+                raise UploadNotFound if upload.state in GONE else InvalidTransition
+            if upload.hold:
+                raise UploadHeld
+            if upload.concat is Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload_id):
+                raise PartInUse
+            if await connection.fetchval(LIVE_TRANSFER, upload_id):
+                raise TransferInProgress
+            await connection.execute(REMOVE, upload_id)
+        self._wakeups.ring(upload.node)
+        return upload
+
+    async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
+        row = await self._database.read(TRANSFER_VIEW, upload_id)
+        if row is None:
+            return None
+        return TransferView(
+            state=row["state"],
+            attempts=row["attempt"],
+            failures=row["failures"],
+            bytes_done=row["bytes_done"],
+            next_attempt_at=row["due_at"] if row["state"] in {"queued", "retry_wait"} else None,
+            last_error=row["last_error"],
+            error_code=row["error_code"],
+        )
+
+    def _announce(self, upload: Upload) -> Upload:
+        # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
+        if upload.state is State.COMPLETED:
+            self._wakeups.ring(upload.node)
+        return upload

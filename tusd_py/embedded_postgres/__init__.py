@@ -1,0 +1,9 @@
+"""A PostgreSQL server of our own, for running without any configuration.
+
+Only the binaries come from elsewhere (a wheel or the system). Starting, watching and stopping the
+server is done here, so that no way in which this process can end leaves a server behind.
+"""
+
+from tusd_py.embedded_postgres.server import EmbeddedPostgres, EmbeddedPostgresError
+
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]

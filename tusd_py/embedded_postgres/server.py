@@ -1,0 +1,333 @@
+"""Starting, watching and stopping the embedded PostgreSQL.
+
+One process owns the server: it holds a `flock` beside the data for as long as it lives, and the
+server is its child and dies with it. Whoever comes second attaches to the running server.
+
+    postgres/       the data, made in a temporary sibling and renamed when it is whole
+    postgres.lock   held by the owner; records a private socket directory, if there is one
+    postgres.log    what the server writes
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from tusd_py.embedded_postgres import directories, postmaster
+from tusd_py.embedded_postgres.binaries import Binaries, choose_binaries
+from tusd_py.errors import ConfigError, TusdError
+
+START_TIMEOUT_SECONDS: Final = 120
+"""Covers initdb on a slow disk, and the replay of `max_wal_size` after a crash."""
+FOREIGN_SERVER_GRACE_SECONDS: Final = 5
+QUIT_TIMEOUT_SECONDS: Final = 8
+"""Longer than the 5 s after which a postmaster told to quit kills its children."""
+POLL_SECONDS: Final = 0.003
+RETRY_SECONDS: Final = 0.1
+
+INITDB_OPTIONS: Final = (
+    *("-U", "tusd", "-A", "trust", "-E", "UTF8", "--locale=C"),
+    # Finds damaged pages; the default only from version 18 on.
+    "--data-checksums",
+    # A quarter of the default: less to write on the first start, less space for a small database.
+    "--wal-segsize=4",
+    "--no-instructions",
+)
+
+SETTINGS: Final = (
+    "fsync=on",
+    "synchronous_commit=on",
+    "full_page_writes=on",
+    "autovacuum=on",
+    "shared_buffers=64MB",
+    "min_wal_size=32MB",
+    "max_wal_size=512MB",
+    "timezone=UTC",
+    "log_timezone=UTC",
+    "log_destination=stderr",
+    "logging_collector=off",
+    "log_min_messages=warning",
+    "log_checkpoints=off",
+    "log_line_prefix=%m [%p] ",
+    "cluster_name=tusd",
+)
+
+PASSING_FAILURES: Final = ("pre-existing shared memory block", '"postmaster.pid" already exists')
+"""The last processes of a server that was killed are still there; they end by themselves."""
+
+
+class EmbeddedPostgresError(TusdError):
+    """The embedded PostgreSQL server failed."""
+
+    code = "ERR_EMBEDDED_POSTGRES"
+
+
+class EmbeddedPostgres:
+    """A PostgreSQL server on a directory: this process's own, or shared with the one that owns it."""
+
+    dsn: str
+    """For asyncpg, over a unix socket. Empty until started; the same after every restart."""
+    owned: bool
+    """True if this process started the server, False if it uses another process's."""
+    pid: int | None
+
+    def __init__(self, data_dir: Path, *, max_connections: int = 100) -> None:
+        """Prepare a server on `data_dir`. Nothing is touched before `start`."""
+        self.dsn = ""
+        self.owned = False
+        self.pid = None
+        self._data_dir = data_dir.resolve()
+        self._lock_path = self._data_dir.with_name(f"{self._data_dir.name}.lock")
+        self._log_path = self._data_dir.with_name(f"{self._data_dir.name}.log")
+        self._initdb_prefix = f".{self._data_dir.name}.initdb-"
+        self._max_connections = max_connections
+        self._lock_fd = -1
+        self._child: subprocess.Popen[bytes] | None = None
+        self._socket_dir: Path | None = None
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Return when a server accepts connections: ours, or the one that already runs.
+
+        Blocks: some 30 ms, a second on first use. May be called again once `running` is False.
+        The server ends with the thread that called, hence only the main thread may.
+
+        Raises:
+            ConfigError: no binaries, wrong version, another user's data: the data was not changed.
+            EmbeddedPostgresError: the server did not start; carries the end of its log.
+            RuntimeError: not called from the main thread.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("the embedded PostgreSQL ends with its thread: start it from the main one")
+        if self.running():
+            return
+        try:
+            self._own_or_attach(time.monotonic() + START_TIMEOUT_SECONDS)
+        except OSError as error:
+            self.stop(QUIT_TIMEOUT_SECONDS)
+            raise self._problem(f"cannot be used ({error})") from error
+        except BaseException:
+            self.stop(QUIT_TIMEOUT_SECONDS)
+            raise
+
+    def stop(self, timeout_seconds: float = 30) -> None:
+        """End the server if it is ours, as fast as it can end cleanly, and free the lock.
+
+        Sessions are cut. After the timeout the server is ended without a checkpoint, and recovers on
+        its next start. Does nothing to another process's server. May be called twice.
+        """
+        child, self._child = self._child, None
+        if child is not None:
+            directories.end_process(child, timeout_seconds, QUIT_TIMEOUT_SECONDS)
+        if self._lock_fd >= 0 and self._socket_dir not in (None, self._data_dir):
+            directories.remove_socket_dir(self._socket_dir)
+        self.pid = None
+        self._disown()
+
+    def running(self) -> bool:
+        """Tell whether the server lives: by its process if it is ours, by its socket if not."""
+        if self._child is not None:
+            return self._child.poll() is None
+        return self.pid is not None and self._socket_dir is not None and postmaster.accepts(self._socket_dir)
+
+    def close_in_child(self) -> None:
+        """Forget the ownership, in a forked child that goes on without exec.
+
+        The lock belongs to the open file, which parent and child share: a child that kept it open
+        would keep the data locked after its owner's death. Nothing is unlocked for the owner.
+        """
+        if self._child is not None:
+            # Not this process's child: nothing to wait for, and nothing to warn of when it is dropped.
+            self._child.returncode = 0
+            self._child = None
+        self._disown()
+
+    # --- owning and attaching ---------------------------------------------------------------------
+
+    def _own_or_attach(self, deadline: float) -> None:
+        """Become the owner if nobody is, else wait for the owner's server."""
+        self._refuse_foreign_data()
+        self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+        while not self._take_lock():
+            if self._attach():
+                return
+            if time.monotonic() > deadline:
+                raise EmbeddedPostgresError(f"another process's server of {self._data_dir} is not ready")
+            time.sleep(POLL_SECONDS)
+        self._wait_for_old_server(deadline)
+        self._launch(deadline)
+
+    def _refuse_foreign_data(self) -> None:
+        """Raise ConfigError if the data is another user's: PostgreSQL says so less clearly."""
+        if os.geteuid() == 0:
+            return
+        for path in (self._data_dir, self._lock_path):
+            if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
+                users = f"user {user_name(owner)}, and this process runs as {user_name(os.geteuid())}"
+                raise self._problem(f"belongs to {users}: run it as the former")
+
+    def _take_lock(self) -> bool:
+        """Take the owner's lock, or tell that somebody else has it."""
+        if self._lock_fd >= 0:
+            return True
+        # Not inherited over exec: the server must not hold the lock that tells whether its owner lives.
+        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return False
+        self._lock_fd = fd
+        return True
+
+    def _attach(self) -> bool:
+        """Use the owner's server if it is ready."""
+        status = postmaster.read_status(self._data_dir)
+        # The socket is asked, not the process: it answers across users and containers, too.
+        if status is None or not status.ready or not postmaster.accepts(Path(status.socket_dir)):
+            return False
+        self._use(Path(status.socket_dir), status.pid, owned=False)
+        return True
+
+    def _use(self, socket_dir: Path, pid: int, *, owned: bool) -> None:
+        self.dsn = f"postgresql://tusd@/postgres?host={quote(str(socket_dir))}&port={postmaster.PORT}"
+        self.owned = owned
+        self.pid = pid
+        self._socket_dir = socket_dir
+
+    def _disown(self) -> None:
+        """Close the lock file; the lock is free when no process has it open any more."""
+        self.owned = False
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _wait_for_old_server(self, deadline: float) -> None:
+        """Wait while the server of an owner that was killed shuts down, as it does by itself.
+
+        One that does not was started by hand, perhaps to mend something: it is left alone.
+        """
+        patience = time.monotonic() + FOREIGN_SERVER_GRACE_SECONDS
+        while (status := postmaster.read_status(self._data_dir)) is not None:
+            if not postmaster.is_postmaster(status.pid, self._data_dir):
+                return
+            if time.monotonic() > (patience if status.ready else deadline):
+                raise self._problem(f"is in use by a foreign server, process {status.pid}: stop it")
+            time.sleep(POLL_SECONDS)
+
+    # --- starting ---------------------------------------------------------------------------------
+
+    def _launch(self, deadline: float) -> None:
+        """Start the server as our child and wait until it is ready."""
+        existing = self._existing_major()
+        binaries = choose_binaries(self._data_dir, existing)
+        owner = binaries.identity.owner
+        directories.rotate(self._log_path)
+        directories.remove_leftovers(self._data_dir.parent, self._initdb_prefix)
+        if existing is None:
+            self._initialise(binaries, deadline)
+        else:
+            postmaster.disown_reused_pid(self._data_dir)
+            postmaster.remove_sockets(self._data_dir)
+            directories.give(self._data_dir, owner)
+        self._socket_dir = directories.claim_socket_dir(self._lock_fd, self._data_dir, owner)
+        while not self._try_launch(binaries, self._socket_dir, deadline):
+            time.sleep(RETRY_SECONDS)
+
+    def _existing_major(self) -> int | None:
+        """Return the version that made the data, or None if there is no data yet."""
+        try:
+            return int((self._data_dir / "PG_VERSION").read_bytes())
+        except ValueError:
+            raise self._problem("has an unreadable PG_VERSION") from None
+        except FileNotFoundError:
+            if self._data_dir.exists() and any(self._data_dir.iterdir()):
+                raise self._problem("holds something else than PostgreSQL's data") from None
+            return None
+
+    def _initialise(self, binaries: Binaries, deadline: float) -> None:
+        """Make the data directory, whole or not at all."""
+        parent = self._data_dir.parent
+        fresh = Path(tempfile.mkdtemp(prefix=self._initdb_prefix, dir=parent))
+        try:
+            os.chown(fresh, *binaries.identity.owner)
+            self._run_initdb(binaries, fresh, deadline)
+            fresh.rename(self._data_dir)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        directories.sync_directory(parent)
+
+    def _run_initdb(self, binaries: Binaries, directory: Path, deadline: float) -> None:
+        command = [binaries.program("initdb"), "-D", str(directory), *INITDB_OPTIONS]
+        with directories.open_log(self._log_path) as log:
+            begin = log.tell()
+            # What it has made is thrown away in any case: there is nothing it could end cleanly.
+            child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGKILL)
+        try:
+            status = child.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            raise self._failure("initdb takes too long", begin) from None
+        finally:
+            if child.poll() is None:
+                # With its own children, which nobody else knows.
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        if status != 0:
+            raise self._failure(f"initdb ended with status {status}", begin)
+
+    def _try_launch(self, binaries: Binaries, socket_dir: Path, deadline: float) -> bool:
+        """Start the server and return True when it is ready, False if another try may help."""
+        settings = (*SETTINGS, f"max_connections={self._max_connections}")
+        place = ("-D", str(self._data_dir), "-k", str(socket_dir), "-h", "", "-p", str(postmaster.PORT))
+        command = [binaries.program("postgres"), *place, *(f"--{setting}" for setting in settings)]
+        with directories.open_log(self._log_path) as log:
+            begin = log.tell()
+            # SIGINT is a fast and clean shutdown: sessions are cut, for nobody is left to end them.
+            child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGINT)
+        self._child = child
+        while (status := child.poll()) is None:
+            said = postmaster.read_status(self._data_dir)
+            # Of another server's file, even «ready» says nothing about ours.
+            if said is not None and said.pid == child.pid and said.ready:
+                self._use(socket_dir, child.pid, owned=True)
+                return True
+            if time.monotonic() > deadline:
+                raise self._failure(f"PostgreSQL is not ready after {START_TIMEOUT_SECONDS} s", begin)
+            time.sleep(POLL_SECONDS)
+        self._child = None
+        said_last = directories.log_since(self._log_path, begin)
+        if time.monotonic() < deadline and any(text in said_last for text in PASSING_FAILURES):
+            return False
+        raise self._failure(f"PostgreSQL ended with status {status}", begin)
+
+    # --- words ------------------------------------------------------------------------------------
+
+    def _problem(self, text: str) -> ConfigError:
+        """Return the error for what the user can mend."""
+        prefix = f"database.dsn: not set, and the database in {self._data_dir}"
+        return ConfigError([f"{prefix} {text}, or set database.dsn"])
+
+    def _failure(self, what: str, begin: int) -> EmbeddedPostgresError:
+        """Return the error with the end of what was logged since `begin`."""
+        tail = directories.log_since(self._log_path, begin)
+        return EmbeddedPostgresError(f"{what}; the end of {self._log_path}:\n{tail}")
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or its number if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,64 @@
+"""The aiohttp application: routes, middleware, and what a server of it must be told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+
+from tusd_py.http import api
+from tusd_py.http.keys import WEB, Web
+from tusd_py.http.middleware import observe, shared_headers
+from tusd_py.http.uploads import creation_url, unknown_url, upload_url
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+
+READ_BUFFER_BYTES: Final = 256 * 1024
+MAX_HEADER_FIELD_BYTES: Final = 64 * 1024
+"""A longer line is refused by the parser, outside our reach: room for Upload-Metadata and -Concat."""
+LINGERING_SECONDS: Final = 2.0
+"""How long a refused body is read and thrown away, so that the client gets to see the refusal."""
+
+
+def build_application(context: Web) -> web.Application:
+    """Build the application; it mounts under any path of another one as well."""
+    app = web.Application(middlewares=[observe])
+    app[WEB] = context
+    app.on_response_prepare.append(shared_headers)
+    base = context.config.server.base_path
+    # No redirect between the two spellings: a 301 turns a POST into a GET.
+    for path, handler in (
+        (base, creation_url),
+        (f"{base}/", creation_url),
+        (f"{base}/{{token}}", upload_url),
+        (f"{base}/{{token}}/", upload_url),
+        (f"{base}/{{tail:.*}}", unknown_url),
+    ):
+        app.router.add_route("*", path, handler, expect_handler=defer_continue)
+    app.router.add_routes(api.routes(downloads=context.config.downloads.enabled))
+    return app
+
+
+async def defer_continue(_: web.Request) -> None:
+    """Send no `100 Continue` yet: the body's `accept` does, once the request is known to be good."""
+
+
+def runner_options(config: Config) -> dict[str, Any]:
+    """Answer what `web.AppRunner` must be told; each has a test that fails without it.
+
+    A decompressed body would make offsets lie; an hour of keep-alive would hold sockets for nothing;
+    cancelling a handler on disconnect would throw away what had arrived.
+    """
+    return {
+        "auto_decompress": False,
+        "read_bufsize": READ_BUFFER_BYTES,
+        "max_field_size": MAX_HEADER_FIELD_BYTES,
+        "max_line_size": MAX_HEADER_FIELD_BYTES,
+        "keepalive_timeout": config.server.keepalive_timeout,
+        "lingering_time": LINGERING_SECONDS,
+        "handler_cancellation": False,
+        "handle_signals": False,
+        "access_log": None,
+        "shutdown_timeout": 2.0,
+    }

@@ -1,0 +1,46 @@
+"""What the handlers find on the application and the request, with its type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+    from tusd_py.http.body import RequestBody
+    from tusd_py.http.cors import CorsPolicy
+    from tusd_py.http.forwarded import TrustedProxies
+    from tusd_py.ports import Authenticator, ObjectStore
+    from tusd_py.protocol.tus_v1 import Features
+    from tusd_py.services.uploads import UploadService
+    from tusd_py.telemetry import Metrics
+
+
+@dataclass(slots=True)
+class Web:
+    """Everything the HTTP side needs, wired by the composition root."""
+
+    config: Config
+    features: Features
+    uploads: UploadService
+    store: ObjectStore
+    authenticator: Authenticator
+    cors: CorsPolicy
+    trusted: TrustedProxies
+    metrics: Metrics
+    bodies: set[RequestBody] = field(default_factory=set)
+    """Bodies being received, for the drain."""
+    draining: bool = False
+    clients: dict[str, int] = field(default_factory=dict)
+    """Bodies under way per client address."""
+
+
+WEB: Final = web.AppKey("web", Web)
+UPLOAD_ID: Final = "tusd_py.upload_id"
+"""Request key: the public id of the upload that a request was about, for the log."""
+BYTES_IN: Final = "tusd_py.bytes_in"
+REQUEST_ID: Final = "tusd_py.request_id"
+CLOSE: Final = "tusd_py.close"
+"""Request key: drop the connection instead of answering."""

@@ -1,0 +1,156 @@
+"""Around every request: an id, one log line, metrics, errors to replies, the headers all share."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import web
+
+from tusd_py.errors import MethodNotAllowed, OriginNotAllowed, ServerDraining, TusdError, UploadNotFound
+from tusd_py.http.forwarded import client_address
+from tusd_py.http.keys import BYTES_IN, CLOSE, REQUEST_ID, UPLOAD_ID, WEB, Web
+from tusd_py.http.replies import error_response, problem_response
+from tusd_py.protocol import fields
+from tusd_py.telemetry import shorten_token
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
+
+log = structlog.get_logger(__name__)
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PROBLEM: Final = "tusd_py.problem"
+"""Request key: errors are answered as problem+json."""
+FINAL: Final = "tusd_py.method"
+"""Request key: the method that an override made of the request's own."""
+
+
+class InternalError(TusdError):
+    """Something went wrong in the server; the log knows what."""
+
+
+@web.middleware
+async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Run the handler; whatever it raises leaves as a reply, and one line tells of it."""
+    context = request.app[WEB]
+    started = time.perf_counter()
+    request_id = _request_id(request)
+    request[REQUEST_ID] = request_id
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    error: TusdError | None = None
+    try:
+        refuse_early(context, request)
+        response = await handler(request)
+    except TusdError as refused:
+        error = refused
+        response = _render(context, request, refused)
+    except web.HTTPException as refused:
+        error = _named(refused)
+        response = _render(context, request, error)
+    except Exception as problem:
+        log.exception("request_failed", method=request.method, path=safe_path(context, request))
+        error = InternalError(cause=repr(problem))
+        response = _render(context, request, error)
+    _finish(request, response)
+    seconds = time.perf_counter() - started
+    context.metrics.count_request(request.method, response.status, seconds)
+    if context.config.logging.requests:
+        _log_request(context, request, response, error, seconds)
+    return response
+
+
+def refuse_early(context: Web, request: web.Request) -> None:
+    """Refuse what needs no handler: foreign origins, and everything new while the server drains."""
+    origin = request.headers.get("Origin")
+    if request.method != "OPTIONS" and context.cors.refuses(origin) and not _same_origin(request, origin or ""):
+        raise OriginNotAllowed
+    if context.draining and request.method != "OPTIONS":
+        raise ServerDraining("The server is shutting down; try again.")
+
+
+def _same_origin(request: web.Request, origin: str) -> bool:
+    # Browsers send Origin on their own site's POST and PATCH too; no list need name one's own site.
+    return urlsplit(origin).netloc == request.host
+
+
+def _render(context: Web, request: web.Request, error: TusdError) -> web.Response:
+    if request.get(PROBLEM):
+        return problem_response(error)
+    return error_response(request, error, request.get(FINAL, request.method), context.features)
+
+
+def _named(refused: web.HTTPException) -> TusdError:
+    if isinstance(refused, web.HTTPMethodNotAllowed):
+        error: TusdError = MethodNotAllowed()
+        error.allow = tuple(sorted(refused.allowed_methods))
+        return error
+    if isinstance(refused, web.HTTPNotFound):
+        return UploadNotFound("There is nothing here.")
+    raise refused
+
+
+def _finish(request: web.Request, response: web.StreamResponse) -> None:
+    if request.headers.get("Transfer-Encoding") is not None:
+        # The C parser hands the trailers of a chunked request to the next request on the connection
+        # as its first headers; a connection that is closed has no next request.
+        response.force_close()
+    if request.get(CLOSE) and request.transport is not None:
+        request.transport.close()
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get("X-Request-ID")
+    return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def safe_path(context: Web, request: web.Request) -> str:
+    """Answer the path without the write capability that stands in a tus URL."""
+    token = request.match_info.get("token")
+    path = request.path
+    return path.replace(token, shorten_token(token)) if token else path
+
+
+def _log_request(
+    context: Web, request: web.Request, response: web.StreamResponse, error: TusdError | None, seconds: float
+) -> None:
+    facts = {
+        "method": request.method,
+        "path": safe_path(context, request),
+        "status": 0 if request.get(CLOSE) else response.status,
+        "duration_ms": round(seconds * 1000, 1),
+        "client": client_address(request.headers, request.remote, context.trusted),
+    }
+    if (upload_id := request.get(UPLOAD_ID)) is not None:
+        facts["upload_id"] = str(upload_id)
+    if (received := request.get(BYTES_IN)) is not None:
+        facts["bytes_in"] = received
+    if error is None:
+        log.info("request", **facts)
+        return
+    facts |= {"code": error.code, "reason": str(error)}
+    if response.status >= 500:  # noqa: PLR2004 -- server errors
+        log.warning("request", **facts)
+    else:
+        log.info("request", **facts)
+
+
+async def shared_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what every response carries, whoever made it; runs before the headers are sent."""
+    context = request.app[WEB]
+    headers = response.headers
+    if not request.get(PROBLEM):
+        headers[fields.TUS_RESUMABLE] = fields.TUS_VERSION
+    headers["X-Content-Type-Options"] = "nosniff"
+    if fields.CACHE_CONTROL not in headers:
+        headers[fields.CACHE_CONTROL] = "no-store"
+    if (request_id := request.get(REQUEST_ID)) is not None:
+        headers["X-Request-ID"] = request_id
+    origin = request.headers.get("Origin")
+    if origin is not None and request.method != "OPTIONS":
+        headers.update(context.cors.response_headers(origin))

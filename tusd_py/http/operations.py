@@ -1,0 +1,56 @@
+"""The operations listener: health, readiness and metrics, on a port of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from tusd_py.errors import TusdError
+from tusd_py.http.replies import json_response
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+Check = Callable[[], Awaitable[None]]
+"""Returns if all is well, raises a `TusdError` that says what is not."""
+CHECK_SECONDS: Final = 5.0
+
+
+def build_operations(checks: Mapping[str, Check], collect: Callable[[], Awaitable[CollectorRegistry]]) -> web.Application:
+    """Build the application of the operations listener."""
+
+    async def health(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readiness(_: web.Request) -> web.Response:
+        names = list(checks)
+        results = await asyncio.gather(*(_run(checks[name]) for name in names))
+        problems = {name: problem for name, problem in zip(names, results, strict=True) if problem}
+        states = {name: problems.get(name, "ok") for name in names}
+        return json_response({"ready": not problems, "checks": states}, status=503 if problems else 200)
+
+    async def metrics(_: web.Request) -> web.Response:
+        registry = await collect()
+        body = await asyncio.to_thread(generate_latest, registry)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/healthz", health)
+    app.router.add_get("/readyz", readiness)
+    app.router.add_get("/metrics", metrics)
+    return app
+
+
+async def _run(check: Check) -> str | None:
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            await check()
+    except TimeoutError:
+        return f"no answer within {CHECK_SECONDS:g}s"
+    except TusdError as error:
+        return str(error)
+    return None

@@ -1,0 +1,105 @@
+"""Replies and errors to aiohttp responses: the one place where either becomes bytes."""
+
+from __future__ import annotations
+
+import http
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from aiohttp import web
+
+from tusd_py.errors import (
+    BodyTimedOut,
+    BodyTooSlow,
+    ClientDisconnected,
+    ServerDraining,
+    StagingDamaged,
+    TakenOver,
+    TusdError,
+    UploadLocked,
+)
+from tusd_py.http.keys import CLOSE
+from tusd_py.protocol.tus_v1 import Reply, render_error
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.tus_v1 import Features
+
+REASONS: Final = {460: "Checksum Mismatch"}
+DROPPED: Final = (ClientDisconnected, TakenOver, BodyTimedOut, BodyTooSlow)
+"""Endings that close the connection without an answer: any status would be fatal to a client that is
+in fact alive, while a closed connection makes it ask for the offset and go on."""
+
+
+def to_response(reply: Reply) -> web.Response:
+    """Make a response of a reply."""
+    if reply.body is None:
+        return web.Response(status=reply.status, reason=REASONS.get(reply.status), headers=reply.headers)
+    return web.Response(
+        status=reply.status,
+        reason=REASONS.get(reply.status),
+        headers=reply.headers,
+        text=reply.body,
+        content_type="text/plain",
+        charset="utf-8",
+    )
+
+
+def error_response(request: web.Request, error: TusdError, method: str, features: Features) -> web.Response:
+    """Answer an error in the tus dialect.
+
+    A HEAD never fails for a passing reason: tus-js-client throws the whole upload away on anything
+    but 2xx and 423.
+    """
+    if isinstance(error, DROPPED):
+        request[CLOSE] = True
+    if method == "HEAD" and transient(error):
+        error = UploadLocked(cause=error.code)
+    response = to_response(render_error(error, method, features))
+    if isinstance(error, ServerDraining) or request.get(CLOSE):
+        response.force_close()
+    return response
+
+
+def transient(error: TusdError) -> bool:
+    """Tell whether the reason for an error may be gone in a moment."""
+    return error.retryable or (error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not _lost(error))
+
+
+def _lost(error: TusdError) -> bool:
+    # Acknowledged bytes that are gone stay gone: the client has to start anew and must be told.
+    return isinstance(error, StagingDamaged)
+
+
+def json_response(payload: Any, *, status: int = 200) -> web.Response:
+    """Answer JSON."""
+    return web.Response(
+        body=orjson.dumps(payload, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC),
+        status=status,
+        content_type="application/json",
+    )
+
+
+def problem_response(error: TusdError) -> web.Response:
+    """Answer an error of the JSON API (RFC 9457)."""
+    status = error.status
+    response = web.Response(
+        body=orjson.dumps(
+            {"title": _title(status), "status": status, "code": error.code, "detail": error.detail}
+        ),
+        status=status,
+        content_type="application/problem+json",
+    )
+    if error.retryable:
+        response.headers["Retry-After"] = "1"
+    if status == http.HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.allow:
+        response.headers["Allow"] = ", ".join(error.allow)
+    return response
+
+
+def _title(status: int) -> str:
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return REASONS.get(status, "Error")

@@ -1,0 +1,62 @@
+"""One HTTP process: listen, serve, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import web
+
+from tusd_py.errors import ServerDraining
+from tusd_py.http.application import runner_options
+from tusd_py.http.keys import WEB
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+
+log = structlog.get_logger(__name__)
+
+BACKLOG: Final = 1024
+DRAIN_POLL_SECONDS: Final = 0.02
+
+
+class HttpServer:
+    """Serves an application on sockets that somebody else bound."""
+
+    def __init__(self, app: web.Application, config: Config) -> None:
+        self._app = app
+        self._config = config
+        self._runner = web.AppRunner(app, **runner_options(config))
+        self._sites: list[web.SockSite] = []
+
+    async def start(self, sockets: Sequence[socket.socket]) -> None:
+        """Begin to accept connections."""
+        await self._runner.setup()
+        for listening in sockets:
+            site = web.SockSite(self._runner, listening, backlog=BACKLOG)
+            await site.start()
+            self._sites.append(site)
+
+    async def drain(self) -> None:
+        """Stop accepting, end the bodies, keep their bytes, answer, then close.
+
+        aiohttp's own clean-up starves running bodies: it marks connections as closing first, and
+        then waits for bytes that it no longer reads. So the bodies are ended before it runs.
+        """
+        context = self._app[WEB]
+        context.draining = True
+        for site in self._sites:
+            await site.stop()
+        deadline = time.monotonic() + self._config.server.shutdown_timeout
+        log.info("draining", bodies=len(context.bodies))
+        for body in list(context.bodies):
+            body.interrupt(ServerDraining())
+        while context.bodies and time.monotonic() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
+        if context.bodies:
+            log.warning("drain_timed_out", bodies=len(context.bodies))
+        await self._runner.cleanup()

@@ -1,0 +1,189 @@
+"""The tus routes: one short coroutine per verb, parse -> service -> reply."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
+from tusd_py.http.body import RequestBody
+from tusd_py.http.downloads import download
+from tusd_py.http.forwarded import client_address, external_base
+from tusd_py.http.keys import BYTES_IN, UPLOAD_ID, WEB, Web
+from tusd_py.http.middleware import FINAL
+from tusd_py.http.replies import to_response
+from tusd_py.policy import Intent, Principal
+from tusd_py.protocol import tus_v1
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.upload import Upload
+
+
+async def creation_url(request: web.Request) -> web.StreamResponse:
+    """Serve the URL at which uploads are created."""
+    context = request.app[WEB]
+    method = _method(request)
+    if method == "OPTIONS":
+        return options(request)
+    tus_v1.check_version(method, request.headers)
+    if method != "POST" or request.method != "POST":
+        raise _not_allowed(context, creation=True)
+    return await create(context, request)
+
+
+async def upload_url(request: web.Request) -> web.StreamResponse:
+    """Serve the URL of one upload."""
+    context = request.app[WEB]
+    method = _method(request)
+    if method == "OPTIONS":
+        return options(request)
+    tus_v1.check_version(method, request.headers)
+    if method not in context.features.allowed_methods(creation=False):
+        raise _not_allowed(context, creation=False)
+    token = request.match_info["token"]
+    principal = _principal(context, request)
+    match method:
+        case "HEAD":
+            return await status(context, request, principal, token)
+        case "PATCH":
+            return await append(context, request, principal, token)
+        case "DELETE":
+            return await terminate(context, request, principal, token)
+        case _:
+            upload = await context.uploads.load(principal, token, Intent.DOWNLOAD)
+            return await download(request, upload)
+
+
+async def unknown_url(request: web.Request) -> web.StreamResponse:
+    """Answer preflights for any path below the creation URL, and 404 to the rest."""
+    if request.method == "OPTIONS":
+        return options(request)
+    tus_v1.check_version(request.method, request.headers)
+    raise UploadNotFound
+
+
+def options(request: web.Request) -> web.Response:
+    """Answer what the server offers, and a browser's preflight with it. Needs no credential."""
+    context = request.app[WEB]
+    response = to_response(tus_v1.render_options(context.features))
+    headers = request.headers
+    response.headers.update(
+        context.cors.preflight(
+            headers.get("Origin"),
+            headers.get("Access-Control-Request-Method"),
+            headers.get("Access-Control-Request-Headers"),
+        )
+    )
+    return response
+
+
+async def create(context: Web, request: web.Request) -> web.Response:
+    """POST: create an upload, with its first bytes where they came along."""
+    principal = _principal(context, request)
+    context.uploads.permit(principal, Intent.CREATE)
+    command = tus_v1.parse_create(request.headers, context.features)
+    with _receiving(context, request) as body:
+        created = await context.uploads.create(principal, command, body)
+    request[UPLOAD_ID] = created.upload.id
+    context.metrics.uploads_created.inc()
+    _count_completion(context, created.upload)
+    return to_response(tus_v1.render_created(created.upload, location(context, request, created.token)))
+
+
+async def status(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
+    """HEAD: the offset, the length, the metadata as sent."""
+    upload = await context.uploads.status(principal, token)
+    request[UPLOAD_ID] = upload.id
+    return to_response(tus_v1.render_status(upload))
+
+
+async def append(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
+    """PATCH: append the body at its offset."""
+    parse = partial(tus_v1.parse_append, request.headers, context.features)
+    with _receiving(context, request) as body:
+        try:
+            upload = await context.uploads.append(principal, token, parse, body)
+        except BodyError as error:
+            context.metrics.bodies_ended.labels(error.code).inc()
+            request[UPLOAD_ID] = getattr(error.upload, "id", None)
+            raise
+    request[UPLOAD_ID] = upload.id
+    if body.received:
+        _count_completion(context, upload)
+    return to_response(tus_v1.render_appended(upload))
+
+
+async def terminate(context: Web, _request: web.Request, principal: Principal, token: str) -> web.Response:
+    """DELETE: the upload is gone for everybody; its bytes follow."""
+    await context.uploads.terminate(principal, token)
+    context.metrics.uploads_terminated.inc()
+    return to_response(tus_v1.render_terminated())
+
+
+def location(context: Web, request: web.Request, token: str) -> str:
+    """Answer the new upload's URL: a path, which no proxy can break, unless told how we are reached."""
+    path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
+    if context.config.server.public_url is not None:
+        return f"{context.config.server.public_url}{path}"
+    base = external_base(request.headers, request.remote, request.scheme, request.host, context.trusted)
+    return base.url(path) if base is not None else path
+
+
+def _method(request: web.Request) -> str:
+    method = tus_v1.effective_method(request.method, request.headers)
+    request[FINAL] = method
+    return method
+
+
+def _principal(context: Web, request: web.Request) -> Principal:
+    return context.authenticator.authenticate(request.headers.get("Authorization"))
+
+
+def _not_allowed(context: Web, *, creation: bool) -> MethodNotAllowed:
+    error = MethodNotAllowed()
+    error.allow = context.features.allowed_methods(creation=creation)
+    return error
+
+
+@contextlib.contextmanager
+def _receiving(context: Web, request: web.Request) -> Iterator[RequestBody]:
+    """Register the body, so that a drain can end it, and count what it brought."""
+    body = RequestBody(request, idle_timeout_seconds=context.config.limits.idle_timeout)
+    client = _count_client(context, request)
+    context.bodies.add(body)
+    context.metrics.bodies_open.inc()
+    try:
+        yield body
+    finally:
+        context.metrics.bodies_open.dec()
+        context.bodies.discard(body)
+        if client is not None:
+            context.clients[client] -= 1
+            if not context.clients[client]:
+                del context.clients[client]
+        if body.received:
+            request[BYTES_IN] = body.received
+            context.metrics.bytes_received.inc(body.received)
+
+
+def _count_client(context: Web, request: web.Request) -> str | None:
+    limit = context.config.limits.max_connections_per_client
+    if not limit:
+        return None
+    client = client_address(request.headers, request.remote, context.trusted) or "unix"
+    if context.clients.get(client, 0) >= limit:
+        raise TooManyConnections
+    context.clients[client] = context.clients.get(client, 0) + 1
+    return client
+
+
+def _count_completion(context: Web, upload: Upload) -> None:
+    if upload.complete:
+        context.metrics.uploads_completed.inc()
+
+
+

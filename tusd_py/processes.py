@@ -1,0 +1,171 @@
+"""What each child process does: serve HTTP, move uploads, answer operators.
+
+Every function here is the whole life of a process: set up, say that it is ready, run until SIGTERM,
+come to an orderly end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
+from tusd_py.database.pool import Database
+from tusd_py.database.statistics import ping, read_figures
+from tusd_py.errors import StagingFull
+from tusd_py.http.application import build_application
+from tusd_py.http.operations import build_operations
+from tusd_py.http.server import HttpServer
+from tusd_py.telemetry import Metrics, configure_logging
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+
+log = structlog.get_logger(__name__)
+
+Ready = Callable[[], None]
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+MALLOC_MMAP_BYTES: Final = 64 * 2**20
+MALLOC_TRIM_BYTES: Final = 32 * 2**20
+WORKER_NICENESS: Final = 5
+
+
+def run_http(config: Config, sockets: Sequence[socket.socket], ready: Ready) -> None:
+    """Serve uploads and downloads on sockets that are already bound."""
+
+    async def main(stop: asyncio.Event) -> None:
+        core = make_core(config, Metrics())
+        app = build_application(make_web(core))
+        async with running(core):
+            server = HttpServer(app, config)
+            await server.start(sockets)
+            ready()
+            await stop.wait()
+            await server.drain()
+
+    _run(config, main)
+
+
+def run_worker(config: Config, ready: Ready) -> None:
+    """Move uploads to the store and clean up, until told to stop."""
+    with contextlib.suppress(OSError):
+        # Whoever uploads comes first: a transfer that takes a little longer bothers nobody.
+        os.nice(WORKER_NICENESS)
+
+    async def main(stop: asyncio.Event) -> None:
+        core = make_core(config, Metrics())
+        work = make_work(core)
+        async with running(core):
+            ready()
+            await run_work(work, stop)
+
+    _run(config, main)
+
+
+def run_operations(config: Config, listening: socket.socket, ready: Ready) -> None:
+    """Answer health, readiness and metrics of all processes."""
+
+    async def main(stop: asyncio.Event) -> None:
+        database = Database(config.database.dsn.get_secret_value() if config.database.dsn else "", config.database)
+        store = make_store(config)
+
+        async def staging_space() -> None:
+            free = shutil.disk_usage(config.staging_directory).free
+            if free < config.staging.reserve:
+                raise StagingFull(free_bytes=free, reserve=config.staging.reserve)
+
+        await database.open()
+        await store.open()
+        checks = {"database": lambda: ping(database), "staging": staging_space, "store": store.probe}
+        runner = web.AppRunner(
+            build_operations(checks, lambda: _collect(config, database)), handle_signals=False, access_log=None
+        )
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        ready()
+        await stop.wait()
+        await runner.cleanup()
+        await store.close()
+        await database.close()
+
+    _run(config, main)
+
+
+async def _collect(config: Config, database: Database) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    free = shutil.disk_usage(config.staging_directory).free
+    Gauge("tusd_staging_free_bytes", "Free space of the staging disk.", registry=registry).set(free)
+    figures = await read_figures(database, config.node)
+    for name, text, value in (
+        ("tusd_uploads_unfinished", "Uploads that still miss bytes.", figures.unfinished_uploads),
+        ("tusd_oldest_unfinished_seconds", "Age of the oldest of them.", figures.oldest_unfinished_seconds),
+        ("tusd_uploads_failed", "Uploads whose transfer was given up.", figures.failed_uploads),
+        ("tusd_jobs_waiting", "Jobs of this node that are not finished.", figures.waiting_jobs),
+        ("tusd_oldest_job_seconds", "Age of the oldest of them.", figures.oldest_job_seconds),
+    ):
+        Gauge(name, text, registry=registry).set(value)
+    return registry
+
+
+def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    configure_logging(config.logging)
+    raise_file_limit()
+    keep_freed_memory()
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        await main(stop)
+
+    with asyncio.Runner(loop_factory=loop_factory(config.server.event_loop)) as runner:
+        runner.run(until_told())
+
+
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Answer how to make the configured event loop, None for asyncio's own."""
+    if name == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        if name == "uvloop":
+            raise
+        return None
+    return uvloop.new_event_loop
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: connections and parts each take one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def keep_freed_memory() -> None:
+    """Keep the allocator from giving every read buffer back to the kernel and asking for it again.
+
+    Buffers of 256 KiB are otherwise mapped, faulted in and unmapped once per read of a socket, which
+    costs about as much as receiving them. glibc only; elsewhere nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6", use_errno=True)
+        libc.mallopt(M_MMAP_THRESHOLD, MALLOC_MMAP_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, MALLOC_TRIM_BYTES)

@@ -1,0 +1,77 @@
+"""The checksum extension: algorithms, the header, and a hasher fed while bytes stream by."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from tusd_py.errors import InvalidChecksum
+
+
+class Hasher(Protocol):
+    """What `hashlib` objects are."""
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        """Feed bytes."""
+
+    def digest(self) -> bytes:
+        """Answer the digest of everything fed so far."""
+
+
+class _Crc32:
+    """CRC-32 (ISO 3309, as in zlib), four bytes big-endian."""
+
+    def __init__(self) -> None:
+        self._value = 0
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        self._value = zlib.crc32(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(4, "big")
+
+
+_ALGORITHMS: Final[dict[str, tuple[int, Callable[[], Hasher]]]] = {
+    "sha1": (20, lambda: hashlib.sha1(usedforsecurity=False)),
+    "sha256": (32, hashlib.sha256),
+    "sha512": (64, hashlib.sha512),
+    "md5": (16, lambda: hashlib.md5(usedforsecurity=False)),
+    "crc32": (4, _Crc32),
+}
+ALGORITHMS: Final = tuple(_ALGORITHMS)
+"""Names as announced in Tus-Checksum-Algorithm; sha1 is required by the specification."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """The digest a client promises for one body."""
+
+    algorithm: str
+    digest: bytes
+
+    def hasher(self) -> Hasher:
+        """Answer a fresh hasher for the algorithm."""
+        return _ALGORITHMS[self.algorithm][1]()
+
+
+def parse_checksum(value: str, *, enabled: Iterable[str] = ALGORITHMS) -> Checksum:
+    """Read `algorithm SP base64` (tus 1.0.0 §Upload-Checksum).
+
+    Raises:
+        InvalidChecksum: malformed, an algorithm that is not offered, a digest of the wrong length.
+    """
+    algorithm, space, encoded = value.partition(" ")
+    if algorithm not in _ALGORITHMS or algorithm not in enabled:
+        raise InvalidChecksum("Upload-Checksum names an algorithm that this server does not offer.")
+    try:
+        digest = base64.b64decode(encoded, validate=True) if space else b""
+    except (binascii.Error, ValueError) as error:
+        raise InvalidChecksum("Upload-Checksum is not base64.") from error
+    if len(digest) != _ALGORITHMS[algorithm][0]:
+        raise InvalidChecksum(f"Upload-Checksum has the wrong length for {algorithm}.")
+    return Checksum(algorithm, digest)

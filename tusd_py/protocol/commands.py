@@ -1,0 +1,41 @@
+"""What a client can ask for, free of any dialect's header names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.upload import Concat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Create:
+    """Create an upload, perhaps with its first bytes."""
+
+    length: int | None
+    """Bytes in all; None where the client does not know yet, or for a final upload."""
+    metadata: str | None = None
+    pairs: dict[str, bytes] = field(default_factory=dict)
+    concat: Concat | None = None
+    concat_header: str | None = None
+    parts: tuple[str, ...] = ()
+    """Tokens of the partial uploads of a final one, in order."""
+    has_body: bool = False
+    """The request carries bytes that belong to the upload."""
+    content_length: int | None = 0
+    """Bytes of the body, None for a chunked one."""
+    checksum: Checksum | None = None
+    checksum_in_trailer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Append:
+    """Append a body at an offset."""
+
+    offset: int
+    content_length: int | None
+    """Bytes of the body, None for a chunked one."""
+    length: int | None = None
+    """Declares the length of an upload created without one."""
+    checksum: Checksum | None = None
+    checksum_in_trailer: bool = False

@@ -1,0 +1,77 @@
+"""Concatenation as rows: which parts a final upload may have, and what they add up to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from tusd_py.errors import InvalidConcat, PartNotFinished, ProtocolError, UploadTooLarge
+from tusd_py.protocol.upload import Concat, State, Upload
+
+CombineCrc = Callable[[int, int, int], int]
+"""(crc of the first, crc of the second, length of the second) -> crc of both in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Parts taken together. `length` is None until every part's length is known."""
+
+    complete: bool
+    length: int | None
+    crc64nvme: int | None
+
+
+def join_parts(parts: Sequence[Upload], combine: CombineCrc) -> Joined:
+    """Add up lengths and checksums in the order of the list."""
+    lengths = [part.length for part in parts]
+    known = [length for length in lengths if length is not None]
+    length = sum(known) if len(known) == len(lengths) else None
+    complete = all(part.state is State.COMPLETED for part in parts)
+    crc: int | None = 0
+    for part in parts if complete else ():
+        if crc is None or part.crc64nvme is None:
+            crc = None
+        else:
+            crc = combine(crc, part.crc64nvme, part.offset)
+    return Joined(complete, length, crc if complete else None)
+
+
+def resolve_parts(
+    parts: Sequence[Upload | None],
+    *,
+    owner: str | None,
+    node: str,
+    declared: int | None,
+    allow_unfinished: bool,
+    max_size: int | None,
+    now: datetime,
+) -> list[Upload]:
+    """Answer the parts if a final upload may be made of them (tus 1.0.0 §concatenation).
+
+    Raises:
+        InvalidConcat: a part is unknown, gone, somebody else's, on another node, or no partial upload.
+        PartNotFinished: a part is incomplete and the server does not wait for parts.
+        UploadTooLarge: together they are larger than `max_size`.
+        ProtocolError: Upload-Length was sent and is not their sum.
+    """
+    usable = [_usable(position, part, owner, node, now) for position, part in enumerate(parts, 1)]
+    if not allow_unfinished and any(part.state is not State.COMPLETED for part in usable):
+        raise PartNotFinished
+    lengths = [part.length for part in usable if part.length is not None]
+    if max_size is not None and sum(lengths) > max_size:
+        raise UploadTooLarge
+    if declared is not None and len(lengths) == len(usable) and declared != sum(lengths):
+        raise ProtocolError("Upload-Length is not the sum of the parts.")
+    return usable
+
+
+def _usable(position: int, part: Upload | None, owner: str | None, node: str, now: datetime) -> Upload:
+    # Unknown, gone and foreign parts look the same from outside.
+    if part is None or part.gone(now) or part.owner != owner:
+        raise InvalidConcat(f"Part {position} of Upload-Concat does not exist.")
+    if part.concat is not Concat.PARTIAL:
+        raise InvalidConcat(f"Part {position} of Upload-Concat is not a partial upload.")
+    if part.node != node:
+        raise InvalidConcat(f"Part {position} of Upload-Concat is on another node.")
+    return part

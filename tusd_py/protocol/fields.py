@@ -1,0 +1,89 @@
+"""Header names and the grammar of their values, both ways. Stdlib only, no I/O.
+
+tus 1.0.0 leaves little room in its number fields: a value is decimal digits and nothing else, once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Final, Protocol, overload
+
+TUS_VERSION: Final = "1.0.0"
+OFFSET_MEDIA_TYPE: Final = "application/offset+octet-stream"
+MAX_INTEGER: Final = 2**63 - 1
+"""Largest length and offset: what PostgreSQL's bigint holds."""
+
+CACHE_CONTROL: Final = "Cache-Control"
+CONTENT_ENCODING: Final = "Content-Encoding"
+CONTENT_LENGTH: Final = "Content-Length"
+CONTENT_TYPE: Final = "Content-Type"
+LOCATION: Final = "Location"
+METHOD_OVERRIDE: Final = "X-HTTP-Method-Override"
+RETRY_AFTER: Final = "Retry-After"
+TRAILER: Final = "Trailer"
+TUS_CHECKSUM_ALGORITHM: Final = "Tus-Checksum-Algorithm"
+TUS_EXTENSION: Final = "Tus-Extension"
+TUS_MAX_SIZE: Final = "Tus-Max-Size"
+TUS_RESUMABLE: Final = "Tus-Resumable"
+TUS_VERSION_HEADER: Final = "Tus-Version"
+UPLOAD_CHECKSUM: Final = "Upload-Checksum"
+UPLOAD_CONCAT: Final = "Upload-Concat"
+UPLOAD_DEFER_LENGTH: Final = "Upload-Defer-Length"
+UPLOAD_EXPIRES: Final = "Upload-Expires"
+UPLOAD_ID: Final = "Upload-Id"
+UPLOAD_LENGTH: Final = "Upload-Length"
+UPLOAD_METADATA: Final = "Upload-Metadata"
+UPLOAD_OFFSET: Final = "Upload-Offset"
+
+_INTEGER: Final = re.compile(r"[0-9]{1,19}")
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,64}")
+
+
+class Headers(Protocol):
+    """Request headers, looked up without regard to case; a field may have several lines."""
+
+    @overload
+    def get(self, key: str, /) -> str | None: ...
+    @overload
+    def get(self, key: str, /, default: str) -> str: ...
+
+    def getall(self, key: str, default: list[str], /) -> list[str]:
+        """Answer every line of the field."""
+
+
+def single(headers: Headers, name: str) -> str | None:
+    """Answer the field's only line, None if absent.
+
+    Raises:
+        ValueError: the field stands there more than once.
+    """
+    lines: Sequence[str] = headers.getall(name, [])
+    if len(lines) > 1:
+        raise ValueError(f"{name} must be sent once")
+    return lines[0] if lines else None
+
+
+def parse_integer(value: str | None) -> int | None:
+    """Answer a non-negative integer of at most 2^63-1, None where the value is anything else."""
+    if value is None or not _INTEGER.fullmatch(value):
+        return None
+    number = int(value)
+    return number if number <= MAX_INTEGER else None
+
+
+def media_type(value: str | None) -> str:
+    """Answer the type of a Content-Type without its parameters, in lower case (RFC 9110 §8.3.1)."""
+    return (value or "").split(";", 1)[0].strip().lower()
+
+
+def is_upload_token(value: str) -> bool:
+    """Tell whether a path segment has the form of the tokens that this server hands out."""
+    return _TOKEN.fullmatch(value) is not None
+
+
+def http_date(moment: datetime) -> str:
+    """Render a moment as IMF-fixdate (RFC 9110 §5.6.7), whatever the locale."""
+    return format_datetime(moment.astimezone(UTC), usegmt=True)

@@ -1,0 +1,67 @@
+"""Upload-Metadata: a comma-separated list of `key[ SP base64]` (tus 1.0.0 §Upload-Metadata)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from tusd_py.errors import InvalidMetadata
+
+_KEY: Final = re.compile(r"[!-+\--~]+")
+"""Printable ASCII without space and comma."""
+_UNPRINTABLE: Final = re.compile(r"[^\t -~]")
+
+
+def parse_metadata(header: str | None, *, max_bytes: int) -> dict[str, bytes]:
+    """Answer the decoded pairs in the order sent; a key without a value maps to `b""`.
+
+    Tolerated, because real clients send it: an empty header, a key followed by a bare space, spaces
+    around commas, missing base64 padding, values that are not UTF-8.
+
+    Raises:
+        InvalidMetadata: too long, a control or non-ASCII character, an empty, malformed or repeated
+            key, a value that is not base64.
+    """
+    if header is None or not header.strip(" \t"):
+        return {}
+    if len(header) > max_bytes:
+        raise InvalidMetadata(f"Upload-Metadata is longer than {max_bytes} bytes.")
+    if _UNPRINTABLE.search(header):
+        raise InvalidMetadata("Upload-Metadata has a character that is not printable ASCII.")
+    pairs: dict[str, bytes] = {}
+    for item in header.split(","):
+        key, _, encoded = item.strip(" \t").partition(" ")
+        if not _KEY.fullmatch(key):
+            raise InvalidMetadata("Upload-Metadata has an empty or malformed key.")
+        if key in pairs:
+            raise InvalidMetadata(f"Upload-Metadata has the key {key[:64]} twice.")
+        pairs[key] = _decode(key, encoded.strip(" "))
+    return pairs
+
+
+def _decode(key: str, encoded: str) -> bytes:
+    if not encoded:
+        return b""
+    padded = encoded.rstrip("=")
+    padded += "=" * (-len(padded) % 4)
+    try:
+        return base64.b64decode(padded, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidMetadata(f"The value of {key[:64]} in Upload-Metadata is not base64.") from error
+
+
+def text_value(pairs: dict[str, bytes], *keys: str) -> str | None:
+    """Answer the first of these keys that holds non-empty UTF-8 text without control characters.
+
+    Uppy sends the text `null` for fields it does not know; that counts as absent.
+    """
+    for key in keys:
+        try:
+            text = pairs.get(key, b"").decode("utf-8").strip()
+        except UnicodeDecodeError:
+            continue
+        if text and text != "null" and text.isprintable():
+            return text
+    return None

@@ -1,0 +1,380 @@
+"""The tus 1.0.0 dialect: request headers to a command, an outcome to a reply. Pure.
+
+A second dialect is a sibling of this module that yields the same commands; no rule of another
+protocol is ever an `if` in here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import urlsplit
+
+from tusd_py.errors import (
+    ConcatUnsupported,
+    FinalImmutable,
+    InvalidChecksum,
+    InvalidConcat,
+    InvalidContentType,
+    InvalidDeferLength,
+    InvalidMethodOverride,
+    InvalidOffset,
+    InvalidUploadLength,
+    LengthExceeded,
+    MethodNotAllowed,
+    ProtocolError,
+    TusdError,
+    UnsupportedContentEncoding,
+    UnsupportedVersion,
+    UploadTooLarge,
+)
+from tusd_py.protocol import fields
+from tusd_py.protocol.checksum import ALGORITHMS, Checksum, parse_checksum
+from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.fields import Headers, parse_integer, single
+from tusd_py.protocol.metadata import parse_metadata
+from tusd_py.protocol.upload import RECEIVING, Concat, Upload
+
+EXTENSIONS: Final = (
+    "creation",
+    "creation-with-upload",
+    "creation-defer-length",
+    "expiration",
+    "checksum",
+    "checksum-trailer",
+    "termination",
+    "concatenation",
+    "concatenation-unfinished",
+)
+OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})
+UPLOAD_METHODS: Final = ("OPTIONS", "HEAD", "GET", "PATCH", "DELETE")
+CREATION_METHODS: Final = ("OPTIONS", "POST")
+RETRY_AFTER_SECONDS: Final = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this server offers: derived once from configuration and capabilities."""
+
+    extensions: frozenset[str]
+    max_size: int | None = None
+    max_metadata: int = 16384
+    max_parts: int = 1000
+    base_path: str = "/files"
+    downloads: bool = True
+
+    @classmethod
+    def derive(  # noqa: PLR0913 -- each is one setting, and all are keywords
+        cls,
+        *,
+        disabled: Iterable[str] = (),
+        checksum_trailer: bool = False,
+        expires: bool = True,
+        max_size: int = 0,
+        max_metadata: int = 16384,
+        max_parts: int = 1000,
+        base_path: str = "/files",
+        downloads: bool = True,
+    ) -> Features:
+        """Take away what is switched off, and with it whatever cannot stand without it."""
+        extensions = set(EXTENSIONS) - set(disabled)
+        if not expires:
+            extensions.discard("expiration")
+        if not checksum_trailer or "checksum" not in extensions:
+            extensions.discard("checksum-trailer")
+        if "concatenation" not in extensions:
+            extensions.discard("concatenation-unfinished")
+        return cls(frozenset(extensions), max_size or None, max_metadata, max_parts, base_path, downloads)
+
+    def offers(self, extension: str) -> bool:
+        """Tell whether an extension is on."""
+        return extension in self.extensions
+
+    def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
+        """Answer the methods of the creation URL or of an upload's URL."""
+        if creation:
+            return CREATION_METHODS
+        off = {"DELETE"} if not self.offers("termination") else set()
+        off |= set() if self.downloads else {"GET"}
+        return tuple(method for method in UPLOAD_METHODS if method not in off)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response, free of any HTTP library."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
+
+
+# --- requests ------------------------------------------------------------------------------------
+
+
+def effective_method(method: str, headers: Headers) -> str:
+    """Answer the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
+
+    Honoured on POST alone: an overridden GET would let a foreign page change things without a
+    CORS preflight.
+
+    Raises:
+        InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
+    """
+    override = headers.get(fields.METHOD_OVERRIDE)
+    if override is None or method != "POST":
+        return method
+    if override not in OVERRIDABLE:
+        raise InvalidMethodOverride
+    return override
+
+
+def check_version(method: str, headers: Headers) -> None:
+    """Demand the protocol version on everything but OPTIONS, HEAD and GET.
+
+    Raises:
+        UnsupportedVersion: missing, repeated or another one (tus 1.0.0 §Tus-Resumable).
+    """
+    lines = headers.getall(fields.TUS_RESUMABLE, [])
+    if method == "OPTIONS" or (method in {"HEAD", "GET"} and not lines):
+        return
+    if lines != [fields.TUS_VERSION]:
+        raise UnsupportedVersion
+
+
+def content_length(headers: Headers) -> int | None:
+    """Answer the bytes of the body, None for a chunked one (RFC 9112 §6.3)."""
+    if headers.get("Transfer-Encoding") is not None:
+        return None
+    return parse_integer(headers.get(fields.CONTENT_LENGTH)) or 0
+
+
+def parse_create(headers: Headers, features: Features) -> Create:
+    """Read a POST to the creation URL.
+
+    Raises:
+        ProtocolError: a subclass naming what is wrong; nothing was changed.
+    """
+    concat, concat_header, parts = _parse_concat(headers, features)
+    length = _parse_creation_length(headers, features, concat)
+    if length is not None and features.max_size is not None and length > features.max_size:
+        raise UploadTooLarge
+    metadata = _only(headers, fields.UPLOAD_METADATA, ProtocolError)
+    pairs = parse_metadata(metadata, max_bytes=features.max_metadata)
+    body_length = content_length(headers)
+    has_body = _creation_has_body(headers, body_length)
+    if has_body and concat is Concat.FINAL:
+        raise FinalImmutable("A final upload takes no bytes of its own.")
+    if has_body and not features.offers("creation-with-upload"):
+        # Announced as off: the client reads the offset 0 in the answer and sends the bytes by PATCH.
+        has_body = False
+    if has_body and length is not None and body_length is not None and body_length > length:
+        raise LengthExceeded
+    checksum, in_trailer = _parse_checksum(headers, features) if has_body else (None, False)
+    return Create(
+        length=length,
+        metadata=metadata or None,
+        pairs=pairs,
+        concat=concat,
+        concat_header=concat_header,
+        parts=parts,
+        has_body=has_body,
+        content_length=body_length,
+        checksum=checksum,
+        checksum_in_trailer=in_trailer,
+    )
+
+
+def check_append_type(headers: Headers) -> None:
+    """Demand the media type of a PATCH and no content coding.
+
+    Raises:
+        InvalidContentType, UnsupportedContentEncoding: both 415.
+    """
+    if fields.media_type(headers.get(fields.CONTENT_TYPE)) != fields.OFFSET_MEDIA_TYPE:
+        raise InvalidContentType
+    _refuse_content_encoding(headers)
+
+
+def parse_append(headers: Headers, features: Features) -> Append:
+    """Read a PATCH.
+
+    Raises:
+        ProtocolError: a subclass naming what is wrong; nothing was changed.
+    """
+    check_append_type(headers)
+    offset = parse_integer(_only(headers, fields.UPLOAD_OFFSET, InvalidOffset))
+    if offset is None:
+        raise InvalidOffset
+    declared = _only(headers, fields.UPLOAD_LENGTH, InvalidUploadLength)
+    length = parse_integer(declared)
+    if declared is not None and length is None:
+        raise InvalidUploadLength
+    checksum, in_trailer = _parse_checksum(headers, features)
+    return Append(
+        offset=offset,
+        content_length=content_length(headers),
+        length=length,
+        checksum=checksum,
+        checksum_in_trailer=in_trailer,
+    )
+
+
+def part_token(url: str, base_path: str) -> str:
+    """Answer the token in a part's URL, whatever host and prefix it was given under.
+
+    The URL is never fetched. Behind a proxy that strips or adds a prefix the path differs from ours,
+    so the segment after the last base path counts, or else the last segment.
+    """
+    path = urlsplit(url).path
+    marker = f"{base_path}/"
+    _, found, rest = path.rpartition(marker)
+    return rest.split("/", 1)[0] if found else path.rstrip("/").rpartition("/")[2]
+
+
+def _only(headers: Headers, name: str, error: type[ProtocolError]) -> str | None:
+    try:
+        return single(headers, name)
+    except ValueError as problem:
+        raise error(f"{problem}.") from None
+
+
+def _refuse_content_encoding(headers: Headers) -> None:
+    # Offsets count the bytes that are stored; a coded body would make them lie.
+    if headers.get(fields.CONTENT_ENCODING, "identity").strip().lower() not in {"", "identity"}:
+        raise UnsupportedContentEncoding
+
+
+def _creation_has_body(headers: Headers, body_length: int | None) -> bool:
+    if body_length == 0:
+        return False
+    if fields.media_type(headers.get(fields.CONTENT_TYPE)) != fields.OFFSET_MEDIA_TYPE:
+        # Bytes that somebody sent are never dropped in silence.
+        raise InvalidContentType
+    _refuse_content_encoding(headers)
+    return True
+
+
+def _parse_creation_length(headers: Headers, features: Features, concat: Concat | None) -> int | None:
+    value = _only(headers, fields.UPLOAD_LENGTH, InvalidUploadLength)
+    deferred = _only(headers, fields.UPLOAD_DEFER_LENGTH, InvalidDeferLength)
+    length = parse_integer(value)
+    if value is not None and length is None:
+        raise InvalidUploadLength
+    if deferred is not None:
+        if deferred != "1" or value is not None or concat is Concat.FINAL:
+            raise InvalidDeferLength
+        if not features.offers("creation-defer-length"):
+            raise InvalidDeferLength("Upload-Defer-Length is switched off on this server.")
+        return None
+    if value is None and concat is not Concat.FINAL:
+        raise InvalidUploadLength
+    return length
+
+
+def _parse_concat(headers: Headers, features: Features) -> tuple[Concat | None, str | None, tuple[str, ...]]:
+    value = _only(headers, fields.UPLOAD_CONCAT, InvalidConcat)
+    if value is None:
+        return None, None, ()
+    if not features.offers("concatenation"):
+        raise ConcatUnsupported
+    if value == "partial":
+        return Concat.PARTIAL, value, ()
+    keyword, semicolon, urls = value.partition(";")
+    tokens = tuple(part_token(url, features.base_path) for url in urls.split())
+    if keyword != "final" or not semicolon or not tokens:
+        raise InvalidConcat
+    if len(tokens) > features.max_parts:
+        raise InvalidConcat(f"Upload-Concat names more than {features.max_parts} parts.")
+    return Concat.FINAL, value, tokens
+
+
+def _parse_checksum(headers: Headers, features: Features) -> tuple[Checksum | None, bool]:
+    value = _only(headers, fields.UPLOAD_CHECKSUM, InvalidChecksum)
+    declared = [name.strip().lower() for line in headers.getall(fields.TRAILER, []) for name in line.split(",")]
+    in_trailer = fields.UPLOAD_CHECKSUM.lower() in declared
+    if in_trailer and not features.offers("checksum-trailer"):
+        raise InvalidChecksum("Upload-Checksum as a trailer is not offered by this server.")
+    if in_trailer and value is not None:
+        raise InvalidChecksum("Upload-Checksum is either a header or a trailer, not both.")
+    if value is None or not features.offers("checksum"):
+        return None, in_trailer
+    return parse_checksum(value), False
+
+
+# --- replies -------------------------------------------------------------------------------------
+
+
+def render_options(features: Features) -> Reply:
+    """Answer what the server offers (tus 1.0.0 §OPTIONS); 200, since old browsers refuse 204 here."""
+    headers = {fields.TUS_VERSION_HEADER: fields.TUS_VERSION}
+    if offered := [name for name in EXTENSIONS if features.offers(name)]:
+        headers[fields.TUS_EXTENSION] = ",".join(offered)
+    if features.max_size is not None:
+        headers[fields.TUS_MAX_SIZE] = str(features.max_size)
+    if features.offers("checksum"):
+        headers[fields.TUS_CHECKSUM_ALGORITHM] = ",".join(ALGORITHMS)
+    return Reply(200, headers)
+
+
+def render_created(upload: Upload, location: str) -> Reply:
+    """Answer 201. `Upload-Offset` always: tus-js-client demands it after data during creation."""
+    headers = {fields.LOCATION: location, fields.UPLOAD_ID: str(upload.id)}
+    if not upload.pending_final:
+        headers[fields.UPLOAD_OFFSET] = str(upload.offset)
+    return Reply(201, headers | _expires(upload))
+
+
+def render_status(upload: Upload) -> Reply:
+    """Answer a HEAD. 200, not 204: users of tus-js-client check for it."""
+    headers = {fields.UPLOAD_ID: str(upload.id)}
+    if not upload.pending_final:
+        headers[fields.UPLOAD_OFFSET] = str(upload.offset)
+    if upload.length is not None:
+        headers[fields.UPLOAD_LENGTH] = str(upload.length)
+    elif not upload.pending_final:
+        headers[fields.UPLOAD_DEFER_LENGTH] = "1"
+    if upload.metadata is not None:
+        headers[fields.UPLOAD_METADATA] = upload.metadata
+    if upload.concat_header is not None:
+        headers[fields.UPLOAD_CONCAT] = upload.concat_header
+    return Reply(200, headers | _expires(upload))
+
+
+def render_appended(upload: Upload) -> Reply:
+    """Answer 204 with the offset that is now durable."""
+    headers = {fields.UPLOAD_OFFSET: str(upload.offset), **_expires(upload)}
+    if upload.complete:
+        headers[fields.UPLOAD_ID] = str(upload.id)
+    return Reply(204, headers)
+
+
+def render_terminated() -> Reply:
+    """Answer 204 exactly: tus-js-client takes any other success for a failure."""
+    return Reply(204)
+
+
+def render_error(error: TusdError, method: str, features: Features) -> Reply:
+    """Answer an error as `CODE: sentence`, with the headers that let a client recover."""
+    headers: dict[str, str] = {}
+    if isinstance(error, UnsupportedVersion):
+        headers[fields.TUS_VERSION_HEADER] = fields.TUS_VERSION
+    if isinstance(error, UploadTooLarge) and features.max_size is not None:
+        headers[fields.TUS_MAX_SIZE] = str(features.max_size)
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allow)
+    if error.status == 401:  # noqa: PLR2004 -- RFC 9110 §15.5.2
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retryable:
+        headers[fields.RETRY_AFTER] = RETRY_AFTER_SECONDS
+    if isinstance(error.upload, Upload) and method == "PATCH":
+        # TUSKit trusts this header whatever the status, so it is the true offset or it is absent.
+        headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)
+        headers |= _expires(error.upload)
+    return Reply(error.status, headers, None if method == "HEAD" else f"{error.code}: {error.detail}\n")
+
+
+def _expires(upload: Upload) -> dict[str, str]:
+    if upload.expires_at is None or (upload.state not in RECEIVING and upload.concat is not Concat.PARTIAL):
+        return {}
+    return {fields.UPLOAD_EXPIRES: fields.http_date(upload.expires_at)}

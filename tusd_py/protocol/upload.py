@@ -1,0 +1,202 @@
+"""The upload, its states, the moves between them, and what a PATCH may do. Pure.
+
+Everything that decides whether a state may change lives here; SQL and the documentation's diagram
+take their lists from `TRANSITIONS`, so that picture, database and code cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NewType
+from uuid import UUID
+
+from tusd_py.errors import FinalImmutable, LengthConflict, LengthExceeded, OffsetMismatch, UploadTooLarge
+from tusd_py.protocol.fields import MAX_INTEGER
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.commands import Append
+
+UploadId = NewType("UploadId", UUID)
+"""Public and stable: downloads, API, logs, events."""
+TokenHash = NewType("TokenHash", bytes)
+"""SHA-256 of the token in the tus URL. The token itself is a write capability and is not kept."""
+
+
+class State(StrEnum):
+    """Where an upload stands."""
+
+    CREATED = "created"
+    UPLOADING = "uploading"
+    COMPLETED = "completed"
+    TRANSFERRING = "transferring"
+    STORED = "stored"
+    TRANSFER_FAILED = "transfer_failed"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
+    REMOVING = "removing"
+    REMOVED = "removed"
+
+
+class Event(StrEnum):
+    """What moves an upload from one state to the next."""
+
+    APPEND = "append"
+    COMPLETE = "complete"
+    REJECT = "reject"
+    TRANSFER = "transfer"
+    STORE = "store"
+    GIVE_UP = "give_up"
+    EXPIRE = "expire"
+    REMOVE = "remove"
+    REMOVED = "removed"
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
+    State.CREATED: {
+        Event.APPEND: State.UPLOADING,
+        Event.COMPLETE: State.COMPLETED,
+        Event.EXPIRE: State.EXPIRED,
+        Event.REMOVE: State.REMOVING,
+    },
+    State.UPLOADING: {
+        Event.APPEND: State.UPLOADING,
+        Event.COMPLETE: State.COMPLETED,
+        Event.EXPIRE: State.EXPIRED,
+        Event.REMOVE: State.REMOVING,
+    },
+    State.COMPLETED: {
+        Event.TRANSFER: State.TRANSFERRING,
+        Event.REJECT: State.REJECTED,
+        Event.EXPIRE: State.EXPIRED,
+        Event.REMOVE: State.REMOVING,
+    },
+    State.TRANSFERRING: {
+        Event.TRANSFER: State.TRANSFERRING,
+        Event.STORE: State.STORED,
+        Event.GIVE_UP: State.TRANSFER_FAILED,
+        Event.REJECT: State.REJECTED,
+        Event.REMOVE: State.REMOVING,
+    },
+    State.TRANSFER_FAILED: {Event.TRANSFER: State.TRANSFERRING, Event.REMOVE: State.REMOVING},
+    State.STORED: {Event.REMOVE: State.REMOVING},
+    State.REJECTED: {Event.REMOVE: State.REMOVING},
+    State.EXPIRED: {},
+    State.REMOVING: {Event.REMOVED: State.REMOVED},
+    State.REMOVED: {},
+}
+
+GONE: Final = frozenset({State.EXPIRED, State.REMOVING, State.REMOVED, State.REJECTED})
+"""States in which the upload is no longer there for anybody."""
+RECEIVING: Final = frozenset({State.CREATED, State.UPLOADING})
+"""States in which bytes are still missing."""
+
+
+def sources(event: Event) -> list[str]:
+    """Answer the states from which `event` may happen, for `state = ANY(…)` in SQL."""
+    return [state.value for state, moves in TRANSITIONS.items() if event in moves]
+
+
+class Concat(StrEnum):
+    """The part an upload plays in a concatenation."""
+
+    PARTIAL = "partial"
+    FINAL = "final"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """One upload as recorded. `offset` counts bytes that are durable in staging."""
+
+    id: UploadId
+    owner: str | None
+    node: str
+    state: State
+    length: int | None
+    offset: int
+    metadata: str | None
+    filename: str | None
+    content_type: str | None
+    concat: Concat | None
+    concat_header: str | None
+    crc64nvme: int | None
+    object_key: str
+    local_present: bool
+    remote_present: bool
+    hold: bool
+    created_at: datetime
+    updated_at: datetime
+    expires_at: datetime | None
+    completed_at: datetime | None = None
+    stored_at: datetime | None = None
+    etag: str | None = None
+    error: str | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Tell whether every byte has been received."""
+        return self.length is not None and self.offset == self.length and self.state not in RECEIVING
+
+    @property
+    def pending_final(self) -> bool:
+        """Tell whether this is a final upload that still waits for its parts."""
+        return self.concat is Concat.FINAL and self.state in RECEIVING
+
+    def gone(self, now: datetime) -> bool:
+        """Tell whether nobody may use the upload any more, reaped or merely overdue."""
+        return self.state in GONE or (self.expires_at is not None and self.expires_at <= now)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendPlan:
+    """What one PATCH may write."""
+
+    start: int
+    max_bytes: int
+    length_known: bool
+
+    @property
+    def overlong(self) -> type[LengthExceeded | UploadTooLarge]:
+        """The error for a body that runs past `max_bytes`."""
+        return LengthExceeded if self.length_known else UploadTooLarge
+
+
+def check_length(upload: Upload, declared: int | None, *, max_size: int | None) -> int | None:
+    """Answer the length that holds once a PATCH declared one (tus 1.0.0 §creation-defer-length).
+
+    Raises:
+        LengthConflict: the length is known and another, or smaller than what has been received.
+        UploadTooLarge: more than this server accepts.
+    """
+    if declared is None or declared == upload.length:
+        return upload.length
+    if upload.length is not None:
+        raise LengthConflict
+    if declared < upload.offset:
+        raise LengthConflict("Upload-Length is smaller than what has been received already.")
+    if max_size is not None and declared > max_size:
+        raise UploadTooLarge
+    return declared
+
+
+def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> AppendPlan:
+    """Decide, before a byte is read, how much of a body may be written.
+
+    Raises:
+        FinalImmutable: PATCH on a final upload (tus 1.0.0 §concatenation).
+        OffsetMismatch: the client is not at our offset (tus 1.0.0 §PATCH).
+        LengthConflict, UploadTooLarge: see `check_length`.
+        LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.
+    """
+    if upload.concat is Concat.FINAL:
+        raise FinalImmutable
+    if append.offset != upload.offset:
+        raise OffsetMismatch(current=upload.offset, received=append.offset)
+    length = check_length(upload, append.length, max_size=max_size)
+    limit = length if length is not None else (max_size if max_size is not None else MAX_INTEGER)
+    plan = AppendPlan(start=upload.offset, max_bytes=limit - upload.offset, length_known=length is not None)
+    if append.content_length is not None and append.content_length > plan.max_bytes:
+        raise plan.overlong
+    return plan

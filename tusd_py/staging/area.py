@@ -1,0 +1,278 @@
+"""Staging files of one node: where they are, who may write, how much space is left.
+
+A file's name is the upload's id and nothing a client sent. Directories are made at start and never
+removed, so that creating a file is one system call and one directory sync.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+
+from tusd_py import crc64
+from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
+from tusd_py.ports import Staging, StagingFile
+from tusd_py.staging.writers import Writer, make_writer
+
+if TYPE_CHECKING:
+    from tusd_py.config import StagingConfig
+    from tusd_py.protocol.checksum import Hasher
+    from tusd_py.protocol.upload import UploadId
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+SPACE_CACHE_SECONDS: Final = 0.5
+READ_BYTES: Final = 1024 * 1024
+FILE_MODE: Final = 0o640
+DIRECTORY_MODE: Final = 0o750
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what the operating system says into the errors of staging."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StagingMissing(path=error.filename) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StagingFull(cause=str(error)) from error
+        raise StorageError(cause=str(error)) from error
+
+
+class StagingArea(Staging):
+    """The staging directory, with the threads that write to it."""
+
+    def __init__(self, directory: Path, config: StagingConfig) -> None:
+        self._directory = directory
+        self._durable = config.durability == "fsync"
+        self._reserve = config.reserve
+        self._writer = make_writer(config.write_path)
+        self._threads = ThreadPoolExecutor(config.write_threads, thread_name_prefix="staging")
+        self._free_bytes = 0
+        self._free_until = 0.0
+
+    def prepare(self) -> None:
+        """Create the directories. Blocks; called once at start. Raises `StorageError`."""
+        with translated_errors():
+            self._directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            for shard in range(256):
+                (self._directory / f"{shard:02x}").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+            _sync_directory(str(self._directory))
+
+    async def close(self) -> None:
+        """Wait for writes that are under way."""
+        await asyncio.to_thread(self._threads.shutdown)
+
+    def path(self, upload_id: UploadId) -> Path:
+        return Path(self._name(upload_id))
+
+    def _name(self, upload_id: UploadId) -> str:
+        name = str(upload_id)
+        # The last digits are random in every version of UUID.
+        return f"{self._directory}/{name[-2:]}/{name}"
+
+    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes]) -> int:
+        return await self._run(self._store_small, self._name(upload_id), chunks)
+
+    def _store_small(self, path: str, chunks: Sequence[bytes]) -> int:
+        with translated_errors():
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            try:
+                self._writer.write(fd, path, chunks, 0)
+                if self._durable:
+                    os.fdatasync(fd)
+                    _sync_directory(os.path.dirname(path))
+            except OSError:
+                os.unlink(path)
+                raise
+            finally:
+                os.close(fd)
+        return _checksum(chunks, 0)
+
+    async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
+        path = self._name(upload_id)
+        opened = await self._run(self._open, path, create)
+        if opened is None:
+            return None
+        return LockedFile(path, *opened, writer=self._writer, durable=self._durable, run=self._run)
+
+    def _open(self, path: str, create: bool) -> tuple[int, int] | None:
+        with translated_errors():
+            try:
+                return _open_locked(path)
+            except FileNotFoundError:
+                if not create:
+                    raise
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
+                if self._durable:
+                    _sync_directory(os.path.dirname(path))
+            return _open_locked(path)
+
+    def probe(self, upload_id: UploadId) -> int | None:
+        with translated_errors():
+            try:
+                opened = _open_locked(self._name(upload_id))
+            except FileNotFoundError:
+                return 0
+        if opened is None:
+            return None
+        os.close(opened[0])
+        return opened[1]
+
+    async def remove(self, upload_ids: Sequence[UploadId]) -> None:
+        await self._run(self._remove, [self._name(upload_id) for upload_id in upload_ids])
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        with translated_errors():
+            for path in paths:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def check_space(self, wanted: int) -> None:
+        now = time.monotonic()
+        if now > self._free_until:
+            with translated_errors():
+                facts = os.statvfs(self._directory)
+            self._free_bytes = facts.f_bavail * facts.f_frsize
+            self._free_until = now + SPACE_CACHE_SECONDS
+        if self._free_bytes - wanted < self._reserve:
+            raise StagingFull(free_bytes=self._free_bytes, wanted=wanted, reserve=self._reserve)
+
+    def files(self) -> Iterator[tuple[str, float]]:
+        """Answer the name and modification time of every file. Blocks: run it in a thread."""
+        with translated_errors():
+            for shard in os.scandir(self._directory):
+                if shard.is_dir(follow_symlinks=False):
+                    for entry in os.scandir(shard.path):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+
+    async def _run(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **keywords))
+
+
+class LockedFile(StagingFile):
+    """A staging file that this process alone writes to; the kernel frees it if the process dies."""
+
+    def __init__(
+        self,
+        path: str,
+        fd: int,
+        size: int,
+        *,
+        writer: Writer,
+        durable: bool,
+        run: Runner,
+    ) -> None:
+        self.size = size
+        self._path = path
+        self._fd = fd
+        self._writer = writer
+        self._durable = durable
+        self._run = run
+
+    async def truncate(self, length: int) -> None:
+        if self.size < length:
+            # Filling the hole with zeros would hand the client's owner a file that nobody sent.
+            raise StagingDamaged(path=self._path, size=self.size, expected=length)
+        if self.size > length:
+            await self._call(os.ftruncate, self._fd, length)
+            self.size = length
+
+    async def write(
+        self,
+        chunks: Sequence[bytes | memoryview],
+        offset: int,
+        crc64nvme: int,
+        *,
+        sync: bool = False,
+        hasher: Hasher | None = None,
+    ) -> int:
+        return await self._call(self._write, chunks, offset, crc64nvme, sync, hasher)
+
+    def _write(
+        self, chunks: Sequence[bytes | memoryview], offset: int, crc64nvme: int, sync: bool, hasher: Hasher | None
+    ) -> int:
+        if chunks:
+            self._writer.write(self._fd, self._path, chunks, offset)
+        if sync and self._durable:
+            os.fdatasync(self._fd)
+        if hasher is not None:
+            for chunk in chunks:
+                hasher.update(chunk)
+        return _checksum(chunks, crc64nvme)
+
+    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
+        await self._call(self._feed, hasher, start, stop)
+
+    def _feed(self, hasher: Hasher, start: int, stop: int) -> None:
+        while start < stop:
+            data = os.pread(self._fd, min(READ_BYTES, stop - start), start)
+            if not data:
+                raise StagingDamaged(path=self._path, size=start, expected=stop)
+            hasher.update(data)
+            start += len(data)
+
+    async def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            # Closing does not wait for the disk: everything that must be durable was synced.
+            os.close(fd)
+
+    async def _call(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        def translated() -> _T:
+            with translated_errors():
+                return call(*arguments, **keywords)
+
+        return await self._run(translated)
+
+
+class Runner(Protocol):
+    """Runs a blocking call in a writer thread."""
+
+    async def __call__(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        """Answer what the call answered."""
+
+
+def _checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
+    for chunk in chunks:
+        running = crc64.update(chunk, running)
+    return running
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open_locked(path: str) -> tuple[int, int] | None:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        facts = os.fstat(fd)
+        if facts.st_nlink == 0:
+            # Removed between open and lock: what we hold is nobody's file any more.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, facts.st_size

@@ -1,0 +1,124 @@
+"""Copying staged segments into one new file, verified on the way and visible only when whole.
+
+The bytes are read into memory although the kernel could copy them by itself: they have to be
+compared with the checksum from the client's socket, and that needs the same read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tusd_py import crc64
+from tusd_py.errors import StagingDamaged
+from tusd_py.ports import ObjectSpec, Segment
+from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
+from tusd_py.stores.source import STEP_BYTES, RangeReader
+
+HOP_BYTES: Final = 64 * 2**20
+"""Copied by one call of `step`: between two, progress is told and a cancellation is heard."""
+
+
+def discard_leftovers(path: Path) -> None:
+    """Remove what a killed copy to this path left behind."""
+    shutil.rmtree(_workshop(path), ignore_errors=True)
+
+
+def _workshop(path: Path) -> Path:
+    # A directory of a known name holds the half-made file, so that leftovers are found without
+    # listing a directory of a hundred thousand objects. The file's own name is random: a worker
+    # that lost its lease fails to rename what its successor removed, and harms nothing.
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
+
+
+class FileCopy:
+    """One copy: `begin`, `step` until it answers True, `publish`; then `discard` in any case.
+
+    All methods block. They may be called from different threads, one after the other; `discard`
+    waits for a `step` that is still running.
+    """
+
+    def __init__(self, tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> None:
+        self._tree = tree
+        self._path = path
+        self._spec = spec
+        self._reader = RangeReader(segments, 0, spec.length)
+        self._half_made = _workshop(path) / secrets.token_hex(8)
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+        self._crc = crc64.EMPTY
+        self.copied = 0
+
+    def begin(self) -> None:
+        """Make the half-made file, after removing those of earlier tries."""
+        with self._lock:
+            discard_leftovers(self._path)
+            self._tree.forget(self._path)
+            self._tree.make_parents(self._path)
+            self._half_made.parent.mkdir(mode=0o700)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._descriptor = os.open(self._half_made, flags, 0o600)
+
+    def step(self) -> bool:
+        """Copy the next 64 MiB; answer whether all is copied and matches its checksum.
+
+        Raises:
+            StagingDamaged: a file is missing or short, or the bytes are not those of the client.
+        """
+        with self._lock:
+            if self._descriptor is None:  # discarded by a caller that was cancelled
+                return True
+            hop_end = min(self.copied + HOP_BYTES, self._spec.length)
+            buffer = memoryview(bytearray(min(STEP_BYTES, self._spec.length)))
+            while self.copied < hop_end:
+                chunk = buffer[: self._reader.read_into(buffer, self.copied)]
+                self._crc = crc64.update(chunk, self._crc)
+                _write_all(self._descriptor, chunk, self.copied)
+                self.copied += len(chunk)
+        if self.copied < self._spec.length:
+            return False
+        if self._spec.crc64nvme not in {None, self._crc}:
+            raise StagingDamaged(key=self._spec.key, expected=self._spec.crc64nvme, found=self._crc)
+        return True
+
+    def publish(self) -> None:
+        """Give the file its name. The caller syncs the directory above."""
+        with self._lock:
+            if self._descriptor is not None:
+                os.fsync(self._descriptor)
+                self._half_made.rename(self._path)
+
+    def discard(self) -> None:
+        """Close, and remove what was not published."""
+        with self._lock:
+            self._reader.close()
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
+                with contextlib.suppress(OSError):
+                    self._half_made.unlink(missing_ok=True)
+                    self._half_made.parent.rmdir()
+
+
+def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> None:
+    """Copy and publish in one call; the caller syncs the directory above."""
+    copy = FileCopy(tree, path, spec, segments)
+    try:
+        copy.begin()
+        while not copy.step():
+            pass
+        copy.publish()
+    finally:
+        copy.discard()
+
+
+def _write_all(descriptor: int, chunk: memoryview, offset: int) -> None:
+    while chunk:
+        written = os.pwrite(descriptor, chunk, offset)
+        chunk, offset = chunk[written:], offset + written

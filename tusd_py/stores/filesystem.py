@@ -1,0 +1,242 @@
+"""The destination on a disk: one file per object, its key being its path below the root.
+
+A staged file on the same file system is linked, which costs the same whatever its size and reads
+nothing; anything else is copied beside its place, verified on the way, synced and renamed. Nothing
+is reported as stored before the directory that names it is synced, and a file that is not ours is
+never replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar, TypeVarTuple
+
+from tusd_py.errors import (
+    PermanentStoreError,
+    StagingDamaged,
+    StagingMissing,
+    StorageError,
+    TransientStoreError,
+)
+from tusd_py.ports import (
+    BatchStore,
+    LocalObjects,
+    ObjectSpec,
+    ObjectStore,
+    Segment,
+    StoredObject,
+    TransferLedger,
+)
+from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_leftovers
+from tusd_py.stores.file_tree import FileTree, sync_path, translated
+from tusd_py.stores.source import checksum_range, nonempty, require_length
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+_TRIES: Final = 3
+"""Of linking into a directory that another process may prune at the same moment."""
+
+_NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
+"""Another disk, a file of another user, a file system without links: all of them can be copied."""
+
+
+class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
+    """Objects as files below `root`.
+
+    `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
+    before it counts as stored; otherwise its bytes are known to be on the disk already.
+    """
+
+    name = "filesystem"
+
+    def __init__(self, root: Path, *, sync_linked: bool = False, threads: int = 4) -> None:
+        self._tree = FileTree(root)
+        self._sync_linked = sync_linked
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="filesystem-store")
+
+    async def open(self) -> None:
+        await self._run(self._tree.open)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._executor.shutdown)
+
+    async def put(
+        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
+    ) -> StoredObject:
+        if not await self._run(self._put_linked, spec, segments):
+            await self._put_copied(spec, segments, ledger)
+        return StoredObject(spec.key, spec.length)
+
+    async def put_batch(
+        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
+    ) -> list[StoredObject | StorageError]:
+        return await self._run(self._put_batch, items)
+
+    async def stat(self, key: str) -> StoredObject | None:
+        return await self._run(self._stat, key)
+
+    async def remove(self, key: str) -> None:
+        await self._run(self._remove, key)
+
+    async def abort(self, key: str, multipart_id: str) -> None:
+        """Do nothing: files have no multipart uploads."""
+
+    async def probe(self) -> None:
+        await self._run(self._tree.probe)
+
+    def local_path(self, key: str) -> Path:
+        return self._tree.path(key)
+
+    async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+    async def _put_copied(
+        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
+    ) -> None:
+        copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
+        try:
+            with translated(spec.key):
+                await self._run(copy.begin)
+                while not await self._run(copy.step):
+                    await ledger.progress(copy.copied)
+                # Also a fence: a worker that lost its transfer stops before anything is visible.
+                await ledger.progress(copy.copied)
+                await self._run(copy.publish)
+                await self._run(sync_path, self._tree.path(spec.key).parent)
+        finally:
+            # Not awaited, since this may be a cancellation; it waits for a running step by itself.
+            self._executor.submit(copy.discard)
+
+    # --- from here on in threads ---------------------------------------------------------------
+
+    def _put_linked(self, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
+        """Store without copying; answer False where that cannot be done."""
+        with translated(spec.key):
+            path = self._tree.path(spec.key)
+            if not self._in_place(path, spec, segments):
+                return False
+            sync_path(path.parent)
+            return True
+
+    def _put_batch(
+        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
+    ) -> list[StoredObject | StorageError]:
+        results: list[StoredObject | StorageError] = []
+        unsynced: dict[Path, list[int]] = {}
+        for index, (spec, segments) in enumerate(items):
+            try:
+                unsynced.setdefault(self._put_unsynced(spec, segments).parent, []).append(index)
+                results.append(StoredObject(spec.key, spec.length))
+            except StorageError as error:
+                results.append(error)
+        # One sync names all new objects of a directory: it is what dominates small uploads.
+        for directory, indexes in unsynced.items():
+            try:
+                with translated(str(directory)):
+                    sync_path(directory)
+            except StorageError as error:
+                for index in indexes:
+                    results[index] = error
+        return results
+
+    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment]) -> Path:
+        with translated(spec.key):
+            path = self._tree.path(spec.key)
+            if not self._in_place(path, spec, segments):
+                copy_at_once(self._tree, path, spec, nonempty(segments))
+            return path
+
+    def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
+        """Answer whether the object is in its place, linked there now or by an earlier try."""
+        require_length(spec, segments)
+        pieces = nonempty(segments)
+        for _ in range(_TRIES):
+            if _is_there(path, spec, pieces):
+                break
+            try:
+                if len(pieces) != 1 or not self._link(path, pieces[0]):
+                    return False
+                break
+            except FileExistsError:
+                continue  # by another worker, or not ours: the next look tells
+            except FileNotFoundError:
+                self._tree.forget(path)  # pruned under our hands
+        else:
+            raise TransientStoreError("The store's directory does not stay.", key=spec.key)
+        if self._sync_linked:
+            sync_path(path)
+        return True
+
+    def _link(self, path: Path, segment: Segment) -> bool:
+        try:
+            staged = segment.path.stat()
+        except FileNotFoundError as error:
+            raise StagingMissing(path=str(segment.path)) from error
+        if staged.st_size < segment.length:
+            raise StagingDamaged(path=str(segment.path), ends_at=staged.st_size)
+        if staged.st_size > segment.length:
+            return False
+        self._tree.make_parents(path)
+        try:
+            path.hardlink_to(segment.path)
+        except OSError as error:
+            if error.errno in _NOT_LINKABLE:
+                return False
+            raise
+        return True
+
+    def _stat(self, key: str) -> StoredObject | None:
+        with translated(key):
+            try:
+                found = self._tree.path(key).stat()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return StoredObject(key, found.st_size) if stat.S_ISREG(found.st_mode) else None
+
+    def _remove(self, key: str) -> None:
+        path = self._tree.path(key)
+        with translated(key):
+            discard_leftovers(path)
+            try:
+                path.unlink()
+                # The name must not come back with a power cut: nobody would look for it again.
+                sync_path(path.parent)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            self._tree.prune(path)
+
+
+def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
+    """Answer whether the file holds this very object already.
+
+    Raises:
+        PermanentStoreError: there is something else in its place.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or found.st_size != spec.length:
+        raise PermanentStoreError("Something else has this key.", key=spec.key, length=found.st_size)
+    if len(segments) == 1 and _is_same_file(found, segments[0].path):
+        return True
+    expected = spec.crc64nvme
+    if expected is None:
+        expected = checksum_range(segments, 0, spec.length).crc64nvme
+    if checksum_range([Segment(path, spec.length)], 0, spec.length).crc64nvme != expected:
+        raise PermanentStoreError("Something else has this key.", key=spec.key, length=found.st_size)
+    return True
+
+
+def _is_same_file(found: os.stat_result, path: Path) -> bool:
+    try:
+        return os.path.samestat(found, path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,230 @@
+"""The destination in S3, or in something that speaks its protocol.
+
+An upload has one key for ever, and the object carries our id. Every try therefore starts with a
+look at the store: what is there already is recognised and not sent again, and what is somebody
+else's is not replaced. Small objects go in one request, larger ones in parts (`s3_multipart`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from enum import Enum, auto
+from typing import Final
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
+from tusd_py.ports import ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
+from tusd_py.stores.part_plan import PartPlan, plan_parts
+from tusd_py.stores.s3_client import Bucket, Head
+from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
+from tusd_py.stores.s3_multipart import Learner, MultipartTransfer, Source
+from tusd_py.stores.s3_object import (
+    Features,
+    if_absent,
+    matches,
+    object_parameters,
+    plain_md5,
+    sum_parameters,
+)
+from tusd_py.stores.source import RangeSums, nonempty, require_length
+
+_READ_THREADS: Final = 8
+"""They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
+
+
+class _Standing(Enum):
+    """What lies under an upload's key."""
+
+    ABSENT = auto()
+    COMPLETE = auto()
+    DAMAGED = auto()
+    """It carries our id, but not our bytes."""
+    FOREIGN = auto()
+
+
+class S3Store(ObjectStore, Presigner):
+    """Objects in one bucket."""
+
+    name = "s3"
+
+    def __init__(self, config: S3StoreConfig) -> None:
+        self._config = config
+        self._prefix = f"{config.location.strip('/')}/" if config.location.strip("/") else ""
+        self._bucket = Bucket(config)
+        self._learner = Learner(Features.at_start(config))
+        self._executor = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="s3-store")
+
+    async def open(self) -> None:
+        await self._bucket.open()
+
+    async def close(self) -> None:
+        await self._bucket.close()
+        await asyncio.to_thread(self._executor.shutdown)
+
+    async def put(
+        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
+    ) -> StoredObject:
+        require_length(spec, segments)
+        key = self._prefix + spec.key
+        source = Source(nonempty(segments), self._executor)
+        head = await self._bucket.head(key)
+        standing = await self._standing(head, spec, source)
+        if standing is not _Standing.COMPLETE or head is None:
+            if standing is _Standing.FOREIGN and not self._config.file_overwrite:
+                raise _occupied(spec)
+            head = await self._send(spec, source, ledger, replace=standing is not _Standing.ABSENT)
+        else:
+            await self._drop_recorded(key, ledger)
+        return _stored(spec.key, head)
+
+    async def stat(self, key: str) -> StoredObject | None:
+        head = await self._bucket.head(self._prefix + key)
+        return _stored(key, head) if head else None
+
+    async def remove(self, key: str) -> None:
+        await self._bucket.delete(self._prefix + key)
+
+    async def abort(self, key: str, multipart_id: str) -> None:
+        await self._bucket.abort_multipart(self._prefix + key, multipart_id)
+
+    async def probe(self) -> None:
+        await self._bucket.probe()
+
+    async def presign(
+        self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int
+    ) -> str:
+        # Always both: some stores forget the type of an object, and none knows the disposition.
+        parameters = {
+            "ResponseContentType": content_type,
+            "ResponseContentDisposition": content_disposition,
+        }
+        return await self._bucket.presign_get(self._prefix + key, parameters, expires_seconds)
+
+    # --- what is there -------------------------------------------------------------------------
+
+    async def _standing(self, head: Head | None, spec: ObjectSpec, source: Source) -> _Standing:
+        """Tell whose object lies under the key, reading the staged bytes only if it must."""
+        if head is None:
+            return _Standing.ABSENT
+        if head.upload_id == spec.upload_id:
+            return _Standing.COMPLETE if matches(head, spec) else _Standing.DAMAGED
+        if head.upload_id is not None or head.length != spec.length:
+            return _Standing.FOREIGN
+        # No id at all: rclone forgets metadata when it is restarted. Equal bytes are ours all the
+        # same; equal lengths alone would be too little to delete the staged copy for.
+        if head.crc64nvme is not None and spec.crc64nvme is not None:
+            same = head.crc64nvme == spec.crc64nvme
+        elif (md5 := plain_md5(head.etag)) is not None:
+            same = md5 == (await source.sums(0, spec.length, md5=True, sha256=False)).md5
+        else:
+            same = False
+        return _Standing.COMPLETE if same else _Standing.FOREIGN
+
+    async def _confirm(self, spec: ObjectSpec) -> Head:
+        """Look at what was just sent; its length and, if the store tells, its checksum must be ours."""
+        head = await self._bucket.head(self._prefix + spec.key)
+        if head is None or not matches(head, spec) or head.upload_id not in {None, spec.upload_id}:
+            raise TransientStoreError("The store does not hold what was sent.", key=spec.key, found=head)
+        return head
+
+    # --- sending -------------------------------------------------------------------------------
+
+    async def _send(self, spec: ObjectSpec, source: Source, ledger: TransferLedger, *, replace: bool) -> Head:
+        key, config = self._prefix + spec.key, self._config
+        plan = plan_parts(
+            spec.length,
+            threshold=config.multipart_threshold,
+            part_size=config.part_size,
+            max_parts=config.max_parts,
+        )
+        try:
+            if plan.single:
+                await self._drop_recorded(key, ledger)
+                await self._put_at_once(spec, source, replace=replace)
+            else:
+                await self._put_in_parts(spec, source, plan, ledger, replace=replace)
+        except StorageError as error:
+            # Both may be the answer to a repetition of a call whose first reply was lost.
+            if code_of(error) not in {PRECONDITION_FAILED, NO_SUCH_UPLOAD}:
+                raise
+            return await self._accept_standing(spec, source, ledger, error)
+        return await self._confirm(spec)
+
+    async def _accept_standing(
+        self, spec: ObjectSpec, source: Source, ledger: TransferLedger, error: StorageError
+    ) -> Head:
+        key = self._prefix + spec.key
+        head = await self._bucket.head(key)
+        standing = await self._standing(head, spec, source)
+        if head is not None and standing is _Standing.COMPLETE:
+            await self._drop_recorded(key, ledger)
+            return head
+        if standing is _Standing.FOREIGN and code_of(error) == PRECONDITION_FAILED:
+            await self._drop_recorded(key, ledger)
+            raise _occupied(spec) from error
+        if code_of(error) == PRECONDITION_FAILED:  # whatever was in the way has gone meanwhile
+            raise TransientStoreError(key=spec.key) from error
+        raise error
+
+    async def _put_at_once(self, spec: ObjectSpec, source: Source, *, replace: bool) -> None:
+        features = self._learner.features
+        sums = await source.sums(0, spec.length, md5=features.sends_md5, sha256=features.sends_sha256)
+        if spec.crc64nvme not in {None, sums.crc64nvme}:
+            raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=sums.crc64nvme)
+
+        async def send(features: Features) -> bool:
+            return await self._put_object(spec, source, sums, features, replace=replace)
+
+        returned = await self._learner.first_accepted(send)
+        if returned or self._learner.features.crc64nvme is not None:
+            self._learner.learn(verifies_crc64nvme=returned)
+            return
+        # ministack verifies the checksum of a PUT, but shows it only to those who look.
+        head = await self._bucket.head(self._prefix + spec.key)
+        self._learner.learn(verifies_crc64nvme=head is not None and head.full_object)
+
+    async def _put_object(
+        self, spec: ObjectSpec, source: Source, sums: RangeSums, features: Features, *, replace: bool
+    ) -> bool:
+        body = source.body(0, spec.length)
+        parameters = {
+            **object_parameters(self._config, spec),
+            **sum_parameters(sums, crc64nvme=features.sends_crc64nvme),
+            **({} if replace else if_absent(features)),
+        }
+        try:
+            return await self._bucket.put(self._prefix + spec.key, body, parameters)
+        finally:
+            body.close()
+
+    async def _put_in_parts(
+        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger, *, replace: bool
+    ) -> None:
+        transfer = MultipartTransfer(
+            self._bucket,
+            self._learner,
+            key=self._prefix + spec.key,
+            spec=spec,
+            source=source,
+            plan=plan,
+            ledger=ledger,
+            concurrency=self._config.part_concurrency,
+        )
+        await transfer.run(object_parameters(self._config, spec), replace=replace)
+
+    async def _drop_recorded(self, key: str, ledger: TransferLedger) -> None:
+        """Abort a multipart upload that an earlier try began and that is not needed any more."""
+        multipart_id = await ledger.multipart_id()
+        if multipart_id is not None:
+            await self._bucket.abort_multipart(key, multipart_id)
+            await ledger.record_multipart(None)
+
+
+def _stored(key: str, head: Head) -> StoredObject:
+    return StoredObject(key, head.length, head.etag, head.version_id, head.crc64nvme, head.upload_id)
+
+
+def _occupied(spec: ObjectSpec) -> PermanentStoreError:
+    return PermanentStoreError("Another object has the upload's key.", key=spec.key)

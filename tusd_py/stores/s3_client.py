@@ -1,0 +1,302 @@
+"""The calls we make to one bucket: aiobotocore behind it, our own types and errors in front.
+
+This module and `s3_errors` are the only ones that know botocore. There is no policy here: what is
+sent when, and what an answer means, is decided by the callers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+
+from tusd_py import crc64
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import StorageError, TransientStoreError
+from tusd_py.ports import PartRecord
+from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
+from tusd_py.stores.source import RangeBody
+
+Parameters = Mapping[str, Any]
+
+UPLOAD_ID_KEY: Final = "tusd-upload-id"
+"""The metadata under which an object carries our own id."""
+
+_FULL_OBJECT: Final = "FULL_OBJECT"
+_CRC64NVME: Final = "CRC64NVME"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What HeadObject says. `crc64nvme` is that of the whole object, never a composite."""
+
+    length: int
+    etag: str
+    version_id: str | None
+    upload_id: str | None
+    crc64nvme: int | None
+    full_object: bool
+    """The server says itself that the checksum covers the whole object: it knows what that is."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedPart:
+    """A part as ListParts shows it."""
+
+    length: int
+    etag: str
+    crc64nvme: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MultipartInfo:
+    """A multipart upload as the server describes it, and the parts that it has."""
+
+    multipart_id: str
+    crc64nvme: bool
+    """It was begun with CRC64NVME, so its parts may carry that checksum."""
+    full_object: bool
+    """It accepts the checksum of the whole object at the end."""
+    parts: Mapping[int, ListedPart] = field(default_factory=dict)
+
+
+class Bucket:
+    """One bucket. `open` before use; every method raises Transient- or PermanentStoreError."""
+
+    def __init__(self, config: S3StoreConfig) -> None:
+        self._config = config
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._presigner: Any = None
+
+    async def open(self) -> None:
+        """Make the clients. Nothing is sent, so that a store that is away does not stop a start."""
+        endpoint, public = self._config.endpoint_url, self._config.public_endpoint_url
+        with translated("open"):
+            session = AioSession(profile=self._config.profile)
+            self._client = await self._enter_client(session, endpoint)
+            # The host is signed: a URL for browsers needs the name by which they reach the store.
+            self._presigner = await self._enter_client(session, public) if public else self._client
+
+    async def _enter_client(self, session: AioSession, endpoint: str | None) -> Any:
+        config = self._config
+        return await self._stack.enter_async_context(
+            session.create_client(
+                "s3",
+                region_name=config.region,
+                endpoint_url=endpoint,
+                aws_access_key_id=config.access_key and config.access_key.get_secret_value(),
+                aws_secret_access_key=config.secret_key and config.secret_key.get_secret_value(),
+                aws_session_token=config.session_token and config.session_token.get_secret_value(),
+                verify=config.verify_tls if isinstance(config.verify_tls, bool) else str(config.verify_tls),
+                config=_client_config(config, endpoint),
+            )
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._stack.aclose()
+
+    async def probe(self) -> None:
+        """Ask for the bucket."""
+        with translated("HeadBucket"):
+            await self._client.head_bucket(Bucket=self._config.bucket)
+
+    async def head(self, key: str) -> Head | None:
+        """Answer what lies under the key, None if nothing."""
+        checksum = {} if self._config.checksum == "none" else {"ChecksumMode": "ENABLED"}
+        try:
+            with translated("HeadObject", key=key):
+                answer = await self._client.head_object(Bucket=self._config.bucket, Key=key, **checksum)
+        except StorageError as error:
+            if code_of(error) in NOT_FOUND:
+                return None
+            raise
+        full_object = answer.get("ChecksumType") == _FULL_OBJECT
+        composite = answer.get("ChecksumType") not in {None, _FULL_OBJECT}
+        return Head(
+            length=answer["ContentLength"],
+            etag=answer.get("ETag", ""),
+            version_id=answer.get("VersionId"),
+            upload_id=answer.get("Metadata", {}).get(UPLOAD_ID_KEY),
+            crc64nvme=None if composite else _crc(answer),
+            full_object=full_object,
+        )
+
+    async def put(self, key: str, body: RangeBody, parameters: Parameters) -> bool:
+        """Send an object in one request; answer whether the server returned our checksum."""
+        # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.
+        sent = body if len(body) else b""
+        with _body_failures(body), translated("PutObject", key=key):
+            answer = await self._client.put_object(
+                Bucket=self._config.bucket, Key=key, Body=sent, **parameters
+            )
+        return _crc(answer) is not None
+
+    async def create_multipart(self, key: str, parameters: Parameters) -> MultipartInfo:
+        """Begin a multipart upload."""
+        with translated("CreateMultipartUpload", key=key):
+            answer = await self._client.create_multipart_upload(
+                Bucket=self._config.bucket, Key=key, **parameters
+            )
+        return MultipartInfo(answer["UploadId"], *_multipart_checksum(answer))
+
+    async def upload_part(
+        self, key: str, multipart_id: str, number: int, body: RangeBody, parameters: Parameters
+    ) -> tuple[str, bool]:
+        """Send a part; answer its ETag and whether the server returned our checksum."""
+        with _body_failures(body), translated("UploadPart", key=key, part=number):
+            answer = await self._client.upload_part(
+                Bucket=self._config.bucket,
+                Key=key,
+                UploadId=multipart_id,
+                PartNumber=number,
+                Body=body,
+                **parameters,
+            )
+        return answer["ETag"], _crc(answer) is not None
+
+    async def list_parts(self, key: str, multipart_id: str) -> MultipartInfo | None:
+        """Answer a multipart upload with all its parts, None if there is no such upload."""
+        parts: dict[int, ListedPart] = {}
+        answer: Mapping[str, Any] = {}
+        more = True
+        while more:
+            try:
+                with translated("ListParts", key=key):
+                    answer = await self._client.list_parts(
+                        Bucket=self._config.bucket,
+                        Key=key,
+                        UploadId=multipart_id,
+                        PartNumberMarker=max(parts, default=0),
+                    )
+            except StorageError as error:
+                if code_of(error) == NO_SUCH_UPLOAD:
+                    return None
+                raise
+            # The marker comes from the parts: rclone's NextPartNumberMarker skips some of them.
+            page = {part["PartNumber"]: _listed(part) for part in answer.get("Parts", ())}
+            more = bool(answer.get("IsTruncated")) and not page.keys() <= parts.keys()
+            parts |= page
+        begun, full_object = _multipart_checksum(answer)
+        # moto and ministack do not repeat here what the upload was begun with; the parts may tell.
+        begun = begun or any(part.crc64nvme is not None for part in parts.values())
+        return MultipartInfo(multipart_id, begun, full_object, parts)
+
+    async def complete_multipart(
+        self,
+        key: str,
+        multipart_id: str,
+        parts: Sequence[tuple[PartRecord, Mapping[str, str]]],
+        parameters: Parameters,
+    ) -> None:
+        """Make one object of the parts, each given with its checksums as S3 names them."""
+        listed = [{"PartNumber": part.number, "ETag": part.etag, **sums} for part, sums in parts]
+        with translated("CompleteMultipartUpload", key=key):
+            await self._client.complete_multipart_upload(
+                Bucket=self._config.bucket,
+                Key=key,
+                UploadId=multipart_id,
+                MultipartUpload={"Parts": listed},
+                **parameters,
+            )
+
+    async def abort_multipart(self, key: str, multipart_id: str) -> None:
+        """Drop a multipart upload; nothing there is success."""
+        try:
+            with translated("AbortMultipartUpload", key=key):
+                await self._client.abort_multipart_upload(
+                    Bucket=self._config.bucket, Key=key, UploadId=multipart_id
+                )
+        except StorageError as error:
+            if code_of(error) != NO_SUCH_UPLOAD:
+                raise
+
+    async def multiparts(self, key: str) -> AsyncIterator[str]:
+        """Answer the ids of the unfinished multipart uploads of exactly this key."""
+        markers: dict[str, str] = {}
+        while True:
+            with translated("ListMultipartUploads", key=key):
+                answer = await self._client.list_multipart_uploads(
+                    Bucket=self._config.bucket, Prefix=key, **markers
+                )
+            for upload in answer.get("Uploads", ()):
+                if upload["Key"] == key:
+                    yield upload["UploadId"]
+            # Our key sorts before all longer ones with this prefix: nothing of it follows those.
+            if not answer.get("IsTruncated") or answer.get("NextKeyMarker", "") != key:
+                return
+            markers = {"KeyMarker": key, "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    async def delete(self, key: str) -> None:
+        """Remove an object; nothing there is success."""
+        try:
+            with translated("DeleteObject", key=key):
+                await self._client.delete_object(Bucket=self._config.bucket, Key=key)
+        except StorageError as error:
+            if code_of(error) not in NOT_FOUND:
+                raise
+
+    async def presign_get(self, key: str, parameters: Parameters, expires_seconds: int) -> str:
+        """Answer a signed URL for GET. Sends nothing, and takes about 0.1 ms."""
+        with translated("presign", key=key):
+            url: str = await self._presigner.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self._config.bucket, "Key": key, **parameters},
+                ExpiresIn=expires_seconds,
+            )
+        return url
+
+
+class _body_failures:  # noqa: N801 - used as a function
+    """Raise what went wrong with the staged bytes instead of the lost connection it looks like."""
+
+    def __init__(self, body: RangeBody) -> None:
+        self._body = body
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if self._body.failure and isinstance(error, TransientStoreError):
+            raise self._body.failure from error
+
+
+def _client_config(config: S3StoreConfig, endpoint: str | None) -> AioConfig:
+    style = config.addressing_style or ("path" if endpoint else "virtual")
+    return AioConfig(
+        # Left to itself, botocore still signs URLs for some endpoints with version 2.
+        signature_version="s3v4",
+        # Bodies are not signed, which would hash them on the event loop: they are covered by
+        # checksums whose headers are signed.
+        s3={"addressing_style": style, "payload_signing_enabled": False},
+        # For the same reason botocore is not to add checksums of its own; and servers other than
+        # AWS do not all know the trailers in which it would send them.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        connect_timeout=config.client.connect_timeout,
+        read_timeout=config.client.read_timeout,
+        max_pool_connections=config.client.max_pool_connections,
+        retries={"mode": "standard", "total_max_attempts": config.client.max_attempts},
+    )
+
+
+def _multipart_checksum(answer: Mapping[str, Any]) -> tuple[bool, bool]:
+    begun = answer.get("ChecksumAlgorithm") == _CRC64NVME
+    return begun, begun and answer.get("ChecksumType") == _FULL_OBJECT
+
+
+def _crc(answer: Mapping[str, Any]) -> int | None:
+    try:
+        return crc64.from_base64(answer["ChecksumCRC64NVME"])
+    except (KeyError, ValueError):  # absent, or a composite such as "…-3"
+        return None
+
+
+def _listed(part: Mapping[str, Any]) -> ListedPart:
+    return ListedPart(part["Size"], part["ETag"], _crc(part), part.get("ChecksumSHA256"))

@@ -1,0 +1,138 @@
+"""What S3 and its driver say when something goes wrong, sorted by whether a retry may help.
+
+Only codes on the list are permanent. Everything unknown is transient: an upload that is tried again
+in vain is given up after `transfer.max_retries`, while one that was given up for nothing is lost
+time for somebody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    InvalidConfigError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    UnknownSignatureVersionError,
+)
+from botocore.parsers import ResponseParserError
+
+from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
+
+NOT_FOUND: Final = frozenset({"404", "NoSuchKey", "NotFound"})
+NO_SUCH_UPLOAD: Final = "NoSuchUpload"
+PRECONDITION_FAILED: Final = "PreconditionFailed"
+
+UNSUPPORTED: Final = frozenset(
+    {
+        "InvalidArgument",
+        "InvalidRequest",
+        "MalformedXML",
+        "NotImplemented",
+        "UnexpectedContent",
+        "UnsupportedArgument",
+        "XNotImplemented",
+    }
+)
+"""How servers refuse a header or element that they do not know. The caller may ask again without."""
+
+UNUSABLE_PARTS: Final = frozenset(
+    {"BadDigest", "ConditionalRequestConflict", "InvalidPart", "InvalidPartOrder", NO_SUCH_UPLOAD}
+)
+"""Answers to CompleteMultipartUpload after which only a new multipart upload can succeed."""
+
+PERMANENT: Final = UNSUPPORTED | frozenset(
+    {
+        "301",
+        "403",
+        "AccessControlListNotSupported",
+        "AccessDenied",
+        "AccountProblem",
+        "AllAccessDisabled",
+        "AuthorizationHeaderMalformed",
+        "EntityTooLarge",
+        "EntityTooSmall",
+        "Forbidden",
+        "InvalidAccessKeyId",
+        "InvalidBucketName",
+        "InvalidEncryptionAlgorithmError",
+        "InvalidObjectName",
+        "InvalidSecurity",
+        "InvalidStorageClass",
+        "InvalidToken",
+        "KMS.DisabledException",
+        "KMS.InvalidKeyUsageException",
+        "KMS.KMSInvalidStateException",
+        "KMS.NotFoundException",
+        "KeyTooLongError",
+        "MetadataTooLarge",
+        "MethodNotAllowed",
+        "NoSuchBucket",
+        "NotSignedUp",
+        "PermanentRedirect",
+        PRECONDITION_FAILED,
+        "SignatureDoesNotMatch",
+        "UnauthorizedAccess",
+    }
+)
+
+_MOST_SKEW_SECONDS: Final = 300
+"""S3 refuses signatures that are 15 minutes off; a difference of 5 explains a refusal without a code."""
+
+
+def code_of(error: StorageError) -> str | None:
+    """Answer the store's own code of an error that `translated` raised, None if there is none."""
+    code = error.context.get("code")
+    return code if isinstance(code, str) else None
+
+
+def sort_answer(response: Mapping[str, Any], operation: str, *, now: datetime) -> StorageError:
+    """Answer our error for an error answer of S3, as botocore parsed it."""
+    error = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    status = metadata.get("HTTPStatusCode")
+    code = str(error.get("Code") or status)
+    permanent = code in PERMANENT and not (code in {"403", "Forbidden"} and _is_skewed(metadata, now))
+    kind = PermanentStoreError if permanent else TransientStoreError
+    return kind(operation=operation, code=code, status=status, reason=error.get("Message"))
+
+
+def _is_skewed(metadata: Mapping[str, Any], now: datetime) -> bool:
+    # A HEAD is answered without a body, hence without RequestTimeTooSkewed: the clocks have to tell.
+    try:
+        server = parsedate_to_datetime(metadata["HTTPHeaders"]["date"])
+    except (KeyError, ValueError):
+        return False
+    if server.tzinfo is None:
+        server = server.replace(tzinfo=UTC)
+    return abs((server - now).total_seconds()) > _MOST_SKEW_SECONDS
+
+
+@contextlib.contextmanager
+def translated(operation: str, **context: Any) -> Iterator[None]:
+    """Raise whatever the driver raises as `TransientStoreError` or `PermanentStoreError`."""
+    try:
+        yield
+    except ClientError as error:
+        ours = sort_answer(error.response, operation, now=datetime.now(UTC))
+        ours.context.update(context)
+        raise ours from error
+    except (
+        InvalidConfigError,
+        ParamValidationError,
+        PartialCredentialsError,
+        ProfileNotFound,
+        UnknownSignatureVersionError,
+    ) as error:
+        raise PermanentStoreError(operation=operation, reason=str(error), **context) from error
+    except (BotoCoreError, ResponseParserError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TransientStoreError(operation=operation, reason=reason, **context) from error

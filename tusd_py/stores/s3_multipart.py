@@ -1,0 +1,306 @@
+"""One object sent in parts, so that a killed worker's successor continues where it stopped.
+
+The order that makes it safe: the multipart id is recorded before a part is sent, a part is recorded
+once the store acknowledged it, and the object is completed only when the checksums of all parts
+combine to the one from the client's socket. On a later try the ledger and the store are compared;
+only what both know counts as sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tusd_py import crc64
+from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
+from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.stores.part_plan import Part, PartPlan
+from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
+from tusd_py.stores.s3_errors import UNSUPPORTED, UNUSABLE_PARTS, code_of
+from tusd_py.stores.s3_object import Features, if_absent, plain_md5, sum_parameters
+from tusd_py.stores.source import RangeBody, RangeSums, checksum_range
+
+T = TypeVar("T")
+
+
+class Learner:
+    """What this process knows of its store; shared by all its transfers."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+
+    async def first_accepted(self, call: Callable[[Features], Awaitable[T]]) -> T:
+        """Make a call, without what the store refuses, and remember what that was.
+
+        Raises:
+            StorageError: as `call` raises it, once there is nothing left to leave out.
+        """
+        variants = list(self.features.variants())
+        for features in variants:
+            try:
+                answer = await call(features)
+            except PermanentStoreError as error:
+                if features is variants[-1] or code_of(error) not in UNSUPPORTED:
+                    raise
+            else:
+                if features is not variants[0]:
+                    self.features = features
+                return answer
+        raise AssertionError("there is always a variant")
+
+    def learn(self, *, verifies_crc64nvme: bool) -> None:
+        """Take note of whether the store returned our checksum."""
+        self.features = self.features.learnt(verifies_crc64nvme=verifies_crc64nvme)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the bytes come from, and the threads that read them."""
+
+    segments: Sequence[Segment]
+    executor: Executor
+
+    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+        """Read a range in a thread and answer its checksums."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self.executor,
+            lambda: checksum_range(self.segments, start, length, md5=md5, sha256=sha256),
+        )
+
+    def body(self, start: int, length: int) -> RangeBody:
+        """Answer a range as the body of a request; the caller closes it."""
+        return RangeBody(self.segments, start, length, self.executor)
+
+
+class MultipartTransfer:
+    """One try of one object; `run` and forget it."""
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        learner: Learner,
+        *,
+        key: str,
+        spec: ObjectSpec,
+        source: Source,
+        plan: PartPlan,
+        ledger: TransferLedger,
+        concurrency: int,
+    ) -> None:
+        self._bucket = bucket
+        self._learner = learner
+        self._key = key
+        self._spec = spec
+        self._source = source
+        self._plan = plan
+        self._ledger = ledger
+        self._concurrency = concurrency
+        self._done: dict[int, PartRecord] = {}
+        self._sums: dict[int, Mapping[str, str]] = {}
+        """The checksums of done parts as S3 names them, for CompleteMultipartUpload."""
+
+    async def run(self, parameters: Parameters, *, replace: bool) -> None:
+        """Bring the object into the store; `replace` allows that another one is there.
+
+        Raises:
+            StagingDamaged: the staged bytes are not those of the client. Nothing is left behind.
+            StorageError: the store refused or is away; what it holds is kept for the next try.
+        """
+        upload = await self._resume() or await self._begin(parameters)
+        try:
+            await self._send_missing(upload)
+            self._verify()
+        except StagingDamaged:
+            await self.discard(upload.multipart_id)
+            raise
+        # Also a fence: a worker that lost its transfer stops before the object becomes visible.
+        await self._ledger.progress(self._spec.length)
+        await self._complete(upload, replace=replace)
+
+    async def discard(self, multipart_id: str) -> None:
+        """Drop the multipart upload at the store, then in the ledger."""
+        await self._bucket.abort_multipart(self._key, multipart_id)
+        await self._ledger.record_multipart(None)
+
+    # --- beginning, or going on ----------------------------------------------------------------
+
+    async def _resume(self) -> MultipartInfo | None:
+        multipart_id = await self._ledger.multipart_id()
+        if multipart_id is None:
+            return None
+        recorded = await self._ledger.parts()
+        upload = await self._bucket.list_parts(self._key, multipart_id)
+        if upload is None:
+            await self._ledger.record_multipart(None)
+            return None
+        if not self._follows_plan(upload):  # the configured sizes have changed since
+            await self.discard(multipart_id)
+            return None
+        for record in recorded:
+            self._recall(record, upload.parts.get(record.number))
+        return upload
+
+    def _follows_plan(self, upload: MultipartInfo) -> bool:
+        return all(
+            1 <= number <= self._plan.count and part.length == self._plan.part(number).length
+            for number, part in upload.parts.items()
+        )
+
+    def _recall(self, record: PartRecord, listed: ListedPart | None) -> None:
+        """Count a recorded part as done if the store still has the very same."""
+        sha256 = self._learner.features.sends_sha256
+        if (
+            listed is None
+            or record.crc64nvme is None
+            or (listed.etag, listed.length) != (record.etag, record.length)
+            or listed.crc64nvme not in {None, record.crc64nvme}
+            or (sha256 and listed.sha256 is None)
+        ):
+            return
+        self._done[record.number] = record
+        self._sums[record.number] = _listed_sums(listed)
+
+    async def _begin(self, parameters: Parameters) -> MultipartInfo:
+        await self._abort_strays()
+        upload = await self._learner.first_accepted(
+            lambda features: self._bucket.create_multipart(self._key, {**parameters, **_algorithm(features)})
+        )
+        try:
+            await self._ledger.record_multipart(upload.multipart_id)
+        except StorageError:
+            # Nobody else knows of it, so nobody else could ever abort it.
+            await self._bucket.abort_multipart(self._key, upload.multipart_id)
+            raise
+        if not upload.crc64nvme:
+            self._learner.learn(verifies_crc64nvme=False)
+        return upload
+
+    async def _abort_strays(self) -> None:
+        """Abort what a worker began and could not record before it was killed.
+
+        The key is this upload's own, so whatever is unfinished under it is ours.
+        """
+        try:
+            async for multipart_id in self._bucket.multiparts(self._key):
+                await self._bucket.abort_multipart(self._key, multipart_id)
+        except PermanentStoreError:
+            return  # not allowed, or not known to this store: no reason not to store the object
+
+    # --- parts ---------------------------------------------------------------------------------
+
+    async def _send_missing(self, upload: MultipartInfo) -> None:
+        missing = (part for part in self._plan.parts() if part.number not in self._done)
+        count = min(self._concurrency, self._plan.count - len(self._done))
+
+        async def send_next() -> None:
+            # Shared by all senders, so that parts go out in order: rclone holds others back.
+            for part in missing:
+                await self._send(upload, part)
+
+        await _all_or_none([send_next() for _ in range(count)])
+
+    async def _send(self, upload: MultipartInfo, part: Part) -> None:
+        features = self._learner.features
+        listed = upload.parts.get(part.number)
+        # An acknowledged part that was not recorded can be recognised by its MD5, if by nothing else.
+        md5 = features.sends_md5 or (listed is not None and listed.crc64nvme is None)
+        sums = await self._source.sums(part.start, part.length, md5=md5, sha256=features.sends_sha256)
+        if listed is not None and _is_same(listed, sums, sha256=features.sends_sha256):
+            etag, named = listed.etag, _listed_sums(listed)
+        else:
+            named = sum_parameters(sums, crc64nvme=upload.crc64nvme or features.setting == "crc64nvme")
+            etag = await self._upload(upload, part, named)
+        record = PartRecord(part.number, part.length, etag, sums.crc64nvme)
+        await self._ledger.record_part(record)
+        self._done[part.number] = record
+        self._sums[part.number] = {name: value for name, value in named.items() if name != "ContentMD5"}
+        await self._ledger.progress(sum(done.length for done in self._done.values()))
+
+    async def _upload(self, upload: MultipartInfo, part: Part, parameters: Parameters) -> str:
+        body = self._source.body(part.start, part.length)
+        try:
+            etag, returned = await self._bucket.upload_part(
+                self._key, upload.multipart_id, part.number, body, parameters
+            )
+        finally:
+            body.close()
+        if "ChecksumCRC64NVME" in parameters:
+            self._learner.learn(verifies_crc64nvme=returned)
+        return etag
+
+    def _verify(self) -> None:
+        crc = crc64.EMPTY
+        for part in self._plan.parts():
+            record = self._done[part.number]
+            assert record.crc64nvme is not None  # _recall and _send see to that
+            crc = crc64.combine(crc, record.crc64nvme, record.length)
+        if self._spec.crc64nvme not in {None, crc}:
+            raise StagingDamaged(key=self._spec.key, expected=self._spec.crc64nvme, found=crc)
+        self._crc = crc
+
+    # --- the end -------------------------------------------------------------------------------
+
+    async def _complete(self, upload: MultipartInfo, *, replace: bool) -> None:
+        parts = [(record, self._sums[number]) for number, record in sorted(self._done.items())]
+        whole: dict[str, Any] = {}
+        if upload.full_object:
+            whole = {
+                "ChecksumType": "FULL_OBJECT",
+                "ChecksumCRC64NVME": crc64.to_base64(self._crc),
+                "MpuObjectSize": self._spec.length,
+            }
+        try:
+            await self._learner.first_accepted(
+                lambda features: self._bucket.complete_multipart(
+                    self._key,
+                    upload.multipart_id,
+                    parts,
+                    whole if replace else {**whole, **if_absent(features)},
+                )
+            )
+        except StorageError as error:
+            if code_of(error) not in UNUSABLE_PARTS:
+                raise
+            await self.discard(upload.multipart_id)
+            # The code stays, since NoSuchUpload may also mean that an earlier call succeeded.
+            raise TransientStoreError("The parts have to be sent again.", **error.context) from error
+
+
+def _algorithm(features: Features) -> Parameters:
+    if features.sends_sha256:
+        return {"ChecksumAlgorithm": "SHA256"}
+    if features.sends_crc64nvme:
+        return {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+    return {}
+
+
+def _listed_sums(listed: ListedPart) -> dict[str, str]:
+    named = {}
+    if listed.crc64nvme is not None:
+        named["ChecksumCRC64NVME"] = crc64.to_base64(listed.crc64nvme)
+    if listed.sha256 is not None:
+        named["ChecksumSHA256"] = listed.sha256
+    return named
+
+
+def _is_same(listed: ListedPart, sums: RangeSums, *, sha256: bool) -> bool:
+    if listed.length != sums.length or (sha256 and listed.sha256 is None):
+        return False
+    if listed.crc64nvme is not None:
+        return listed.crc64nvme == sums.crc64nvme
+    return plain_md5(listed.etag) == sums.md5
+
+
+async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all at once; the first failure cancels the others and is raised when they have ended."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

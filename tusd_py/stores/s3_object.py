@@ -1,0 +1,151 @@
+"""What is sent along with an object: its headers, its metadata, its checksums. Pure."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import quote
+
+from tusd_py import crc64
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.ports import ObjectSpec
+from tusd_py.stores.s3_client import UPLOAD_ID_KEY, Head, Parameters
+from tusd_py.stores.source import RangeSums
+
+FILENAME_KEY: Final = "tusd-filename"
+_MAX_METADATA_BYTES: Final = 2000
+"""S3 takes 2 KiB, names and values together."""
+_MAX_FILENAME_BYTES: Final = 1024
+_METADATA_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_PLAIN_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
+
+
+def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]:
+    """Answer the parameters that PutObject and CreateMultipartUpload share."""
+    optional = {
+        "CacheControl": config.cache_control,
+        "ACL": config.acl,
+        "StorageClass": config.storage_class,
+        "ServerSideEncryption": config.sse,
+        "SSEKMSKeyId": config.sse_kms_key_id,
+    }
+    return {
+        "ContentType": spec.content_type,
+        "Metadata": object_metadata(spec),
+        **{name: value for name, value in optional.items() if value},
+    }
+
+
+def object_metadata(spec: ObjectSpec) -> dict[str, str]:
+    """Answer the metadata of an object: our id, the name, and what the client said of it.
+
+    Values are percent-encoded UTF-8, since a header holds ASCII only. What does not fit into S3's
+    limit, or has no name that a header can have, is left out: it is in the database anyway.
+    """
+    metadata = {UPLOAD_ID_KEY: spec.upload_id}
+    if spec.filename:
+        metadata[FILENAME_KEY] = _encoded(spec.filename, _MAX_FILENAME_BYTES)
+    room = _MAX_METADATA_BYTES - sum(len(name) + len(value) for name, value in metadata.items())
+    for raw_name, raw_value in sorted(spec.metadata.items()):
+        name, value = raw_name.lower(), _encoded(raw_value)
+        if _METADATA_NAME.fullmatch(name) and name not in metadata and len(name) + len(value) <= room:
+            metadata[name] = value
+            room -= len(name) + len(value)
+    return metadata
+
+
+def _encoded(text: str, limit: int | None = None) -> str:
+    # A lone surrogate, which JSON can carry, is no character and must not stop a transfer.
+    encoded = quote(text.encode("utf-8", "replace"), safe="!#$&'()*+,-./:;<=>?@[]^_`{|}~")
+    if limit is None or len(encoded) <= limit:
+        return encoded
+    while len(encoded) > limit:
+        text = text[: len(text) * limit // len(encoded)]
+        encoded = _encoded(text)
+    return encoded
+
+
+# --- checksums -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this process sends to its store, and has learnt from the store's answers."""
+
+    setting: str
+    """`storage.s3.checksum`."""
+    crc64nvme: bool | None
+    """Whether the store verifies it; None: nothing is known yet."""
+    precondition: bool
+    """Whether If-None-Match is sent; a store that ignores it does no harm."""
+
+    @classmethod
+    def at_start(cls, config: S3StoreConfig) -> Features:
+        """Answer what can be known from the configuration alone."""
+        crc: bool | None = config.checksum == "crc64nvme"
+        if config.checksum == "auto":
+            # AWS is known to verify it. Others are asked by the first object they get.
+            crc = None if config.endpoint_url else True
+        return cls(config.checksum, crc, precondition=not config.file_overwrite)
+
+    @property
+    def sends_crc64nvme(self) -> bool:
+        """Whether the checksum is sent: also to a store that has not shown yet what it does."""
+        return self.crc64nvme is not False
+
+    @property
+    def sends_md5(self) -> bool:
+        """Whether Content-MD5 is sent: by wish, or until CRC64NVME is known to be verified."""
+        return self.setting == "md5" or (self.setting == "auto" and self.crc64nvme is not True)
+
+    @property
+    def sends_sha256(self) -> bool:
+        """Whether SHA-256 is sent."""
+        return self.setting == "sha256"
+
+    def learnt(self, *, verifies_crc64nvme: bool) -> Features:
+        """Answer what is known after the store returned our checksum, or did not."""
+        return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
+
+    def variants(self) -> Iterator[Features]:
+        """Answer what to try in turn, the best first, while the store refuses a header."""
+        yield self
+        if self.crc64nvme is None:
+            yield replace(self, crc64nvme=False)
+        if self.precondition:
+            yield replace(self, precondition=False)
+            if self.crc64nvme is None:
+                yield replace(self, crc64nvme=False, precondition=False)
+
+
+def sum_parameters(sums: RangeSums, *, crc64nvme: bool) -> dict[str, str]:
+    """Answer the checksums of a body as S3 names them."""
+    named = {}
+    if crc64nvme:
+        named["ChecksumCRC64NVME"] = crc64.to_base64(sums.crc64nvme)
+    if sums.md5 is not None:
+        named["ContentMD5"] = base64.b64encode(sums.md5).decode("ascii")
+    if sums.sha256 is not None:
+        named["ChecksumSHA256"] = base64.b64encode(sums.sha256).decode("ascii")
+    return named
+
+
+def plain_md5(etag: str) -> bytes | None:
+    """Answer the MD5 in an ETag that has the form of one, None for a multipart object's."""
+    match = _PLAIN_MD5.fullmatch(etag)
+    return bytes.fromhex(match[1]) if match else None
+
+
+def if_absent(features: Features) -> Parameters:
+    """Answer the parameter that makes the store refuse to replace an object."""
+    return {"IfNoneMatch": "*"} if features.precondition else {}
+
+
+def matches(head: Head, spec: ObjectSpec) -> bool:
+    """Say whether an object has the length and, where both are known, the checksum of `spec`."""
+    return head.length == spec.length and (
+        None in {head.crc64nvme, spec.crc64nvme} or head.crc64nvme == spec.crc64nvme
+    )

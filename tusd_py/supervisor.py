@@ -1,0 +1,406 @@
+"""One supervisor: it owns the database, the sockets and the children, and does nothing else.
+
+It runs no event loop and no threads, so that it can fork at any time: children start in milliseconds
+and share its memory. Listening sockets stay open in the supervisor, so a child that dies loses no
+connection that still waits to be accepted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import structlog
+from pydantic import SecretStr
+
+from tusd_py import __version__
+from tusd_py.errors import ConfigError, TusdError
+from tusd_py.notify import notify_service_manager
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+    from tusd_py.embedded_postgres import EmbeddedPostgres
+
+log = structlog.get_logger(__name__)
+
+PR_SET_PDEATHSIG: Final = 1
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
+WATCH_SECONDS: Final = 0.5
+BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+STABLE_SECONDS: Final = 30.0
+GRACE_SECONDS: Final = 5.0
+"""After its own time-out a child gets this much before it is killed."""
+
+Body = Callable[["Config", Callable[[], None]], None]
+
+
+@dataclass(slots=True)
+class Child:
+    """One child process: what it does and how it fares."""
+
+    name: str
+    body: Body
+    pid: int = 0
+    ready: bool = False
+    started_at: float = 0.0
+    failures: int = 0
+    restart_at: float | None = None
+    ready_fd: int = -1
+    sockets: list[socket.socket] = field(default_factory=list)
+
+
+class Supervisor:
+    """Runs `tusd-py serve`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._postgres: EmbeddedPostgres | None = None
+        self._children: list[Child] = []
+        self._sockets: list[socket.socket] = []
+        self._public: list[socket.socket] = []
+        self._operations: socket.socket | None = None
+        self._announced = False
+        self._metrics_dir = ""
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; answer the exit status."""
+        self._prepare_directories()
+        self._start_database()
+        try:
+            self._migrate()
+            self._bind()
+            self._metrics_dir = tempfile.mkdtemp(prefix="tusd-metrics-")
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics_dir
+            # Only now: the children take what these import, and the variable must be set before.
+            self._children = self._plan()
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            for child in self._children:
+                self._spawn(child)
+            status = self._watch()
+            self._stop_children()
+            return status
+        finally:
+            if self._metrics_dir:
+                shutil.rmtree(self._metrics_dir, ignore_errors=True)
+            if self._postgres is not None:
+                self._postgres.stop()
+
+    # --- set up ------------------------------------------------------------------------------------
+
+    def _prepare_directories(self) -> None:
+        try:
+            self._config.data_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError([f"data_dir: {self._config.data_dir}: {error.strerror}"]) from error
+
+    def _start_database(self) -> None:
+        if self._config.database.dsn is not None:
+            return
+        from tusd_py.embedded_postgres import EmbeddedPostgres
+
+        self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres", max_connections=self._connections())
+        self._postgres.start()
+        self._config = with_dsn(self._config, self._postgres.dsn)
+        log.info("embedded_postgres_started", owned=self._postgres.owned)
+
+    def _connections(self) -> int:
+        children = self._config.server.processes + self._config.transfer.workers + 1
+        return max(60, (children + 2) * (self._config.database.pool_size + 2))
+
+    def _migrate(self) -> None:
+        if not self._config.database.migrate_at_start or self._config.database.dsn is None:
+            return
+        from tusd_py.database.migrate import migrate
+
+        asyncio.run(migrate(self._config.database.dsn.get_secret_value()))
+
+    def _bind(self) -> None:
+        server, operations = self._config.server, self._config.operations
+        first = bind(server.host, server.port, "server")
+        self._public = [first]
+        port = first.getsockname()[1]
+        self._public += [bind(server.host, port, "server") for _ in range(server.processes - 1)]
+        if operations.enabled:
+            self._operations = bind(operations.host, operations.port, "operations", shared=False)
+        self._sockets = [*self._public, *([self._operations] if self._operations else [])]
+
+    def _plan(self) -> list[Child]:
+        from tusd_py import processes
+
+        children = []
+        for number, listening in enumerate(self._public, 1):
+            sockets = [listening]
+            name = f"http-{number}"
+            children.append(
+                Child(name, lambda config, ready, s=sockets: processes.run_http(config, s, ready), sockets=sockets)
+            )
+        children += [Child(f"worker-{number + 1}", processes.run_worker) for number in range(self._config.transfer.workers)]
+        if (listening := self._operations) is not None:
+            children.append(
+                Child(
+                    "operations",
+                    lambda config, ready, s=listening: processes.run_operations(config, s, ready),
+                    sockets=[listening],
+                )
+            )
+        return children
+
+    # --- children ----------------------------------------------------------------------------------
+
+    def _spawn(self, child: Child) -> None:
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become(child, parent, write_fd)
+        os.close(write_fd)
+        child.pid, child.ready_fd, child.ready = pid, read_fd, False
+        child.started_at, child.restart_at = time.monotonic(), None
+
+    def _become(self, child: Child, parent: int, write_fd: int) -> NoReturn:
+        """Turn this forked process into the child. Never returns."""
+        status = 1
+        try:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(0)
+            if self._postgres is not None:
+                self._postgres.close_in_child()
+            for listening in self._sockets:
+                if listening not in child.sockets:
+                    listening.close()
+            # Ctrl-C reaches the whole group; the supervisor alone decides what it means.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            child.body(self._config, lambda: _say_ready(write_fd))
+            status = 0
+        except TusdError as error:
+            log.error("child_failed", child=child.name, code=error.code, reason=str(error))
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+    def _watch(self) -> int:
+        """Look after the children until told to stop; answer the exit status."""
+        while True:
+            received = signal.sigtimedwait(SIGNALS, 0.01 if not self._announced else self._next_look())
+            if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
+                log.info("stopping", signal=signal.Signals(received.si_signo).name)
+                return 0
+            self._reap()
+            if not self._announced and any(child.failures for child in self._children):
+                log.error("start_failed", children=[child.name for child in self._children if child.failures])
+                return 1
+            self._look_at_ready()
+            self._restart_due()
+            self._look_at_database()
+
+    def _next_look(self) -> float:
+        due = [child.restart_at - time.monotonic() for child in self._children if child.restart_at is not None]
+        waiting = [0.01] if any(child.pid and not child.ready for child in self._children) else []
+        return max(0.0, min([WATCH_SECONDS, *due, *waiting]))
+
+    def _reap(self) -> None:
+        for child in self._children:
+            if not child.pid:
+                continue
+            pid, status = os.waitpid(child.pid, os.WNOHANG)
+            if pid:
+                self._bury(child, status)
+
+    def _bury(self, child: Child, status: int) -> None:
+        lived = time.monotonic() - child.started_at
+        child.failures = 1 if lived > STABLE_SECONDS else child.failures + 1
+        delay = BACKOFF_SECONDS[min(child.failures, len(BACKOFF_SECONDS)) - 1]
+        log.error(
+            "child_died",
+            child=child.name,
+            pid=child.pid,
+            status=os.waitstatus_to_exitcode(status),
+            restart_in_seconds=delay,
+        )
+        self._forget_metrics(child.pid)
+        os.close(child.ready_fd)
+        child.pid, child.ready_fd, child.ready = 0, -1, False
+        child.restart_at = time.monotonic() + delay
+
+    def _forget_metrics(self, pid: int) -> None:
+        # Gauges of a dead process must not be summed; counters are kept.
+        for path in Path(self._metrics_dir).glob(f"gauge_live*_{pid}.db"):
+            path.unlink(missing_ok=True)
+
+    def _look_at_ready(self) -> None:
+        changed = False
+        for child in self._children:
+            if child.pid and not child.ready and _is_ready(child.ready_fd):
+                child.ready = changed = True
+        if changed and all(child.ready for child in self._children):
+            self._announce()
+
+    def _restart_due(self) -> None:
+        for child in self._children:
+            if child.restart_at is not None and time.monotonic() >= child.restart_at:
+                self._spawn(child)
+
+    def _look_at_database(self) -> None:
+        if self._postgres is not None and not self._postgres.running():
+            log.error("embedded_postgres_died")
+            # The same address after the restart: the children's pools reconnect by themselves.
+            self._postgres.start()
+
+    def _stop_children(self) -> None:
+        notify_service_manager("STOPPING=1")
+        for listening in self._public:
+            # First here: a connection that nobody will accept must be refused, not left waiting.
+            listening.close()
+        grace = self._config.server.shutdown_timeout + GRACE_SECONDS
+        # Workers after the HTTP processes: what completes during the drain may still be moved.
+        self._end([child for child in self._children if child.name.startswith("http")], grace)
+        self._end([child for child in self._children if not child.name.startswith("http")], grace)
+
+    def _end(self, children: list[Child], grace: float) -> None:
+        for child in children:
+            if child.pid:
+                os.kill(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace
+        while any(child.pid for child in children):
+            for child in children:
+                if child.pid and os.waitpid(child.pid, os.WNOHANG)[0]:
+                    child.pid = 0
+            if time.monotonic() > deadline:
+                for child in children:
+                    if child.pid:
+                        log.error("child_killed", child=child.name, pid=child.pid)
+                        os.kill(child.pid, signal.SIGKILL)
+                deadline = time.monotonic() + grace
+            signal.sigtimedwait({signal.SIGCHLD}, 0.05)
+
+    # --- tell --------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        url = self.url
+        if ready_file := os.environ.get("TUSD_READY_FILE"):
+            self._write_ready_file(Path(ready_file), url)
+        if self._announced:
+            return
+        self._announced = True
+        notify_service_manager("READY=1")
+        log.info("ready", url=url, version=__version__)
+        print(_greeting(url, self._operations_url), flush=True)  # noqa: T201 -- for the person at the terminal
+
+    @property
+    def url(self) -> str:
+        """Where uploads are created."""
+        return f"{_origin(self._public[0])}{self._config.server.base_path}/"
+
+    @property
+    def _operations_url(self) -> str | None:
+        return _origin(self._operations) if self._operations is not None else None
+
+    def _write_ready_file(self, path: Path, url: str) -> None:
+        content = {
+            "url": url,
+            "operations_url": self._operations_url,
+            "supervisor_pid": os.getpid(),
+            "http_pids": [child.pid for child in self._children if child.name.startswith("http")],
+            "worker_pids": [child.pid for child in self._children if child.name.startswith("worker")],
+            "postgres_pid": self._postgres.pid if self._postgres is not None else None,
+        }
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)
+
+
+def with_dsn(config: Config, dsn: str) -> Config:
+    """Answer the configuration with another database."""
+    return config.model_copy(
+        update={"database": config.database.model_copy(update={"dsn": SecretStr(dsn)})}
+    )
+
+
+def bind(host: str, port: int, section: str, *, shared: bool = True) -> socket.socket:
+    """Bind a listening socket.
+
+    Raises:
+        ConfigError: the address is in use, is not ours or needs more rights.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared and port and _in_use(family, address):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(address)
+        listening.setblocking(False)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError([f"{section}.port: cannot listen on {host}:{port}: {reason}"]) from error
+    return listening
+
+
+def _in_use(family: int, address: object) -> bool:
+    return False
+
+
+def _origin(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _greeting(url: str, operations_url: str | None) -> str:
+    root = url.split("/", 3)
+    origin = "/".join(root[:3])
+    lines = [
+        "",
+        f"  tusd_py {__version__} is ready.",
+        "",
+        f"    uploads     {url}",
+        f"    downloads   {origin}/download/<id>",
+        f"    status      {origin}/api/v1/uploads/<id>",
+    ]
+    if operations_url:
+        lines.append(f"    operations  {operations_url}/readyz, /metrics")
+    lines += [
+        "",
+        "  Try it:",
+        f"    curl -i -X POST {url} -H 'Tus-Resumable: 1.0.0' -H 'Upload-Length: 6' \\",
+        "         -H 'Content-Type: application/offset+octet-stream' --data-binary 'hello!'",
+        "",
+        "  Stop it with Ctrl-C.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _say_ready(fd: int) -> None:
+    os.write(fd, b"1")
+
+
+def _is_ready(fd: int) -> bool:
+    try:
+        return os.read(fd, 1) == b"1"
+    except BlockingIOError:
+        return False

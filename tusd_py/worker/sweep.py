@@ -1,0 +1,152 @@
+"""Cleanup: expire what is overdue, let go of staged copies, drop what nobody needs any more.
+
+A pass does bounded batches until nothing is left; a failure in one step is logged and does not keep
+the others from running. `transfer_failed` and uploads on hold are never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import structlog
+
+from tusd_py.errors import StagingMissing, TusdError
+from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.ports import StagingFiles, SweepRepository
+    from tusd_py.telemetry import Metrics
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class SweepSettings:
+    """What cleanup needs to know of the configuration. Times in seconds."""
+
+    interval_seconds: float
+    delete_local: bool
+    delete_local_after_seconds: float
+    requeue_failed_after_seconds: float
+    tombstones_after_seconds: float
+    orphans_after_seconds: float
+    events_after_seconds: float
+
+
+class Sweep:
+    """The periodic cleanup of one node."""
+
+    def __init__(
+        self, records: SweepRepository, staging: StagingFiles, settings: SweepSettings, metrics: Metrics
+    ) -> None:
+        self._records = records
+        self._staging = staging
+        self._settings = settings
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Make a pass now and then, for ever."""
+        while True:
+            await self.once()
+            await asyncio.sleep(self._settings.interval_seconds)
+
+    async def once(self) -> dict[str, int]:
+        """Make one pass and answer what each step dealt with."""
+        settings = self._settings
+        steps: dict[str, Callable[[], Awaitable[int]]] = {
+            "expired": self.expire,
+            "local_purged": self.purge_local,
+            "requeued": self._requeue_failed,
+            "adopted": lambda: self._records.adopt_jobless(BATCH),
+            "parts_released": self._records.release_parts,
+            "rows_purged": lambda: self._records.purge_rows(settings.tombstones_after_seconds, BATCH),
+            "events_purged": lambda: self._records.purge_events(settings.events_after_seconds, 10 * BATCH),
+            "orphans_removed": self.remove_orphans,
+        }
+        done: dict[str, int] = {}
+        for name, step in steps.items():
+            try:
+                done[name] = await step()
+            except TusdError as error:
+                log.warning("sweep_step_failed", step=name, reason=str(error))
+        dealt_with = {name: count for name, count in done.items() if count}
+        for name, count in dealt_with.items():
+            self._metrics.swept.labels(name).inc(count)
+        if dealt_with:
+            log.info("swept", **dealt_with)
+        return done
+
+    async def expire(self) -> int:
+        """Expire overdue uploads, except those that are receiving bytes at this moment."""
+        count = 0
+        for upload in await self._records.overdue(BATCH):
+            count += await self._expire_one(upload)
+        return count
+
+    async def _expire_one(self, upload: Upload) -> bool:
+        if upload.state not in RECEIVING or upload.offset == 0:
+            return await self._records.expire(upload.id)
+        # Under the file's lock: an append that began before the time was up may finish.
+        try:
+            file = await self._staging.open(upload.id, create=False)
+        except StagingMissing:
+            return await self._records.expire(upload.id)
+        if file is None:
+            return False
+        try:
+            return await self._records.expire(upload.id)
+        finally:
+            await file.close()
+
+    async def purge_local(self) -> int:
+        """Remove staged copies of stored uploads; the record follows the removal."""
+        if not self._settings.delete_local:
+            return 0
+        upload_ids = await self._records.purgeable(self._settings.delete_local_after_seconds, BATCH)
+        if upload_ids:
+            await self._staging.remove(upload_ids)
+            await self._records.purged(upload_ids)
+        return len(upload_ids)
+
+    async def _requeue_failed(self) -> int:
+        after = self._settings.requeue_failed_after_seconds
+        return await self._records.requeue_failed(after, BATCH) if after else 0
+
+    async def remove_orphans(self) -> int:
+        """Remove old staging files that no upload claims: what a crash between file and row left."""
+        before = time.time() - self._settings.orphans_after_seconds
+        count = 0
+        files = await asyncio.to_thread(self._old_files, before)
+        for batch in _batched(files, BATCH):
+            kept = await self._records.with_files(batch)
+            orphans = [UploadId(upload_id) for upload_id in batch if upload_id not in kept]
+            if orphans:
+                await self._staging.remove(orphans)
+                log.warning("orphans_removed", count=len(orphans), first=str(orphans[0]))
+            count += len(orphans)
+        return count
+
+    def _old_files(self, before: float) -> list[UUID]:
+        found = []
+        for name, modified in self._staging.files():
+            if modified < before:
+                try:
+                    found.append(UUID(name))
+                except ValueError:
+                    # Not ours: a name that this server never gives is not for it to remove.
+                    log.warning("foreign_staging_file", name=name)
+        return found
+
+
+def _batched(items: list[UUID], size: int) -> Iterator[list[UUID]]:
+    remaining = iter(items)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
