@@ -32,7 +32,7 @@ from tusd_py.protocol.upload import UploadId
 from tusd_py.services.append import AppendSettings
 from tusd_py.services.uploads import UploadService, UploadSettings
 from tusd_py.staging import StagingArea
-from tusd_py.telemetry import Metrics
+from tusd_py.metrics import Metrics
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers

@@ -70,7 +70,7 @@ def serve(options: argparse.Namespace) -> int:
     """Run the whole service under one supervisor."""
     config = configuration(options)
     from tusd_py.supervisor import Supervisor
-    from tusd_py.telemetry import configure_logging
+    from tusd_py.logs import configure_logging
 
     configure_logging(config.logging)
     _warn_if_open(config)
@@ -80,7 +80,7 @@ def serve(options: argparse.Namespace) -> int:
 def worker(options: argparse.Namespace) -> int:
     """Run one worker in this process."""
     config = configuration(options)
-    from tusd_py.telemetry import configure_logging
+    from tusd_py.logs import configure_logging
 
     configure_logging(config.logging)
     with _database(config) as config:

@@ -29,7 +29,8 @@ from tusd_py.errors import StagingFull
 from tusd_py.http.application import build_application
 from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
-from tusd_py.telemetry import Metrics, configure_logging
+from tusd_py.logs import configure_logging
+from tusd_py.metrics import Metrics
 
 if TYPE_CHECKING:
     from tusd_py.config import Config

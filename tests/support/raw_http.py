@@ -1,173 +1,129 @@
-"""HTTP by hand over a socket: for clients that stall, and to see exactly how a connection ends."""
+"""HTTP/1.1 as bytes: what is sent is what was written here, and answers are read without a client."""
 
 from __future__ import annotations
 
-import fcntl
-import socket
-import struct
-import termios
-import time
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
-
-import psutil
-
-from tests.support.ports import LOOPBACK
-from tests.support.process import wait_until
-
-TUS = {"Tus-Resumable": "1.0.0"}
-OCTETS = {"Content-Type": "application/offset+octet-stream"}
-TCP_CLOSE = 7  # the first byte of Linux's struct tcp_info is the state
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
-class Response:
-    """One answer."""
+@dataclass(slots=True)
+class RawResponse:
+    """One response. Header names are lower case; repeated ones are joined by a comma."""
 
     status: int
-    headers: dict[str, str]
-    body: bytes
+    reason: str
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    interim: list[int] = field(default_factory=list)
+    """Statuses of interim responses (1xx) that came before."""
 
-    @property
-    def offset(self) -> int:
-        """Its `Upload-Offset`."""
-        return int(self.headers["upload-offset"])
+
+class ConnectionLost(Exception):
+    """The server closed the connection before a whole response."""
 
 
 class RawConnection:
-    """One TCP connection to a server on the loopback address."""
+    """One connection, under the test's control byte by byte."""
 
-    def __init__(self, port: int, timeout: float = 10) -> None:
-        self.port = port
-        self._socket = socket.create_connection((LOOPBACK, port), timeout=timeout)
-        self._received = b""
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
 
-    def send(self, data: bytes, *, deadline: float = 10) -> None:
-        """Send, and wait until the server's kernel has it all.
+    @classmethod
+    async def open(cls, host: str, port: int) -> RawConnection:
+        return cls(*await asyncio.open_connection(host, port))
 
-        Raises:
-            ConnectionError: the connection ended before.
-        """
-        self._socket.sendall(data)
-        wait_until(self._acknowledged, deadline=deadline, what="the bytes have arrived")
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
 
-    def send_head(self, method: str, target: str, headers: dict[str, str]) -> None:
-        """Send a request without its body."""
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {LOOPBACK}:{self.port}"]
-        lines += [f"{name}: {value}" for name, value in {**TUS, **headers}.items()]
-        self.send("\r\n".join([*lines, "", ""]).encode())
+    async def send_head(self, method: str, path: str, headers: Iterable[tuple[str, str]]) -> None:
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers)]
+        await self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
-    def request(
-        self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
-    ) -> Response:
-        """Send a whole request and answer what came back."""
-        length = {"Content-Length": str(len(body))} if body or method in {"POST", "PATCH"} else {}
-        self.send_head(method, target, {**(headers or {}), **length})
-        self._socket.sendall(body)
-        return self.read_response(head_only=method == "HEAD")
-
-    def begin_patch(self, target: str, *, offset: int, length: int) -> None:
-        """Begin a PATCH of `length` bytes and wait until the server asks for them.
-
-        `100 Continue` is sent only once the upload is locked for this request, so afterwards the
-        caller knows for sure that it is the holder.
-        """
-        patch = {
-            **OCTETS,
-            "Upload-Offset": str(offset),
-            "Content-Length": str(length),
-            "Expect": "100-continue",
-        }
-        self.send_head("PATCH", target, patch)
-        interim = self.read_response()
-        assert interim.status == 100, f"100 Continue was expected, not {interim}"
-
-    def read_response(self, *, head_only: bool = False) -> Response:
-        """Read one answer.
-
-        Raises:
-            ConnectionError: the connection ended instead.
-        """
-        while b"\r\n\r\n" not in self._received:
-            self._receive()
-        head, self._received = self._received.split(b"\r\n\r\n", 1)
-        first, *lines = head.decode("latin-1").split("\r\n")
-        fields = (line.partition(":") for line in lines)
-        headers = {name.strip().lower(): value.strip() for name, _colon, value in fields}
-        length = 0 if head_only else int(headers.get("content-length", "0"))
-        while len(self._received) < length:
-            self._receive()
-        body, self._received = self._received[:length], self._received[length:]
-        return Response(int(first.split(" ")[1]), headers, body)
-
-    def read_to_end(self, deadline: float) -> list[Response]:
-        """Answer what the server still says before it ends the connection.
-
-        Raises:
-            TimeoutError: it has not ended the connection in time.
-        """
-        end = time.monotonic() + deadline
-        responses: list[Response] = []
-        try:
+    async def response(self, method: str = "GET", *, seconds: float = 20) -> RawResponse:
+        """Read the next final response. Raises `ConnectionLost` if the server closes before its end."""
+        async with asyncio.timeout(seconds):
+            interim: list[int] = []
             while True:
-                self._socket.settimeout(max(0.001, end - time.monotonic()))
-                responses.append(self.read_response())
+                response = await self._read(method)
+                if response.status >= 200:
+                    response.interim = interim
+                    return response
+                interim.append(response.status)
+
+    async def interim(self, *, seconds: float = 20) -> int:
+        """Read one interim response and answer its status."""
+        async with asyncio.timeout(seconds):
+            return (await self._read("HEAD")).status
+
+    async def _read(self, method: str) -> RawResponse:
+        try:
+            head = await self.reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise ConnectionLost(getattr(error, "partial", b"")) from error
+        start, *lines = head.decode("latin-1").split("\r\n")[:-2]
+        _, status, reason = start.split(" ", 2)
+        response = RawResponse(int(status), reason)
+        for line in lines:
+            name, _, value = line.partition(":")
+            key = name.strip().lower()
+            response.headers[key] = f"{response.headers[key]},{value.strip()}" if key in response.headers else value.strip()
+        if method != "HEAD" and response.status >= 200 and response.status not in {204, 304}:
+            response.body = await self._body(response)
+        return response
+
+    async def _body(self, response: RawResponse) -> bytes:
+        try:
+            if response.headers.get("transfer-encoding") == "chunked":
+                body = b""
+                while size := int((await self.reader.readuntil(b"\r\n")).split(b";")[0], 16):
+                    body += (await self.reader.readexactly(size + 2))[:-2]
+                await self.reader.readuntil(b"\r\n")
+                return body
+            if "content-length" in response.headers:
+                return await self.reader.readexactly(int(response.headers["content-length"]))
+            return await self.reader.read()
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise ConnectionLost(getattr(error, "partial", b"")) from error
+
+    async def closed(self, *, seconds: float = 20) -> bytes:
+        """Wait until the server closes; answer what it sent before that."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self.reader.read()
         except ConnectionError:
-            return responses
+            return b""
 
-    def owner(self, pids: tuple[int, ...], *, deadline: float = 5) -> int:
-        """Which of the processes has accepted this connection."""
-        local = self._socket.getsockname()[1]
+    def abort(self) -> None:
+        """Reset the connection (RST)."""
+        self.writer.transport.abort()
 
-        def accepted_by() -> int | None:
-            for pid in pids:
-                for connection in psutil.Process(pid).net_connections("tcp4"):
-                    if (
-                        connection.raddr
-                        and connection.raddr.port == local
-                        and connection.laddr.port == self.port
-                    ):
-                        return pid
-            return None
-
-        return wait_until(accepted_by, deadline=deadline, what=f"one of {pids} has accepted the connection")
-
-    def close(self) -> None:
-        """Close it."""
-        self._socket.close()
-
-    def _receive(self) -> None:
-        data = self._socket.recv(65536)
-        if not data:
-            raise ConnectionResetError("the server closed the connection")
-        self._received += data
-
-    def _acknowledged(self) -> bool:
-        if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
-            raise ConnectionResetError("the connection ended before the bytes had arrived")
-        queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        return struct.unpack("i", queued) == (0,)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
 
 
-def request(
-    port: int, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
-) -> Response:
-    """One request on a connection of its own."""
-    with RawConnection(port) as connection:
-        return connection.request(method, target, headers, body)
-
-
-def create(port: int, length: int, *, target: str = "/files/") -> Response:
-    """Create an upload; its URL path is the `location` header of the answer."""
-    created = request(port, "POST", target, {"Upload-Length": str(length)})
-    assert created.status == 201, created
-    return created
+async def exchange(
+    host: str, port: int, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes = b""
+) -> RawResponse:
+    """Send one request with `Connection: close` and read its response."""
+    connection = await RawConnection.open(host, port)
+    fields = list(headers)
+    names = {name.lower() for name, _ in fields}
+    if body and "content-length" not in names and "transfer-encoding" not in names:
+        fields.append(("Content-Length", str(len(body))))
+    try:
+        await connection.send_head(method, path, [*fields, ("Connection", "close")])
+        if body:
+            try:
+                await connection.send(body)
+            except ConnectionError:
+                pass  # an early refusal closes the connection; the answer is there to be read
+        return await connection.response(method)
+    finally:
+        await connection.close()

@@ -11,8 +11,7 @@ from aiohttp import web
 
 from tusd_py.errors import BadParameter, MethodNotAllowed, RangeNotSatisfiable, UploadNotFound
 from tusd_py.http.downloads import download
-from tusd_py.http.keys import UPLOAD_ID, WEB, Web
-from tusd_py.http.middleware import PROBLEM
+from tusd_py.http.keys import PROBLEM, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import json_response, problem_response
 from tusd_py.policy import Intent
 from tusd_py.protocol.upload import GONE, RECEIVING, UploadId

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tusd_py.ports import Authenticator, ObjectStore
     from tusd_py.protocol.tus_v1 import Features
     from tusd_py.services.uploads import UploadService
-    from tusd_py.telemetry import Metrics
+    from tusd_py.metrics import Metrics
 
 
 @dataclass(slots=True)
@@ -38,9 +38,13 @@ class Web:
 
 
 WEB: Final = web.AppKey("web", Web)
-UPLOAD_ID: Final = "tusd_py.upload_id"
-"""Request key: the public id of the upload that a request was about, for the log."""
-BYTES_IN: Final = "tusd_py.bytes_in"
-REQUEST_ID: Final = "tusd_py.request_id"
-CLOSE: Final = "tusd_py.close"
-"""Request key: drop the connection instead of answering."""
+UPLOAD_ID: Final = web.RequestKey("upload_id", object)
+"""The public id of the upload that a request was about, for the log."""
+BYTES_IN: Final = web.RequestKey("bytes_in", int)
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+CLOSE: Final = web.RequestKey("close", bool)
+"""Drop the connection instead of answering."""
+PROBLEM: Final = web.RequestKey("problem", bool)
+"""Errors are answered as problem+json."""
+METHOD: Final = web.RequestKey("method", str)
+"""The method that an override made of the request's own."""

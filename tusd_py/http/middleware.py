@@ -13,10 +13,10 @@ from aiohttp import web
 
 from tusd_py.errors import MethodNotAllowed, OriginNotAllowed, ServerDraining, TusdError, UploadNotFound
 from tusd_py.http.forwarded import client_address
-from tusd_py.http.keys import BYTES_IN, CLOSE, REQUEST_ID, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import BYTES_IN, CLOSE, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
 from tusd_py.protocol import fields
-from tusd_py.telemetry import shorten_token
+from tusd_py.logs import shorten_token
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-PROBLEM: Final = "tusd_py.problem"
-"""Request key: errors are answered as problem+json."""
-FINAL: Final = "tusd_py.method"
-"""Request key: the method that an override made of the request's own."""
 
 
 class InternalError(TusdError):
@@ -82,7 +78,7 @@ def _same_origin(request: web.Request, origin: str) -> bool:
 def _render(context: Web, request: web.Request, error: TusdError) -> web.Response:
     if request.get(PROBLEM):
         return problem_response(error)
-    return error_response(request, error, request.get(FINAL, request.method), context.features)
+    return error_response(request, error, request.get(METHOD, request.method), context.features)
 
 
 def _named(refused: web.HTTPException) -> TusdError:
@@ -147,6 +143,7 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
     if not request.get(PROBLEM):
         headers[fields.TUS_RESUMABLE] = fields.TUS_VERSION
     headers["X-Content-Type-Options"] = "nosniff"
+    headers["Server"] = "tusd_py"
     if fields.CACHE_CONTROL not in headers:
         headers[fields.CACHE_CONTROL] = "no-store"
     if (request_id := request.get(REQUEST_ID)) is not None:

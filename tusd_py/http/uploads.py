@@ -13,8 +13,7 @@ from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, Uplo
 from tusd_py.http.body import RequestBody
 from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
-from tusd_py.http.keys import BYTES_IN, UPLOAD_ID, WEB, Web
-from tusd_py.http.middleware import FINAL
+from tusd_py.http.keys import BYTES_IN, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
 from tusd_py.policy import Intent, Principal
 from tusd_py.protocol import tus_v1
@@ -135,7 +134,7 @@ def location(context: Web, request: web.Request, token: str) -> str:
 
 def _method(request: web.Request) -> str:
     method = tus_v1.effective_method(request.method, request.headers)
-    request[FINAL] = method
+    request[METHOD] = method
     return method
 
 

@@ -20,7 +20,7 @@ from tusd_py.errors import DatabaseUnavailable, TransferCancelled, TusdError
 
 if TYPE_CHECKING:
     from tusd_py.ports import Job, JobQueue
-    from tusd_py.telemetry import Metrics
+    from tusd_py.metrics import Metrics
     from tusd_py.worker.transfer import Transfers
 
 log = structlog.get_logger(__name__)

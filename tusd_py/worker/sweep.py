@@ -21,7 +21,7 @@ from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import StagingFiles, SweepRepository
-    from tusd_py.telemetry import Metrics
+    from tusd_py.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

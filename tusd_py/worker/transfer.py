@@ -19,7 +19,7 @@ from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Upload
 
 if TYPE_CHECKING:
     from tusd_py.ports import JobQueue, ObjectStore, Staging, SweepRepository, UploadRepository
-    from tusd_py.telemetry import Metrics
+    from tusd_py.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

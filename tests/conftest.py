@@ -1,0 +1,82 @@
+"""Fixtures for everything that needs a real PostgreSQL: one cluster, one fresh database per test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tusd_py.config import Config, load_config
+from tusd_py.database.migrate import migrate
+from tusd_py.embedded_postgres import EmbeddedPostgres
+
+
+def _dsn_for(dsn: str, database: str) -> str:
+    """Answer the same server's DSN with another database."""
+    head, _, options = dsn.partition("?")
+    return f"{head.rsplit('/', 1)[0]}/{database}" + (f"?{options}" if options else "")
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The server of the session: the embedded one, or the one that TUSD_TEST_DSN names."""
+    if outside := os.environ.get("TUSD_TEST_DSN"):
+        yield outside
+        return
+    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data", max_connections=200)
+    server.start()
+    try:
+        yield server.dsn
+    finally:
+        server.stop()
+
+
+async def _run(dsn: str, *statements: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        for statement in statements:
+            await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_dsn: str) -> str:
+    """A migrated database that each test's own is a copy of."""
+    name = f"tusd_template_{uuid.uuid4().hex[:8]}"
+    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name}"))
+    asyncio.run(migrate(_dsn_for(postgres_dsn, name)))
+    return name
+
+
+@pytest.fixture
+def dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """A fresh, migrated database."""
+    name = f"tusd_test_{uuid.uuid4().hex[:12]}"
+    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+    yield _dsn_for(postgres_dsn, name)
+    asyncio.run(_run(postgres_dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def make_config(dsn: str, tmp_path: Path):
+    """Build a configuration on the test's own database and folder; sections are merged by key."""
+
+    def make(**sections) -> Config:
+        base: dict = {
+            "data_dir": tmp_path / "data",
+            "database": {"dsn": dsn},
+            "server": {"port": 0},
+            "operations": {"port": 0},
+            "staging": {"reserve": 0},
+        }
+        for name, values in sections.items():
+            base[name] = base.get(name, {}) | values if isinstance(values, dict) else values
+        return load_config(None, base)
+
+    return make

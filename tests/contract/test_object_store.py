@@ -1,0 +1,889 @@
+"""The contract of `ObjectStore`, on every destination: exactly the bytes, once, whatever happens.
+
+One suite for the file system, moto, rclone and ministack. What one of them cannot do stands in the
+table of `destinations.py` and is asserted here to be so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.destinations import (
+    PART,
+    Crash,
+    Destination,
+    FilesystemDestination,
+    MemoryLedger,
+    S3Destination,
+    cancelled_at,
+    fetch,
+)
+from tests.support.ports import free_port
+from tusd_py import crc64
+from tusd_py.errors import (
+    PermanentStoreError,
+    StagingDamaged,
+    StagingMissing,
+    StorageError,
+    TransferCancelled,
+    TransientStoreError,
+)
+from tusd_py.ports import LocalObjects, ObjectSpec, Presigner, Segment
+from tusd_py.stores.s3_client import Bucket
+
+Content = Callable[[int], bytes]
+Stage = Callable[..., list[Segment]]
+OpenStore = Callable[..., Any]
+
+KEY = "2026/11/20/0b5a3b0e-5f0e-4d6b-9d5f-0d6c7f6f7a10"
+TWO_PARTS = PART + 1
+THREE_PARTS = 2 * PART + 1
+
+
+def spec_of(content: bytes, key: str = KEY, **changes: Any) -> ObjectSpec:
+    """The spec of an object with this content."""
+    settings: dict[str, Any] = {"crc64nvme": crc64.update(content), "content_type": "image/png"}
+    return ObjectSpec(upload_id=key.rsplit("/")[-1], key=key, length=len(content), **(settings | changes))
+
+
+def assert_only(destination: Destination, key: str, content: bytes) -> None:
+    """Exactly this object is there, and nothing half-made."""
+    assert destination.read(key) == content
+    assert destination.keys() == [key]
+    assert destination.unfinished() == []
+
+
+def assert_nothing(destination: Destination) -> None:
+    """Neither an object nor anything half-made is there."""
+    assert destination.keys() == []
+    assert destination.unfinished() == []
+
+
+class Calls:
+    """Counts the bodies that are sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.puts = 0
+        self.parts: list[int] = []
+        put, upload_part = Bucket.put, Bucket.upload_part
+
+        async def counted_put(bucket: Bucket, *args: Any) -> Any:
+            self.puts += 1
+            return await put(bucket, *args)
+
+        async def counted_part(bucket: Bucket, key: str, multipart_id: str, number: int, *args: Any) -> Any:
+            self.parts.append(number)
+            return await upload_part(bucket, key, multipart_id, number, *args)
+
+        monkeypatch.setattr(Bucket, "put", counted_put)
+        monkeypatch.setattr(Bucket, "upload_part", counted_part)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Count what is sent to S3."""
+    return Calls(monkeypatch)
+
+
+# --- storing ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1, 1000, PART, TWO_PARTS], ids=["empty", "1", "1000", "threshold", "parts"])
+async def test_an_upload_becomes_one_equal_object(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
+) -> None:
+    store = await open_store(destination)
+    data = content(length)
+
+    stored = await store.put(spec_of(data), stage(data), MemoryLedger())
+
+    assert (stored.key, stored.length) == (KEY, length)
+    assert_only(destination, KEY, data)
+    assert await store.stat(KEY) == stored
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [[0, 3, 3, 10], [0, 3 * 2**20, 3 * 2**20 + 1, PART + 7, THREE_PARTS]],
+    ids=["single", "parts"],
+)
+async def test_segments_are_joined_in_order(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, cuts: list[int]
+) -> None:
+    store = await open_store(destination)
+    data = content(cuts[-1])
+    segments = stage(*(data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+
+    await store.put(spec_of(data), segments, MemoryLedger())
+
+    assert_only(destination, KEY, data)
+
+
+async def test_an_empty_upload_needs_no_staged_file(destination: Destination, open_store: OpenStore) -> None:
+    store = await open_store(destination)
+
+    await store.put(spec_of(b""), [], MemoryLedger())
+
+    assert_only(destination, KEY, b"")
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_bytes_without_a_known_checksum_are_stored_too(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
+) -> None:
+    store = await open_store(destination)
+    data = content(length)
+
+    await store.put(spec_of(data, crc64nvme=None), stage(data), MemoryLedger())
+
+    assert_only(destination, KEY, data)
+
+
+async def test_what_lies_behind_the_recorded_length_is_not_stored(
+    destination: Destination, open_store: OpenStore, stage: Stage
+) -> None:
+    store = await open_store(destination)
+    [segment] = stage(b"uploaded bytes and a torn tail")
+
+    await store.put(spec_of(b"uploaded bytes"), [Segment(segment.path, 14)], MemoryLedger())
+
+    assert_only(destination, KEY, b"uploaded bytes")
+
+
+async def test_many_uploads_at_once(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(destination)
+    uploads = {f"2026/11/{number:02}": content(number * 1000) for number in range(20)}
+
+    await asyncio.gather(
+        *(store.put(spec_of(data, key), stage(data), MemoryLedger()) for key, data in uploads.items())
+    )
+
+    assert {key: destination.read(key) for key in destination.keys()} == uploads
+
+
+@pytest.mark.parametrize("length", [1000, THREE_PARTS])
+async def test_progress_reaches_the_length(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
+) -> None:
+    store = await open_store(s3)
+    ledger = MemoryLedger()
+    data = content(length)
+
+    await store.put(spec_of(data), stage(data), ledger)
+
+    assert ledger.bytes_done == (length if length > PART else 0)
+
+
+async def test_an_object_carries_type_id_and_original_name(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(s3)
+
+    for key, length in (("small", 10), ("large", TWO_PARTS)):
+        data = content(length)
+        spec = spec_of(data, key, filename="Überweisung 日本.png", metadata={"purpose": "Maß"})
+        await store.put(spec, stage(data), MemoryLedger())
+
+        head = s3.head(key)
+        assert s3.abilities.keeps_metadata
+        assert head["ContentType"] == "image/png"
+        assert head["CacheControl"] == "private, max-age=86400"
+        assert head["Metadata"] == {
+            "tusd-upload-id": key,
+            "tusd-filename": urllib.parse.quote("Überweisung 日本.png"),
+            "purpose": "Ma%C3%9F",
+        }
+
+
+# --- again -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [0, 1000, TWO_PARTS])
+async def test_a_second_put_sends_nothing(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, length: int
+) -> None:
+    data = content(length)
+    segments = stage(data)
+    ledger = MemoryLedger()
+    first = await (await open_store(destination)).put(spec_of(data), segments, ledger)
+    sent = (calls.puts, len(calls.parts))
+
+    again = await (await open_store(destination)).put(spec_of(data), segments, ledger.successor())
+
+    assert again == first
+    assert (calls.puts, len(calls.parts)) == sent
+    assert_only(destination, KEY, data)
+
+
+async def test_a_stored_upload_needs_no_staged_file_any_more(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(destination)
+    data = content(1000)
+    [segment] = stage(data)
+    await store.put(spec_of(data), [segment], MemoryLedger())
+    segment.path.unlink()
+
+    await store.put(spec_of(data), [segment], MemoryLedger())
+
+    assert_only(destination, KEY, data)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before-it-counts", "after-it-counts"])
+async def test_a_worker_may_be_killed_at_any_call(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, before: bool
+) -> None:
+    # ministack takes a second per part for its checksum.
+    data = content(TWO_PARTS if destination.name == "ministack" else THREE_PARTS)
+    segments = stage(data[:1000], data[1000:])
+    part_count = -(-len(data) // PART) if destination.abilities.multipart else 0
+    changes = {"part_concurrency": 1} if isinstance(destination, S3Destination) else {}
+    step, crashed = 0, True
+    while crashed:
+        step += 1
+        key = f"killed/{step:02}"
+        calls.parts.clear()
+        ledger = MemoryLedger(stop_at=step, before=before)
+        try:
+            await (await open_store(destination, **changes)).put(spec_of(data, key), segments, ledger)
+            crashed = False
+        except Crash:
+            successor = await open_store(destination, **changes)
+            await successor.put(spec_of(data, key), segments, ledger.successor())
+
+        assert destination.read(key) == data, f"killed at call {step}: {ledger.calls}"
+        assert destination.unfinished() == [], f"killed at call {step}: {ledger.calls}"
+        # Whatever the store acknowledged is recognised, recorded or not, and not sent again.
+        assert sorted(calls.parts) == list(range(1, part_count + 1))
+        await (await open_store(destination)).remove(key)
+
+    # Every recording was passed: the id, each part with its progress, and the fence before the end.
+    assert step - 1 == len(ledger.calls) >= (2 * part_count + 3 if part_count else 1)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_a_transfer_may_be_cancelled_at_any_call(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, concurrency: int
+) -> None:
+    data = content(TWO_PARTS if destination.name == "ministack" else THREE_PARTS)
+    segments = stage(data[:1000], data[1000:])
+    changes = {"part_concurrency": concurrency} if isinstance(destination, S3Destination) else {}
+    store = await open_store(destination, **changes)
+    step = 0
+    while True:
+        step += 1
+        ledger = cancelled_at(step)
+        try:
+            await store.put(spec_of(data), segments, ledger)
+        except TransferCancelled:
+            assert destination.keys() == [], f"cancelled at call {step}: {ledger.calls}"
+            if ledger.recorded_id:
+                await store.abort(KEY, ledger.recorded_id)
+            await eventually_nothing(destination)
+        else:
+            break
+
+    assert_only(destination, KEY, data)
+
+
+async def eventually_nothing(destination: Destination) -> None:
+    """The file system's copy is discarded in a thread; everything else is gone at once."""
+    deadline = time.monotonic() + 5
+    while destination.unfinished() and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    assert destination.unfinished() == []
+
+
+async def test_a_worker_killed_in_the_middle_of_a_body_is_succeeded(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(THREE_PARTS)
+    segments = stage(data[:1000], data[1000:])
+    ledger = MemoryLedger()
+    task = asyncio.create_task((await open_store(destination)).put(spec_of(data), segments, ledger))
+    await asyncio.sleep(0.03)
+    task.cancel()
+    await asyncio.wait([task])
+
+    await (await open_store(destination)).put(spec_of(data), segments, ledger.successor())
+
+    await eventually_nothing(destination)
+    assert_only(destination, KEY, data)
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_a_lost_reply_to_the_last_call_is_made_up_for(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+) -> None:
+    data = content(length)
+    segments = stage(data)
+    ledger = MemoryLedger()
+    lose_reply(monkeypatch, TransientStoreError("The connection was lost."))
+    with pytest.raises(TransientStoreError, match="lost"):
+        await (await open_store(s3)).put(spec_of(data), segments, ledger)
+    monkeypatch.undo()
+
+    stored = await (await open_store(s3)).put(spec_of(data), segments, ledger.successor())
+
+    assert stored.length == length
+    assert calls.puts + len(calls.parts) == (1 if length == 1000 else 2)
+    assert_only(s3, KEY, data)
+
+
+@pytest.mark.parametrize(
+    ("length", "code"), [(TWO_PARTS, "NoSuchUpload"), (TWO_PARTS, "PreconditionFailed"), (9, "PreconditionFailed")]
+)
+async def test_a_repeated_call_that_finds_its_own_work_done_is_success(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    code: str,
+) -> None:
+    # The driver repeats a call whose reply was lost, and gets this for the second one.
+    data = content(length)
+    kind = TransientStoreError if code == "NoSuchUpload" else PermanentStoreError
+    lose_reply(monkeypatch, kind(code=code))
+
+    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+
+    assert stored.length == length
+    assert_only(s3, KEY, data)
+
+
+def lose_reply(monkeypatch: pytest.MonkeyPatch, error: StorageError) -> None:
+    """Let PutObject and CompleteMultipartUpload succeed, and say something else."""
+    for name in ("put", "complete_multipart"):
+        original = getattr(Bucket, name)
+
+        async def lost(*args: Any, original: Any = original) -> None:
+            await original(*args)
+            raise error
+
+        monkeypatch.setattr(Bucket, name, lost)
+
+
+async def test_other_part_sizes_than_before_begin_anew(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(THREE_PARTS)
+    segments = stage(data)
+    ledger = MemoryLedger(stop_at=6)
+    with pytest.raises(Crash):
+        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, ledger)
+    assert ledger.recorded_parts
+
+    larger = await open_store(s3, part_size=6 * 2**20)
+    await larger.put(spec_of(data), segments, ledger.successor())
+
+    assert_only(s3, KEY, data)
+
+
+async def test_an_upload_begun_in_parts_may_end_as_one_put(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(TWO_PARTS)
+    segments = stage(data)
+    ledger = MemoryLedger(stop_at=5)
+    with pytest.raises(Crash):
+        await (await open_store(s3)).put(spec_of(data), segments, ledger)
+
+    successor = ledger.successor()
+    await (await open_store(s3, multipart_threshold=6 * 2**20)).put(spec_of(data), segments, successor)
+
+    assert successor.recorded_id is None
+    assert_only(s3, KEY, data)
+
+
+async def test_a_multipart_upload_that_vanished_is_begun_anew(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(TWO_PARTS)
+    segments = stage(data)
+    ledger = MemoryLedger(stop_at=5)
+    store = await open_store(s3)
+    with pytest.raises(Crash):
+        await store.put(spec_of(data), segments, ledger)
+    await store.abort(KEY, ledger.recorded_id)
+
+    await store.put(spec_of(data), segments, ledger.successor())
+
+    assert_only(s3, KEY, data)
+
+
+async def test_a_part_that_the_store_lost_is_sent_again(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls
+) -> None:
+    data = content(TWO_PARTS)
+    segments = stage(data)
+    ledger = MemoryLedger(stop_at=2, before=False)
+    with pytest.raises(Crash):
+        await (await open_store(s3)).put(spec_of(data), segments, ledger)
+    record = MemoryLedger(recorded_id=ledger.recorded_id)
+    store = await open_store(s3)
+    first = await store.put(spec_of(data, "other"), segments, noted := MemoryLedger())
+    record.recorded_parts = dict(noted.recorded_parts)  # acknowledged once, but not in this upload
+    calls.parts.clear()
+
+    await store.put(spec_of(data), segments, record)
+
+    assert first.length == len(data)
+    assert sorted(calls.parts) == [1, 2]
+    assert s3.read(KEY) == data
+
+
+# --- damage ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+@pytest.mark.parametrize("harm", ["bit flip", "truncated", "missing", "short of segments"])
+async def test_damaged_staging_is_never_stored(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, length: int, harm: str
+) -> None:
+    store = await open_store(destination)
+    data = content(length)
+    segments = stage(data[:10], data[10:])
+    path = segments[1].path
+    match harm:
+        case "bit flip":
+            path.write_bytes(data[10:-1] + bytes([data[-1] ^ 1]))
+        case "truncated":
+            path.write_bytes(data[10:-1])
+        case "missing":
+            path.unlink()
+        case "short of segments":
+            del segments[1]
+    ledger = MemoryLedger()
+
+    with pytest.raises(StagingDamaged) as refusal:
+        await store.put(spec_of(data), segments, ledger)
+
+    assert isinstance(refusal.value, StagingMissing) == (harm == "missing")
+    assert ledger.recorded_id is None
+    await eventually_nothing(destination)
+    assert_nothing(destination)
+
+
+async def test_a_bit_flip_in_a_file_that_is_only_linked_goes_unnoticed(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(destination)
+    data = content(1000)
+    put = store.put(spec_of(data), stage(bytes([data[0] ^ 1]) + data[1:]), MemoryLedger())
+
+    if destination.abilities.reads_what_it_stores:
+        with pytest.raises(StagingDamaged):
+            await put
+    else:
+        # A link costs the same for a terabyte, since it reads nothing: the file itself moves in.
+        await put
+        assert destination.keys() == [KEY]
+
+
+async def test_bytes_that_changed_on_their_way_are_refused_by_the_store(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Every server verifies CRC64NVME or MD5, and gets both until it has shown which; moto neither.
+    flip_sent_bytes(monkeypatch)
+    verifies = s3.abilities.verifies_crc64nvme or s3.abilities.verifies_md5
+    for key, length in (("small", 1000), ("large", TWO_PARTS)):
+        data = content(length)
+        put = (await open_store(s3)).put(spec_of(data, key), stage(data), MemoryLedger())
+        if verifies:
+            with pytest.raises(TransientStoreError) as refusal:
+                await put
+            assert refusal.value.context["code"] == "BadDigest"
+        else:
+            await put
+    assert s3.keys() == ([] if verifies else ["large", "small"])
+
+
+def flip_sent_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damage every body between its checksum and the socket."""
+    from tusd_py.stores.source import RangeBody
+
+    original = RangeBody.__aiter__
+
+    async def damaged(body: RangeBody) -> Any:
+        async for block in original(body):
+            copy = bytearray(block)
+            copy[-1] ^= 1
+            yield copy
+
+    monkeypatch.setattr(RangeBody, "__aiter__", damaged)
+
+
+@pytest.mark.parametrize("setting", ["crc64nvme", "sha256", "md5", "none"])
+async def test_every_checksum_setting_stores_small_and_large(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, setting: str
+) -> None:
+    data = content(TWO_PARTS)
+    ledger = MemoryLedger(stop_at=5)
+    for key, length in (("small", 10), ("large", TWO_PARTS)):
+        store = await open_store(s3, checksum=setting)
+        await store.put(spec_of(data[:length], key), stage(data[:length]), MemoryLedger())
+        assert s3.read(key) == data[:length]
+    segments = stage(data)
+    with pytest.raises(Crash):
+        await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, ledger)
+
+    await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, ledger.successor())
+
+    assert s3.read(KEY) == data
+    assert s3.unfinished() == []
+
+
+async def test_the_checksum_of_the_whole_object_is_handed_over(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(TWO_PARTS)
+
+    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+
+    assert stored.crc64nvme == (crc64.update(data) if s3.abilities.tells_crc64nvme else None)
+
+
+async def test_a_wrong_checksum_of_the_whole_object(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only AWS verifies it; none of the servers here does, which is why the parts are verified too.
+    monkeypatch.setattr("tusd_py.stores.s3_multipart.MultipartTransfer._verify", pretend_another_crc)
+    data = content(TWO_PARTS)
+
+    put = (await open_store(s3)).put(spec_of(data, crc64nvme=None), stage(data), MemoryLedger())
+
+    assert not s3.abilities.full_object_checksum
+    await put
+    assert s3.read(KEY) == data
+
+
+def pretend_another_crc(transfer: Any) -> None:
+    """Stand in for `_verify`, with a checksum that is not the object's."""
+    transfer._crc = 1
+
+
+async def test_a_wrong_checksum_answered_by_the_store_is_no_success(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Bucket.head
+
+    async def shorter(bucket: Bucket, key: str) -> Any:
+        from dataclasses import replace
+
+        head = await original(bucket, key)
+        return head and replace(head, length=head.length - 1)
+
+    monkeypatch.setattr(Bucket, "head", shorter)
+
+    with pytest.raises(TransientStoreError):
+        await (await open_store(s3)).put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+
+
+# --- somebody else's -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+@pytest.mark.parametrize("foreign", ["other length", "same length"])
+async def test_a_foreign_object_is_left_alone(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, length: int, foreign: str
+) -> None:
+    store = await open_store(destination)
+    data = content(length)
+    theirs = b"theirs" if foreign == "other length" else bytes(length)
+    destination.write(KEY, theirs)
+
+    with pytest.raises(PermanentStoreError):
+        await store.put(spec_of(data), stage(data), MemoryLedger())
+
+    assert_only(destination, KEY, theirs)
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_a_foreign_object_that_appears_meanwhile(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+) -> None:
+    store = await open_store(s3)
+    data = content(length)
+    s3.write(KEY, b"theirs")
+    hide_first_head(monkeypatch)
+    ledger = MemoryLedger()
+    put = store.put(spec_of(data), stage(data), ledger)
+
+    if s3.abilities.honours_if_none_match:
+        with pytest.raises(PermanentStoreError):
+            await put
+        assert_only(s3, KEY, b"theirs")
+        assert ledger.recorded_id is None
+    else:
+        # rclone ignores If-None-Match: only the look beforehand protects a foreign object there.
+        await put
+        assert_only(s3, KEY, data)
+
+
+def hide_first_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the store see nothing the first time it looks."""
+    original, hidden = Bucket.head, []
+
+    async def head(bucket: Bucket, key: str) -> Any:
+        if not hidden:
+            hidden.append(key)
+            return None
+        return await original(bucket, key)
+
+    monkeypatch.setattr(Bucket, "head", head)
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_a_foreign_object_is_replaced_by_wish(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
+) -> None:
+    store = await open_store(s3, file_overwrite=True)
+    data = content(length)
+    s3.write(KEY, b"theirs")
+
+    await store.put(spec_of(data), stage(data), MemoryLedger())
+
+    assert_only(s3, KEY, data)
+
+
+async def test_a_damaged_object_of_our_own_is_repaired(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(s3)
+    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryLedger())
+    data = content(1000)
+
+    await store.put(spec_of(data), stage(data), MemoryLedger())
+
+    assert_only(s3, KEY, data)
+
+
+async def test_equal_bytes_without_an_id_are_taken_for_ours(
+    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls
+) -> None:
+    # As rclone shows our own objects once it was restarted: without metadata.
+    store = await open_store(destination)
+    data = content(1000)
+    destination.write(KEY, data)
+
+    await store.put(spec_of(data), stage(data), MemoryLedger())
+
+    assert calls.puts == 0
+    assert_only(destination, KEY, data)
+
+
+# --- what cannot work ------------------------------------------------------------------------------
+
+
+async def test_a_wrong_secret(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    store = await open_store(s3, secret_key="wrong")
+
+    await assert_refused_or_stored(s3, store, stage, refused=s3.abilities.checks_secret)
+
+
+async def test_an_unknown_access_key(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    store = await open_store(s3, access_key="nobody")
+
+    await assert_refused_or_stored(s3, store, stage, refused=s3.abilities.checks_key_id)
+
+
+async def assert_refused_or_stored(s3: S3Destination, store: Any, stage: Stage, *, refused: bool) -> None:
+    """Either everything is refused for good, or the server accepts any credentials."""
+    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    if not refused:
+        await put
+        return await store.probe()  # type: ignore[no-any-return]
+    with pytest.raises(PermanentStoreError):
+        await put
+    with pytest.raises(PermanentStoreError):
+        await store.probe()
+    assert_nothing(s3)
+    return None
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_no_such_bucket(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
+) -> None:
+    store = await open_store(s3, bucket="no-such-bucket")
+
+    with pytest.raises(PermanentStoreError) as refusal:
+        await store.put(spec_of(content(length)), stage(content(length)), MemoryLedger())
+
+    assert refusal.value.context["code"] == "NoSuchBucket"
+    with pytest.raises(PermanentStoreError):
+        await store.probe()
+
+
+async def test_a_store_that_is_away_is_a_matter_of_time(
+    s3: S3Destination, open_store: OpenStore, stage: Stage
+) -> None:
+    store = await open_store(s3, endpoint_url=f"http://127.0.0.1:{free_port()}")
+
+    for attempt in (store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()), store.stat(KEY), store.probe()):
+        with pytest.raises(TransientStoreError):
+            await attempt
+
+
+async def test_a_directory_that_is_gone_is_a_matter_of_time(
+    tmp_path: Path, open_store: OpenStore, stage: Stage
+) -> None:
+    destination = FilesystemDestination(tmp_path / "store")
+    store = await open_store(destination)
+    destination.root.rmdir()  # as when the disk is not mounted: nothing is to be written beside it
+
+    for attempt in (store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()), store.probe()):
+        with pytest.raises(TransientStoreError):
+            await attempt
+    assert not destination.root.exists()
+
+
+async def test_a_reachable_store_passes_the_probe(destination: Destination, open_store: OpenStore) -> None:
+    await (await open_store(destination)).probe()
+
+
+# --- removing --------------------------------------------------------------------------------------
+
+
+async def test_a_removed_object_is_gone_and_may_be_removed_again(
+    destination: Destination, open_store: OpenStore, stage: Stage
+) -> None:
+    store = await open_store(destination)
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+
+    await store.remove(KEY)
+    await store.remove(KEY)
+
+    assert await store.stat(KEY) is None
+    assert_nothing(destination)
+
+
+async def test_a_neighbour_stays_when_an_object_is_removed(
+    destination: Destination, open_store: OpenStore, stage: Stage
+) -> None:
+    store = await open_store(destination)
+    for key in ("2026/11/1", "2026/11/10"):
+        await store.put(spec_of(b"abc", key), stage(b"abc"), MemoryLedger())
+
+    await store.remove("2026/11/1")
+
+    assert_only(destination, "2026/11/10", b"abc")
+
+
+async def test_an_unfinished_transfer_is_aborted_once_or_twice(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    store = await open_store(s3)
+    data = content(TWO_PARTS)
+    ledger = MemoryLedger(stop_at=5)
+    with pytest.raises(Crash):
+        await store.put(spec_of(data), stage(data), ledger)
+    assert s3.unfinished()
+
+    await store.abort(KEY, ledger.recorded_id)
+    await store.abort(KEY, ledger.recorded_id)
+
+    assert_nothing(s3)
+
+
+async def test_strays_of_other_keys_are_not_touched(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    client, bucket = s3.client, s3.account.bucket
+    theirs = client.create_multipart_upload(Bucket=bucket, Key=f"{s3.prefix}/{KEY}-longer")["UploadId"]
+    ours = client.create_multipart_upload(Bucket=bucket, Key=f"{s3.prefix}/{KEY}")["UploadId"]
+    assert sorted(s3.unfinished()) == sorted([theirs, ours])
+    data = content(TWO_PARTS)
+
+    await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+
+    assert s3.unfinished() == [theirs]
+
+
+# --- handing out -----------------------------------------------------------------------------------
+
+
+async def presigned(s3: S3Destination, open_store: OpenStore, stage: Stage, seconds: int = 60) -> str:
+    """A link to an object of three bytes, with headers of its own."""
+    store = await open_store(s3)
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    url: str = await store.presign(
+        KEY,
+        content_type="text/plain; charset=utf-8",
+        content_disposition="attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt",
+        expires_seconds=seconds,
+    )
+    return url
+
+
+async def test_a_link_serves_the_object_with_its_headers(
+    s3: S3Destination, open_store: OpenStore, stage: Stage
+) -> None:
+    url = await presigned(s3, open_store, stage)
+
+    status, headers, body = await asyncio.to_thread(fetch, url)
+
+    assert (status, body) == (200, b"abc")
+    assert headers["content-type"] == "text/plain; charset=utf-8"
+    assert headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
+    assert "X-Amz-Signature" in url
+    assert "X-Amz-Expires=60" in url
+
+
+async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    url = await presigned(s3, open_store, stage, seconds=1)
+    deadline = time.monotonic() + (10 if s3.abilities.expires_links else 2)
+
+    status = 200
+    while status == 200 and time.monotonic() < deadline:
+        await asyncio.sleep(0.1)
+        status, _, _ = await asyncio.to_thread(fetch, url)
+
+    assert (status in {400, 403}) == s3.abilities.expires_links
+
+
+async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    url = await presigned(s3, open_store, stage)
+    store = await open_store(s3)
+    await store.put(spec_of(b"secret", "other"), stage(b"secret"), MemoryLedger())
+
+    status, _, _ = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
+
+    assert (status == 403) == s3.abilities.checks_links
+
+
+async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:
+    store = await open_store(s3, public_endpoint_url="https://files.example.com")
+
+    url = await store.presign(KEY, content_type="a/b", content_disposition="inline", expires_seconds=5)
+
+    assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
+
+
+async def test_a_store_offers_links_or_files(destination: Destination) -> None:
+    store = destination.store()
+
+    assert isinstance(store, Presigner) == (destination.name != "filesystem")
+    assert isinstance(store, LocalObjects) == (destination.name == "filesystem")

@@ -1,0 +1,64 @@
+"""Metrics: every instrument of a process in one class. Units stand in the names (OpenMetrics).
+
+Import this only once `PROMETHEUS_MULTIPROC_DIR` is set, where several processes share their figures:
+prometheus_client decides at import whether values live in memory or in files.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
+
+
+class Metrics:
+    """The instruments. Each application has its own registry, so that two of them do not collide."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+        self._requests = Counter(
+            "tusd_requests", "Requests answered.", ["method", "status"], registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            "tusd_request_seconds", "Time to answer a request.", buckets=_SECONDS, registry=self.registry
+        )
+        self.bytes_received = Counter(
+            "tusd_received_bytes", "Bytes of upload bodies received.", registry=self.registry
+        )
+        self.uploads_created = Counter("tusd_uploads_created", "Uploads created.", registry=self.registry)
+        self.uploads_completed = Counter(
+            "tusd_uploads_completed", "Uploads whose last byte was recorded.", registry=self.registry
+        )
+        self.uploads_terminated = Counter("tusd_uploads_terminated", "Uploads deleted.", registry=self.registry)
+        self.bodies_ended = Counter(
+            "tusd_bodies_interrupted", "Bodies that ended early.", ["code"], registry=self.registry
+        )
+        self.bodies_open = Gauge(
+            "tusd_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
+        )
+        self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
+        self.transfers = Counter(
+            "tusd_transfers", "Attempts to move an upload to the store.", ["outcome"], registry=self.registry
+        )
+        self.transferred_bytes = Counter(
+            "tusd_transferred_bytes", "Bytes of uploads that reached the store.", registry=self.registry
+        )
+        self.store_seconds = Histogram(
+            "tusd_completed_to_stored_seconds",
+            "Time from the last byte to the store.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
+        self._request_counters: dict[tuple[str, int], Any] = {}
+
+    def count_request(self, method: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+        key = (method, status)
+        counter = self._request_counters.get(key)
+        if counter is None:
+            counter = self._request_counters[key] = self._requests.labels(method, str(status))
+        counter.inc()
+        self.request_seconds.observe(seconds)
