@@ -27,12 +27,12 @@ from tusd_py.http.cors import CorsPolicy
 from tusd_py.http.forwarded import TrustedProxies
 from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
+from tusd_py.metrics import Metrics
 from tusd_py.protocol.tus_v1 import Features
 from tusd_py.protocol.upload import UploadId
 from tusd_py.services.append import AppendSettings
 from tusd_py.services.uploads import UploadService, UploadSettings
 from tusd_py.staging import StagingArea
-from tusd_py.metrics import Metrics
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
+import contextlib
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def configuration(options: argparse.Namespace) -> Config:
 def serve(options: argparse.Namespace) -> int:
     """Run the whole service under one supervisor."""
     config = configuration(options)
-    from tusd_py.supervisor import Supervisor
     from tusd_py.logs import configure_logging
+    from tusd_py.supervisor import Supervisor
 
     configure_logging(config.logging)
     _warn_if_open(config)
@@ -83,12 +82,10 @@ def worker(options: argparse.Namespace) -> int:
     from tusd_py.logs import configure_logging
 
     configure_logging(config.logging)
-    with _database(config) as config:
-        with tempfile.TemporaryDirectory(prefix="tusd-metrics-") as metrics:
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
-            from tusd_py.processes import run_worker
+    with _database(config) as usable:
+        from tusd_py.processes import run_worker
 
-            run_worker(config, lambda: None)
+        run_worker(usable, ready=lambda: None)
     return OK
 
 
@@ -98,8 +95,8 @@ def migrate(options: argparse.Namespace) -> int:
     from tusd_py.app import database_dsn
     from tusd_py.database.migrate import migrate as apply
 
-    with _database(config) as config:
-        names = asyncio.run(apply(database_dsn(config)))
+    with _database(config) as usable:
+        names = asyncio.run(apply(database_dsn(usable)))
     for name in names:
         print(f"applied {name}")
     if not names:
@@ -115,27 +112,22 @@ def check_config(options: argparse.Namespace) -> int:
     return OK
 
 
-class _database:
+@contextlib.contextmanager
+def _database(config: Config) -> Iterator[Config]:
     """The configured database, or the embedded one for as long as the command runs."""
+    if config.database.dsn is not None:
+        yield config
+        return
+    from tusd_py.embedded_postgres import EmbeddedPostgres
+    from tusd_py.supervisor import with_dsn
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._postgres: Any = None
-
-    def __enter__(self) -> Config:
-        if self._config.database.dsn is not None:
-            return self._config
-        from tusd_py.embedded_postgres import EmbeddedPostgres
-        from tusd_py.supervisor import with_dsn
-
-        self._config.data_dir.mkdir(parents=True, exist_ok=True)
-        self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres")
-        self._postgres.start()
-        return with_dsn(self._config, self._postgres.dsn)
-
-    def __exit__(self, *_: object) -> None:
-        if self._postgres is not None:
-            self._postgres.stop()
+    config.data_dir.mkdir(parents=True, exist_ok=True)
+    postgres = EmbeddedPostgres(config.data_dir / "postgres")
+    postgres.start()
+    try:
+        yield with_dsn(config, postgres.dsn)
+    finally:
+        postgres.stop()
 
 
 def _warn_if_open(config: Config) -> None:
@@ -143,7 +135,9 @@ def _warn_if_open(config: Config) -> None:
 
     if config.auth.mode == "none":
         structlog.get_logger(__name__).warning(
-            "no_authentication", host=config.server.host, reason='auth.mode is "none": whoever reaches the server may upload'
+            "no_authentication",
+            host=config.server.host,
+            reason='auth.mode is "none": whoever reaches the server may upload',
         )
 
 

@@ -233,7 +233,7 @@ class UploadRepository(Protocol):
     async def find(self, upload_id: UploadId) -> Upload | None:
         """Answer an upload by its public id, whatever its state."""
 
-    async def list(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
+    async def newest(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
         """Answer the newest uploads of an owner (None: everybody's) created before a moment."""
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
@@ -250,7 +250,8 @@ class UploadRepository(Protocol):
     ) -> Upload:
         """Record that bytes [upload.offset, new_offset) are durable. Call only after a sync.
 
-        `length` is recorded with it where the upload has none. Reaching the length completes the upload and queues its transfer in the same statement.
+        `length` is recorded with it where the upload has none. Reaching the length completes the
+        upload and queues its transfer in the same statement.
 
         Raises:
             OffsetConflict: another writer moved the upload; nothing was changed.

@@ -14,18 +14,21 @@ import resource
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import web
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
 from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
-from tusd_py.errors import StagingFull
+from tusd_py.errors import DatabaseUnavailable, StagingFull
 from tusd_py.http.application import build_application
 from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
@@ -45,7 +48,7 @@ MALLOC_TRIM_BYTES: Final = 32 * 2**20
 WORKER_NICENESS: Final = 5
 
 
-def run_http(config: Config, sockets: Sequence[socket.socket], ready: Ready) -> None:
+def run_http(config: Config, *, sockets: Sequence[socket.socket], ready: Ready) -> None:
     """Serve uploads and downloads on sockets that are already bound."""
 
     async def main(stop: asyncio.Event) -> None:
@@ -61,7 +64,7 @@ def run_http(config: Config, sockets: Sequence[socket.socket], ready: Ready) -> 
     _run(config, main)
 
 
-def run_worker(config: Config, ready: Ready) -> None:
+def run_worker(config: Config, *, ready: Ready) -> None:
     """Move uploads to the store and clean up, until told to stop."""
     with contextlib.suppress(OSError):
         # Whoever uploads comes first: a transfer that takes a little longer bothers nobody.
@@ -77,7 +80,7 @@ def run_worker(config: Config, ready: Ready) -> None:
     _run(config, main)
 
 
-def run_operations(config: Config, listening: socket.socket, ready: Ready) -> None:
+def run_operations(config: Config, *, listening: socket.socket, ready: Ready) -> None:
     """Answer health, readiness and metrics of all processes."""
 
     async def main(stop: asyncio.Event) -> None:
@@ -106,21 +109,38 @@ def run_operations(config: Config, listening: socket.socket, ready: Ready) -> No
     _run(config, main)
 
 
+class Figures(Collector):
+    """Figures that are read rather than counted: from the database and the disk."""
+
+    def __init__(self, values: Mapping[str, tuple[str, float]]) -> None:
+        self._values = values
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (text, value) in self._values.items():
+            yield GaugeMetricFamily(name, text, value)
+
+
 async def _collect(config: Config, database: Database) -> CollectorRegistry:
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    free = shutil.disk_usage(config.staging_directory).free
-    Gauge("tusd_staging_free_bytes", "Free space of the staging disk.", registry=registry).set(free)
-    figures = await read_figures(database, config.node)
-    for name, text, value in (
-        ("tusd_uploads_unfinished", "Uploads that still miss bytes.", figures.unfinished_uploads),
-        ("tusd_oldest_unfinished_seconds", "Age of the oldest of them.", figures.oldest_unfinished_seconds),
-        ("tusd_uploads_failed", "Uploads whose transfer was given up.", figures.failed_uploads),
-        ("tusd_jobs_waiting", "Jobs of this node that are not finished.", figures.waiting_jobs),
-        ("tusd_oldest_job_seconds", "Age of the oldest of them.", figures.oldest_job_seconds),
-    ):
-        Gauge(name, text, registry=registry).set(value)
+    values = {
+        "tusd_staging_free_bytes": (
+            "Free space of the staging disk.",
+            float(shutil.disk_usage(config.staging_directory).free),
+        )
+    }
+    with contextlib.suppress(DatabaseUnavailable):
+        # What the processes counted is worth seeing above all while the database is away.
+        figures = await read_figures(database, config.node)
+        values |= {
+            "tusd_uploads_unfinished": ("Uploads that still miss bytes.", figures.unfinished_uploads),
+            "tusd_oldest_unfinished_seconds": ("Age of the oldest of them.", figures.oldest_unfinished_seconds),
+            "tusd_uploads_failed": ("Uploads whose transfer was given up.", figures.failed_uploads),
+            "tusd_jobs_waiting": ("Jobs of this node that are not finished.", figures.waiting_jobs),
+            "tusd_oldest_job_seconds": ("Age of the oldest of them.", figures.oldest_job_seconds),
+        }
+    registry.register(Figures(values))
     return registry
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import errno
 import json
 import os
 import shutil
@@ -18,11 +17,11 @@ import socket
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import structlog
 from pydantic import SecretStr
@@ -45,7 +44,13 @@ STABLE_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 5.0
 """After its own time-out a child gets this much before it is killed."""
 
-Body = Callable[["Config", Callable[[], None]], None]
+
+
+class Body(Protocol):
+    """The whole life of a child process."""
+
+    def __call__(self, config: Config, *, ready: Callable[[], None]) -> None:
+        """Run until SIGTERM; call `ready` once set up."""
 
 
 @dataclass(slots=True)
@@ -131,9 +136,9 @@ class Supervisor:
     def _bind(self) -> None:
         server, operations = self._config.server, self._config.operations
         first = bind(server.host, server.port, "server")
-        self._public = [first]
         port = first.getsockname()[1]
-        self._public += [bind(server.host, port, "server") for _ in range(server.processes - 1)]
+        more = [bind(server.host, port, "server", alone=False) for _ in range(server.processes - 1)]
+        self._public = [first, *more]
         if operations.enabled:
             self._operations = bind(operations.host, operations.port, "operations", shared=False)
         self._sockets = [*self._public, *([self._operations] if self._operations else [])]
@@ -141,22 +146,16 @@ class Supervisor:
     def _plan(self) -> list[Child]:
         from tusd_py import processes
 
-        children = []
+        children: list[Child] = []
+        body: Body
         for number, listening in enumerate(self._public, 1):
-            sockets = [listening]
-            name = f"http-{number}"
-            children.append(
-                Child(name, lambda config, ready, s=sockets: processes.run_http(config, s, ready), sockets=sockets)
-            )
-        children += [Child(f"worker-{number + 1}", processes.run_worker) for number in range(self._config.transfer.workers)]
-        if (listening := self._operations) is not None:
-            children.append(
-                Child(
-                    "operations",
-                    lambda config, ready, s=listening: processes.run_operations(config, s, ready),
-                    sockets=[listening],
-                )
-            )
+            body = partial(processes.run_http, sockets=[listening])
+            children += [Child(f"http-{number}", body, sockets=[listening])]
+        workers = range(1, self._config.transfer.workers + 1)
+        children += [Child(f"worker-{number}", processes.run_worker) for number in workers]
+        if self._operations is not None:
+            body = partial(processes.run_operations, listening=self._operations)
+            children.append(Child("operations", body, sockets=[self._operations]))
         return children
 
     # --- children ----------------------------------------------------------------------------------
@@ -190,12 +189,12 @@ class Supervisor:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            child.body(self._config, lambda: _say_ready(write_fd))
+            child.body(self._config, ready=lambda: _say_ready(write_fd))
             status = 0
         except TusdError as error:
-            log.error("child_failed", child=child.name, code=error.code, reason=str(error))
-        except BaseException:
-            traceback.print_exc()
+            log.error("child_failed", child=child.name, code=error.code, reason=str(error))  # noqa: TRY400
+        except BaseException:  # noqa: BLE001 -- the last stop of a process: whatever it is, the log has it
+            log.exception("child_crashed", child=child.name)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -339,8 +338,10 @@ def with_dsn(config: Config, dsn: str) -> Config:
     )
 
 
-def bind(host: str, port: int, section: str, *, shared: bool = True) -> socket.socket:
-    """Bind a listening socket.
+def bind(host: str, port: int, section: str, *, alone: bool = True, shared: bool = True) -> socket.socket:
+    """Bind a listening socket; a `shared` one lets others of ours bind the same port.
+
+    With `alone` nobody may listen there yet.
 
     Raises:
         ConfigError: the address is in use, is not ours or needs more rights.
@@ -349,8 +350,8 @@ def bind(host: str, port: int, section: str, *, shared: bool = True) -> socket.s
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared and port and _in_use(family, address):
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        if alone:
+            _refuse_if_used(family, address)
         if shared:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
@@ -361,8 +362,12 @@ def bind(host: str, port: int, section: str, *, shared: bool = True) -> socket.s
     return listening
 
 
-def _in_use(family: int, address: object) -> bool:
-    return False
+def _refuse_if_used(family: int, address: tuple[Any, ...]) -> None:
+    """Raise OSError if somebody else listens there: SO_REUSEPORT would share the port with them."""
+    if address[1]:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
 
 
 def _origin(listening: socket.socket) -> str:

@@ -15,7 +15,7 @@ import pytest
 from tests.support.cutting_proxy import Cut, CuttingProxy, DropReply, Fault, Stall
 from tests.support.ports import LOOPBACK
 from tests.support.process import Child, is_alive, wait_until
-from tests.support.raw_http import RawConnection
+from tests.support.stalling_client import RawConnection
 from tests.support.server import to_toml
 from tests.support.tools import require_tool
 

@@ -13,7 +13,7 @@ from tests.support.files import download, random_file, seeded
 from tests.support.nginx import Nginx, nginx
 from tests.support.node import NodeRun
 from tests.support.process import wait_until
-from tests.support.raw_http import OCTETS, TUS, RawConnection, create, request
+from tests.support.stalling_client import OCTETS, TUS, RawConnection, create, request
 from tests.support.server import Server, StartServer
 
 pytestmark = pytest.mark.acceptance

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.files import download, seeded
 from tests.support.process import is_alive, wait_until
-from tests.support.raw_http import OCTETS, RawConnection, create, request
+from tests.support.stalling_client import OCTETS, RawConnection, create, request
 from tests.support.server import Server, StartServer
 
 pytestmark = pytest.mark.acceptance

@@ -12,7 +12,7 @@ from tusclient.storage.filestorage import FileStorage
 
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.files import download, seeded
-from tests.support.raw_http import request
+from tests.support.stalling_client import request
 from tests.support.server import Server, StartServer
 
 pytestmark = pytest.mark.acceptance

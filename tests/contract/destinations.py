@@ -232,7 +232,10 @@ class S3Destination:
         return [entry["Key"].removeprefix(f"{self.prefix}/") for entry in answer.get("Contents", ())]
 
     def unfinished(self) -> list[str]:
-        answer = self.client.list_multipart_uploads(Bucket=self.account.bucket, Prefix=f"{self.prefix}/")
+        try:
+            answer = self.client.list_multipart_uploads(Bucket=self.account.bucket, Prefix=f"{self.prefix}/")
+        except self.client.exceptions.NoSuchUpload:  # so rclone says that the bucket has none
+            return []
         return [entry["UploadId"] for entry in answer.get("Uploads", ())]
 
 

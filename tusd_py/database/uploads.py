@@ -116,7 +116,7 @@ class PostgresUploads(UploadRepository):
         row = await self._database.read(FIND, upload_id)
         return upload_from_row(row) if row else None
 
-    async def list(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
+    async def newest(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
         rows = await self._database.fetch(LIST, owner, before, limit, [state.value for state in hide])
         return [upload_from_row(row) for row in rows]
 

@@ -78,7 +78,7 @@ async def list_uploads(request: web.Request) -> web.Response:
     principal = context.authenticator.authenticate(request.headers.get("Authorization"))
     limit = _limit(request.query.get("limit"))
     before = _moment(request.query.get("before"))
-    uploads = await context.uploads.list(principal, before=before, limit=limit)
+    uploads = await context.uploads.newest(principal, before=before, limit=limit)
     page = [_view(context, upload, None) for upload in uploads]
     following = uploads[-1].created_at.isoformat() if len(uploads) == limit else None
     return json_response({"uploads": page, "next_before": following})

@@ -351,12 +351,12 @@ class UploadService:
             raise UploadNotFound
         return upload
 
-    async def list(self, principal: Principal, *, before: datetime | None, limit: int) -> Sequence[Upload]:
+    async def newest(self, principal: Principal, *, before: datetime | None, limit: int) -> Sequence[Upload]:
         """Answer the newest uploads that `principal` may see."""
         owner = principal.subject
         if not principal.anonymous:
             self.permit(principal, Intent.LIST, owner)
-        return await self._uploads.list(owner, before=before, limit=limit, hide=HIDDEN_IN_LISTS)
+        return await self._uploads.newest(owner, before=before, limit=limit, hide=HIDDEN_IN_LISTS)
 
     async def transfer_view(self, upload: Upload) -> TransferView | None:
         """Answer how the transfer of an upload stands."""

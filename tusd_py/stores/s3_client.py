@@ -221,10 +221,15 @@ class Bucket:
         """Answer the ids of the unfinished multipart uploads of exactly this key."""
         markers: dict[str, str] = {}
         while True:
-            with translated("ListMultipartUploads", key=key):
-                answer = await self._client.list_multipart_uploads(
-                    Bucket=self._config.bucket, Prefix=key, **markers
-                )
+            try:
+                with translated("ListMultipartUploads", key=key):
+                    answer = await self._client.list_multipart_uploads(
+                        Bucket=self._config.bucket, Prefix=key, **markers
+                    )
+            except StorageError as error:
+                if code_of(error) == NO_SUCH_UPLOAD:  # so rclone says that the bucket has none
+                    return
+                raise
             for upload in answer.get("Uploads", ()):
                 if upload["Key"] == key:
                     yield upload["UploadId"]

