@@ -193,7 +193,7 @@ class Supervisor:
             status = 0
         except TusdError as error:
             log.error("child_failed", child=child.name, code=error.code, reason=str(error))  # noqa: TRY400
-        except BaseException:  # noqa: BLE001 -- the last stop of a process: whatever it is, the log has it
+        except BaseException:  # the last stop of a process: whatever it is, the log has it
             log.exception("child_crashed", child=child.name)
         finally:
             sys.stdout.flush()

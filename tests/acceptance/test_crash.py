@@ -83,8 +83,7 @@ async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
     rng = seeded("crash")
     server = start_server({"transfer": IMPATIENT})
     uploads = [
-        ClientUpload(rng.randbytes(rng.randint(1, 3 * MIB)), random.Random(rng.random()))
-        for _ in range(UPLOADS)
+        ClientUpload(rng.randbytes(rng.randint(1, 3 * MIB)), random.Random(rng.random())) for _ in range(UPLOADS)
     ]
     killer = Killer(server, rng, sum(len(upload.content) for upload in uploads))
     connector = aiohttp.TCPConnector(limit=0)

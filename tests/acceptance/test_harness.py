@@ -15,8 +15,8 @@ import pytest
 from tests.support.cutting_proxy import Cut, CuttingProxy, DropReply, Fault, Stall
 from tests.support.ports import LOOPBACK
 from tests.support.process import Child, is_alive, wait_until
-from tests.support.stalling_client import RawConnection
 from tests.support.server import to_toml
+from tests.support.stalling_client import RawConnection
 from tests.support.tools import require_tool
 
 pytestmark = pytest.mark.acceptance
@@ -75,7 +75,7 @@ def _send(connection: RawConnection, body: bytes, *, chunk: int | None = None) -
 def test_cut_strikes_at_the_byte(chunk: int | None, how: str, sink: Sink) -> None:
     body = random.Random(1).randbytes(5_000)
     with CuttingProxy(sink.port, Cut(1_234, how)) as proxy, RawConnection(proxy.port) as client:  # type: ignore[arg-type]
-        with pytest.raises((ConnectionError, BrokenPipeError)):  # noqa: PT012 - either may notice
+        with pytest.raises((ConnectionError, BrokenPipeError)):
             _send(client, body, chunk=chunk)
             client.read_response()
         assert [request.body_bytes for request in proxy.requests] == [1_234]
@@ -142,9 +142,7 @@ def test_a_missing_tool_fails_in_ci_and_skips_elsewhere(
 
 
 def test_configuration_is_written_as_toml() -> None:
-    text = to_toml(
-        {"server": {"port": 1, "trusted_proxies": ["a", "b"]}, "storage": {"s3": {"bucket": 'b"'}}}
-    )
+    text = to_toml({"server": {"port": 1, "trusted_proxies": ["a", "b"]}, "storage": {"s3": {"bucket": 'b"'}}})
     assert text.split() == [
         "[server]", "port", "=", "1", "trusted_proxies", "=", '["a",', '"b"]',
         "[storage]", "[storage.s3]", "bucket", "=", '"b\\""',

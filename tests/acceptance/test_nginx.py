@@ -13,12 +13,14 @@ from tests.support.files import download, random_file, seeded
 from tests.support.nginx import Nginx, nginx
 from tests.support.node import NodeRun
 from tests.support.process import wait_until
-from tests.support.stalling_client import OCTETS, TUS, RawConnection, create, request
 from tests.support.server import Server, StartServer
+from tests.support.stalling_client import OCTETS, TUS, RawConnection, create, request
 
 pytestmark = pytest.mark.acceptance
 
 MIB = 2**20
+# What nginx and the sockets on both sides of it may hold when a connection ends.
+IN_FLIGHT = 8 * MIB
 ORIGIN = "https://app.example.com"
 
 
@@ -28,16 +30,16 @@ def _behind_nginx(server: Server, tmp_path: Path) -> Iterator[Nginx]:
         yield front
 
 
-def test_a_body_reaches_the_server_while_the_client_is_still_sending(
-    start_server: StartServer, tmp_path: Path
-) -> None:
+def test_a_body_reaches_the_server_while_the_client_is_still_sending(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server()
     with _behind_nginx(server, tmp_path) as front:
-        target = create(front.port, MIB).headers["location"]
+        target = create(front.port, 64 * MIB).headers["location"]
         with RawConnection(front.port) as client:
-            client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "0", "Content-Length": str(MIB)})
-            client.send(bytes(300_000))
-            assert request(front.port, "HEAD", target).offset == 300_000
+            client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "0", "Content-Length": str(64 * MIB)})
+            client.send(bytes(32 * MIB))
+            offset = request(front.port, "HEAD", target).offset
+
+    assert offset >= 32 * MIB - IN_FLIGHT
 
 
 def test_a_refusal_arrives_before_the_body_was_sent(start_server: StartServer, tmp_path: Path) -> None:
@@ -45,9 +47,7 @@ def test_a_refusal_arrives_before_the_body_was_sent(start_server: StartServer, t
     with _behind_nginx(server, tmp_path) as front:
         target = create(front.port, 64 * MIB).headers["location"]
         with RawConnection(front.port) as client:
-            client.send_head(
-                "PATCH", target, {**OCTETS, "Upload-Offset": "7", "Content-Length": str(64 * MIB)}
-            )
+            client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "7", "Content-Length": str(64 * MIB)})
             client.send(bytes(1000))
             answer = client.read_response()
     assert (answer.status, answer.offset) == (409, 0)
@@ -108,7 +108,9 @@ def test_a_restart_costs_a_client_no_progress(client: int, start_server: StartSe
 
         assert result["ok"], result
         assert len(proxy.of("POST")) == 1
-        assert [patch.offset for patch in proxy.of("PATCH")] == [0, 10 * MIB]
+        first, second = proxy.of("PATCH")
+        assert first.offset == 0
+        assert (second.offset or 0) >= 10 * MIB - IN_FLIGHT
         server.wait_for_state(result["uploadId"], "stored")
         assert download(f"{front.origin}/download/{result['uploadId']}").sha256 == sha256
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.files import download, seeded
 from tests.support.process import is_alive, wait_until
-from tests.support.stalling_client import OCTETS, RawConnection, create, request
 from tests.support.server import Server, StartServer
+from tests.support.stalling_client import OCTETS, RawConnection, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -139,9 +139,7 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(start_server: StartServer)
     created = create(server.port, LENGTH)
     target = created.headers["location"]
     content = random.Random(1).randbytes(LENGTH)
-    assert (
-        request(server.port, "PATCH", target, {**OCTETS, "Upload-Offset": "0"}, content[:SENT]).offset == SENT
-    )
+    assert request(server.port, "PATCH", target, {**OCTETS, "Upload-Offset": "0"}, content[:SENT]).offset == SENT
     family = {child.pid for child in psutil.Process(server.child.pid).children(recursive=True)}
     postmasters = server.postmaster_pids()
     assert postmasters
@@ -190,9 +188,7 @@ def _send_what_is_taken(connection: RawConnection, data: bytes) -> None:
 def _finish(server: Server, target: str, upload_id: str, offset: int, content: bytes) -> None:
     """The offset that HEAD named is good for the next PATCH, and the file is whole."""
     if offset < len(content):
-        appended = request(
-            server.port, "PATCH", target, {**OCTETS, "Upload-Offset": str(offset)}, content[offset:]
-        )
+        appended = request(server.port, "PATCH", target, {**OCTETS, "Upload-Offset": str(offset)}, content[offset:])
         assert (appended.status, appended.offset) == (204, len(content))
     server.wait_for_state(upload_id, "stored")
     got = download(f"{server.origin}/download/{upload_id}")

@@ -12,8 +12,8 @@ from tusclient.storage.filestorage import FileStorage
 
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.files import download, seeded
-from tests.support.stalling_client import request
 from tests.support.server import Server, StartServer
+from tests.support.stalling_client import request
 
 pytestmark = pytest.mark.acceptance
 
@@ -49,9 +49,7 @@ def test_sync_uploader_sends_chunks(chunk_size: int, chunks: int, server: Server
 
 
 @pytest.mark.parametrize(("chunk_size", "chunks"), CHUNK_SIZES)
-async def test_async_uploader_sends_chunks(
-    chunk_size: int, chunks: int, server: Server, content: bytes
-) -> None:
+async def test_async_uploader_sends_chunks(chunk_size: int, chunks: int, server: Server, content: bytes) -> None:
     with CuttingProxy(server.port) as proxy:
         uploader = TusClient(proxy.url).async_uploader(file_stream=io.BytesIO(content), chunk_size=chunk_size)
         await uploader.upload()

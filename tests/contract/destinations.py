@@ -72,7 +72,7 @@ FILESYSTEM = Abilities(
 MOTO = Abilities(
     verifies_crc64nvme=False,
     verifies_md5=False,
-    # It repeats whatever checksum it was told, without comparing it with anything.
+    # It computes the checksum by itself and tells it, but compares it with nothing it was told.
     full_object_checksum=False,
     checks_key_id=False,
     checks_secret=False,

@@ -179,9 +179,7 @@ class CuttingProxy:
         assert self._started.wait(5), "the proxy did not start"
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(10)
         if self.errors and error is None:
@@ -293,11 +291,7 @@ class _Pair:
             return 0
         request = self._open.popleft()
         request.status, request.response_headers = status, headers
-        return (
-            0
-            if request.method == "HEAD" or status in {204, 304}
-            else body_length(headers, default=UNTIL_CLOSED)
-        )
+        return 0 if request.method == "HEAD" or status in {204, 304} else body_length(headers, default=UNTIL_CLOSED)
 
 
 def _close(writer: asyncio.StreamWriter, how: How) -> None:

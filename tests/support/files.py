@@ -18,8 +18,8 @@ SEED_VARIABLE = "TUSD_TEST_SEED"
 def seeded(what: str) -> random.Random:
     """Answer a random generator whose seed is printed; the variable TUSD_TEST_SEED repeats a run."""
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
-    print(f"{what}: repeat with {SEED_VARIABLE}={seed}")  # noqa: T201 - pytest shows it with a failure
-    return random.Random(seed)  # noqa: S311 - no cryptography here
+    print(f"{what}: repeat with {SEED_VARIABLE}={seed}")
+    return random.Random(seed)
 
 
 def random_file(path: Path, size: int, rng: random.Random) -> str:

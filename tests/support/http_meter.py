@@ -14,9 +14,7 @@ class HttpMeter:
     `on_head(first_line, headers)` answers the length of the body that follows; None: chunked.
     """
 
-    def __init__(
-        self, *, on_head: Callable[[str, dict[str, str]], int | None], on_body: Callable[[int], None]
-    ) -> None:
+    def __init__(self, *, on_head: Callable[[str, dict[str, str]], int | None], on_body: Callable[[int], None]) -> None:
         self._on_head = on_head
         self._on_body = on_body
         self._line = b""  # the head, chunk size line or trailer being gathered

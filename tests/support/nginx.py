@@ -80,9 +80,7 @@ def nginx(directory: Path, upstream_port: int) -> Iterator[Nginx]:
     main = directory / "nginx.conf"
     main.write_text(MAIN.format(directory=directory))
     # -e: otherwise it opens the compiled-in error log first, which only root may.
-    child = Child(
-        [program, "-p", directory, "-e", directory / "error.log", "-c", main], log=directory / "output.log"
-    )
+    child = Child([program, "-p", directory, "-e", directory / "error.log", "-c", main], log=directory / "output.log")
     with child:
         child.wait_ready(lambda: is_listening(port), deadline=START_SECONDS, what="nginx listens")
         yield Nginx(port, directory, child)

@@ -143,9 +143,7 @@ class Child:
         def ready_or_dead() -> T | None:
             value = ready()
             if not value and not self.running:
-                raise AssertionError(
-                    f"{self.name} ended with {self.exit_code} before {what}:\n{self.log_text()}"
-                )
+                raise AssertionError(f"{self.name} ended with {self.exit_code} before {what}:\n{self.log_text()}")
             return value or None
 
         try:
@@ -177,8 +175,6 @@ class Child:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.running:
             self.stop()

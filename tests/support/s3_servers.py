@@ -19,7 +19,7 @@ from tests.support.tools import require_tool
 
 START_SECONDS = 20
 ACCESS_KEY = "acceptance-key"
-SECRET_KEY = "acceptance-secret-not-a-secret"  # noqa: S105 - of a server that lives as long as a test
+SECRET_KEY = "acceptance-secret-not-a-secret"
 REGION = "us-east-1"
 BUCKET = "uploads"
 # Its dependencies conflict with ours (it pins botocore), so it has an environment of its own.

@@ -50,9 +50,7 @@ class Ready:
 class Server:
     """A running server; a context manager that ends it, and whatever it left behind."""
 
-    def __init__(
-        self, directory: Path, config: Config | None = None, *, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, directory: Path, config: Config | None = None, *, env: Mapping[str, str] | None = None) -> None:
         """Prepare a server under `directory`; its ports stay the same over restarts."""
         directory.mkdir(parents=True, exist_ok=True)
         self.data_dir = directory / "data"
@@ -61,9 +59,7 @@ class Server:
         self._ready_file = directory / "ready.json"
         config_file = directory / "config.toml"
         config_file.write_text(to_toml(merged({"operations": {"port": self.operations_port}}, config or {})))
-        program = require_tool(
-            "tusd-py", at=Path(sys.executable).with_name("tusd-py"), install="pip install -e ."
-        )
+        program = require_tool("tusd-py", at=Path(sys.executable).with_name("tusd-py"), install="pip install -e .")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
         self.child = Child(
             [
@@ -117,11 +113,7 @@ class Server:
 
         def replaced() -> Ready | None:
             ready = self._read_ready()
-            return (
-                ready
-                if ready and not set(killed) & set(ready.pids) and all(map(is_alive, ready.pids))
-                else None
-            )
+            return ready if ready and not set(killed) & set(ready.pids) and all(map(is_alive, ready.pids)) else None
 
         return self.child.wait_ready(replaced, deadline=deadline, what=f"{killed} are replaced")
 
@@ -211,9 +203,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.child.running:
             self.child.stop(STOP_SECONDS)
 
@@ -223,17 +213,13 @@ def merged(base: Config, over: Config) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = (
-            merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
-        )
+        result[key] = merged(below, value) if isinstance(value, Mapping) and isinstance(below, Mapping) else value
     return result
 
 
 def to_toml(table: Config, prefix: str = "") -> str:
     """Write nested mappings of strings, numbers, booleans and lists of these as TOML."""
-    lines = [
-        f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)
-    ]
+    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
     for key, value in table.items():
         if isinstance(value, Mapping):
             lines += ["", f"[{prefix}{key}]", to_toml(value, f"{prefix}{key}.").rstrip()]

@@ -1,4 +1,4 @@
-"""HTTP by hand over a socket: for clients that stall, and to see exactly how a connection ends."""
+"""A blocking client by hand: it stalls amid a body, and sees exactly how a connection ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import struct
 import termios
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -44,13 +45,13 @@ class RawConnection:
         self._received = b""
 
     def send(self, data: bytes, *, deadline: float = 10) -> None:
-        """Send, and wait until the server's kernel has it all.
+        """Send, and wait until the server's process has read it all: not one byte is on its way.
 
         Raises:
             ConnectionError: the connection ended before.
         """
         self._socket.sendall(data)
-        wait_until(self._acknowledged, deadline=deadline, what="the bytes have arrived")
+        wait_until(self._was_read, deadline=deadline, what="the bytes were read")
 
     def send_head(self, method: str, target: str, headers: dict[str, str]) -> None:
         """Send a request without its body."""
@@ -58,9 +59,7 @@ class RawConnection:
         lines += [f"{name}: {value}" for name, value in {**TUS, **headers}.items()]
         self.send("\r\n".join([*lines, "", ""]).encode())
 
-    def request(
-        self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
-    ) -> Response:
+    def request(self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
         """Send a whole request and answer what came back."""
         length = {"Content-Length": str(len(body))} if body or method in {"POST", "PATCH"} else {}
         self.send_head(method, target, {**(headers or {}), **length})
@@ -123,11 +122,7 @@ class RawConnection:
         def accepted_by() -> int | None:
             for pid in pids:
                 for connection in psutil.Process(pid).net_connections("tcp4"):
-                    if (
-                        connection.raddr
-                        and connection.raddr.port == local
-                        and connection.laddr.port == self.port
-                    ):
+                    if connection.raddr and connection.raddr.port == local and connection.laddr.port == self.port:
                         return pid
             return None
 
@@ -143,24 +138,29 @@ class RawConnection:
             raise ConnectionResetError("the server closed the connection")
         self._received += data
 
-    def _acknowledged(self) -> bool:
+    def _was_read(self) -> bool:
         if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
-            raise ConnectionResetError("the connection ended before the bytes had arrived")
-        queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-        return struct.unpack("i", queued) == (0,)
+            raise ConnectionResetError("the connection ended before the bytes were read")
+        unsent = struct.unpack("i", fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, b"\0" * 4))[0]
+        return unsent == 0 and self._unread_at_the_server() == 0
+
+    def _unread_at_the_server(self) -> int | None:
+        """The receive queue of the other end, which is a socket of this machine; None: there is none."""
+        local_port = self._socket.getsockname()[1]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _number, local, remote, _state, queues, *_rest = line.split()
+            if int(local[-4:], 16) == self.port and int(remote[-4:], 16) == local_port:
+                return int(queues.split(":")[1], 16)
+        return None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
 
-def request(
-    port: int, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
-) -> Response:
+def request(port: int, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
     """One request on a connection of its own."""
     with RawConnection(port) as connection:
         return connection.request(method, target, headers, body)

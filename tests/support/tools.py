@@ -22,9 +22,7 @@ def require_tool(name: str, *, at: Path | None = None, install: str) -> Path:
     """
     if at is not None:
         return at if at.exists() else _missing(name, f"{at} does not exist", install)
-    search = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", ""), *_SYSTEM_DIRECTORIES]
-    )
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", ""), *_SYSTEM_DIRECTORIES])
     found = shutil.which(name, path=search)
     return Path(found) if found else _missing(name, "it is not on PATH", install)
 

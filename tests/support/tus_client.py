@@ -84,9 +84,7 @@ class TusClient:
                 upload.statuses[response.status] += 1
                 if response.status == 423:
                     return None
-                assert response.status == 200, (
-                    f"HEAD answered {response.status}: clients would start from byte 0"
-                )
+                assert response.status == 200, f"HEAD answered {response.status}: clients would start from byte 0"
                 return int(response.headers["Upload-Offset"])
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return None
@@ -121,9 +119,7 @@ class TusClient:
         upload.resumed += 1
         while (offset := await self.head(upload)) is None:
             await asyncio.sleep(POLL_SECONDS)
-        assert offset >= upload.acknowledged, (
-            f"{upload.id}: {upload.acknowledged} was acknowledged, now {offset}"
-        )
+        assert offset >= upload.acknowledged, f"{upload.id}: {upload.acknowledged} was acknowledged, now {offset}"
         assert offset <= len(upload.content)
         self._acknowledge(upload, offset)
         return offset

@@ -111,8 +111,8 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
                 await self._run(copy.publish)
                 await self._run(sync_path, self._tree.path(spec.key).parent)
         finally:
-            # Not awaited, since this may be a cancellation; it waits for a running step by itself.
-            self._executor.submit(copy.discard)
+            # Also after a cancellation; it waits for the step that is then still running.
+            await self._run(copy.discard)
 
     # --- from here on in threads ---------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from aiobotocore.session import AioSession
 
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
-from tusd_py.errors import StorageError, TransientStoreError
+from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
 from tusd_py.stores.source import RangeBody
@@ -104,8 +104,13 @@ class Bucket:
 
     async def probe(self) -> None:
         """Ask for the bucket."""
-        with translated("HeadBucket"):
-            await self._client.head_bucket(Bucket=self._config.bucket)
+        try:
+            with translated("HeadBucket"):
+                await self._client.head_bucket(Bucket=self._config.bucket)
+        except StorageError as error:
+            if code_of(error) in NOT_FOUND:  # a HEAD has no body that could name the code
+                raise PermanentStoreError(**error.context | {"code": "NoSuchBucket"}) from error
+            raise
 
     async def head(self, key: str) -> Head | None:
         """Answer what lies under the key, None if nothing."""

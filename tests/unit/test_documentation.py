@@ -1,0 +1,32 @@
+"""The documentation says what the code does, wherever a machine can tell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scripts.state_diagram import DOCUMENT, with_diagram
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_state_diagram_is_the_one_of_the_code():
+    text = DOCUMENT.read_text(encoding="utf-8")
+
+    assert with_diagram(text) == text
+
+
+def test_every_module_of_the_tree_exists_and_every_package_is_in_it():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    tree = text.split("```")[1]
+    packages = {path.parent.name for path in (ROOT / "tusd_py").glob("*/__init__.py")}
+    modules = {path.name for path in (ROOT / "tusd_py").glob("*.py")} - {"__init__.py", "__main__.py"}
+
+    assert {name for name in packages if f"  {name}/" not in tree} == set()
+    assert {name for name in modules if name not in tree} == set()
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+
+    assert [target for target in targets if not (ROOT / target).exists()] == []
