@@ -230,7 +230,7 @@ class StagingConfig(Section):
         default=16 * MIB,
         description="bytes that all bodies of a process may hold before blocks become smaller",
     )
-    write_threads: int = Field(default=4, ge=1, le=64, description="threads of a process that write and sync")
+    write_threads: int = Field(default=16, ge=1, le=64, description="threads of a process that write and sync")
     checkpoint_bytes: Annotated[Bytes, Field(ge=MIB)] = Field(
         default=64 * MIB, description="during a long PATCH the offset is made durable after so many bytes"
     )
