@@ -140,7 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     serving = serve(count if arguments.handler == "count" else answer)
     if arguments.event_loop == "uvloop":
-        import uvloop  # noqa: PLC0415 - asyncio alone must be measurable without it
+        import uvloop
 
         uvloop.run(serving)
     else:

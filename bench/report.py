@@ -118,7 +118,7 @@ def headline(case: str) -> Figure:
 
 def number(value: float, digits: int = 2) -> str:
     """Render a figure; a dash for one that does not apply."""
-    return "–" if math.isnan(value) else f"{value:,.{digits}f}"
+    return "-" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -172,6 +172,7 @@ def cost_row(results: Results, case: str, target: str) -> list[str]:
         (lambda one: per_unit(one, one.cpu_all), 2),
         *((cpu_of(kind), 2) for kind in KINDS),
         (lambda one: per_unit(one, one.cpu_after) if "worker" in one.cpu else math.nan, 2),
+        (lambda one: one.cpu.get("http", math.nan) / one.wall_seconds, 2),
         (lambda one: one.client_cpu / one.wall_seconds if one.client_cpu else math.nan, 2),
         (lambda one: one.others_cpu / one.wall_seconds if one.client_cpu else math.nan, 2),
         (lambda one: one.http_peak_mib, 0),
@@ -185,7 +186,9 @@ def one_line(one: Measurement) -> str:
     scale, unit = (1 / MIB, "MiB/s") if one.case in STREAMS else (1.0, "requests/s")
     cost = "CPU s/GiB" if one.case in STREAMS else "CPU ms/request"
     rate = number(headline(one.case)(one) * scale, 0)
-    return f"{rate} {unit}, {number(one.wall_seconds)} s, {number(per_unit(one, one.cpu_all))} {cost}"
+    others = number(one.others_cpu / one.wall_seconds) if one.client_cpu else "-"
+    spent = number(per_unit(one, one.cpu_all))
+    return f"{rate} {unit}, {number(one.wall_seconds)} s, {spent} {cost}, others busy {others}"
 
 
 def floors_of(case: str) -> tuple[str, ...]:
@@ -204,7 +207,7 @@ def shares(results: Results, case: str, target: str) -> str:
         return "floor"
     mine = results.median(case, target, headline(case))
     floors = [(floor, results.median(case, floor, headline(case))) for floor in floors_of(case)]
-    return ", ".join(f"{number(mine / value)} × {floor}" for floor, value in floors if not math.isnan(value))
+    return ", ".join(f"{number(mine / value)} x {floor}" for floor, value in floors if not math.isnan(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +240,8 @@ def stream_verdict(results: Results) -> Verdict:
     slower = min(known, key=lambda floor: known[floor], default="")
     mine = results.median("stream", DURABLE, bytes_per_second)
     share = mine / known[slower] if slower else math.nan
-    shown = (
-        f"{number(mine / MIB, 0)} against {number(known[slower] / MIB, 0)} MiB/s, {slower}" if slower else ""
-    )
-    return Verdict(
-        "one durable stream, share of the slower floor", share, least=MIN_SHARE_OF_FLOOR, floor=shown
-    )
+    shown = f"{number(mine / MIB, 0)} against {number(known[slower] / MIB, 0)} MiB/s, {slower}" if slower else ""
+    return Verdict("one durable stream, share of the slower floor", share, least=MIN_SHARE_OF_FLOOR, floor=shown)
 
 
 def rate_verdict(results: Results, case: str, least: float, floor: str) -> Verdict:
@@ -258,9 +257,7 @@ def cpu_verdict(results: Results, whose: str, figure: Figure) -> Verdict:
     measured = results.median("stream", DURABLE, figure)
     floor = results.median("stream", COUNTS, cpu_of("http"))
     shown = "" if math.isnan(floor) else f"{number(floor)}, {COUNTS}"
-    return Verdict(
-        f"one durable stream, CPU s/GiB of {whose}", measured, most=MAX_CPU_SECONDS_PER_GIB, floor=shown
-    )
+    return Verdict(f"one durable stream, CPU s/GiB of {whose}", measured, most=MAX_CPU_SECONDS_PER_GIB, floor=shown)
 
 
 def memory_verdict(results: Results) -> Verdict:
@@ -269,9 +266,7 @@ def memory_verdict(results: Results) -> Verdict:
     largest = max((peak for peak in peaks if not math.isnan(peak)), default=math.nan)
     bare = [one.http_peak_mib for one in results.measurements if one.target == COUNTS]
     shown = f"{number(max(bare))}, {COUNTS}" if bare else ""
-    return Verdict(
-        "HTTP process, MiB at its peak, all cases and modes", largest, most=MAX_HTTP_MIB, floor=shown
-    )
+    return Verdict("HTTP process, MiB at its peak, all cases and modes", largest, most=MAX_HTTP_MIB, floor=shown)
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -296,9 +291,7 @@ def warnings(results: Results) -> list[str]:
         if not one.settled:
             lines.append(f"{name}: the server was still at work (transfers) when the wait for it ended")
         if one.case not in STREAMS and one.client_cpu > CLIENT_BOUND_SHARE * one.wall_seconds:
-            lines.append(
-                f"{name}: the client used {one.client_cpu / one.wall_seconds:.0%} of a CPU: client-bound"
-            )
+            lines.append(f"{name}: the client used {one.client_cpu / one.wall_seconds:.0%} of a CPU: client-bound")
     return list(dict.fromkeys(lines))
 
 
@@ -309,9 +302,7 @@ def render(results: Results, facts: Sequence[str], *, judged: bool) -> str:
     parts += [case_tables(results, case) for case in cases]
     if judged:
         rows = [verdict.row() for verdict in verdicts(results)]
-        parts.append(
-            table(["expectation (2 cores, loopback)", "measured", "expected", "floor", "verdict"], rows)
-        )
+        parts.append(table(["expectation (2 cores, loopback)", "measured", "expected", "floor", "verdict"], rows))
     doubts = warnings(results)
     if doubts:
         parts.append("\n".join(f"- {doubt}" for doubt in doubts) + "\n")

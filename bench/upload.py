@@ -229,37 +229,51 @@ def progress(line: str) -> None:
 
 def variants(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
     """Return the servers to start: a name and its settings, as TOML values."""
-    base = {"operations.port": "0"}
-    if arguments.storage:
-        base["storage.backend"] = quoted(arguments.storage)
-    if arguments.write_path:
-        base["staging.write_path"] = quoted(arguments.write_path)
-    if arguments.event_loop:
-        base["server.event_loop"] = quoted(arguments.event_loop)
-    base |= dict(pair.split("=", 1) for pair in arguments.set)
+    chosen = {
+        "operations.port": "0",
+        "storage.backend": arguments.storage,
+        "staging.write_path": arguments.write_path,
+        "server.event_loop": arguments.event_loop,
+        **dict(arguments.set),
+    }
+    base = {key: toml_value(text) for key, text in chosen.items() if text}
     modes = ("fsync", "page-cache") if arguments.durability == "both" else (arguments.durability,)
-    named = {mode: base | {"staging.durability": quoted(mode)} for mode in modes}
+    named = {mode: base | {"staging.durability": toml_value(mode)} for mode in modes}
     if not arguments.compare:
         return named
-    key, values = VARIANTS[arguments.compare]
+    key, values = arguments.compare
     return {
-        f"{mode}, {value}": settings | {key: quoted(value)}
-        for mode, settings in named.items()
-        for value in values
+        f"{mode}, {value}": settings | {key: toml_value(value)} for mode, settings in named.items() for value in values
     }
 
 
-def quoted(text: str) -> str:
-    """Render a TOML string."""
-    return json.dumps(text)
+def toml_value(text: str) -> str:
+    """Render a value given on the command line: a number, a boolean, else a string."""
+    is_bare = text in {"true", "false"} or text.replace(".", "", 1).isdigit()
+    return text if is_bare else json.dumps(text)
+
+
+def setting(text: str) -> tuple[str, str]:
+    """Take `section.key=value` apart."""
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SECTION.KEY=VALUE")
+    return key, value
+
+
+def comparison(text: str) -> tuple[str, tuple[str, ...]]:
+    """Take a setting and the values to compare apart; the usual ones have a name."""
+    if text in VARIANTS:
+        return VARIANTS[text]
+    key, values = setting(text)
+    return key, tuple(values.split(","))
 
 
 def start(stack: ExitStack, folder: Path, arguments: argparse.Namespace, problems: list[str]) -> list[Target]:
     """Start the bare handlers and the servers; a server that does not start is noted and left out."""
     loop = arguments.event_loop or "uvloop"
     targets = [
-        stack.enter_context(bare_handler(handler, new_folder(folder, handler), loop))
-        for handler in ("count", "answer")
+        stack.enter_context(bare_handler(handler, new_folder(folder, handler), loop)) for handler in ("count", "answer")
     ]
     for name, settings in {} if arguments.floors_only else variants(arguments).items():
         server = tusd_server(name, new_folder(folder, name), settings, arguments.server)
@@ -282,9 +296,7 @@ def new_folder(parent: Path, name: str) -> Path:
 def facts_of(folder: Path, arguments: argparse.Namespace) -> list[str]:
     """Say where and how this was measured."""
     command = shlex.join(["python", "bench/upload.py", *sys.argv[1:]])
-    commit = (
-        output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty") or "no commit"
-    )
+    commit = output_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty") or "no commit"
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     file_system = output_of("findmnt", "-n", "-o", "FSTYPE", "-T", str(folder)) or "unknown file system"
     machine = f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
@@ -313,19 +325,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--durability", choices=["fsync", "page-cache", "both"], help="default: both; with --compare: fsync")
     add(
         "--compare",
-        choices=list(VARIANTS),
-        help="a server for each value of the setting; by default one stream only",
+        type=comparison,
+        metavar="SETTING",
+        help="a server for each value, and one stream only unless told otherwise: write-path, event-loop, or"
+        " SECTION.KEY=VALUE,VALUE",
     )
     add("--write-path", choices=VARIANTS["write-path"][1])
     add("--event-loop", choices=VARIANTS["event-loop"][1])
     add("--storage", choices=["filesystem"])
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=TOML",
-        help="any other setting (repeatable)",
-    )
+    add("--set", type=setting, action="append", default=[], metavar="SECTION.KEY=VALUE", help="repeatable")
     add("--floors-only", action="store_true", help="measure without the real server")
     add("--server", type=Path, default=SERVER_COMMAND, help="the program to measure (default: %(default)s)")
     add(
@@ -372,9 +380,7 @@ def main() -> int:
     stop_on_signals()
     plan = plan_of(arguments)
     with ExitStack() as stack:
-        folder = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-bench-", dir=arguments.dir))
-        )
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tusd-bench-", dir=arguments.dir)))
         folder.chmod(0o755)
         facts = facts_of(folder, arguments)
         targets = start(stack, folder, arguments, problems)

@@ -68,14 +68,14 @@ class LocalLocks(UploadLocks):
         entry = self._entries[upload_id]
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry.waiters.append((turn, on_contended))
-        entry.on_contended()
         try:
+            entry.on_contended()
             async with asyncio.timeout(self._timeout_seconds):
                 await turn
         except TimeoutError:
             self._withdraw(upload_id, turn)
             raise UploadLocked(upload_id=str(upload_id)) from None
-        except asyncio.CancelledError:
+        except BaseException:
             self._withdraw(upload_id, turn)
             raise
         if entry.waiters:

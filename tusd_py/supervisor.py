@@ -140,7 +140,7 @@ class Supervisor:
         more = [bind(server.host, port, "server", alone=False) for _ in range(server.processes - 1)]
         self._public = [first, *more]
         if operations.enabled:
-            self._operations = bind(operations.host, operations.port, "operations", shared=False)
+            self._operations = bind(operations.host, self._config.operations_port, "operations", shared=False)
         self._sockets = [*self._public, *([self._operations] if self._operations else [])]
 
     def _plan(self) -> list[Child]:

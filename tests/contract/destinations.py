@@ -6,6 +6,7 @@ that it really does not, so a server that learns it makes a test fail and the ta
 
 from __future__ import annotations
 
+import functools
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -99,11 +100,16 @@ MINISTACK = Abilities(
 class Destination(Protocol):
     """A destination seen from outside: the store under test, and a look behind its back."""
 
-    name: str
-    abilities: Abilities
+    @property
+    def name(self) -> str:
+        """The name of the server."""
+
+    @property
+    def abilities(self) -> Abilities:
+        """What it can do."""
 
     def store(self, **changes: Any) -> ObjectStore:
-        """Answer a store that is not open yet, as a new process would make it."""
+        """Answer a store that is not open yet, as a new process would make it, with changed settings."""
 
     def read(self, key: str) -> bytes | None:
         """Answer the object's bytes, None if there is no object."""
@@ -126,8 +132,8 @@ class FilesystemDestination:
     name: str = "filesystem"
     abilities: Abilities = FILESYSTEM
 
-    def store(self) -> ObjectStore:
-        return FilesystemStore(self.root)
+    def store(self, **changes: Any) -> ObjectStore:
+        return FilesystemStore(self.root, **changes)
 
     def read(self, key: str) -> bytes | None:
         path = self.root / key
@@ -158,6 +164,11 @@ class S3Account:
     access_key: str
     secret_key: str
     abilities: Abilities
+
+    @functools.cached_property
+    def shared_client(self) -> Any:
+        """The client of all tests that do not restart the server."""
+        return self.client()
 
     def client(self) -> Any:
         """Answer a plain botocore client, without anything of ours in it."""
@@ -197,7 +208,7 @@ class S3Destination:
 
     def config(self, **changes: Any) -> S3StoreConfig:
         """Answer the configuration of a store here, with changes."""
-        settings = {
+        settings: dict[str, Any] = {
             "bucket": self.account.bucket,
             "endpoint_url": self.account.endpoint_url,
             "region": REGION,
@@ -223,9 +234,7 @@ class S3Destination:
 
     def head(self, key: str) -> Any:
         """Answer what HeadObject says."""
-        return self.client.head_object(
-            Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", ChecksumMode="ENABLED"
-        )
+        return self.client.head_object(Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", ChecksumMode="ENABLED")
 
     def keys(self) -> list[str]:
         answer = self.client.list_objects_v2(Bucket=self.account.bucket, Prefix=f"{self.prefix}/")
@@ -242,8 +251,12 @@ class S3Destination:
 def fetch(url: str) -> tuple[int, dict[str, str], bytes]:
     """Answer status, headers and body of a GET, as a browser's redirect would see them."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own loopback server
-            return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return (
+                answer.status,
+                {name.lower(): value for name, value in answer.headers.items()},
+                answer.read(),
+            )
     except urllib.error.HTTPError as error:
         with error:
             return error.code, {}, error.read()

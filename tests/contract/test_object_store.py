@@ -7,6 +7,7 @@ table of `destinations.py` and is asserted here to be so.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -18,15 +19,18 @@ import pytest
 
 from tests.contract.destinations import (
     PART,
+    RCLONE,
     Crash,
     Destination,
     FilesystemDestination,
     MemoryLedger,
+    S3Account,
     S3Destination,
     cancelled_at,
     fetch,
 )
-from tests.support.ports import free_port
+from tests.support.ports import free_port, is_listening
+from tests.support.s3_servers import ACCESS_KEY, SECRET_KEY, rclone_s3
 from tusd_py import crc64
 from tusd_py.errors import (
     PermanentStoreError,
@@ -54,7 +58,7 @@ SLOW = {"moto", "ministack"}
 def spec_of(content: bytes, key: str = KEY, **changes: Any) -> ObjectSpec:
     """The spec of an object with this content."""
     settings: dict[str, Any] = {"crc64nvme": crc64.update(content), "content_type": "image/png"}
-    return ObjectSpec(upload_id=key.rsplit("/")[-1], key=key, length=len(content), **(settings | changes))
+    return ObjectSpec(upload_id=key.rsplit("/", 1)[-1], key=key, length=len(content), **(settings | changes))
 
 
 def assert_only(destination: Destination, key: str, content: bytes) -> None:
@@ -123,7 +127,7 @@ async def test_segments_are_joined_in_order(
 ) -> None:
     store = await open_store(destination)
     data = content(cuts[-1])
-    segments = stage(*(data[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+    segments = stage(*(data[a:b] for a, b in itertools.pairwise(cuts)))
 
     await store.put(spec_of(data), segments, MemoryLedger())
 
@@ -167,11 +171,10 @@ async def test_many_uploads_at_once(
     store = await open_store(destination)
     uploads = {f"2026/11/{number:02}": content(number * 1000) for number in range(20)}
 
-    await asyncio.gather(
-        *(store.put(spec_of(data, key), stage(data), MemoryLedger()) for key, data in uploads.items())
-    )
+    await asyncio.gather(*(store.put(spec_of(data, key), stage(data), MemoryLedger()) for key, data in uploads.items()))
 
-    assert {key: destination.read(key) for key in destination.keys()} == uploads
+    assert destination.keys() == sorted(uploads)
+    assert {key: destination.read(key) for key in uploads} == uploads
 
 
 @pytest.mark.parametrize("length", [1000, THREE_PARTS])
@@ -244,13 +247,18 @@ async def test_a_stored_upload_needs_no_staged_file_any_more(
 
 @pytest.mark.parametrize("before", [True, False], ids=["before-it-counts", "after-it-counts"])
 async def test_a_worker_may_be_killed_at_any_call(
-    destination: Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, before: bool
+    destination: Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    calls: Calls,
+    before: bool,
 ) -> None:
     data = content(TWO_PARTS if destination.name in SLOW else THREE_PARTS)
     segments = stage(data[:1000], data[1000:])
     part_count = -(-len(data) // PART) if destination.abilities.multipart else 0
     changes = {"part_concurrency": 1} if isinstance(destination, S3Destination) else {}
-    step, crashed = 0, True
+    step, crashed, ledger = 0, True, MemoryLedger()
     while crashed:
         step += 1
         key = f"killed/{step:02}"
@@ -340,7 +348,8 @@ async def test_a_lost_reply_to_the_last_call_is_made_up_for(
 
 
 @pytest.mark.parametrize(
-    ("length", "code"), [(TWO_PARTS, "NoSuchUpload"), (TWO_PARTS, "PreconditionFailed"), (9, "PreconditionFailed")]
+    ("length", "code"),
+    [(TWO_PARTS, "NoSuchUpload"), (TWO_PARTS, "PreconditionFailed"), (9, "PreconditionFailed")],
 )
 async def test_a_repeated_call_that_finds_its_own_work_done_is_success(
     s3: S3Destination,
@@ -372,6 +381,35 @@ def lose_reply(monkeypatch: pytest.MonkeyPatch, error: StorageError) -> None:
             raise error
 
         monkeypatch.setattr(Bucket, name, lost)
+
+
+@pytest.mark.parametrize("length", [1_000_000, TWO_PARTS])
+async def test_a_body_cut_in_the_middle_is_repeated_whole(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+) -> None:
+    original = RangeBody.__aiter__
+    cut: list[RangeBody] = []
+
+    async def cut_once(body: RangeBody) -> Any:
+        async for block in original(body):
+            yield block
+            if body not in cut:
+                cut.append(body)
+                raise ConnectionResetError
+
+    monkeypatch.setattr(RangeBody, "__aiter__", cut_once)
+    data = content(length)
+    store = await open_store(s3, client={"max_attempts": 2})
+
+    await store.put(spec_of(data), stage(data[:7], data[7:]), MemoryLedger())
+
+    assert len(cut) == (1 if length < PART else 2)
+    assert_only(s3, KEY, data)
 
 
 async def test_other_part_sizes_than_before_begin_anew(
@@ -455,15 +493,14 @@ async def test_damaged_staging_is_never_stored(
     data = content(length)
     segments = stage(data[:10], data[10:])
     path = segments[1].path
-    match harm:
-        case "bit flip":
-            path.write_bytes(data[10:-1] + bytes([data[-1] ^ 1]))
-        case "truncated":
-            path.write_bytes(data[10:-1])
-        case "missing":
-            path.unlink()
-        case "short of segments":
-            del segments[1]
+    if harm == "bit flip":
+        path.write_bytes(data[10:-1] + bytes([data[-1] ^ 1]))
+    elif harm == "truncated":
+        path.write_bytes(data[10:-1])
+    elif harm == "missing":
+        path.unlink()
+    else:
+        del segments[1]
     ledger = MemoryLedger()
 
     with pytest.raises(StagingDamaged) as refusal:
@@ -645,7 +682,8 @@ async def test_a_foreign_object_that_appears_meanwhile(
 
 def hide_first_head(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the store see nothing the first time it looks."""
-    original, hidden = Bucket.head, []
+    original = Bucket.head
+    hidden: list[str] = []
 
     async def head(bucket: Bucket, key: str) -> Any:
         if not hidden:
@@ -738,12 +776,14 @@ async def test_no_such_bucket(
         await store.probe()
 
 
-async def test_a_store_that_is_away_is_a_matter_of_time(
-    s3: S3Destination, open_store: OpenStore, stage: Stage
-) -> None:
+async def test_a_store_that_is_away_is_a_matter_of_time(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
     store = await open_store(s3, endpoint_url=f"http://127.0.0.1:{free_port()}")
 
-    for attempt in (store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()), store.stat(KEY), store.probe()):
+    for attempt in (
+        store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()),
+        store.stat(KEY),
+        store.probe(),
+    ):
         with pytest.raises(TransientStoreError):
             await attempt
 
@@ -821,6 +861,82 @@ async def test_strays_of_other_keys_are_not_touched(
     await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
 
     assert s3.unfinished() == [theirs]
+
+
+# --- servers that know less ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refused", ["IfNoneMatch", "ChecksumCRC64NVME", "both"])
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_a_header_that_the_server_refuses_is_left_out_from_then_on(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+    refused: str,
+) -> None:
+    names = {"IfNoneMatch", "ChecksumCRC64NVME", "ChecksumAlgorithm"}
+    if refused == "IfNoneMatch":
+        names = {"IfNoneMatch"}
+    elif refused == "ChecksumCRC64NVME":
+        names.remove("IfNoneMatch")
+    refusals = refuse_parameters(monkeypatch, names)
+    store = await open_store(s3)
+    data = content(length)
+
+    await store.put(spec_of(data), stage(data), MemoryLedger())
+    first = len(refusals)
+    await store.put(spec_of(data, "other"), stage(data), MemoryLedger())
+
+    assert s3.read(KEY) == s3.read("other") == data
+    assert first >= 1
+    assert len(refusals) == first
+
+
+def refuse_parameters(monkeypatch: pytest.MonkeyPatch, names: set[str]) -> list[str]:
+    """Make the server refuse these, as those do that implement less; answer the list of refusals."""
+    refusals: list[str] = []
+    for method in ("put", "create_multipart", "upload_part", "complete_multipart"):
+        original = getattr(Bucket, method)
+
+        async def refuse(*args: Any, original: Any = original) -> Any:
+            if names & args[-1].keys():
+                refusals.append(original.__name__)
+                raise PermanentStoreError(code="NotImplemented")
+            return await original(*args)
+
+        monkeypatch.setattr(Bucket, method, refuse)
+    return refusals
+
+
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
+    tmp_path: Path, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, length: int
+) -> None:
+    data = content(length)
+    with rclone_s3(tmp_path) as server:
+        account = S3Account("rclone", server.endpoint_url, server.bucket, ACCESS_KEY, SECRET_KEY, RCLONE)
+        s3 = S3Destination(account, account.client(), "restarted")
+        unfinished = MemoryLedger(stop_at=5)
+        store = await open_store(s3)
+        await store.put(spec_of(data), stage(data), MemoryLedger())
+        if length > PART:
+            with pytest.raises(Crash):
+                await store.put(spec_of(data, "other"), stage(data), unfinished)
+        server.child.stop()
+        server.child.start()
+        await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=10, what="up")
+        sent = calls.puts + len(calls.parts)
+
+        again = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+        assert again.upload_id is None  # forgotten, and the object recognised by its MD5
+        assert calls.puts + len(calls.parts) == sent
+
+        await (await open_store(s3)).put(spec_of(data, "other"), stage(data), unfinished.successor())
+        assert s3.read("other") == data
+        assert s3.unfinished() == []
 
 
 # --- handing out -----------------------------------------------------------------------------------

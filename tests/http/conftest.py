@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import pytest
 
+from tests.http.support import chunk, chunked, eventually, patch_head
 from tests.support.raw_http import RawConnection, RawResponse, exchange
-from tusd_py.app import Core, Work, make_core, make_web, make_work, running
+from tusd_py.app import Core, Work, make_core, make_web, make_work, run_work, running
 from tusd_py.config import Config
 from tusd_py.http.application import build_application
 from tusd_py.http.keys import Web
 from tusd_py.http.server import HttpServer
 from tusd_py.metrics import Metrics
+from tusd_py.protocol.upload import Upload
+from tusd_py.services.uploads import hash_token
 
 
 @dataclass(slots=True)
@@ -30,12 +35,15 @@ class Served:
     host: str
     port: int
     headers: dict[str, str] = field(default_factory=lambda: {"Tus-Resumable": "1.0.0"})
+    connections: list[RawConnection] = field(default_factory=list)
 
     @property
     def base(self) -> str:
         return self.config.server.base_path
 
-    async def request(self, method: str, path: str, headers: dict | list | None = None, body: bytes = b"") -> RawResponse:
+    async def request(
+        self, method: str, path: str, headers: dict | list | None = None, body: bytes = b""
+    ) -> RawResponse:
         """Send one request on a connection of its own, with Tus-Resumable unless it is given (None: left out)."""
         return await exchange(self.host, self.port, method, path, self._merged(headers), body)
 
@@ -59,8 +67,66 @@ class Served:
     async def head(self, path: str, headers: dict | None = None) -> RawResponse:
         return await self.request("HEAD", path, headers)
 
+    async def patch_chunked(self, path: str, offset: int, *pieces: bytes, headers: dict | None = None) -> RawResponse:
+        """PATCH a body without Content-Length."""
+        return await self.patch(path, offset, chunked(*pieces), {"Transfer-Encoding": "chunked"} | (headers or {}))
+
+    async def offset(self, path: str) -> int:
+        """Ask for the offset, which must be there."""
+        response = await self.head(path)
+        assert response.status == 200, response
+        return int(response.headers["upload-offset"])
+
     async def connect(self) -> RawConnection:
-        return await RawConnection.open(self.host, self.port)
+        """Open a connection; it is closed after the test."""
+        connection = await RawConnection.open(self.host, self.port)
+        self.connections.append(connection)
+        return connection
+
+    async def begin(self, path: str, offset: int, body: bytes, *headers: tuple[str, str]) -> RawConnection:
+        """Begin a PATCH on a connection of its own and wait until `body` has arrived in the server."""
+        bodies = set(self.web.bodies)
+        connection = await self.connect()
+        await connection.send_head("PATCH", path, patch_head(offset, *headers))
+        await connection.send(body if ("Transfer-Encoding", "chunked") not in headers else chunk(body))
+        await eventually(lambda: any(new.received >= len(body) for new in self.web.bodies - bodies))
+        return connection
+
+    async def upload(self, path: str) -> Upload:
+        """Answer the row behind a tus URL."""
+        found = await self.core.uploads.find_by_token(hash_token(path.rstrip("/").rpartition("/")[2]))
+        assert found is not None
+        return found
+
+    async def staged(self, path: str) -> bytes:
+        """Answer what is in the staging file."""
+        return self.core.staging.path((await self.upload(path)).id).read_bytes()
+
+    async def count(self, table: str, upload: Upload, kind: str) -> int:
+        """Count the jobs or events of an upload."""
+        row = await self.core.database.fetchrow(
+            f"SELECT count(*) AS n FROM {table} WHERE upload_id = $1 AND kind = $2", upload.id, kind
+        )
+        return row["n"]
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Run the worker meanwhile."""
+        stop = asyncio.Event()
+        task = asyncio.create_task(run_work(self.work, stop))
+        try:
+            yield
+        finally:
+            stop.set()
+            await task
+
+    async def until_state(self, path: str, state: str) -> Upload:
+        """Wait until the upload is in a state."""
+        deadline = time.monotonic() + 10
+        while (upload := await self.upload(path)).state != state:
+            assert time.monotonic() < deadline, upload
+            await asyncio.sleep(0.01)
+        return upload
 
 
 @contextlib.asynccontextmanager
@@ -75,9 +141,12 @@ async def serving(config: Config) -> AsyncIterator[Served]:
         server = HttpServer(build_application(web), config)
         await server.start([listening])
         host, port = listening.getsockname()
+        served = Served(config, core, web, server, work, host, port)
         try:
-            yield Served(config, core, web, server, work, host, port)
+            yield served
         finally:
+            for connection in served.connections:
+                connection.abort()
             await server.drain()
 
 

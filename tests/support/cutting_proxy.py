@@ -58,7 +58,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """Forward so many body bytes, then nothing more; the connections stay open."""
+    """Forward so many body bytes and swallow the others; the connections stay open."""
 
     after_bytes: int
 
@@ -169,6 +169,8 @@ class CuttingProxy:
         self._pairs.add(pair)
         try:
             await pair.run()
+        except asyncio.CancelledError:
+            return  # the test has ended; streams would report the cancellation of their callback
         except Exception as error:  # noqa: BLE001 - handed to the test, in __exit__
             self.errors.append(error)
         finally:
@@ -243,7 +245,9 @@ class _Pair:
     async def _strike(self) -> None:
         fault = self._proxy.strike()
         if isinstance(fault, Stall):
-            await asyncio.Event().wait()  # until release() or the end of the proxy
+            while await self._client_reader.read(BUFFER_BYTES):  # swallowed, until the client gives up
+                pass
+            return
         assert isinstance(fault, Cut)
         await self._flushed()
         self.abort(fault.how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -42,6 +43,18 @@ class RawConnection:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers)]
         await self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
+    async def request(
+        self, method: str, path: str, headers: Iterable[tuple[str, str]], body: bytes = b""
+    ) -> RawResponse:
+        """Send a request and read its response; the connection stays as the server leaves it."""
+        fields = list(headers)
+        if body and not {"content-length", "transfer-encoding"} & {name.lower() for name, _ in fields}:
+            fields.append(("Content-Length", str(len(body))))
+        await self.send_head(method, path, fields)
+        if body:
+            await self.send(body)
+        return await self.response(method)
+
     async def response(self, method: str = "GET", *, seconds: float = 20) -> RawResponse:
         """Read the next final response. Raises `ConnectionLost` if the server closes before its end."""
         async with asyncio.timeout(seconds):
@@ -69,7 +82,8 @@ class RawConnection:
         for line in lines:
             name, _, value = line.partition(":")
             key = name.strip().lower()
-            response.headers[key] = f"{response.headers[key]},{value.strip()}" if key in response.headers else value.strip()
+            before = [response.headers[key]] if key in response.headers else []
+            response.headers[key] = ",".join([*before, value.strip()])
         if method != "HEAD" and response.status >= 200 and response.status not in {204, 304}:
             response.body = await self._body(response)
         return response
@@ -102,10 +116,8 @@ class RawConnection:
 
     async def close(self) -> None:
         self.writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
 
 async def exchange(
@@ -120,10 +132,9 @@ async def exchange(
     try:
         await connection.send_head(method, path, [*fields, ("Connection", "close")])
         if body:
-            try:
+            # An early refusal closes the connection; the answer is there to be read.
+            with contextlib.suppress(ConnectionError):
                 await connection.send(body)
-            except ConnectionError:
-                pass  # an early refusal closes the connection; the answer is there to be read
         return await connection.response(method)
     finally:
         await connection.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -33,15 +35,14 @@ SIZES = st.integers(MIN_PART_BYTES, MAX_PART_BYTES)
 def test_parts_cover_the_object_in_order_within_the_limits(
     length: int, threshold: int, part_size: int, max_parts: int
 ) -> None:
-    if length > max_parts * MAX_PART_BYTES:
-        length = max_parts * MAX_PART_BYTES
+    length = min(length, max_parts * MAX_PART_BYTES)
 
     plan = plan_parts(length, threshold=threshold, part_size=part_size, max_parts=max_parts)
 
     parts = list(plan.parts())
     assert [part.number for part in parts] == list(range(1, plan.count + 1))
     assert sum(part.length for part in parts) == length
-    assert all(before.start + before.length == after.start for before, after in zip(parts, parts[1:]))
+    assert all(before.start + before.length == after.start for before, after in itertools.pairwise(parts))
     assert {part.length for part in parts[:-1]} <= {plan.part_size}
     assert plan.count <= max_parts
     assert all(MIN_PART_BYTES <= part.length <= MAX_PART_BYTES for part in parts[:-1])
@@ -82,9 +83,7 @@ def test_a_part_is_found_by_its_number() -> None:
     assert plan.part(3) == Part(3, 10 * MIB, MIB)
 
 
-@pytest.mark.parametrize(
-    ("length", "max_parts"), [(MAX_OBJECT_BYTES + 1, MAX_PARTS), (10 * MAX_PART_BYTES + 1, 10)]
-)
+@pytest.mark.parametrize(("length", "max_parts"), [(MAX_OBJECT_BYTES + 1, MAX_PARTS), (10 * MAX_PART_BYTES + 1, 10)])
 def test_what_no_plan_can_hold_is_refused_for_good(length: int, max_parts: int) -> None:
     with pytest.raises(PermanentStoreError):
         plan_parts(length, threshold=16 * MIB, part_size=16 * MIB, max_parts=max_parts)

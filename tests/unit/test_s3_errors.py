@@ -92,9 +92,7 @@ def test_everything_else_is_worth_a_retry(code: str | None, status: int) -> None
         (timedelta(hours=2), TransientStoreError),
     ],
 )
-def test_a_bare_403_with_clocks_apart_is_a_matter_of_time(
-    skew: timedelta, kind: type[StorageError]
-) -> None:
+def test_a_bare_403_with_clocks_apart_is_a_matter_of_time(skew: timedelta, kind: type[StorageError]) -> None:
     error = sort_answer(answer("403", 403, NOW + skew), "HeadObject", now=NOW)
 
     assert isinstance(error, kind)
@@ -109,7 +107,12 @@ def test_a_named_refusal_stays_one_whatever_the_clocks_say() -> None:
 def test_the_facts_are_kept_for_the_log_and_out_of_the_sentence() -> None:
     error = sort_answer(answer("SlowDown", 503), "UploadPart", now=NOW)
 
-    assert error.context == {"operation": "UploadPart", "code": "SlowDown", "status": 503, "reason": "told so"}
+    assert error.context == {
+        "operation": "UploadPart",
+        "code": "SlowDown",
+        "status": 503,
+        "reason": "told so",
+    }
     assert "told so" not in error.detail
     assert code_of(error) == "SlowDown"
 

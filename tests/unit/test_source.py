@@ -121,18 +121,21 @@ def test_a_body_reads_and_seeks_like_a_file(segments: list[Segment], executor: T
     body.close()
 
 
-async def test_a_body_holds_one_file_and_gives_it_back(
-    segments: list[Segment], executor: ThreadPoolExecutor
-) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def open_files() -> int:
+    """Count the files that this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_a_body_holds_one_file_and_gives_it_back(segments: list[Segment], executor: ThreadPoolExecutor) -> None:
+    before = open_files()
     body = RangeBody(segments, 0, len(WHOLE), executor)
 
     await sent(body)
-    during = len(os.listdir("/proc/self/fd"))
+    during = open_files()
     body.close()
 
     assert during == before + 1
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
     with pytest.raises(ValueError, match="closed"):
         body.seek(0)
         body.read(1)

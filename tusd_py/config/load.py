@@ -42,6 +42,7 @@ from tusd_py.config.sections import (
 )
 from tusd_py.errors import ConfigError
 
+MAX_PORT: Final = 65535
 ENV_PREFIX: Final = "TUSD_"
 ENV_DELIMITER: Final = "__"
 RESERVED_ENV: Final = frozenset({"TUSD_READY_FILE", "TUSD_POSTGRES_BIN", "TUSD_TEST_DSN"})
@@ -119,6 +120,13 @@ class Config(BaseSettings):
     def store_directory(self) -> Path:
         """The root of the filesystem store."""
         return (self.storage.filesystem.directory or self.data_dir / "store").absolute()
+
+    @property
+    def operations_port(self) -> int:
+        """The port of the operations listener; 0 takes a free one."""
+        if self.operations.port is not None:
+            return self.operations.port
+        return self.server.port + 1 if 0 < self.server.port < MAX_PORT else 0
 
     @property
     def node(self) -> str:

@@ -98,6 +98,7 @@ OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 OptionalSecret = Annotated[Secret | None, BeforeValidator(_empty_is_none)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort = Annotated[Port | None, BeforeValidator(_empty_is_none)]
 PositiveBytes = Annotated[Bytes, Field(gt=0)]
 PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 
@@ -440,7 +441,9 @@ class OperationsConfig(Section):
 
     enabled: bool = Field(default=True, description="off: no listener")
     host: str = Field(default="127.0.0.1", description="address to listen on; keep it off the public network")
-    port: Port = Field(default=1081, description="port to listen on; 0 takes a free one")
+    port: OptionalPort = Field(
+        default=None, description="port to listen on; empty: the one after the server's; 0 takes a free one"
+    )
 
 
 class LoggingConfig(Section):

@@ -1,0 +1,1 @@
+"""The HTTP side: the one place that knows aiohttp's server."""

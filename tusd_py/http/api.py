@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -116,7 +116,7 @@ def _upload_id(request: web.Request) -> UploadId:
 def _limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_PAGE):
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PAGE)) and 1 <= int(text) <= MAX_PAGE):
         raise BadParameter(f"limit is a number from 1 to {MAX_PAGE}.")
     return int(text)
 
@@ -126,11 +126,11 @@ def _moment(text: str | None) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError:
+        if moment.tzinfo is None:
+            raise BadParameter("before needs a time zone.")
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise BadParameter("before is a moment as in RFC 3339.") from None
-    if moment.tzinfo is None:
-        raise BadParameter("before needs a time zone.")
-    return moment
 
 
 def _view(context: Web, upload: Upload, transfer: TransferView | None) -> dict[str, Any]:

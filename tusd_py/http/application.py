@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tusd_py.http import api
 from tusd_py.http.keys import WEB, Web
 from tusd_py.http.middleware import observe, shared_headers
+from tusd_py.http.trailers import TrailerRunner
 from tusd_py.http.uploads import creation_url, unknown_url, upload_url
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+
+log = structlog.get_logger(__name__)
 
 READ_BUFFER_BYTES: Final = 256 * 1024
 MAX_HEADER_FIELD_BYTES: Final = 64 * 1024
 """A longer line is refused by the parser, outside our reach: room for Upload-Metadata and -Concat."""
 LINGERING_SECONDS: Final = 2.0
 """How long a refused body is read and thrown away, so that the client gets to see the refusal."""
+
+
+class ServerLog(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's log, without a traceback for every client that does not speak HTTP."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        if isinstance(exc_info, HttpProcessingError):
+            # Not its message: it quotes the request, in which a token may stand.
+            log.info("malformed_request", reason=type(exc_info).__name__)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
 
 
 def build_application(context: Web) -> web.Application:
@@ -44,6 +61,12 @@ async def defer_continue(_: web.Request) -> None:
     """Send no `100 Continue` yet: the body's `accept` does, once the request is known to be good."""
 
 
+def make_runner(app: web.Application, config: Config) -> web.AppRunner:
+    """Build what serves the application: aiohttp's own runner, unless trailers are wanted."""
+    runner = TrailerRunner if config.tus.checksum_trailer else web.AppRunner
+    return runner(app, **runner_options(config))
+
+
 def runner_options(config: Config) -> dict[str, Any]:
     """Answer what `web.AppRunner` must be told; each has a test that fails without it.
 
@@ -60,5 +83,6 @@ def runner_options(config: Config) -> dict[str, Any]:
         "handler_cancellation": False,
         "handle_signals": False,
         "access_log": None,
+        "logger": ServerLog(logging.getLogger("aiohttp.server"), {}),
         "shutdown_timeout": 2.0,
     }

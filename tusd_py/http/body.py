@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tusd_py.errors import BodyTimedOut, ClientDisconnected
+from tusd_py.http.trailers import received_trailers
 from tusd_py.ports import Body
 from tusd_py.protocol.tus_v1 import content_length
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -29,16 +26,18 @@ class RequestBody(Body):
     def __init__(self, request: web.Request, *, idle_timeout_seconds: float) -> None:
         self.length = content_length(request.headers)
         self.received = 0
-        self.trailers: Mapping[str, str] = {}
         self._request = request
         self._content = request.content
         self._idle_timeout_seconds = idle_timeout_seconds
         self._last_byte = time.monotonic()
         self._interruption: Exception | None = None
+        self._salvaged = False
         self._reading: asyncio.Timeout | None = None
 
     async def accept(self) -> None:
         request = self._request
+        if self._interruption is not None:
+            return
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
             await self._send_continue(request)
         self._last_byte = time.monotonic()
@@ -54,19 +53,18 @@ class RequestBody(Body):
     async def read(self, wait_seconds: float | None = None) -> bytes | None:
         if self._interruption is not None:
             return self._rest(self._interruption)
+        if self._request.transport is None:
+            return self._rest(ClientDisconnected(cause="lost before the body was read"))
         idle_until = self._last_byte + self._idle_timeout_seconds
         now = time.monotonic()
         until = idle_until if wait_seconds is None else min(idle_until, now + wait_seconds)
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout_at(loop.time() + until - now) as self._reading:
+            async with asyncio.timeout(until - now) as self._reading:
                 chunk = await self._content.readany()
         except TimeoutError:
-            if self._interruption is not None:
-                return self._rest(self._interruption)
-            if time.monotonic() < idle_until:
+            if self._interruption is None and time.monotonic() < idle_until:
                 return None
-            return self._rest(BodyTimedOut(idle_seconds=self._idle_timeout_seconds))
+            return self._rest(self._interruption or BodyTimedOut(idle_seconds=self._idle_timeout_seconds))
         except (ConnectionError, HttpProcessingError, web.RequestPayloadError) as error:
             return self._rest(ClientDisconnected(cause=f"{type(error).__name__}: {error}"))
         finally:
@@ -76,20 +74,32 @@ class RequestBody(Body):
         return chunk
 
     def _rest(self, ending: Exception) -> bytes:
-        """Answer what is buffered, once; then raise the ending."""
+        """Answer what is buffered, once; then raise the ending.
+
+        A body that has arrived to its end is whole, whatever happened afterwards.
+        """
         self._interruption = ending
-        # read_nowait() refuses once the connection is lost, though the bytes are there.
-        rest: bytes = self._content._read_nowait(-1)  # noqa: SLF001
-        if not rest:
+        rest = b"" if self._salvaged else self._salvage()
+        self._salvaged = True
+        if not rest and not self._content.at_eof():
             raise ending
         self.received += len(rest)
         return rest
 
+    def _salvage(self) -> bytes:
+        # read_nowait() refuses once the connection is lost, though the bytes are there. Reading makes
+        # the parser feed what it held back, hence the loop; nothing new arrives from the socket while
+        # it runs, so that a client that goes on sending cannot keep us here.
+        pieces: list[bytes] = []
+        while not self._content.at_eof() and (piece := self._content._read_nowait(-1)):  # noqa: SLF001
+            pieces.append(piece)
+        return b"".join(pieces)
+
     def trailer(self, name: str) -> str | None:
-        return self.trailers.get(name.lower())
+        return received_trailers(self._request).get(name.lower())
 
     def interrupt(self, error: Exception) -> None:
         if self._interruption is None:
             self._interruption = error
-            if self._reading is not None:
+            if self._reading is not None and not self._reading.expired():
                 self._reading.reschedule(asyncio.get_running_loop().time())

@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import http
 import os
-from collections.abc import AsyncIterator, Sequence
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import aiofiles
 from aiohttp import ETag, web
 
-from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StoredObjectMissing
+from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, StoredObjectMissing
 from tusd_py.http.disposition import content_disposition, safe_content_type
-from tusd_py.http.keys import UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import CLOSE, UPLOAD_ID, WEB, Web
 from tusd_py.ports import LocalObjects, Presigner, Segment
 from tusd_py.services.uploads import Staged, Stored
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from tusd_py.protocol.upload import Upload
 
 READ_BYTES: Final = 256 * 1024
+FILES_AHEAD: Final = 16
+_SINGLE_RANGE: Final = re.compile(
+    r"bytes=(?:(?P<first>[0-9]{1,19})-(?P<last>[0-9]{0,19})|-(?P<suffix>[0-9]{1,19}))", re.IGNORECASE
+)
 SANDBOX: Final = "sandbox; default-src 'none'"
 """Should a browser show a served file after all, it may run and load nothing."""
 
@@ -117,31 +122,47 @@ async def _serve_staged(
     response.content_length = stop - start
     if partial:
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{length}"
-    async with _opened(staged.segments) as files:
+    pieces = _pieces(staged.segments, start, stop)
+    async with _opened([segment for segment, _, _ in pieces]) as files:
         context.metrics.downloads.labels("staging").inc()
         await response.prepare(request)
         if request.method != "HEAD":
-            async for block in _read(staged.segments, files, start, stop):
-                await response.write(block)
+            await _send(request, response, _read(pieces, files))
     await response.write_eof()
     return response
+
+
+async def _send(request: web.Request, response: web.StreamResponse, blocks: AsyncGenerator[bytes]) -> None:
+    try:
+        async with contextlib.aclosing(blocks):
+            async for block in blocks:
+                await response.write(block)
+    except StagingMissing as error:
+        # The headers are out: only a connection cut short tells the client that this is not all.
+        request[CLOSE] = True
+        raise StorageError(cause=str(error)) from error
 
 
 def _range(request: web.Request, length: int, tag: ETag) -> tuple[int, int, bool]:
     """Answer [start, stop) of a single range (RFC 9110 §14.2), and whether it is one.
 
+    What is no single range of bytes is ignored, as the RFC allows: the client gets everything.
+
     Raises:
         RangeNotSatisfiable: 416 with the length.
     """
+    match = _SINGLE_RANGE.fullmatch(request.headers.get("Range", ""))
     condition = request.headers.get("If-Range")
-    if "Range" not in request.headers or (condition is not None and condition != f'"{tag.value}"'):
+    if match is None or (condition is not None and condition != f'"{tag.value}"'):
         return 0, length, False
-    try:
-        wanted = request.http_range
-    except ValueError:
-        return 0, length, False
-    start, stop, _ = wanted.indices(length) if (wanted.start or 0) < 0 else (wanted.start or 0, wanted.stop, 1)
-    stop = length if stop is None else min(stop, length)
+    if match["suffix"]:
+        start, stop = max(0, length - int(match["suffix"])), length
+    else:
+        start, stop = int(match["first"]), length
+        if match["last"]:
+            if int(match["last"]) < start:
+                return 0, length, False
+            stop = min(int(match["last"]) + 1, length)
     if start >= stop:
         error = RangeNotSatisfiable(length=length)
         error.total_length = length
@@ -149,35 +170,49 @@ def _range(request: web.Request, length: int, tag: ETag) -> tuple[int, int, bool
     return start, stop, True
 
 
+def _pieces(segments: Sequence[Segment], start: int, stop: int) -> list[tuple[Segment, int, int]]:
+    """Answer which bytes of which files make up [start, stop), in order."""
+    pieces, begin = [], 0
+    for segment in segments:
+        first, last = max(start - begin, 0), min(stop - begin, segment.length)
+        begin += segment.length
+        if first < last:
+            pieces.append((segment, first, last))
+    return pieces
+
+
 @contextlib.asynccontextmanager
 async def _opened(segments: Sequence[Segment]) -> AsyncIterator[list[AsyncBufferedReader]]:
-    """Open every file before the headers are sent: a file that is removed later is still read."""
+    """Open files before the headers are sent: what is removed later is still read.
+
+    Only so many of them, since a concatenation may have more parts than a process may have files.
+    """
     async with contextlib.AsyncExitStack() as stack:
-        files = []
-        for segment in segments:
-            try:
-                file = await stack.enter_async_context(aiofiles.open(segment.path, "rb"))
-            except FileNotFoundError as error:
-                raise StagingMissing(path=str(segment.path)) from error
-            if os.fstat(file.fileno()).st_size < segment.length:
-                raise StagingMissing(path=str(segment.path), expected=segment.length)
-            files.append(file)
-        yield files
+        yield [await stack.enter_async_context(_open(segment)) for segment in segments[:FILES_AHEAD]]
+
+
+@contextlib.asynccontextmanager
+async def _open(segment: Segment) -> AsyncIterator[AsyncBufferedReader]:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            file = await stack.enter_async_context(aiofiles.open(segment.path, "rb"))
+        except FileNotFoundError as error:
+            raise StagingMissing(path=str(segment.path)) from error
+        if os.fstat(file.fileno()).st_size < segment.length:
+            raise StagingMissing(path=str(segment.path), expected=segment.length)
+        yield file
 
 
 async def _read(
-    segments: Sequence[Segment], files: Sequence[AsyncBufferedReader], start: int, stop: int
-) -> AsyncIterator[bytes]:
-    begin = 0
-    for segment, file in zip(segments, files, strict=True):
-        first, last = max(start - begin, 0), min(stop - begin, segment.length)
-        begin += segment.length
-        if first >= last:
-            continue
-        await file.seek(first)
-        while first < last:
-            block = await file.read(min(READ_BYTES, last - first))
-            if not block:
-                raise StagingMissing(path=str(segment.path))
-            first += len(block)
-            yield block
+    pieces: Sequence[tuple[Segment, int, int]], files: Sequence[AsyncBufferedReader]
+) -> AsyncGenerator[bytes]:
+    for number, (segment, first, last) in enumerate(pieces):
+        async with contextlib.nullcontext(files[number]) if number < len(files) else _open(segment) as file:
+            await file.seek(first)
+            left = last - first
+            while left:
+                block = await file.read(min(READ_BYTES, left))
+                if not block:
+                    raise StagingMissing(path=str(segment.path))
+                left -= len(block)
+                yield block

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from tusd_py.http.body import RequestBody
     from tusd_py.http.cors import CorsPolicy
     from tusd_py.http.forwarded import TrustedProxies
+    from tusd_py.metrics import Metrics
     from tusd_py.ports import Authenticator, ObjectStore
     from tusd_py.protocol.tus_v1 import Features
     from tusd_py.services.uploads import UploadService
-    from tusd_py.metrics import Metrics
 
 
 @dataclass(slots=True)

@@ -11,12 +11,19 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 
-from tusd_py.errors import MethodNotAllowed, OriginNotAllowed, ServerDraining, TusdError, UploadNotFound
+from tusd_py.errors import (
+    ClientDisconnected,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ServerDraining,
+    TusdError,
+    UploadNotFound,
+)
 from tusd_py.http.forwarded import client_address
 from tusd_py.http.keys import BYTES_IN, CLOSE, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
-from tusd_py.protocol import fields
 from tusd_py.logs import shorten_token
+from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -49,8 +56,12 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as refused:
         error = _named(refused)
         response = _render(context, request, error)
+    except ConnectionError as lost:
+        # The client went away while it was being answered, which is no news.
+        error = ClientDisconnected(cause=str(lost))
+        response = _render(context, request, error)
     except Exception as problem:
-        log.exception("request_failed", method=request.method, path=safe_path(context, request))
+        log.exception("request_failed", method=request.method, path=safe_path(request))
         error = InternalError(cause=repr(problem))
         response = _render(context, request, error)
     _finish(request, response)
@@ -72,7 +83,10 @@ def refuse_early(context: Web, request: web.Request) -> None:
 
 def _same_origin(request: web.Request, origin: str) -> bool:
     # Browsers send Origin on their own site's POST and PATCH too; no list need name one's own site.
-    return urlsplit(origin).netloc == request.host
+    try:
+        return urlsplit(origin).netloc == request.headers.get("Host")
+    except ValueError:
+        return False
 
 
 def _render(context: Web, request: web.Request, error: TusdError) -> web.Response:
@@ -105,7 +119,7 @@ def _request_id(request: web.Request) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
-def safe_path(context: Web, request: web.Request) -> str:
+def safe_path(request: web.Request) -> str:
     """Answer the path without the write capability that stands in a tus URL."""
     token = request.match_info.get("token")
     path = request.path
@@ -117,7 +131,7 @@ def _log_request(
 ) -> None:
     facts = {
         "method": request.method,
-        "path": safe_path(context, request),
+        "path": safe_path(request),
         "status": 0 if request.get(CLOSE) else response.status,
         "duration_ms": round(seconds * 1000, 1),
         "client": client_address(request.headers, request.remote, context.trusted),
@@ -130,7 +144,7 @@ def _log_request(
         log.info("request", **facts)
         return
     facts |= {"code": error.code, "reason": str(error)}
-    if response.status >= 500:  # noqa: PLR2004 -- server errors
+    if response.status >= 500:
         log.warning("request", **facts)
     else:
         log.info("request", **facts)

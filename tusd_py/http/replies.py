@@ -52,9 +52,8 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     """
     if isinstance(error, DROPPED):
         request[CLOSE] = True
-    if method == "HEAD" and transient(error):
-        error = UploadLocked(cause=error.code)
-    response = to_response(render_error(error, method, features))
+    shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
+    response = to_response(render_error(shown, method, features))
     if isinstance(error, ServerDraining) or request.get(CLOSE):
         response.force_close()
     return response

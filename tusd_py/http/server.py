@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from tusd_py.errors import ServerDraining
-from tusd_py.http.application import runner_options
+from tusd_py.http.application import make_runner
 from tusd_py.http.keys import WEB
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class HttpServer:
     def __init__(self, app: web.Application, config: Config) -> None:
         self._app = app
         self._config = config
-        self._runner = web.AppRunner(app, **runner_options(config))
+        self._runner = make_runner(app, config)
         self._sites: list[web.SockSite] = []
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:

@@ -128,7 +128,8 @@ def location(context: Web, request: web.Request, token: str) -> str:
     path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
     if context.config.server.public_url is not None:
         return f"{context.config.server.public_url}{path}"
-    base = external_base(request.headers, request.remote, request.scheme, request.host, context.trusted)
+    host = request.headers.get("Host", "")
+    base = external_base(request.headers, request.remote, request.scheme, host, context.trusted)
     return base.url(path) if base is not None else path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tusd_py.errors import ProtocolError
 from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.upload import Concat
 
@@ -24,6 +25,8 @@ class Create:
     """The request carries bytes that belong to the upload."""
     content_length: int | None = 0
     """Bytes of the body, None for a chunked one."""
+    unwanted_body: ProtocolError | None = None
+    """What to answer should a chunked body, whose length nobody knows, turn out not to be empty."""
     checksum: Checksum | None = None
     checksum_in_trailer: bool = False
 
@@ -39,3 +42,7 @@ class Append:
     """Declares the length of an upload created without one."""
     checksum: Checksum | None = None
     checksum_in_trailer: bool = False
+    flaw: ProtocolError | None = None
+    """A malformed header of an extension: it counts only once the offset is known to be right."""
+    url_unknown: bool = False
+    """The client learns the URL from the answer: what is cut short, nobody will ever resume."""

@@ -30,14 +30,11 @@ def join_parts(parts: Sequence[Upload], combine: CombineCrc) -> Joined:
     complete = all(part.state is State.COMPLETED for part in parts)
     crc: int | None = 0
     for part in parts if complete else ():
-        if crc is None or part.crc64nvme is None:
-            crc = None
-        else:
-            crc = combine(crc, part.crc64nvme, part.offset)
+        crc = None if crc is None or part.crc64nvme is None else combine(crc, part.crc64nvme, part.offset)
     return Joined(complete, length, crc if complete else None)
 
 
-def resolve_parts(
+def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all are keywords
     parts: Sequence[Upload | None],
     *,
     owner: str | None,

@@ -39,6 +39,7 @@ UPLOAD_METADATA: Final = "Upload-Metadata"
 UPLOAD_OFFSET: Final = "Upload-Offset"
 
 _INTEGER: Final = re.compile(r"[0-9]{1,19}")
+_UNPRINTABLE: Final = re.compile(r"[^\t -~]")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,64}")
 
 
@@ -72,6 +73,11 @@ def parse_integer(value: str | None) -> int | None:
         return None
     number = int(value)
     return number if number <= MAX_INTEGER else None
+
+
+def is_printable(value: str) -> bool:
+    """Tell whether a value is printable ASCII, spaces and tabs: what may be repeated in a header."""
+    return not _UNPRINTABLE.search(value)
 
 
 def media_type(value: str | None) -> str:

@@ -8,10 +8,10 @@ import re
 from typing import Final
 
 from tusd_py.errors import InvalidMetadata
+from tusd_py.protocol.fields import is_printable
 
 _KEY: Final = re.compile(r"[!-+\--~]+")
 """Printable ASCII without space and comma."""
-_UNPRINTABLE: Final = re.compile(r"[^\t -~]")
 
 
 def parse_metadata(header: str | None, *, max_bytes: int) -> dict[str, bytes]:
@@ -28,7 +28,7 @@ def parse_metadata(header: str | None, *, max_bytes: int) -> dict[str, bytes]:
         return {}
     if len(header) > max_bytes:
         raise InvalidMetadata(f"Upload-Metadata is longer than {max_bytes} bytes.")
-    if _UNPRINTABLE.search(header):
+    if not is_printable(header):
         raise InvalidMetadata("Upload-Metadata has a character that is not printable ASCII.")
     pairs: dict[str, bytes] = {}
     for item in header.split(","):

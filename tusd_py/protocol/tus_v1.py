@@ -7,7 +7,7 @@ protocol is ever an `if` in here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from tusd_py.errors import (
     InvalidConcat,
     InvalidContentType,
     InvalidDeferLength,
+    InvalidMetadata,
     InvalidMethodOverride,
     InvalidOffset,
     InvalidUploadLength,
@@ -121,12 +122,12 @@ def effective_method(method: str, headers: Headers) -> str:
     Raises:
         InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
     """
-    override = headers.get(fields.METHOD_OVERRIDE)
-    if override is None or method != "POST":
+    override = headers.getall(fields.METHOD_OVERRIDE, [])
+    if not override or method != "POST":
         return method
-    if override not in OVERRIDABLE:
+    if len(override) > 1 or override[0] not in OVERRIDABLE:
         raise InvalidMethodOverride
-    return override
+    return override[0]
 
 
 def check_version(method: str, headers: Headers) -> None:
@@ -159,17 +160,17 @@ def parse_create(headers: Headers, features: Features) -> Create:
     length = _parse_creation_length(headers, features, concat)
     if length is not None and features.max_size is not None and length > features.max_size:
         raise UploadTooLarge
-    metadata = _only(headers, fields.UPLOAD_METADATA, ProtocolError)
+    metadata = _only(headers, fields.UPLOAD_METADATA, InvalidMetadata)
     pairs = parse_metadata(metadata, max_bytes=features.max_metadata)
     body_length = content_length(headers)
-    has_body = _creation_has_body(headers, body_length)
-    if has_body and concat is Concat.FINAL:
-        raise FinalImmutable("A final upload takes no bytes of its own.")
-    if has_body and not features.offers("creation-with-upload"):
-        # Announced as off: the client reads the offset 0 in the answer and sends the bytes by PATCH.
-        has_body = False
-    if has_body and length is not None and body_length is not None and body_length > length:
-        raise LengthExceeded
+    unwanted = _unwanted_body(headers, concat) if body_length != 0 else None
+    if unwanted is not None and body_length is not None:
+        raise unwanted
+    # With the extension off the client reads the offset 0 in the answer and sends the bytes by PATCH.
+    has_body = body_length != 0 and unwanted is None and features.offers("creation-with-upload")
+    limit = length if length is not None else features.max_size
+    if has_body and limit is not None and body_length is not None and body_length > limit:
+        raise LengthExceeded if length is not None else UploadTooLarge
     checksum, in_trailer = _parse_checksum(headers, features) if has_body else (None, False)
     return Create(
         length=length,
@@ -180,6 +181,7 @@ def parse_create(headers: Headers, features: Features) -> Create:
         parts=parts,
         has_body=has_body,
         content_length=body_length,
+        unwanted_body=unwanted,
         checksum=checksum,
         checksum_in_trailer=in_trailer,
     )
@@ -199,25 +201,23 @@ def check_append_type(headers: Headers) -> None:
 def parse_append(headers: Headers, features: Features) -> Append:
     """Read a PATCH.
 
+    What is wrong with the headers of extensions becomes the command's flaw: a client at another
+    offset must hear of that first, since it can recover from it.
+
     Raises:
-        ProtocolError: a subclass naming what is wrong; nothing was changed.
+        InvalidContentType, UnsupportedContentEncoding, InvalidOffset: nothing was changed.
     """
     check_append_type(headers)
     offset = parse_integer(_only(headers, fields.UPLOAD_OFFSET, InvalidOffset))
     if offset is None:
         raise InvalidOffset
-    declared = _only(headers, fields.UPLOAD_LENGTH, InvalidUploadLength)
-    length = parse_integer(declared)
-    if declared is not None and length is None:
-        raise InvalidUploadLength
-    checksum, in_trailer = _parse_checksum(headers, features)
-    return Append(
-        offset=offset,
-        content_length=content_length(headers),
-        length=length,
-        checksum=checksum,
-        checksum_in_trailer=in_trailer,
-    )
+    append = Append(offset=offset, content_length=content_length(headers))
+    try:
+        length = _parse_length(headers)
+        checksum, in_trailer = _parse_checksum(headers, features)
+    except ProtocolError as flaw:
+        return replace(append, flaw=flaw)
+    return replace(append, length=length, checksum=checksum, checksum_in_trailer=in_trailer)
 
 
 def part_token(url: str, base_path: str) -> str:
@@ -225,8 +225,14 @@ def part_token(url: str, base_path: str) -> str:
 
     The URL is never fetched. Behind a proxy that strips or adds a prefix the path differs from ours,
     so the segment after the last base path counts, or else the last segment.
+
+    Raises:
+        InvalidConcat: it is no URL.
     """
-    path = urlsplit(url).path
+    try:
+        path = urlsplit(url).path
+    except ValueError:
+        raise InvalidConcat from None
     marker = f"{base_path}/"
     _, found, rest = path.rpartition(marker)
     return rest.split("/", 1)[0] if found else path.rstrip("/").rpartition("/")[2]
@@ -241,33 +247,40 @@ def _only(headers: Headers, name: str, error: type[ProtocolError]) -> str | None
 
 def _refuse_content_encoding(headers: Headers) -> None:
     # Offsets count the bytes that are stored; a coded body would make them lie.
-    if headers.get(fields.CONTENT_ENCODING, "identity").strip().lower() not in {"", "identity"}:
+    codings = headers.getall(fields.CONTENT_ENCODING, [])
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings):
         raise UnsupportedContentEncoding
 
 
-def _creation_has_body(headers: Headers, body_length: int | None) -> bool:
-    if body_length == 0:
-        return False
-    if fields.media_type(headers.get(fields.CONTENT_TYPE)) != fields.OFFSET_MEDIA_TYPE:
-        # Bytes that somebody sent are never dropped in silence.
-        raise InvalidContentType
-    _refuse_content_encoding(headers)
-    return True
+def _unwanted_body(headers: Headers, concat: Concat | None) -> ProtocolError | None:
+    """Answer why a creation may have no body. Bytes that somebody sent are never dropped in silence."""
+    if concat is Concat.FINAL:
+        return FinalImmutable("A final upload takes no bytes of its own.")
+    try:
+        check_append_type(headers)
+    except ProtocolError as error:
+        return error
+    return None
 
 
-def _parse_creation_length(headers: Headers, features: Features, concat: Concat | None) -> int | None:
+def _parse_length(headers: Headers) -> int | None:
     value = _only(headers, fields.UPLOAD_LENGTH, InvalidUploadLength)
-    deferred = _only(headers, fields.UPLOAD_DEFER_LENGTH, InvalidDeferLength)
     length = parse_integer(value)
     if value is not None and length is None:
         raise InvalidUploadLength
+    return length
+
+
+def _parse_creation_length(headers: Headers, features: Features, concat: Concat | None) -> int | None:
+    length = _parse_length(headers)
+    deferred = _only(headers, fields.UPLOAD_DEFER_LENGTH, InvalidDeferLength)
     if deferred is not None:
-        if deferred != "1" or value is not None or concat is Concat.FINAL:
+        if deferred != "1" or length is not None or concat is Concat.FINAL:
             raise InvalidDeferLength
         if not features.offers("creation-defer-length"):
             raise InvalidDeferLength("Upload-Defer-Length is switched off on this server.")
         return None
-    if value is None and concat is not Concat.FINAL:
+    if length is None and concat is not Concat.FINAL:
         raise InvalidUploadLength
     return length
 
@@ -280,13 +293,14 @@ def _parse_concat(headers: Headers, features: Features) -> tuple[Concat | None, 
         raise ConcatUnsupported
     if value == "partial":
         return Concat.PARTIAL, value, ()
-    keyword, semicolon, urls = value.partition(";")
-    tokens = tuple(part_token(url, features.base_path) for url in urls.split())
-    if keyword != "final" or not semicolon or not tokens:
+    keyword, semicolon, rest = value.partition(";")
+    urls = rest.split()
+    # HEAD repeats the value as it came, so nothing may stand in it that a header cannot hold.
+    if keyword != "final" or not semicolon or not urls or not fields.is_printable(value):
         raise InvalidConcat
-    if len(tokens) > features.max_parts:
+    if len(urls) > features.max_parts:
         raise InvalidConcat(f"Upload-Concat names more than {features.max_parts} parts.")
-    return Concat.FINAL, value, tokens
+    return Concat.FINAL, value, tuple(part_token(url, features.base_path) for url in urls)
 
 
 def _parse_checksum(headers: Headers, features: Features) -> tuple[Checksum | None, bool]:
@@ -297,6 +311,8 @@ def _parse_checksum(headers: Headers, features: Features) -> tuple[Checksum | No
         raise InvalidChecksum("Upload-Checksum as a trailer is not offered by this server.")
     if in_trailer and value is not None:
         raise InvalidChecksum("Upload-Checksum is either a header or a trailer, not both.")
+    if in_trailer and content_length(headers) is not None:
+        raise InvalidChecksum("Only a chunked body has a trailer.")
     if value is None or not features.offers("checksum"):
         return None, in_trailer
     return parse_checksum(value), False
@@ -363,11 +379,11 @@ def render_error(error: TusdError, method: str, features: Features) -> Reply:
         headers[fields.TUS_MAX_SIZE] = str(features.max_size)
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)
-    if error.status == 401:  # noqa: PLR2004 -- RFC 9110 §15.5.2
+    if error.status == 401:  # RFC 9110 §15.5.2
         headers["WWW-Authenticate"] = "Bearer"
     if error.retryable:
         headers[fields.RETRY_AFTER] = RETRY_AFTER_SECONDS
-    if isinstance(error.upload, Upload) and method == "PATCH":
+    if isinstance(error.upload, Upload) and method == "PATCH" and not error.upload.pending_final:
         # TUSKit trusts this header whatever the status, so it is the true offset or it is absent.
         headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)
         headers |= _expires(error.upload)

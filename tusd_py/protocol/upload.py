@@ -189,6 +189,7 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
         OffsetMismatch: the client is not at our offset (tus 1.0.0 §PATCH).
         LengthConflict, UploadTooLarge: see `check_length`.
         LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.
+        ProtocolError: the flaw of the request, which comes last.
     """
     if upload.concat is Concat.FINAL:
         raise FinalImmutable
@@ -199,4 +200,6 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
     plan = AppendPlan(start=upload.offset, max_bytes=limit - upload.offset, length_known=length is not None)
     if append.content_length is not None and append.content_length > plan.max_bytes:
         raise plan.overlong
+    if append.flaw is not None:
+        raise append.flaw
     return plan

@@ -8,25 +8,27 @@ wholly or not at all.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import structlog
 
 from tusd_py.errors import (
-    BodyError,
     BodyTooSlow,
     ChecksumMismatch,
     DatabaseUnavailable,
     IncompleteChunk,
     OffsetConflict,
+    OffsetMismatch,
     StagingDamaged,
     StorageError,
     TakenOver,
     TusdError,
+    UploadGone,
     UploadLocked,
     UploadNotFound,
 )
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_T = TypeVar("_T")
 Reload = Callable[[], Awaitable[Upload]]
 """Reads the row again and checks again that it may be used."""
 
@@ -50,6 +53,10 @@ LOCK_POLL_SECONDS: Final = 0.01
 ASK_AGAIN_SECONDS: Final = 1.0
 RATE_WINDOW_SECONDS: Final = 30.0
 ADVANCE_RETRY_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+ORPHAN_SECONDS: Final = 3600.0
+"""Life of an upload whose URL nobody learned, because the request that made it was cut short."""
+UNCERTAIN: Final = (DatabaseUnavailable, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
+"""After these nobody knows the offset at which the client may go on: it is not told any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,7 @@ class BufferBudget:
         self._settings = settings
         self._active = 0
 
-    def __enter__(self) -> BufferBudget:
+    def __enter__(self) -> Self:
         self._active += 1
         return self
 
@@ -101,7 +108,7 @@ class Appender:
         self._staging = staging
         self._locks = locks
         self._settings = settings
-        self._budget = BufferBudget(settings)
+        self.budget = BufferBudget(settings)
 
     async def append(self, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
         """Append the body and answer the upload as it is then recorded.
@@ -118,34 +125,65 @@ class Appender:
             try:
                 return await self._append_held(upload, append, body, reload)
             except TusdError as error:
-                error.upload = error.upload or upload
+                if not isinstance(error, UNCERTAIN):
+                    error.upload = error.upload or upload
                 raise
 
     async def _append_held(self, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
-        plan = plan_append(upload, append, max_size=self._settings.max_size)
+        try:
+            plan = self._plan(upload, append)
+        except OffsetMismatch:
+            # The client is told the true offset, so whoever may still be moving it is ended first.
+            upload = await self._settled(upload, reload)
+            plan = self._plan(upload, append)
         if upload.state not in RECEIVING:
             return await self._nothing_left(upload, plan, body)
         if append.content_length == 0 and append.checksum is None and not self._changes_length(upload, append):
             return upload
-        file = await self.open_exclusively(upload)
+        file = await self._open(upload, reload)
         try:
-            if file.size != upload.offset:
-                # A torn tail of a crash, or another process moved the upload since our look.
-                upload = await reload()
-                plan = plan_append(upload, append, max_size=self._settings.max_size)
-                if upload.state not in RECEIVING:
-                    return await self._nothing_left(upload, plan, body)
-            await self._truncate(file, upload)
-            if self._changes_length(upload, append) and append.length != upload.offset:
-                # Before the body, which may never end. A length that is reached already completes the
-                # upload, and is recorded together with that.
-                upload = await self._uploads.declare_length(upload, append.length or 0)
-            await body.accept()
-            with self._budget:
-                reception = Reception(self._uploads, file, upload, plan, append, body, self._budget, self._settings)
-                return await reception.run()
+            return await self._append_to(file, upload, append, body, reload)
+        except (UploadNotFound, UploadGone):
+            if upload.offset == 0:
+                # Removed while we were waiting: the file may be one that our opening made anew.
+                await self._staging.remove([upload.id])
+            raise
         finally:
             await file.close()
+
+    async def _append_to(
+        self, file: StagingFile, upload: Upload, append: Append, body: Body, reload: Reload
+    ) -> Upload:
+        if file.size != upload.offset:
+            # A torn tail of a crash, or another process moved the upload since our look.
+            upload = await reload()
+        plan = self._plan(upload, append)
+        if upload.state not in RECEIVING:
+            return await self._nothing_left(upload, plan, body)
+        await self._truncate(file, upload)
+        if self._changes_length(upload, append) and append.length != upload.offset:
+            # Before the body, which may never end. A length that is reached already completes the
+            # upload, and is recorded together with that.
+            upload = await self._uploads.declare_length(upload, append.length or 0)
+        await body.accept()
+        with self.budget:
+            reception = Reception(self._uploads, file, upload, plan, append, body, self.budget, self._settings)
+            return await reception.run()
+
+    def _plan(self, upload: Upload, append: Append) -> AppendPlan:
+        try:
+            return plan_append(upload, append, max_size=self._settings.max_size)
+        except TusdError as error:
+            error.upload = upload
+            raise
+
+    async def _settled(self, upload: Upload, reload: Reload) -> Upload:
+        """Answer the upload once no other process moves it."""
+        if upload.state not in RECEIVING or self._staging.probe(upload.id) == upload.offset:
+            return upload
+        file = await self._open(upload, reload)
+        await file.close()
+        return await reload()
 
     @staticmethod
     def _changes_length(upload: Upload, append: Append) -> bool:
@@ -153,11 +191,13 @@ class Appender:
 
     async def _nothing_left(self, upload: Upload, plan: AppendPlan, body: Body) -> Upload:
         # A client that lost the reply to its last byte sends an empty body and must see success.
-        if body.length is None and await body.read():
-            raise plan.overlong
+        if body.length is None:
+            await body.accept()
+            if await body.read():
+                raise plan.overlong
         return upload
 
-    async def open_exclusively(self, upload: Upload) -> StagingFile:
+    async def _open(self, upload: Upload, reload: Reload) -> StagingFile:
         """Open the staging file once no other process writes to it.
 
         Raises:
@@ -170,7 +210,7 @@ class Appender:
             try:
                 file = await self._staging.open(upload.id, create=upload.offset == 0)
             except StagingDamaged as error:
-                await self._report_damage(upload, error)
+                await self._report_damage(await reload(), error)
                 raise
             if file is not None:
                 return file
@@ -191,7 +231,8 @@ class Appender:
 
     async def _report_damage(self, upload: Upload, error: StagingDamaged) -> None:
         log.error("staging_damaged", upload_id=str(upload.id), offset=upload.offset, reason=str(error))
-        await self._uploads.record_damage(upload.id, str(error))
+        with contextlib.suppress(DatabaseUnavailable):
+            await self._uploads.record_damage(upload.id, str(error))
 
 
 class Reception:
@@ -226,6 +267,9 @@ class Reception:
         self._written = upload.offset
         self._crc = upload.crc64nvme or 0
         self._writing: asyncio.Future[None] | None = None
+        self._expires_after_seconds = settings.expires_after_seconds
+        if append.url_unknown:
+            self._expires_after_seconds = orphan_seconds(settings)
         self._checkpoint_at_bytes = upload.offset + settings.checkpoint_bytes
         self._checkpoint_at = time.monotonic() + settings.checkpoint_seconds
         self._rate = RateGuard(settings.min_rate)
@@ -235,31 +279,30 @@ class Reception:
         ending: BaseException | None = None
         try:
             await self._receive()
-        except (TusdError, asyncio.CancelledError) as error:
+        except BaseException as error:  # noqa: BLE001 -- raised again below, once the bytes are safe
             ending = error
-        # Shielded: neither a disconnect nor a shutdown may come between the bytes and their record.
-        settling = asyncio.ensure_future(self._settle(ending))
-        try:
-            upload = await asyncio.shield(settling)
-        except asyncio.CancelledError:
-            await asyncio.wait([settling])
-            raise
+        else:
+            self._expires_after_seconds = self._settings.expires_after_seconds
+        upload = await finished(self._settle(ending))
         if ending is not None:
             if isinstance(ending, TusdError):
                 ending.upload = upload
             raise ending
-        return upload
+        return self._upload
 
     async def _receive(self) -> None:
         while True:
+            asked_at = time.monotonic()
             chunk = await self._body.read(self._seconds_to_checkpoint())
+            waited = time.monotonic() - asked_at
             if chunk is None:
                 await self._start_writing(checkpoint=True)
+                self._rate.count(0, waited)
                 continue
-            self._rate.count(len(chunk))
             if not chunk or await self._ends_with(chunk):
                 return
             self._take(chunk)
+            self._rate.count(len(chunk), waited)
             await self._write_if_due()
 
     def _take(self, chunk: bytes) -> None:
@@ -293,7 +336,8 @@ class Reception:
             raise self._plan.overlong
         try:
             beyond = await self._body.read()
-        except BodyError:
+        except BaseException:
+            # However the body ended, nothing came after these bytes.
             self._take(chunk)
             raise
         if beyond:
@@ -337,19 +381,42 @@ class Reception:
             log.warning("checkpoint_postponed", upload_id=str(self._upload.id), reason=str(error))
 
     async def _finish_writing(self) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            await writing
+        if (writing := self._writing) is None:
+            return
+        try:
+            # Shielded: a block of unknown fate would leave a hole, and the next one would fill it.
+            await asyncio.shield(writing)
+        finally:
+            if writing.done():
+                self._writing = None
 
     async def _advance(self) -> None:
-        if self._written == self._upload.offset and self._written != self._length:
+        """Record what is written.
+
+        Only the holder of the file moves the row. If it has moved all the same, then because an
+        earlier try was recorded and its answer got lost; the rest is recorded from there.
+        """
+        try:
+            await self._advance_once()
+        except OffsetConflict:
+            current = await self._uploads.find(self._upload.id)
+            if current is None or current.state in GONE:
+                raise UploadNotFound from None
+            if not self._upload.offset < current.offset <= self._written:
+                raise
+            self._upload = current
+            if current.state in RECEIVING:
+                await self._advance_once()
+
+    async def _advance_once(self) -> None:
+        if self._written == self._upload.offset != self._length and not self._append.url_unknown:
             return
         self._upload = await self._uploads.advance(
             self._upload,
             self._written,
             self._crc,
             length=self._length,
-            expires_after_seconds=self._settings.expires_after_seconds,
+            expires_after_seconds=self._expires_after_seconds,
         )
 
     async def _record(self) -> None:
@@ -365,17 +432,11 @@ class Reception:
                 if delay is None:
                     raise
                 await asyncio.sleep(delay)
-            except OffsetConflict:
-                # A try whose answer got lost may have been recorded; then nothing is left to do.
-                current = await self._uploads.find(self._upload.id)
-                if current is None or current.offset != self._written or current.state in GONE:
-                    raise
-                self._upload = current
-                return
             else:
                 return
 
-    async def _settle(self, ending: BaseException | None) -> Upload:
+    async def _settle(self, ending: BaseException | None) -> Upload | None:
+        """Make durable what counts; answer the upload as recorded, None if that cannot be known."""
         if isinstance(ending, StorageError):
             return await self._keep_written()
         try:
@@ -391,7 +452,9 @@ class Reception:
 
     async def _settle_rest(self) -> None:
         await self._finish_writing()
-        if self._gathered or self._written > self._upload.offset or self._written == self._length:
+        arrived = self._gathered or self._written > self._upload.offset
+        # A body without a byte may complete an upload, or end the time in which nobody knew its URL.
+        if arrived or self._written == self._length or self._append.url_unknown:
             await self._record()
 
     async def _settle_whole(self, ending: BaseException | None) -> None:
@@ -426,7 +489,7 @@ class Reception:
         self._file.size = max(self._file.size, self._written)
         await self._file.truncate(self._upload.offset)
 
-    async def _keep_written(self) -> Upload:
+    async def _keep_written(self) -> Upload | None:
         """After a failed write: keep the blocks before it, and leave the rest to the next open."""
         self._chunks, self._gathered = [], 0
         if not self._whole and self._written > self._upload.offset:
@@ -434,25 +497,55 @@ class Reception:
                 await self._record()
             except TusdError as error:
                 log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
+                return None
         return self._upload
 
 
 class RateGuard:
-    """Demands a minimum rate over whole windows, so that a short stall is nobody's fault."""
+    """Demands a minimum rate over whole windows, so that a short stall is nobody's fault.
+
+    A window is made of the time in which we waited for the client: a slow disk is not its fault.
+    """
 
     def __init__(self, min_rate: int) -> None:
-        self._wanted = min_rate * RATE_WINDOW_SECONDS
-        self._since = time.monotonic()
+        self._min_rate = min_rate
+        self._waited = 0.0
         self._bytes = 0
 
-    def count(self, size: int) -> None:
+    def count(self, size: int, waited_seconds: float) -> None:
         """Count received bytes. Raises `BodyTooSlow` at the end of a window that had too few."""
-        if not self._wanted:
+        if not self._min_rate:
             return
         self._bytes += size
-        now = time.monotonic()
-        if now - self._since >= RATE_WINDOW_SECONDS:
-            if self._bytes < self._wanted:
+        self._waited += waited_seconds
+        if self._waited >= RATE_WINDOW_SECONDS:
+            if self._bytes < self._min_rate * self._waited:
                 raise BodyTooSlow
-            self._since, self._bytes = now, 0
+            self._waited, self._bytes = 0.0, 0
+
+
+def orphan_seconds(settings: AppendSettings) -> float:
+    """Answer how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
+    return min(ORPHAN_SECONDS, settings.expires_after_seconds)
+
+
+async def finished(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end even if the caller is cancelled, and only then let it be cancelled.
+
+    Neither a disconnect nor a shutdown may come between bytes and their record, and no file may be
+    closed under a thread that writes to it.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        with contextlib.suppress(Exception):
+            # Looked at, so that the loop does not complain of an error nobody heard of.
+            task.result()
+        raise cancelled
+    return task.result()
 

@@ -6,6 +6,7 @@ Each use-case authorises first, before a byte of a body is read and before anyth
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -37,8 +38,14 @@ from tusd_py.protocol.checksum import Checksum
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
-from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, TokenHash, Upload, UploadId
-from tusd_py.services.append import ASK_AGAIN_SECONDS, LOCK_POLL_SECONDS, Appender, AppendSettings
+from tusd_py.protocol.upload import RECEIVING, Concat, State, TokenHash, Upload, UploadId
+from tusd_py.services.append import (
+    ASK_AGAIN_SECONDS,
+    LOCK_POLL_SECONDS,
+    Appender,
+    AppendSettings,
+    orphan_seconds,
+)
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, TransferView, UploadLocks, UploadRepository
@@ -134,6 +141,8 @@ class UploadService:
             BodyError: bytes that came along were cut short; what arrived of a large body is kept.
         """
         self.permit(principal, Intent.CREATE)
+        if command.unwanted_body is not None:
+            await self._demand_no_byte(body, command.unwanted_body)
         self._staging.check_space(command.length or 0)
         new, token = self._new_upload(principal, command)
         if command.concat is Concat.FINAL:
@@ -148,6 +157,12 @@ class UploadService:
             upload = await self._create_empty(new)
         log.info("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
         return Created(upload, token)
+
+    @staticmethod
+    async def _demand_no_byte(body: Body, refusal: TusdError) -> None:
+        await body.accept()
+        if await body.read():
+            raise refusal
 
     def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
         upload_id = UploadId(uuid4())
@@ -175,9 +190,10 @@ class UploadService:
         return await self._create_stored(new, [])
 
     async def _create_with_body(self, new: NewUpload, command: Create, body: Body) -> Upload:
-        small = command.content_length is not None and command.content_length <= self._settings.append.block_size
-        if small and not command.checksum_in_trailer:
-            return await self._create_small(new, command, body)
+        with self._appender.budget as budget:
+            small = command.content_length is not None and command.content_length <= budget.block_bytes
+            if small and not command.checksum_in_trailer:
+                return await self._create_small(new, command, body)
         return await self._create_streamed(new, command, body)
 
     async def _create_small(self, new: NewUpload, command: Create, body: Body) -> Upload:
@@ -197,7 +213,7 @@ class UploadService:
         crc = await self._staging.store_small(new.id, chunks)
         try:
             return await self._uploads.create(_with_bytes(new, sum(map(len, chunks)), crc))
-        except DatabaseUnavailable:
+        except (DatabaseUnavailable, asyncio.CancelledError):
             # The row may have been written before the connection went away; the sweep finds out.
             raise
         except BaseException:
@@ -205,19 +221,22 @@ class UploadService:
             raise
 
     async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
-        upload = await self._uploads.create(new)
+        orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
+        upload = await self._uploads.create(orphaned)
         append = Append(
             offset=0,
             content_length=command.content_length,
             checksum=command.checksum,
             checksum_in_trailer=command.checksum_in_trailer,
+            url_unknown=True,
         )
         try:
             return await self._appender.append(upload, append, body, partial(self._reload, upload.id))
         except TusdError as error:
             if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
                 # Refused as a whole: the client gets no URL, so nothing may stay behind.
-                await self._uploads.remove(upload.id)
+                with contextlib.suppress(TusdError):
+                    await self._uploads.remove(upload.id)
             raise
 
     # --- ask, append, terminate ------------------------------------------------------------------
@@ -277,12 +296,12 @@ class UploadService:
             append = Append(offset=upload.offset, content_length=0)
         else:
             append = self._parse(parse, upload)
-        self._limit_empty_patches(upload, append)
         if append.content_length:
             self._check_space(upload, append.content_length)
         after = await self._appender.append(upload, append, body, partial(self._reload, upload.id))
         if after.complete and not upload.complete:
             log.info("upload_completed", upload_id=str(after.id), length=after.length)
+        self._limit_empty_patches(after, moved=after.offset != append.offset)
         return after
 
     @staticmethod
@@ -300,12 +319,14 @@ class UploadService:
             error.upload = upload
             raise
 
-    def _limit_empty_patches(self, upload: Upload, append: Append) -> None:
-        """Stop clients that ask for ever without sending anything, which released ones do."""
-        if append.content_length != 0:
-            self._empty_patches.pop(upload.id, None)
-            return
+    def _limit_empty_patches(self, upload: Upload, *, moved: bool) -> None:
+        """Stop clients that ask for ever without sending anything, which released ones do.
+
+        Counted by what arrived and not by Content-Length, which a chunked body lacks.
+        """
         count = self._empty_patches.pop(upload.id, 0) + 1
+        if moved:
+            return
         if count > self._settings.max_empty_patches:
             error = EmptyPatchLimit()
             error.upload = upload
@@ -374,7 +395,7 @@ class UploadService:
             UploadNotFound, UploadGone: nothing can be served any more.
             StagingMissing: the bytes ought to be in staging and are not.
         """
-        if upload.state in GONE:
+        if upload.gone(datetime.now(UTC)):
             raise self._gone()
         if upload.state in RECEIVING:
             raise NotReady

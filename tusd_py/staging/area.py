@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
@@ -93,9 +93,9 @@ class StagingArea(Staging):
                 self._writer.write(fd, path, chunks, 0)
                 if self._durable:
                     os.fdatasync(fd)
-                    _sync_directory(os.path.dirname(path))
-            except OSError:
-                os.unlink(path)
+                    _sync_directory(path.rpartition("/")[0])
+            except BaseException:
+                Path(path).unlink()
                 raise
             finally:
                 os.close(fd)
@@ -103,12 +103,18 @@ class StagingArea(Staging):
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         path = self._name(upload_id)
-        opened = await self._run(self._open, path, create)
+        opening = asyncio.ensure_future(self._run(self._open, path, create=create))
+        try:
+            opened = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on without us: what it opens, and locks, must be let go again.
+            opening.add_done_callback(_close_unwanted)
+            raise
         if opened is None:
             return None
         return LockedFile(path, *opened, writer=self._writer, durable=self._durable, run=self._run)
 
-    def _open(self, path: str, create: bool) -> tuple[int, int] | None:
+    def _open(self, path: str, *, create: bool) -> tuple[int, int] | None:
         with translated_errors():
             try:
                 return _open_locked(path)
@@ -118,7 +124,7 @@ class StagingArea(Staging):
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
                 if self._durable:
-                    _sync_directory(os.path.dirname(path))
+                    _sync_directory(path.rpartition("/")[0])
             return _open_locked(path)
 
     def probe(self, upload_id: UploadId) -> int | None:
@@ -139,7 +145,7 @@ class StagingArea(Staging):
         with translated_errors():
             for path in paths:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+                    Path(path).unlink()
 
     def check_space(self, wanted: int) -> None:
         now = time.monotonic()
@@ -167,7 +173,7 @@ class StagingArea(Staging):
 class LockedFile(StagingFile):
     """A staging file that this process alone writes to; the kernel frees it if the process dies."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what a file is, and what serves it
         self,
         path: str,
         fd: int,
@@ -183,6 +189,7 @@ class LockedFile(StagingFile):
         self._writer = writer
         self._durable = durable
         self._run = run
+        self._calling: asyncio.Future[Any] | None = None
 
     async def truncate(self, length: int) -> None:
         if self.size < length:
@@ -201,10 +208,10 @@ class LockedFile(StagingFile):
         sync: bool = False,
         hasher: Hasher | None = None,
     ) -> int:
-        return await self._call(self._write, chunks, offset, crc64nvme, sync, hasher)
+        return await self._call(self._write, chunks, offset, crc64nvme, sync=sync, hasher=hasher)
 
     def _write(
-        self, chunks: Sequence[bytes | memoryview], offset: int, crc64nvme: int, sync: bool, hasher: Hasher | None
+        self, chunks: Sequence[bytes | memoryview], offset: int, crc64nvme: int, *, sync: bool, hasher: Hasher | None
     ) -> int:
         if chunks:
             self._writer.write(self._fd, self._path, chunks, offset)
@@ -228,16 +235,23 @@ class LockedFile(StagingFile):
 
     async def close(self) -> None:
         fd, self._fd = self._fd, -1
-        if fd >= 0:
+        if fd < 0:
+            return
+        if self._calling is None or self._calling.done():
             # Closing does not wait for the disk: everything that must be durable was synced.
             os.close(fd)
+        else:
+            # A caller that was cancelled leaves its thread at work: under it the number must not
+            # become another file's.
+            self._calling.add_done_callback(lambda _: os.close(fd))
 
     async def _call(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
         def translated() -> _T:
             with translated_errors():
                 return call(*arguments, **keywords)
 
-        return await self._run(translated)
+        calling = self._calling = asyncio.ensure_future(self._run(translated))
+        return await asyncio.shield(calling)
 
 
 class Runner(Protocol):
@@ -251,6 +265,11 @@ def _checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
     for chunk in chunks:
         running = crc64.update(chunk, running)
     return running
+
+
+def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:
+    if not opening.cancelled() and opening.exception() is None and (opened := opening.result()) is not None:
+        os.close(opened[0])
 
 
 def _sync_directory(path: str) -> None:

@@ -1,0 +1,1 @@
+"""The destinations of finished uploads."""

@@ -77,7 +77,8 @@ class FileCopy:
             hop_end = min(self.copied + HOP_BYTES, self._spec.length)
             buffer = memoryview(bytearray(min(STEP_BYTES, self._spec.length)))
             while self.copied < hop_end:
-                chunk = buffer[: self._reader.read_into(buffer, self.copied)]
+                room = buffer[: hop_end - self.copied]
+                chunk = room[: self._reader.read_into(room, self.copied)]
                 self._crc = crc64.update(chunk, self._crc)
                 _write_all(self._descriptor, chunk, self.copied)
                 self.copied += len(chunk)

@@ -67,9 +67,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown)
 
-    async def put(
-        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
-    ) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         if not await self._run(self._put_linked, spec, segments):
             await self._put_copied(spec, segments, ledger)
         return StoredObject(spec.key, spec.length)
@@ -97,9 +95,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
     async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
-    async def _put_copied(
-        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
-    ) -> None:
+    async def _put_copied(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> None:
         copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
         try:
             with translated(spec.key):
@@ -125,9 +121,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
             sync_path(path.parent)
             return True
 
-    def _put_batch(
-        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
-    ) -> list[StoredObject | StorageError]:
+    def _put_batch(self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]) -> list[StoredObject | StorageError]:
         results: list[StoredObject | StorageError] = []
         unsynced: dict[Path, list[int]] = {}
         for index, (spec, segments) in enumerate(items):

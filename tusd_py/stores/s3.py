@@ -19,15 +19,9 @@ from tusd_py.ports import ObjectSpec, ObjectStore, Presigner, Segment, StoredObj
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
-from tusd_py.stores.s3_multipart import Learner, MultipartTransfer, Source
-from tusd_py.stores.s3_object import (
-    Features,
-    if_absent,
-    matches,
-    object_parameters,
-    plain_md5,
-    sum_parameters,
-)
+from tusd_py.stores.s3_features import Features, Learner
+from tusd_py.stores.s3_multipart import MultipartTransfer, Source
+from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
 from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 _READ_THREADS: Final = 8
@@ -63,9 +57,7 @@ class S3Store(ObjectStore, Presigner):
         await self._bucket.close()
         await asyncio.to_thread(self._executor.shutdown)
 
-    async def put(
-        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
-    ) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         require_length(spec, segments)
         key = self._prefix + spec.key
         source = Source(nonempty(segments), self._executor)
@@ -92,9 +84,7 @@ class S3Store(ObjectStore, Presigner):
     async def probe(self) -> None:
         await self._bucket.probe()
 
-    async def presign(
-        self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int
-    ) -> str:
+    async def presign(self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int) -> str:
         # Always both: some stores forget the type of an object, and none knows the disposition.
         parameters = {
             "ResponseContentType": content_type,
@@ -192,7 +182,7 @@ class S3Store(ObjectStore, Presigner):
         parameters = {
             **object_parameters(self._config, spec),
             **sum_parameters(sums, crc64nvme=features.sends_crc64nvme),
-            **({} if replace else if_absent(features)),
+            **({} if replace else features.if_absent),
         }
         try:
             return await self._bucket.put(self._prefix + spec.key, body, parameters)

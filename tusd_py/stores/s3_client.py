@@ -77,15 +77,17 @@ class Bucket:
     async def open(self) -> None:
         """Make the clients. Nothing is sent, so that a store that is away does not stop a start."""
         endpoint, public = self._config.endpoint_url, self._config.public_endpoint_url
-        with translated("open"):
-            session = AioSession(profile=self._config.profile)
-            self._client = await self._enter_client(session, endpoint)
-            # The host is signed: a URL for browsers needs the name by which they reach the store.
-            self._presigner = await self._enter_client(session, public) if public else self._client
+        async with AsyncExitStack() as stack:
+            with translated("open"):
+                session = AioSession(profile=self._config.profile)
+                self._client = await self._enter_client(stack, session, endpoint)
+                # The host is signed: a URL for browsers needs the name by which they reach the store.
+                self._presigner = await self._enter_client(stack, session, public) if public else self._client
+            self._stack = stack.pop_all()
 
-    async def _enter_client(self, session: AioSession, endpoint: str | None) -> Any:
+    async def _enter_client(self, stack: AsyncExitStack, session: AioSession, endpoint: str | None) -> Any:
         config = self._config
-        return await self._stack.enter_async_context(
+        return await stack.enter_async_context(
             session.create_client(
                 "s3",
                 region_name=config.region,
@@ -138,17 +140,13 @@ class Bucket:
         # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.
         sent = body if len(body) else b""
         with _body_failures(body), translated("PutObject", key=key):
-            answer = await self._client.put_object(
-                Bucket=self._config.bucket, Key=key, Body=sent, **parameters
-            )
+            answer = await self._client.put_object(Bucket=self._config.bucket, Key=key, Body=sent, **parameters)
         return _crc(answer) is not None
 
     async def create_multipart(self, key: str, parameters: Parameters) -> MultipartInfo:
         """Begin a multipart upload."""
         with translated("CreateMultipartUpload", key=key):
-            answer = await self._client.create_multipart_upload(
-                Bucket=self._config.bucket, Key=key, **parameters
-            )
+            answer = await self._client.create_multipart_upload(Bucket=self._config.bucket, Key=key, **parameters)
         return MultipartInfo(answer["UploadId"], *_multipart_checksum(answer))
 
     async def upload_part(
@@ -215,9 +213,7 @@ class Bucket:
         """Drop a multipart upload; nothing there is success."""
         try:
             with translated("AbortMultipartUpload", key=key):
-                await self._client.abort_multipart_upload(
-                    Bucket=self._config.bucket, Key=key, UploadId=multipart_id
-                )
+                await self._client.abort_multipart_upload(Bucket=self._config.bucket, Key=key, UploadId=multipart_id)
         except StorageError as error:
             if code_of(error) != NO_SUCH_UPLOAD:
                 raise

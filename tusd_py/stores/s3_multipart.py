@@ -9,51 +9,20 @@ only what both know counts as sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from tusd_py import crc64
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
 from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
-from tusd_py.stores.s3_errors import UNSUPPORTED, UNUSABLE_PARTS, code_of
-from tusd_py.stores.s3_object import Features, if_absent, plain_md5, sum_parameters
+from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
+from tusd_py.stores.s3_features import Features, Learner
+from tusd_py.stores.s3_object import plain_md5, sum_parameters
 from tusd_py.stores.source import RangeBody, RangeSums, checksum_range
-
-T = TypeVar("T")
-
-
-class Learner:
-    """What this process knows of its store; shared by all its transfers."""
-
-    def __init__(self, features: Features) -> None:
-        self.features = features
-
-    async def first_accepted(self, call: Callable[[Features], Awaitable[T]]) -> T:
-        """Make a call, without what the store refuses, and remember what that was.
-
-        Raises:
-            StorageError: as `call` raises it, once there is nothing left to leave out.
-        """
-        variants = list(self.features.variants())
-        for features in variants:
-            try:
-                answer = await call(features)
-            except PermanentStoreError as error:
-                if features is variants[-1] or code_of(error) not in UNSUPPORTED:
-                    raise
-            else:
-                if features is not variants[0]:
-                    self.features = features
-                return answer
-        raise AssertionError("there is always a variant")
-
-    def learn(self, *, verifies_crc64nvme: bool) -> None:
-        """Take note of whether the store returned our checksum."""
-        self.features = self.features.learnt(verifies_crc64nvme=verifies_crc64nvme)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,32 +45,22 @@ class Source:
         return RangeBody(self.segments, start, length, self.executor)
 
 
+@dataclass(slots=True)
 class MultipartTransfer:
     """One try of one object; `run` and forget it."""
 
-    def __init__(
-        self,
-        bucket: Bucket,
-        learner: Learner,
-        *,
-        key: str,
-        spec: ObjectSpec,
-        source: Source,
-        plan: PartPlan,
-        ledger: TransferLedger,
-        concurrency: int,
-    ) -> None:
-        self._bucket = bucket
-        self._learner = learner
-        self._key = key
-        self._spec = spec
-        self._source = source
-        self._plan = plan
-        self._ledger = ledger
-        self._concurrency = concurrency
-        self._done: dict[int, PartRecord] = {}
-        self._sums: dict[int, Mapping[str, str]] = {}
-        """The checksums of done parts as S3 names them, for CompleteMultipartUpload."""
+    bucket: Bucket
+    learner: Learner
+    key: str
+    spec: ObjectSpec
+    source: Source
+    plan: PartPlan
+    ledger: TransferLedger
+    concurrency: int
+    _crc: int = crc64.EMPTY
+    _done: dict[int, PartRecord] = field(default_factory=dict)
+    _sums: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """The checksums of done parts as S3 names them, for CompleteMultipartUpload."""
 
     async def run(self, parameters: Parameters, *, replace: bool) -> None:
         """Bring the object into the store; `replace` allows that another one is there.
@@ -118,24 +77,24 @@ class MultipartTransfer:
             await self.discard(upload.multipart_id)
             raise
         # Also a fence: a worker that lost its transfer stops before the object becomes visible.
-        await self._ledger.progress(self._spec.length)
+        await self.ledger.progress(self.spec.length)
         await self._complete(upload, replace=replace)
 
     async def discard(self, multipart_id: str) -> None:
         """Drop the multipart upload at the store, then in the ledger."""
-        await self._bucket.abort_multipart(self._key, multipart_id)
-        await self._ledger.record_multipart(None)
+        await self.bucket.abort_multipart(self.key, multipart_id)
+        await self.ledger.record_multipart(None)
 
     # --- beginning, or going on ----------------------------------------------------------------
 
     async def _resume(self) -> MultipartInfo | None:
-        multipart_id = await self._ledger.multipart_id()
+        multipart_id = await self.ledger.multipart_id()
         if multipart_id is None:
             return None
-        recorded = await self._ledger.parts()
-        upload = await self._bucket.list_parts(self._key, multipart_id)
+        recorded = await self.ledger.parts()
+        upload = await self.bucket.list_parts(self.key, multipart_id)
         if upload is None:
-            await self._ledger.record_multipart(None)
+            await self.ledger.record_multipart(None)
             return None
         if not self._follows_plan(upload):  # the configured sizes have changed since
             await self.discard(multipart_id)
@@ -146,13 +105,13 @@ class MultipartTransfer:
 
     def _follows_plan(self, upload: MultipartInfo) -> bool:
         return all(
-            1 <= number <= self._plan.count and part.length == self._plan.part(number).length
+            1 <= number <= self.plan.count and part.length == self.plan.part(number).length
             for number, part in upload.parts.items()
         )
 
     def _recall(self, record: PartRecord, listed: ListedPart | None) -> None:
         """Count a recorded part as done if the store still has the very same."""
-        sha256 = self._learner.features.sends_sha256
+        sha256 = self.learner.features.sends_sha256
         if (
             listed is None
             or record.crc64nvme is None
@@ -166,17 +125,17 @@ class MultipartTransfer:
 
     async def _begin(self, parameters: Parameters) -> MultipartInfo:
         await self._abort_strays()
-        upload = await self._learner.first_accepted(
-            lambda features: self._bucket.create_multipart(self._key, {**parameters, **_algorithm(features)})
+        upload = await self.learner.first_accepted(
+            lambda features: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(features)})
         )
         try:
-            await self._ledger.record_multipart(upload.multipart_id)
+            await self.ledger.record_multipart(upload.multipart_id)
         except StorageError:
             # Nobody else knows of it, so nobody else could ever abort it.
-            await self._bucket.abort_multipart(self._key, upload.multipart_id)
+            await self.bucket.abort_multipart(self.key, upload.multipart_id)
             raise
         if not upload.crc64nvme:
-            self._learner.learn(verifies_crc64nvme=False)
+            self.learner.learn(verifies_crc64nvme=False)
         return upload
 
     async def _abort_strays(self) -> None:
@@ -185,16 +144,16 @@ class MultipartTransfer:
         The key is this upload's own, so whatever is unfinished under it is ours.
         """
         try:
-            async for multipart_id in self._bucket.multiparts(self._key):
-                await self._bucket.abort_multipart(self._key, multipart_id)
+            async for multipart_id in self.bucket.multiparts(self.key):
+                await self.bucket.abort_multipart(self.key, multipart_id)
         except PermanentStoreError:
             return  # not allowed, or not known to this store: no reason not to store the object
 
     # --- parts ---------------------------------------------------------------------------------
 
     async def _send_missing(self, upload: MultipartInfo) -> None:
-        missing = (part for part in self._plan.parts() if part.number not in self._done)
-        count = min(self._concurrency, self._plan.count - len(self._done))
+        missing = (part for part in self.plan.parts() if part.number not in self._done)
+        count = min(self.concurrency, self.plan.count - len(self._done))
 
         async def send_next() -> None:
             # Shared by all senders, so that parts go out in order: rclone holds others back.
@@ -204,42 +163,40 @@ class MultipartTransfer:
         await _all_or_none([send_next() for _ in range(count)])
 
     async def _send(self, upload: MultipartInfo, part: Part) -> None:
-        features = self._learner.features
+        features = self.learner.features
         listed = upload.parts.get(part.number)
         # An acknowledged part that was not recorded can be recognised by its MD5, if by nothing else.
         md5 = features.sends_md5 or (listed is not None and listed.crc64nvme is None)
-        sums = await self._source.sums(part.start, part.length, md5=md5, sha256=features.sends_sha256)
+        sums = await self.source.sums(part.start, part.length, md5=md5, sha256=features.sends_sha256)
         if listed is not None and _is_same(listed, sums, sha256=features.sends_sha256):
             etag, named = listed.etag, _listed_sums(listed)
         else:
             named = sum_parameters(sums, crc64nvme=upload.crc64nvme or features.setting == "crc64nvme")
             etag = await self._upload(upload, part, named)
         record = PartRecord(part.number, part.length, etag, sums.crc64nvme)
-        await self._ledger.record_part(record)
+        await self.ledger.record_part(record)
         self._done[part.number] = record
         self._sums[part.number] = {name: value for name, value in named.items() if name != "ContentMD5"}
-        await self._ledger.progress(sum(done.length for done in self._done.values()))
+        await self.ledger.progress(sum(done.length for done in self._done.values()))
 
     async def _upload(self, upload: MultipartInfo, part: Part, parameters: Parameters) -> str:
-        body = self._source.body(part.start, part.length)
+        body = self.source.body(part.start, part.length)
         try:
-            etag, returned = await self._bucket.upload_part(
-                self._key, upload.multipart_id, part.number, body, parameters
-            )
+            etag, returned = await self.bucket.upload_part(self.key, upload.multipart_id, part.number, body, parameters)
         finally:
             body.close()
         if "ChecksumCRC64NVME" in parameters:
-            self._learner.learn(verifies_crc64nvme=returned)
+            self.learner.learn(verifies_crc64nvme=returned)
         return etag
 
     def _verify(self) -> None:
         crc = crc64.EMPTY
-        for part in self._plan.parts():
+        for part in self.plan.parts():
             record = self._done[part.number]
             assert record.crc64nvme is not None  # _recall and _send see to that
             crc = crc64.combine(crc, record.crc64nvme, record.length)
-        if self._spec.crc64nvme not in {None, crc}:
-            raise StagingDamaged(key=self._spec.key, expected=self._spec.crc64nvme, found=crc)
+        if self.spec.crc64nvme not in {None, crc}:
+            raise StagingDamaged(key=self.spec.key, expected=self.spec.crc64nvme, found=crc)
         self._crc = crc
 
     # --- the end -------------------------------------------------------------------------------
@@ -251,15 +208,15 @@ class MultipartTransfer:
             whole = {
                 "ChecksumType": "FULL_OBJECT",
                 "ChecksumCRC64NVME": crc64.to_base64(self._crc),
-                "MpuObjectSize": self._spec.length,
+                "MpuObjectSize": self.spec.length,
             }
         try:
-            await self._learner.first_accepted(
-                lambda features: self._bucket.complete_multipart(
-                    self._key,
+            await self.learner.first_accepted(
+                lambda features: self.bucket.complete_multipart(
+                    self.key,
                     upload.multipart_id,
                     parts,
-                    whole if replace else {**whole, **if_absent(features)},
+                    whole if replace else {**whole, **features.if_absent},
                 )
             )
         except StorageError as error:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
-from tusd_py.stores.s3_client import UPLOAD_ID_KEY, Head, Parameters
+from tusd_py.stores.s3_client import UPLOAD_ID_KEY, Head
 from tusd_py.stores.source import RangeSums
 
 FILENAME_KEY: Final = "tusd-filename"
@@ -71,56 +69,6 @@ def _encoded(text: str, limit: int | None = None) -> str:
 # --- checksums -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What this process sends to its store, and has learnt from the store's answers."""
-
-    setting: str
-    """`storage.s3.checksum`."""
-    crc64nvme: bool | None
-    """Whether the store verifies it; None: nothing is known yet."""
-    precondition: bool
-    """Whether If-None-Match is sent; a store that ignores it does no harm."""
-
-    @classmethod
-    def at_start(cls, config: S3StoreConfig) -> Features:
-        """Answer what can be known from the configuration alone."""
-        crc: bool | None = config.checksum == "crc64nvme"
-        if config.checksum == "auto":
-            # AWS is known to verify it. Others are asked by the first object they get.
-            crc = None if config.endpoint_url else True
-        return cls(config.checksum, crc, precondition=not config.file_overwrite)
-
-    @property
-    def sends_crc64nvme(self) -> bool:
-        """Whether the checksum is sent: also to a store that has not shown yet what it does."""
-        return self.crc64nvme is not False
-
-    @property
-    def sends_md5(self) -> bool:
-        """Whether Content-MD5 is sent: by wish, or until CRC64NVME is known to be verified."""
-        return self.setting == "md5" or (self.setting == "auto" and self.crc64nvme is not True)
-
-    @property
-    def sends_sha256(self) -> bool:
-        """Whether SHA-256 is sent."""
-        return self.setting == "sha256"
-
-    def learnt(self, *, verifies_crc64nvme: bool) -> Features:
-        """Answer what is known after the store returned our checksum, or did not."""
-        return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
-
-    def variants(self) -> Iterator[Features]:
-        """Answer what to try in turn, the best first, while the store refuses a header."""
-        yield self
-        if self.crc64nvme is None:
-            yield replace(self, crc64nvme=False)
-        if self.precondition:
-            yield replace(self, precondition=False)
-            if self.crc64nvme is None:
-                yield replace(self, crc64nvme=False, precondition=False)
-
-
 def sum_parameters(sums: RangeSums, *, crc64nvme: bool) -> dict[str, str]:
     """Answer the checksums of a body as S3 names them."""
     named = {}
@@ -139,13 +87,6 @@ def plain_md5(etag: str) -> bytes | None:
     return bytes.fromhex(match[1]) if match else None
 
 
-def if_absent(features: Features) -> Parameters:
-    """Answer the parameter that makes the store refuse to replace an object."""
-    return {"IfNoneMatch": "*"} if features.precondition else {}
-
-
 def matches(head: Head, spec: ObjectSpec) -> bool:
     """Say whether an object has the length and, where both are known, the checksum of `spec`."""
-    return head.length == spec.length and (
-        None in {head.crc64nvme, spec.crc64nvme} or head.crc64nvme == spec.crc64nvme
-    )
+    return head.length == spec.length and (None in {head.crc64nvme, spec.crc64nvme} or head.crc64nvme == spec.crc64nvme)

@@ -1,0 +1,378 @@
+"""What operators meet: the command line, health and metrics, signals, systemd, logs."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from tests.support.ports import LOOPBACK, free_port
+from tests.support.process import is_alive, wait_until
+from tests.support.server import StartServer, to_toml
+from tests.support.tools import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+TUS = {"Tus-Resumable": "1.0.0"}
+PROGRAM = Path(sys.executable).with_name("tusd-py")
+
+
+def get(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def create(url: str, body: bytes) -> tuple[str, str]:
+    """Upload in one POST; answer the tus URL's path and the public id."""
+    headers = TUS | {"Upload-Length": str(len(body)), "Content-Type": "application/offset+octet-stream"}
+    request = urllib.request.Request(url, data=body, method="POST", headers=headers)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return response.headers["Location"], response.headers["Upload-Id"]
+
+
+def tusd_py(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
+    return subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, env={**clean, **(env or {})}
+    )
+
+
+# --- the operations listener -----------------------------------------------------------------------
+
+
+def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_server: StartServer):
+    server = start_server()
+    create(server.url, b"x" * 1000)
+
+    health, ready = get(f"{server.ready.operations_url}/healthz"), get(f"{server.ready.operations_url}/readyz")
+    metrics = get(f"{server.ready.operations_url}/metrics")[1].decode()
+
+    assert health == (200, b"ok\n")
+    assert ready[0] == 200
+    assert json.loads(ready[1])["checks"] == {"database": "ok", "staging": "ok", "store": "ok"}
+    assert "tusd_received_bytes_total 1000.0" in metrics
+    assert 'tusd_requests_total{method="POST",status="201"} 1.0' in metrics
+    assert metrics.count("tusd_staging_free_bytes ") == 3  # HELP, TYPE and one sample, no copy per process
+    assert get(f"{server.origin}/metrics")[0] == 404
+    assert get(f"{server.origin}/readyz")[0] == 404
+
+
+def test_metrics_of_all_processes_are_one_sum(start_server: StartServer):
+    server = start_server({"server": {"processes": 2}})
+    for _ in range(20):
+        create(server.url, b"0123456789")
+
+    metrics = get(f"{server.ready.operations_url}/metrics")[1].decode()
+
+    assert "tusd_received_bytes_total 200.0" in metrics
+    assert "tusd_uploads_created_total 20.0" in metrics
+
+
+def test_readiness_names_a_database_that_is_away(start_server: StartServer):
+    server = start_server()
+    for pid in server.postmaster_pids():
+        # Stopped, not ended: the supervisor would start another one.
+        os.kill(pid, signal.SIGSTOP)
+        children = [child.pid for child in psutil.Process(pid).children()]
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+    try:
+        status, body = get(f"{server.ready.operations_url}/readyz")
+    finally:
+        for pid in server.postmaster_pids():
+            for child in psutil.Process(pid).children():
+                os.kill(child.pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGCONT)
+
+    assert status == 503
+    assert json.loads(body)["checks"]["database"] != "ok"
+    assert json.loads(body)["checks"]["store"] == "ok"
+
+
+def test_readiness_names_a_staging_disk_without_space(start_server: StartServer):
+    server = start_server({"staging": {"reserve": 2**62}})
+
+    status, body = get(f"{server.ready.operations_url}/readyz")
+
+    assert status == 503
+    assert "no space left" in json.loads(body)["checks"]["staging"]
+
+
+# --- processes -------------------------------------------------------------------------------------
+
+
+def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServer):
+    server = start_server()
+    path, upload_id = create(server.url, b"hello")
+    server.wait_for_state(upload_id, "stored")
+    for pid in (*server.ready.http_pids, *server.ready.worker_pids):
+        os.kill(pid, signal.SIGKILL)
+
+    server.wait_replaced(*server.ready.http_pids, *server.ready.worker_pids)
+    _, second = create(server.url, b"again")
+
+    assert get(f"{server.origin}{path}") == (200, b"hello")
+    server.wait_for_state(second, "stored")
+
+
+def test_an_embedded_database_that_dies_is_started_again(start_server: StartServer):
+    server = start_server()
+    path, _ = create(server.url, b"hello")
+    before = server.postmaster_pids()
+    os.kill(before[0], signal.SIGKILL)
+
+    def answered() -> bool:
+        try:
+            return get(f"{server.origin}{path}") == (200, b"hello")
+        except OSError:
+            return False
+
+    wait_until(answered, deadline=30, what="the upload is served again")
+
+    assert server.postmaster_pids() != before
+
+
+def test_nothing_survives_a_kill_of_the_supervisor_and_the_next_start_is_clean(start_server: StartServer):
+    server = start_server()
+    path, upload_id = create(server.url, b"hello")
+    server.wait_for_state(upload_id, "stored")
+    pids = [*server.ready.pids, *server.postmaster_pids()]
+
+    server.kill_supervisor()
+    wait_until(lambda: not any(map(is_alive, pids)), deadline=25, what="every process is gone")
+    server.restart()
+
+    assert get(f"{server.origin}{path}") == (200, b"hello")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_server_in_order(start_server: StartServer, number: signal.Signals):
+    server = start_server()
+    pids = [*server.ready.pids, *server.postmaster_pids()]
+
+    server.child.signal(number)
+    status = server.child.wait(20)
+
+    assert status == 0
+    assert not any(map(is_alive, pids))
+
+
+def test_systemd_is_told_when_the_server_is_ready_and_when_it_stops(start_server: StartServer, tmp_path: Path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(tmp_path / "notify"))
+        channel.settimeout(20)
+        server = start_server(env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        first = channel.recv(100)
+        server.terminate()
+        second = channel.recv(100)
+
+    assert (first, second) == (b"READY=1", b"STOPPING=1")
+
+
+def test_a_port_in_use_is_said_in_one_line(start_server: StartServer, tmp_path: Path):
+    server = start_server()
+
+    result = tusd_py("serve", "--port", str(server.port), "--data-dir", str(tmp_path / "other"))
+
+    assert result.returncode == 2
+    assert f"tusd-py: server.port: cannot listen on 127.0.0.1:{server.port}: Address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unusable_data_directory_is_said_in_one_line(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+
+    result = tusd_py("serve", "--port", "0", "--data-dir", str(tmp_path / "file" / "data"))
+
+    assert result.returncode == 2
+    assert "data_dir" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_server: StartServer):
+    server = start_server()
+    path, upload_id = create(server.url, b"hello")
+    token = path.rpartition("/")[2]
+    request = urllib.request.Request(f"{server.origin}{path}", method="HEAD", headers={"X-Request-ID": "my-request"})
+    urllib.request.urlopen(request, timeout=10).close()
+    server.wait_for_state(upload_id, "stored")
+    server.terminate()
+
+    lines = [json.loads(line) for line in server.log_text().splitlines() if line.startswith("{")]
+    heads = [line for line in lines if line["event"] == "request" and line["method"] == "HEAD"]
+
+    assert [(line["request_id"], line["upload_id"], line["status"]) for line in heads] == [("my-request", upload_id, 200)]
+    assert {"transfer_succeeded", "upload_created"} <= {line["event"] for line in lines}
+    assert token not in server.log_text()
+    assert all({"timestamp", "level"} <= line.keys() for line in lines)
+
+
+# --- the command line ------------------------------------------------------------------------------
+
+
+def test_check_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text(
+        to_toml({"server": {"port": 4000}, "auth": {"mode": "jwt", "jwt": {"secret": "s3cret" * 8}}})
+    )
+
+    result = tusd_py("check-config", "--config", str(file), env={"TUSD_LIMITS__MAX_SIZE": "5GiB"})
+
+    assert result.returncode == 0, result.stderr
+    assert "port = 4000" in result.stdout
+    assert "s3cret" not in result.stdout
+    assert "max_size" in result.stdout
+
+
+def test_check_config_names_every_problem_with_its_key(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text('[server]\nprot = 1\nport = "eighty"\n[storage]\nbackend = "s3"\n')
+
+    result = tusd_py("check-config", "--config", str(file))
+
+    assert result.returncode == 2
+    assert "server.prot: unknown key" in result.stderr
+    assert "server.port:" in result.stderr
+    assert "storage.s3.bucket:" in result.stderr
+
+
+def test_a_missing_configuration_file_is_an_error(tmp_path: Path):
+    result = tusd_py("serve", "--config", str(tmp_path / "nowhere.toml"))
+
+    assert result.returncode == 2
+    assert "nowhere.toml" in result.stderr
+
+
+def test_other_than_loopback_without_authentication_refuses_to_start(tmp_path: Path):
+    result = tusd_py("serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
+
+    assert result.returncode == 2
+    assert "auth.mode" in result.stderr
+    assert not (tmp_path / "postgres").exists()
+
+
+def test_migrate_works_on_the_embedded_database_and_says_what_it_did(tmp_path: Path):
+    first = tusd_py("migrate", "--data-dir", str(tmp_path / "data"))
+    second = tusd_py("migrate", "--data-dir", str(tmp_path / "data"))
+
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr
+    assert "applied 0001_create_uploads" in first.stdout
+    assert "up to date" in second.stdout
+
+
+def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_server: StartServer):
+    server = start_server({"transfer": {"workers": 0}})
+    _, upload_id = create(server.url, b"hello")
+    assert server.upload_json(upload_id)["state"] == "completed"
+
+    worker = subprocess.Popen(
+        [PROGRAM, "worker", "--data-dir", server.data_dir], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        server.wait_for_state(upload_id, "stored")
+    finally:
+        worker.terminate()
+
+    assert worker.wait(20) == 0
+
+
+def test_an_outside_database_serves_as_well(start_server: StartServer, dsn: str):
+    server = start_server({"database": {"dsn": dsn}})
+    _, upload_id = create(server.url, b"hello")
+
+    server.wait_for_state(upload_id, "stored")
+
+    assert not (server.data_dir / "postgres").exists()
+
+
+def test_the_server_runs_as_an_ordinary_user():
+    user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    home = Path(tempfile.mkdtemp(prefix="tusd-user-"))
+    os.chown(home, user.pw_uid, user.pw_gid)
+    port = free_port()
+    packages = [str(Path(aiohttp.__file__).parents[1]), str(ROOT)]
+    code = f"import sys; sys.path[:0] = {packages!r}; from tusd_py.cli import main; sys.exit(main())"
+    with (home / "log").open("wb") as log:
+        child = subprocess.Popen(
+            [_python_for(user), "-c", code, "serve", "--port", str(port), "--data-dir", str(home / "data")],
+            **_identity(user),
+            env={"PATH": "/usr/bin:/bin", "HOME": str(home), "TUSD_READY_FILE": str(home / "ready")},
+            cwd=home,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        wait_until(lambda: (home / "ready").exists() or child.poll() is not None, deadline=30, what="ready")
+        assert child.poll() is None, (home / "log").read_text()
+        path, _ = create(f"http://{LOOPBACK}:{port}/files/", b"hello")
+        assert get(f"http://{LOOPBACK}:{port}{path}") == (200, b"hello")
+        assert {file.stat().st_uid for file in (home / "data").rglob("*")} == {user.pw_uid}
+    finally:
+        child.terminate()
+        child.wait(20)
+        shutil.rmtree(home)
+    assert child.returncode == 0
+
+
+def _identity(user: pwd.struct_passwd) -> dict[str, object]:
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _python_for(user: pwd.struct_passwd) -> str:
+    """This interpreter if the user may run it, else the system's own, which is of the same version here."""
+    for candidate in (sys.executable, "/usr/bin/python3"):
+        probe = [candidate, "-c", "import sys; print(sys.version_info[:2])"]
+        try:
+            seen = subprocess.run(probe, capture_output=True, text=True, **_identity(user))
+        except PermissionError:
+            continue
+        if seen.returncode == 0 and seen.stdout.strip() == str(sys.version_info[:2]):
+            return candidate
+    pytest.fail("no Python of this version that an ordinary user may run")
+
+
+def test_draining_answers_a_running_upload_with_its_true_offset(start_server: StartServer):
+    server = start_server()
+    headers = TUS | {"Upload-Length": "1000000"}
+    creation = urllib.request.Request(server.url, method="POST", headers=headers)
+    with urllib.request.urlopen(creation, timeout=10) as response:
+        path = response.headers["Location"]
+    connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=20)
+    connection.putrequest("PATCH", path)
+    for name, value in (TUS | {"Upload-Offset": "0", "Content-Length": "1000000"}).items():
+        connection.putheader(name, value)
+    connection.putheader("Content-Type", "application/offset+octet-stream")
+    connection.endheaders()
+    connection.send(b"x" * 300_000)
+    staged = wait_until(lambda: list(server.staging.glob("*/*")), deadline=10, what="the file is open")
+
+    server.child.signal(signal.SIGTERM)
+    answer = connection.getresponse()
+    server.child.wait(20)
+
+    assert staged
+    assert answer.status == 503
+    assert answer.headers["Upload-Offset"] == "300000"
+    server.restart()
+    with urllib.request.urlopen(urllib.request.Request(f"{server.origin}{path}", method="HEAD"), timeout=10) as head:
+        assert head.headers["Upload-Offset"] == "300000"

@@ -1,0 +1,67 @@
+"""The clients that the configuration makes: who is addressed, and how links are signed."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import PermanentStoreError
+from tusd_py.stores.s3_client import Bucket
+
+KEYS = {"access_key": "AKID", "secret_key": "secret"}
+
+
+async def link(**settings: Any) -> tuple[str, str, dict[str, list[str]]]:
+    """Host, path and parameters of a link to the key `a b/ü`."""
+    bucket = Bucket(S3StoreConfig(bucket="bucket", **(KEYS | settings)))
+    await bucket.open()
+    try:
+        url = urlsplit(await bucket.presign_get("a b/ü", {}, 300))
+    finally:
+        await bucket.close()
+    return url.netloc, url.path, parse_qs(url.query)
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "path"),
+    [
+        ({"region": "eu-west-1"}, "bucket.s3.eu-west-1.amazonaws.com", ""),
+        ({"region": "eu-west-1", "addressing_style": "path"}, "s3.eu-west-1.amazonaws.com", "/bucket"),
+        ({"endpoint_url": "http://minio:9000"}, "minio:9000", "/bucket"),
+        ({"endpoint_url": "http://minio:9000", "addressing_style": "virtual"}, "bucket.minio:9000", ""),
+        (
+            {"endpoint_url": "http://minio:9000", "public_endpoint_url": "https://files.example.com"},
+            "files.example.com",
+            "/bucket",
+        ),
+    ],
+)
+async def test_a_link_names_the_host_that_was_configured(settings: dict[str, Any], host: str, path: str) -> None:
+    assert (await link(**settings))[:2] == (host, f"{path}/a%20b/%C3%BC")
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-west-1", "eu-central-1"])
+async def test_every_link_is_signed_with_version_4(region: str) -> None:
+    for endpoint in (None, "http://minio:9000"):
+        _, _, query = await link(region=region, endpoint_url=endpoint)
+
+        assert query["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"]
+        assert query["X-Amz-Expires"] == ["300"]
+        assert f"/{region}/s3/" in query["X-Amz-Credential"][0]
+
+
+async def test_a_temporary_key_brings_its_token() -> None:
+    _, _, query = await link(session_token="token")
+
+    assert query["X-Amz-Security-Token"] == ["token"]
+
+
+async def test_an_unknown_profile_is_refused_at_the_start() -> None:
+    bucket = Bucket(S3StoreConfig(bucket="bucket", profile="no-such-profile"))
+
+    with pytest.raises(PermanentStoreError):
+        await bucket.open()
+    await bucket.close()

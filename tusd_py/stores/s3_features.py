@@ -1,0 +1,102 @@
+"""What a store understands, learnt from its answers and remembered by the process.
+
+Nobody can be asked beforehand: servers accept checksums that they never look at. So an unknown one
+gets CRC64NVME and Content-MD5 until it has returned the former, which only those do that know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import PermanentStoreError
+from tusd_py.stores.s3_errors import UNSUPPORTED, code_of
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this process sends to its store, and has learnt from the store's answers."""
+
+    setting: str
+    """`storage.s3.checksum`."""
+    crc64nvme: bool | None
+    """Whether the store verifies it; None: nothing is known yet."""
+    precondition: bool
+    """Whether If-None-Match is sent; a store that ignores it does no harm."""
+
+    @classmethod
+    def at_start(cls, config: S3StoreConfig) -> Features:
+        """Answer what can be known from the configuration alone."""
+        crc: bool | None = config.checksum == "crc64nvme"
+        if config.checksum == "auto":
+            # AWS is known to verify it. Others are asked by the first object they get.
+            crc = None if config.endpoint_url else True
+        return cls(config.checksum, crc, precondition=not config.file_overwrite)
+
+    @property
+    def sends_crc64nvme(self) -> bool:
+        """Whether the checksum is sent: also to a store that has not shown yet what it does."""
+        return self.crc64nvme is not False
+
+    @property
+    def sends_md5(self) -> bool:
+        """Whether Content-MD5 is sent: by wish, or until CRC64NVME is known to be verified."""
+        return self.setting == "md5" or (self.setting == "auto" and self.crc64nvme is not True)
+
+    @property
+    def sends_sha256(self) -> bool:
+        """Whether SHA-256 is sent."""
+        return self.setting == "sha256"
+
+    def learnt(self, *, verifies_crc64nvme: bool) -> Features:
+        """Answer what is known after the store returned our checksum, or did not."""
+        return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
+
+    @property
+    def if_absent(self) -> Mapping[str, Any]:
+        """The parameter that makes the store refuse to replace an object."""
+        return {"IfNoneMatch": "*"} if self.precondition else {}
+
+    def variants(self) -> Iterator[Features]:
+        """Answer what to try in turn, the best first, while the store refuses a header."""
+        yield self
+        if self.crc64nvme is None:
+            yield replace(self, crc64nvme=False)
+        if self.precondition:
+            yield replace(self, precondition=False)
+            if self.crc64nvme is None:
+                yield replace(self, crc64nvme=False, precondition=False)
+
+
+class Learner:
+    """What this process knows of its store; shared by all its transfers."""
+
+    def __init__(self, features: Features) -> None:
+        self.features = features
+
+    async def first_accepted(self, call: Callable[[Features], Awaitable[T]]) -> T:
+        """Make a call, without what the store refuses, and remember what that was.
+
+        Raises:
+            StorageError: as `call` raises it, once there is nothing left to leave out.
+        """
+        variants = list(self.features.variants())
+        for features in variants:
+            try:
+                answer = await call(features)
+            except PermanentStoreError as error:
+                if features is variants[-1] or code_of(error) not in UNSUPPORTED:
+                    raise
+            else:
+                if features is not variants[0]:
+                    self.features = features
+                return answer
+        raise AssertionError("there is always a variant")
+
+    def learn(self, *, verifies_crc64nvme: bool) -> None:
+        """Take note of whether the store returned our checksum."""
+        self.features = self.features.learnt(verifies_crc64nvme=verifies_crc64nvme)
