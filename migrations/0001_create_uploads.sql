@@ -35,19 +35,24 @@ CREATE TABLE uploads (
     expires_at     timestamptz,
     completed_at   timestamptz,
     stored_at      timestamptz,
+    -- Since when nobody may use it any more; its row goes some time after.
+    gone_at        timestamptz,
+    CHECK ((gone_at IS NOT NULL) = (state IN ('rejected', 'expired', 'removing', 'removed'))),
     CHECK (upload_length IS NULL OR upload_offset <= upload_length),
     CHECK (state NOT IN ('completed', 'transferring', 'stored', 'transfer_failed')
-           OR upload_offset = upload_length)
+           OR upload_offset IS NOT DISTINCT FROM upload_length)
 )
--- Offsets move often and are in no index, so an update finds room on its own page (HOT).
+-- Offsets move often. As long as no index names upload_offset, updated_at or expires_at, such an
+-- update finds room on its own page and touches no index (HOT).
 WITH (fillfactor = 70);
 
+CREATE INDEX uploads_created ON uploads (created_at DESC);
 CREATE INDEX uploads_owner ON uploads (owner, created_at DESC);
-CREATE INDEX uploads_unfinished ON uploads (created_at) WHERE state IN ('created', 'uploading');
-CREATE INDEX uploads_partials ON uploads (created_at) WHERE concat = 'partial' AND state = 'completed';
+-- Everything that still has somewhere to go: a small part of a large table.
+CREATE INDEX uploads_unsettled ON uploads (state, created_at) WHERE state IN (
+    'created', 'uploading', 'completed', 'transferring', 'transfer_failed', 'removing');
 CREATE INDEX uploads_purgeable ON uploads (stored_at) WHERE state = 'stored' AND local_present;
-CREATE INDEX uploads_gone ON uploads (updated_at) WHERE state IN ('expired', 'removed', 'rejected');
-CREATE INDEX uploads_failed ON uploads (updated_at) WHERE state = 'transfer_failed';
+CREATE INDEX uploads_gone ON uploads (gone_at) WHERE gone_at IS NOT NULL;
 
 -- A final upload is an ordered list of partial ones; no byte is copied.
 CREATE TABLE upload_parts (
@@ -63,6 +68,8 @@ CREATE TABLE jobs (
     upload_id   uuid        NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
     kind        text        NOT NULL CHECK (kind IN ('transfer', 'remove')),
     node        text        NOT NULL,
+    -- Bytes to move. A worker claims no more large jobs than it can run.
+    length      bigint      NOT NULL DEFAULT 0,
     state       text        NOT NULL DEFAULT 'queued' CHECK (state IN (
         'queued', 'running', 'retry_wait', 'succeeded', 'failed', 'cancelled')),
     -- Claims so far, which fences a late worker out, and how many of them ended in an error:
@@ -73,6 +80,8 @@ CREATE TABLE jobs (
     -- it runs. One column, so that one index finds new, overdue and abandoned jobs alike.
     due_at      timestamptz NOT NULL DEFAULT now(),
     worker      text,
+    -- Set while a worker holds the lease: it may record nothing more, nor renew, and stops by itself.
+    cancel_requested boolean NOT NULL DEFAULT false,
     bytes_done  bigint      NOT NULL DEFAULT 0,
     error_code  text,
     last_error  text,

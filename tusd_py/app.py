@@ -77,7 +77,8 @@ def make_store(config: Config) -> ObjectStore:
         return S3Store(config.storage.s3)
     from tusd_py.stores.filesystem import FilesystemStore
 
-    return FilesystemStore(config.store_directory)
+    # A linked file is as durable as its staged one; where that is not synced, the store does it.
+    return FilesystemStore(config.store_directory, sync_linked=config.staging.durability == "page-cache")
 
 
 def make_authenticator(config: Config) -> Authenticator:

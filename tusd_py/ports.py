@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 from uuid import UUID
 
 from tusd_py.policy import Principal
@@ -263,11 +263,22 @@ class UploadRepository(Protocol):
     async def record_damage(self, upload_id: UploadId, reason: str) -> None:
         """Note that the staged bytes of an unfinished upload are damaged."""
 
-    async def remove(self, upload_id: UploadId) -> Upload:
+    async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
         """Make the upload gone for everybody and queue the removal of its bytes.
+
+        With `force` a transfer under way is cancelled; the removal then waits until its worker has
+        acknowledged that, or its lease has ended.
 
         Raises:
             UploadNotFound, UploadHeld, PartInUse, TransferInProgress: nothing was changed.
+        """
+
+    async def requeue(self, upload_id: UploadId) -> Upload:
+        """Try a failed transfer again, with all its retries. Once more while it waits or runs is fine.
+
+        Raises:
+            UploadNotFound: there is none, or it is gone.
+            InvalidTransition: there is no failed transfer to repeat.
         """
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
@@ -385,6 +396,9 @@ class Body(Protocol):
 
 # --- the queue -------------------------------------------------------------------------------------
 
+LARGE_BYTES: Final = 16 * 2**20
+"""Jobs that move more are large: they take long, so a worker claims only what it can run at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -402,13 +416,23 @@ class Job:
 
 
 class JobQueue(Protocol):
-    """Work that must happen, however often a process dies."""
+    """Work that must happen, however often a process dies.
 
-    async def claim(self, limit: int) -> list[Job]:
-        """Take over up to `limit` due jobs of this node."""
+    A claim is a lease. Whoever holds one stops working on the job before it ends, and acknowledges
+    with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
+    """
+
+    async def claim(self, limit: int, *, large: int | None = None) -> list[Job]:
+        """Take over due jobs of this node: up to `limit`, and beside them up to `large` large ones.
+
+        None: as many large ones as others.
+        """
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
-        """Extend the leases; answer the ids that are still ours."""
+        """Extend the leases; answer the ids that are still ours and may go on."""
+
+    async def release(self, jobs: Sequence[Job]) -> None:
+        """Let the leases run out in a moment, for somebody else to go on. Counts as no failure."""
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
         """Record objects as stored; answer the ids for which the upload really moved."""
@@ -416,17 +440,20 @@ class JobQueue(Protocol):
     async def finish_removals(self, jobs: Sequence[Job]) -> None:
         """Record that nothing is left of these uploads."""
 
-    async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> None:
-        """Put the job back for later."""
+    async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
+        """Put the job back for later; answer whether it still was ours and not cancelled."""
 
-    async def fail(self, job: Job, error: Exception, *, code: str) -> None:
-        """Give the job up; a transfer's upload becomes `transfer_failed`."""
+    async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
+        """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
 
     async def discard(self, job: Job) -> None:
-        """Close a job that has nothing left to do."""
+        """Close a job that has nothing left to do, or was cancelled: a removal may go on at once."""
 
-    async def next_due_seconds(self) -> float | None:
-        """Answer how long until the next job may be claimed, None if there is none."""
+    async def next_due_seconds(self, *, large: bool = True) -> float | None:
+        """Answer how long until the next job may be claimed, None if there is none.
+
+        Without `large`, large ones do not count.
+        """
 
     def ledger(self, job: Job) -> TransferLedger:
         """Answer the durable memory of a transfer, fenced by the job's attempt."""
@@ -449,7 +476,7 @@ class Authenticator(Protocol):
 class SweepRepository(Protocol):
     """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
 
-    async def overdue(self, limit: int) -> list[Upload]:
+    async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
         """Answer uploads of this node whose time is up and that nothing needs any more."""
 
     async def expire(self, upload_id: UploadId) -> bool:
@@ -467,8 +494,11 @@ class SweepRepository(Protocol):
     async def adopt_jobless(self, limit: int) -> int:
         """Queue whatever waits for a job and has none; answer how many."""
 
-    async def release_parts(self) -> int:
-        """Forget the parts of finals that no longer read them; answer how many links."""
+    async def release_parts(self, limit: int) -> int:
+        """Forget the parts of finals that no longer read them; answer how many links.
+
+        A part that would never expire by itself gets a time to do so.
+        """
 
     async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
         """Delete the rows of uploads long gone; answer how many."""

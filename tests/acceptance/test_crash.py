@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import aiohttp
@@ -34,6 +34,7 @@ class Killer:
     def __init__(self, server: Server, rng: random.Random, total: int) -> None:
         self.server = server
         self.killed: list[str] = []
+        self._rng = rng
         victims = list(VICTIMS)
         rng.shuffle(victims)
         moments = sorted(rng.sample(range(total // 20, total - total // 20), len(victims)))
@@ -62,7 +63,7 @@ class Killer:
         ready = self.server.ready
         self._armed = False
         pids = {"http": ready.http_pids, "worker": ready.worker_pids, "supervisor": (ready.supervisor_pid,)}
-        self._pid = pids[victim][0]
+        self._pid = self._rng.choice(pids[victim])
         os.kill(self._pid, signal.SIGKILL)
         self.killed.append(victim)
         self._struck.set()
@@ -77,11 +78,12 @@ class Killer:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("processes", [1, 2])
 async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
-    start_server: StartServer,
+    processes: int, start_server: StartServer
 ) -> None:
     rng = seeded("crash")
-    server = start_server({"transfer": IMPATIENT})
+    server = start_server({"server": {"processes": processes}, "transfer": IMPATIENT})
     uploads = [
         ClientUpload(rng.randbytes(rng.randint(1, 3 * MIB)), random.Random(rng.random())) for _ in range(UPLOADS)
     ]
@@ -98,6 +100,7 @@ async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
             for upload in uploads:
                 tasks.create_task(client.run(upload, deadline=120))
 
+    print(killer.killed, sum((upload.statuses for upload in uploads), Counter()))
     assert sorted(killer.killed) == sorted(VICTIMS)
     assert sum(upload.resumed for upload in uploads) > 0, "no upload noticed any kill"
     await asyncio.to_thread(_assert_all_stored_once, server, uploads)

@@ -221,7 +221,9 @@ def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_serv
     lines = [json.loads(line) for line in server.log_text().splitlines() if line.startswith("{")]
     heads = [line for line in lines if line["event"] == "request" and line["method"] == "HEAD"]
 
-    assert [(line["request_id"], line["upload_id"], line["status"]) for line in heads] == [("my-request", upload_id, 200)]
+    assert [(line["request_id"], line["upload_id"], line["status"]) for line in heads] == [
+        ("my-request", upload_id, 200)
+    ]
     assert {"transfer_succeeded", "upload_created"} <= {line["event"] for line in lines}
     assert token not in server.log_text()
     assert all({"timestamp", "level"} <= line.keys() for line in lines)
@@ -232,9 +234,7 @@ def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_serv
 
 def test_check_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path):
     file = tmp_path / "config.toml"
-    file.write_text(
-        to_toml({"server": {"port": 4000}, "auth": {"mode": "jwt", "jwt": {"secret": "s3cret" * 8}}})
-    )
+    file.write_text(to_toml({"server": {"port": 4000}, "auth": {"mode": "jwt", "jwt": {"secret": "s3cret" * 8}}}))
 
     result = tusd_py("check-config", "--config", str(file), env={"TUSD_LIMITS__MAX_SIZE": "5GiB"})
 

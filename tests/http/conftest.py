@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+import asyncpg
 import pytest
 
 from tests.http.support import chunk, chunked, eventually, patch_head
@@ -36,6 +38,7 @@ class Served:
     port: int
     headers: dict[str, str] = field(default_factory=lambda: {"Tus-Resumable": "1.0.0"})
     connections: list[RawConnection] = field(default_factory=list)
+    stopped: bool = False
 
     @property
     def base(self) -> str:
@@ -109,6 +112,14 @@ class Served:
         )
         return row["n"]
 
+    async def stop(self, *, abort: bool = True) -> None:
+        """Stop the server, once; its clients are gone before that, unless they are told to stay."""
+        for connection in self.connections if abort else ():
+            connection.abort()
+        if not self.stopped:
+            self.stopped = True
+            await self.server.drain()
+
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Run the worker meanwhile."""
@@ -145,9 +156,38 @@ async def serving(config: Config) -> AsyncIterator[Served]:
         try:
             yield served
         finally:
-            for connection in served.connections:
-                connection.abort()
-            await server.drain()
+            await served.stop()
+
+
+@pytest.fixture(scope="session")
+def folder_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """One database for this folder: emptying it is quicker than making a new one for every test."""
+    name = f"tusd_http_{uuid.uuid4().hex[:12]}"
+    asyncio.run(_execute(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+    head, _, options = postgres_dsn.partition("?")
+    yield f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
+    asyncio.run(_execute(postgres_dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def dsn(folder_dsn: str) -> str:
+    """The folder's database, emptied."""
+    asyncio.run(_execute(folder_dsn, "TRUNCATE uploads, upload_parts, jobs, job_attempts, transfer_parts, events"))
+    return folder_dsn
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused body is not waited for as long as in earnest."""
+    monkeypatch.setattr("tusd_py.http.application.LINGERING_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -71,7 +71,15 @@ class DropReply:
     how: How = "rst"
 
 
-Fault = Cut | Stall | DropReply
+@dataclass(frozen=True)
+class Answer:
+    """Forward a request of this method whole, then answer with this status instead of the server."""
+
+    method: str
+    status: int
+
+
+Fault = Cut | Stall | DropReply | Answer
 
 
 class CuttingProxy:
@@ -265,6 +273,9 @@ class _Pair:
             while data := await self._upstream_reader.read(BUFFER_BYTES):
                 if self._loses_reply():
                     fault = self._proxy.strike()
+                    if isinstance(fault, Answer):
+                        await self._answer(fault.status)
+                        return
                     assert isinstance(fault, DropReply)
                     self.abort(fault.how)
                     return
@@ -275,7 +286,13 @@ class _Pair:
 
     def _loses_reply(self) -> bool:
         fault = self._proxy.faults[0] if self._proxy.faults else None
-        return isinstance(fault, DropReply) and bool(self._open) and self._open[0].method == fault.method
+        return isinstance(fault, DropReply | Answer) and bool(self._open) and self._open[0].method == fault.method
+
+    async def _answer(self, status: int) -> None:
+        self._open.popleft().status = status
+        head = f"HTTP/1.1 {status} Injected\r\nContent-Length: 0\r\nTus-Resumable: 1.0.0\r\nConnection: close\r\n\r\n"
+        self._client_writer.write(head.encode())
+        await self._client_writer.drain()
 
     def _request_head(self, first: str, headers: dict[str, str]) -> int | None:
         method, target, _version = first.split(" ", 2)

@@ -1,0 +1,1 @@
+"""PostgreSQL: the only package that holds SQL and knows its driver."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -16,9 +17,12 @@ if TYPE_CHECKING:
     from tusd_py.ports import NewUpload
     from tusd_py.protocol.upload import TokenHash, Upload
 
-# Locked against an append that completes a part between this look and the final's own row.
+# Locked against an append that completes a part, and a sweep that expires one, between this look and
+# the final's own row. Exclusively, since KEEP_PARTS would have to raise a shared lock: of two finals
+# made of the same parts at once, each would wait for the other.
 LOCK_PARTS: Final = f"""
-SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR SHARE
+SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads
+ WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 LINK_PARTS: Final = """
 INSERT INTO upload_parts (final_id, position, part_id)
@@ -28,6 +32,14 @@ SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part
 KEEP_PARTS: Final = """
 UPDATE uploads SET expires_at = greatest(expires_at, $2) WHERE id = ANY ($1::uuid[]) AND expires_at < $2
 """
+# While a part receives bytes, the finals that wait for it stay as well.
+PROLONG_FINALS: Final = f"""
+UPDATE uploads SET expires_at = $2
+ WHERE id IN (SELECT id FROM uploads
+               WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
+                 AND expires_at < $2
+               ORDER BY id FOR NO KEY UPDATE)
+"""  # noqa: S608
 PARTS: Final = f"""
 SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part.id = link.part_id
  WHERE link.final_id = $1 ORDER BY link.position
@@ -35,7 +47,7 @@ SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part
 PENDING_FINALS: Final = f"""
 SELECT {UPLOAD_COLUMNS} FROM uploads
  WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
- ORDER BY id FOR UPDATE
+ ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608
 COMPLETE_FINAL: Final = f"""
 WITH changed AS (
@@ -48,7 +60,12 @@ WITH changed AS (
 SELECT * FROM changed
 """  # noqa: S608
 FAIL_FINAL: Final = f"""
-UPDATE uploads SET state = 'expired', error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
+WITH moved AS (
+    UPDATE uploads SET state = 'expired', error = $2, gone_at = now(), updated_at = now()
+     WHERE id = $1 AND state IN {IN_RECEIVING}
+    RETURNING id, node
+)
+INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved
 """  # noqa: S608
 NOW: Final = "SELECT now()"
 
@@ -83,6 +100,12 @@ async def create_final(
     if row["expires_at"] is not None:
         await connection.execute(KEEP_PARTS, [part.id for part in parts], row["expires_at"])
     return upload_from_row(row)
+
+
+async def prolong_finals(connection: Connection, part_id: UUID, expires_at: datetime | None) -> None:
+    """Keep the finals that wait for this part at least as long as the part itself."""
+    if expires_at is not None:
+        await connection.execute(PROLONG_FINALS, part_id, expires_at)
 
 
 async def complete_finals(connection: Connection, part_id: UUID, *, max_size: int | None) -> None:

@@ -1,46 +1,59 @@
 """The queue in PostgreSQL: claim, renew, finish, retry, fail. Each statement above its method.
 
 Every write is fenced by (worker, attempt): a worker that lost its lease changes nothing any more.
+Time is the database's: what a worker's clock says plays no part. Where a statement touches several
+jobs it locks them in the order of their ids, and jobs before uploads, so that no two can wait for
+each other.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.rows import signed, unsigned, upload_columns, upload_from_row
-from tusd_py.errors import TransferCancelled
-from tusd_py.ports import Job, JobQueue, PartRecord, StoredObject, TransferLedger
+from tusd_py.database.ledger import FENCE, PostgresLedger
+from tusd_py.database.rows import upload_columns, upload_from_row
+from tusd_py.database.statements import LIVE
+from tusd_py.errors import TusdError
+from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StoredObject, TransferLedger
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from tusd_py.database.pool import Database
 
-PROGRESS_SECONDS: Final = 1.0
-"""Progress is for people: one write a second is enough."""
+RELEASE_SECONDS: Final = 1.0
+"""What is left of a lease that is let go: for what the worker had under way to come to its end."""
+KEPT_ATTEMPTS: Final = 100
+"""Per job: a removal is tried for ever, and so is a transfer that kills its worker."""
 MAX_ERROR_CHARACTERS: Final = 2000
 
+_DUE: Final = f"""
+SELECT id, state, worker, attempt, started_at FROM jobs
+ WHERE node = $1 AND state IN {LIVE} AND due_at <= now()
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
 CLAIM: Final = f"""
-WITH due AS (
-    SELECT id, state, worker, attempt, started_at FROM jobs
-     WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait') AND due_at <= now()
-     ORDER BY due_at LIMIT $2 FOR UPDATE SKIP LOCKED
+WITH small AS (
+    {_DUE} AND length <= $3 ORDER BY due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+), large AS (
+    {_DUE} AND length > $3 ORDER BY due_at LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED
+), due AS (
+    SELECT * FROM small UNION ALL SELECT * FROM large
 ), lost AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
     SELECT id, attempt, worker, 'lost', started_at FROM due WHERE state = 'running'
     ON CONFLICT DO NOTHING
+), forgotten AS (
+    DELETE FROM job_attempts USING due
+     WHERE due.state = 'running' AND job_id = due.id AND job_attempts.attempt <= due.attempt - {KEPT_ATTEMPTS}
 ), claimed AS (
-    UPDATE jobs SET state = 'running', worker = $3, attempt = jobs.attempt + 1, started_at = now(),
-                    due_at = now() + make_interval(secs => $4)
+    UPDATE jobs SET state = 'running', worker = $5, attempt = jobs.attempt + 1, started_at = now(),
+                    due_at = now() + make_interval(secs => $6)
       FROM due WHERE jobs.id = due.id
     RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at
 ), moved AS (
     UPDATE uploads SET state = 'transferring', updated_at = now()
       FROM claimed WHERE uploads.id = claimed.upload_id AND claimed.kind = 'transfer'
-                     AND uploads.state = ANY ($5::text[])
+                     AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id
 )
 SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at,
@@ -49,23 +62,32 @@ SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, cl
                          ELSE upload.state IN ('removing', 'expired') END AS runnable
   FROM claimed JOIN uploads upload ON upload.id = claimed.upload_id
   LEFT JOIN moved ON moved.id = claimed.upload_id
-"""  # noqa: S608 -- only constants of this package are inserted, here and below
+"""  # noqa: S608
 
-RENEW: Final = """
-UPDATE jobs SET due_at = now() + make_interval(secs => $4)
-  FROM unnest($1::bigint[], $2::int[]) AS mine (id, attempt)
- WHERE jobs.id = mine.id AND jobs.attempt = mine.attempt AND jobs.worker = $3 AND jobs.state = 'running'
-RETURNING jobs.id
+_MINE: Final = """
+SELECT jobs.id FROM jobs JOIN unnest($1::bigint[], $2::int[]) AS mine (id, attempt) USING (id, attempt)
+ WHERE jobs.worker = $3 AND jobs.state = 'running' AND NOT jobs.cancel_requested
+ ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
 """
+RENEW: Final = f"""
+WITH mine AS ({_MINE})
+UPDATE jobs SET due_at = now() + make_interval(secs => $4) FROM mine WHERE jobs.id = mine.id
+RETURNING jobs.id
+"""  # noqa: S608
+# The job stays `running`: until it is claimed anew, nobody takes its worker for one that has stopped.
+RELEASE: Final = f"""
+WITH mine AS ({_MINE})
+UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4)) FROM mine WHERE jobs.id = mine.id
+"""  # noqa: S608
 
-FINISH_TRANSFERS: Final = """
-WITH done AS (
-    UPDATE jobs SET state = 'succeeded', finished_at = now(), bytes_done = mine.length,
+FINISH_TRANSFERS: Final = f"""
+WITH mine AS ({_MINE}), done AS (
+    UPDATE jobs SET state = 'succeeded', finished_at = now(), bytes_done = made.length,
                     last_error = NULL, error_code = NULL
-      FROM unnest($1::bigint[], $2::int[], $3::text[], $4::text[], $5::bigint[])
-           AS mine (id, attempt, etag, version_id, length)
-     WHERE jobs.id = mine.id AND jobs.attempt = mine.attempt AND jobs.worker = $6 AND jobs.state = 'running'
-    RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at, mine.etag, mine.version_id
+      FROM mine JOIN unnest($1::bigint[], $4::text[], $5::text[], $6::bigint[])
+           AS made (id, etag, version_id, length) USING (id)
+     WHERE jobs.id = mine.id
+    RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at, made.etag, made.version_id
 ), stored AS (
     UPDATE uploads SET state = 'stored', remote_present = true, stored_at = now(), updated_at = now(),
                        etag = done.etag, version_id = done.version_id, multipart_id = NULL, error = NULL
@@ -73,7 +95,7 @@ WITH done AS (
     RETURNING uploads.id, uploads.object_key
 ), history AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-    SELECT id, attempt, $6, 'succeeded', started_at FROM done
+    SELECT id, attempt, $3, 'succeeded', started_at FROM done
 ), forgotten AS (
     DELETE FROM transfer_parts USING stored WHERE transfer_parts.upload_id = stored.id
 ), told AS (
@@ -81,13 +103,12 @@ WITH done AS (
     SELECT id, 'upload.stored', jsonb_build_object('key', object_key) FROM stored
 )
 SELECT done.id FROM done JOIN stored ON stored.id = done.upload_id
-"""
+"""  # noqa: S608
 
-FINISH_REMOVALS: Final = """
-WITH done AS (
-    UPDATE jobs SET state = 'succeeded', finished_at = now()
-      FROM unnest($1::bigint[], $2::int[]) AS mine (id, attempt)
-     WHERE jobs.id = mine.id AND jobs.attempt = mine.attempt AND jobs.worker = $3 AND jobs.state = 'running'
+FINISH_REMOVALS: Final = f"""
+WITH mine AS ({_MINE}), done AS (
+    UPDATE jobs SET state = 'succeeded', finished_at = now(), last_error = NULL, error_code = NULL
+      FROM mine WHERE jobs.id = mine.id
     RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at
 ), history AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
@@ -97,69 +118,63 @@ WITH done AS (
                        local_present = false, remote_present = false, multipart_id = NULL, updated_at = now()
       FROM done WHERE uploads.id = done.upload_id AND uploads.state IN ('removing', 'expired')
     RETURNING uploads.id, uploads.state
-), unlinked AS (
-    DELETE FROM upload_parts USING removed WHERE upload_parts.final_id = removed.id
+), forgotten AS (
+    DELETE FROM transfer_parts USING removed WHERE transfer_parts.upload_id = removed.id
 )
 INSERT INTO events (upload_id, kind) SELECT id, 'upload.' || state FROM removed
-"""
+"""  # noqa: S608
 
-RETRY: Final = """
+RETRY: Final = f"""
 WITH again AS (
     UPDATE jobs SET state = 'retry_wait', failures = failures + 1, last_error = $5, error_code = $6,
                     due_at = now() + make_interval(secs => $4)
-     WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
+     WHERE {FENCE}
     RETURNING id, attempt, started_at
+), forgotten AS (
+    DELETE FROM job_attempts USING again
+     WHERE job_id = again.id AND job_attempts.attempt <= again.attempt - {KEPT_ATTEMPTS}
 )
 INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
-SELECT id, attempt, $3, 'retry', $6, $5, started_at FROM again
-"""
+SELECT id, attempt, $3, 'retry', $6, $7, started_at FROM again
+"""  # noqa: S608
 
-FAIL: Final = """
+FAIL: Final = f"""
 WITH failed AS (
     UPDATE jobs SET state = 'failed', failures = failures + 1, finished_at = now(), last_error = $4, error_code = $5
-     WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
+     WHERE {FENCE}
     RETURNING id, upload_id, kind, attempt, started_at
-), history AS (
-    INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
-    SELECT id, attempt, $3, 'failed', $5, $4, started_at FROM failed
 ), moved AS (
     UPDATE uploads SET state = 'transfer_failed', error = $4, updated_at = now()
       FROM failed WHERE uploads.id = failed.upload_id AND failed.kind = 'transfer'
-                    AND uploads.state = ANY ($6::text[])
+                    AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id
+), told AS (
+    INSERT INTO events (upload_id, kind, payload)
+    SELECT id, 'upload.transfer_failed', jsonb_build_object('code', $5::text) FROM moved
 )
-INSERT INTO events (upload_id, kind, payload)
-SELECT id, 'upload.transfer_failed', jsonb_build_object('code', $5::text) FROM moved
-"""
-
-DISCARD: Final = """
-UPDATE jobs SET state = 'cancelled', finished_at = now()
- WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
-"""
-
-NEXT_DUE: Final = """
-SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
- WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait')
-"""
-
-_OURS: Final = """
-EXISTS (SELECT 1 FROM jobs WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running')
-"""
-RECORD_MULTIPART: Final = f"UPDATE uploads SET multipart_id = $5 WHERE id = $4 AND {_OURS}"  # noqa: S608
-FORGET_PARTS: Final = "DELETE FROM transfer_parts WHERE upload_id = $1"
-READ_MULTIPART: Final = f"SELECT multipart_id FROM uploads WHERE id = $4 AND {_OURS}"  # noqa: S608
-READ_PARTS: Final = """
-SELECT part_number, part_length, etag, crc64nvme FROM transfer_parts WHERE upload_id = $1 ORDER BY part_number
-"""
-RECORD_PART: Final = f"""
-INSERT INTO transfer_parts (upload_id, part_number, part_length, etag, crc64nvme)
-SELECT $4, $5, $6, $7, $8 WHERE {_OURS}
-ON CONFLICT (upload_id, part_number)
-DO UPDATE SET part_length = excluded.part_length, etag = excluded.etag, crc64nvme = excluded.crc64nvme
+INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
+SELECT id, attempt, $3, 'failed', $5, $6, started_at FROM failed
 """  # noqa: S608
-PROGRESS: Final = """
-UPDATE jobs SET bytes_done = $4 WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
+
+# A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
+DISCARD: Final = """
+WITH closed AS (
+    UPDATE jobs SET state = 'cancelled', finished_at = now()
+     WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
+    RETURNING id, upload_id, kind, attempt, started_at
+), hastened AS (
+    UPDATE jobs SET due_at = now()
+      FROM closed WHERE closed.kind = 'transfer' AND jobs.upload_id = closed.upload_id
+                    AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
+)
+INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
+SELECT id, attempt, $3, 'cancelled', started_at FROM closed
 """
+
+NEXT_DUE: Final = f"""
+SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
+ WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3)
+"""  # noqa: S608
 
 
 class PostgresJobs(JobQueue):
@@ -171,9 +186,16 @@ class PostgresJobs(JobQueue):
         self._worker = worker
         self._lease_seconds = lease_seconds
 
-    async def claim(self, limit: int) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None) -> list[Job]:
         rows = await self._database.fetch(
-            CLAIM, self._node, limit, self._worker, self._lease_seconds, sources(Event.TRANSFER)
+            CLAIM,
+            self._node,
+            limit,
+            LARGE_BYTES,
+            limit if large is None else large,
+            self._worker,
+            self._lease_seconds,
+            sources(Event.TRANSFER),
         )
         return [
             Job(
@@ -190,95 +212,60 @@ class PostgresJobs(JobQueue):
         ]
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
-        rows = await self._database.fetch(RENEW, *_fences(jobs), self._worker, self._lease_seconds)
+        rows = await self._database.fetch(RENEW, *self._fences(jobs), self._lease_seconds)
         return {row["id"] for row in rows}
+
+    async def release(self, jobs: Sequence[Job]) -> None:
+        await self._database.execute(RELEASE, *self._fences(jobs), RELEASE_SECONDS)
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
         rows = await self._database.fetch(
             FINISH_TRANSFERS,
-            *_fences([job for job, _ in done]),
+            *self._fences([job for job, _ in done]),
             [stored.etag for _, stored in done],
             [stored.version_id for _, stored in done],
             [stored.length for _, stored in done],
-            self._worker,
             sources(Event.STORE),
         )
         return {row["id"] for row in rows}
 
     async def finish_removals(self, jobs: Sequence[Job]) -> None:
-        await self._database.execute(FINISH_REMOVALS, *_fences(jobs), self._worker)
+        await self._database.execute(FINISH_REMOVALS, *self._fences(jobs))
 
-    async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> None:
-        await self._database.execute(RETRY, job.id, job.attempt, self._worker, delay_seconds, _text(error), code)
+    async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
+        arguments = (delay_seconds, _sentence(error), code, _text(error))
+        return await self._database.execute(RETRY, *self._fence(job), *arguments) > 0
 
-    async def fail(self, job: Job, error: Exception, *, code: str) -> None:
-        await self._database.execute(
-            FAIL, job.id, job.attempt, self._worker, _text(error), code, sources(Event.GIVE_UP)
-        )
+    async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
+        arguments = (_sentence(error), code, _text(error), sources(Event.GIVE_UP))
+        return await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
 
     async def discard(self, job: Job) -> None:
-        await self._database.execute(DISCARD, job.id, job.attempt, self._worker)
+        await self._database.execute(DISCARD, *self._fence(job))
 
-    async def next_due_seconds(self) -> float | None:
-        row = await self._database.read(NEXT_DUE, self._node)
+    async def next_due_seconds(self, *, large: bool = True) -> float | None:
+        row = await self._database.read(NEXT_DUE, self._node, large, LARGE_BYTES)
         return None if row is None else row["seconds"]
 
     def ledger(self, job: Job) -> TransferLedger:
         return PostgresLedger(self._database, job, self._worker)
 
+    def _fence(self, job: Job) -> tuple[int, int, str]:
+        return job.id, job.attempt, self._worker
 
-class PostgresLedger(TransferLedger):
-    """What one transfer has sent so far, readable and writable only while the job is ours."""
-
-    def __init__(self, database: Database, job: Job, worker: str) -> None:
-        self._database = database
-        self._job = job
-        self._fence = (job.id, job.attempt, worker)
-        self._next_progress = 0.0
-
-    async def multipart_id(self) -> str | None:
-        row = await self._database.fetchrow(READ_MULTIPART, *self._fence, self._upload_id)
-        if row is None:
-            raise TransferCancelled(upload_id=str(self._upload_id))
-        value: str | None = row["multipart_id"]
-        return value
-
-    async def record_multipart(self, multipart_id: str | None) -> None:
-        self._ours(await self._database.execute(RECORD_MULTIPART, *self._fence, self._upload_id, multipart_id))
-        # Parts belong to one multipart upload: a new id, or none, makes the old ones meaningless.
-        await self._database.execute(FORGET_PARTS, self._upload_id)
-
-    async def parts(self) -> Sequence[PartRecord]:
-        rows = await self._database.fetch(READ_PARTS, self._upload_id)
-        return [
-            PartRecord(row["part_number"], row["part_length"], row["etag"], unsigned(row["crc64nvme"])) for row in rows
-        ]
-
-    async def record_part(self, part: PartRecord) -> None:
-        self._ours(
-            await self._database.execute(
-                RECORD_PART, *self._fence, self._upload_id, part.number, part.length, part.etag, signed(part.crc64nvme)
-            )
-        )
-
-    async def progress(self, bytes_done: int) -> None:
-        if time.monotonic() >= self._next_progress:
-            self._next_progress = time.monotonic() + PROGRESS_SECONDS
-            self._ours(await self._database.execute(PROGRESS, *self._fence, bytes_done))
-
-    @property
-    def _upload_id(self) -> UUID:
-        return self._job.upload.id
-
-    def _ours(self, touched: int) -> None:
-        if touched == 0:
-            raise TransferCancelled(upload_id=str(self._upload_id))
+    def _fences(self, jobs: Sequence[Job]) -> tuple[list[int], list[int], str]:
+        return [job.id for job in jobs], [job.attempt for job in jobs], self._worker
 
 
-def _fences(jobs: Sequence[Job]) -> tuple[list[int], list[int]]:
-    return [job.id for job in jobs], [job.attempt for job in jobs]
+def _sentence(error: Exception) -> str:
+    """Answer what the upload's owner may read: no path, no address, but the store's own code."""
+    if not isinstance(error, TusdError):
+        return TusdError().detail
+    fact = error.context.get("code") or error.context.get("errno")
+    return f"{error.detail} ({fact})" if isinstance(fact, str) else error.detail
 
 
 def _text(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_ERROR_CHARACTERS]
-
+    """Answer everything there is to know, for operators."""
+    # PostgreSQL's text knows no NUL, and what a store answers may have one.
+    return f"{type(error).__name__}: {error}".replace("\0", "")[:MAX_ERROR_CHARACTERS]

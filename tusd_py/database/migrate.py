@@ -1,7 +1,9 @@
 """Bring the schema up to date from `migrations/NNNN_verb_object.sql`, forward only.
 
-Each file runs in one transaction. The ledger keeps every file's SHA-256: an edited file and a
-database newer than the program are refused before anything is changed.
+Each file runs in one transaction, unless its first line is `-- no-transaction`: then each statement,
+which ends with a semicolon at the end of a line, is one of its own, and the file must bear being run
+again from its beginning. The ledger keeps every file's SHA-256: an edited file and a database newer
+than the program are refused before anything is changed.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from tusd_py.errors import MigrationError
 log = structlog.get_logger(__name__)
 
 _NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
+_NO_TRANSACTION: Final = "-- no-transaction"
+_STATEMENT_END: Final = re.compile(r"(?<=;)[ \t]*\n")
 _LOCK_KEY: Final = 0x74757364
 """Advisory lock of the migrators: "tusd" in ASCII."""
 _LOCK_POLL_SECONDS: Final = 0.1
 
-_LEDGER = """
+LEDGER: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version    integer     PRIMARY KEY,
     name       text        NOT NULL,
@@ -38,13 +42,13 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
     duration_ms integer    NOT NULL
 )
 """
-_APPLIED = "SELECT version, name, sha256 FROM schema_migrations ORDER BY version"
-_LEDGER_EXISTS = "SELECT to_regclass('schema_migrations') IS NOT NULL"
-_RECORD = "INSERT INTO schema_migrations (version, name, sha256, duration_ms) VALUES ($1, $2, $3, $4)"
-_TRY_LOCK = "SELECT pg_try_advisory_lock($1)"
-_UNLOCK = "SELECT pg_advisory_unlock($1)"
-_GUARD = "SET LOCAL lock_timeout = '4s'; SET LOCAL statement_timeout = '60s'"
+APPLIED: Final = "SELECT version, name, sha256 FROM schema_migrations ORDER BY version"
+LEDGER_EXISTS: Final = "SELECT to_regclass('schema_migrations') IS NOT NULL"
+RECORD: Final = "INSERT INTO schema_migrations (version, name, sha256, duration_ms) VALUES ($1, $2, $3, $4)"
+TRY_LOCK: Final = "SELECT pg_try_advisory_lock($1)"
+UNLOCK: Final = "SELECT pg_advisory_unlock($1)"
 # An old writer waits for us no longer than four seconds; then the migration fails and is tried again.
+GUARD: Final = ("SET LOCAL lock_timeout = '4s'", "SET LOCAL statement_timeout = '60s'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ async def check_schema(dsn: str) -> list[str]:
     with translated_errors():
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, timeout=10)
         try:
-            applied = await _applied(connection) if await connection.fetchval(_LEDGER_EXISTS) else []
+            applied = await _applied(connection) if await connection.fetchval(LEDGER_EXISTS) else []
         finally:
             await connection.close(timeout=5)
     return [migration.name for migration in pending(load_migrations(), applied)]
@@ -137,41 +141,44 @@ async def _lock(connection: asyncpg.Connection[asyncpg.Record], timeout_seconds:
     # Polled: a migrator that waits inside pg_advisory_lock() holds a snapshot, for which another one's
     # CREATE INDEX CONCURRENTLY waits in turn, and both are stuck.
     deadline = time.monotonic() + timeout_seconds
-    while not await connection.fetchval(_TRY_LOCK, _LOCK_KEY):
+    while not await connection.fetchval(TRY_LOCK, _LOCK_KEY):
         if time.monotonic() > deadline:
             raise MigrationError("Another migration is still running.")
         await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 
 async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple[int, str, str]]:
-    return [(row["version"], row["name"], row["sha256"]) for row in await connection.fetch(_APPLIED)]
+    return [(row["version"], row["name"], row["sha256"]) for row in await connection.fetch(APPLIED)]
 
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], known: Sequence[Migration]) -> list[str]:
     try:
-        await connection.execute(_LEDGER)
+        await connection.execute(LEDGER)
         names = []
         for migration in pending(known, await _applied(connection)):
             await _apply_one(connection, migration)
             names.append(migration.name)
         return names
     finally:
-        await connection.fetchval(_UNLOCK, _LOCK_KEY)
+        await connection.fetchval(UNLOCK, _LOCK_KEY)
 
 
 async def _apply_one(connection: asyncpg.Connection[asyncpg.Record], migration: Migration) -> None:
     started = time.monotonic()
+    whole = not migration.sql.startswith(_NO_TRANSACTION)
     try:
-        if migration.sql.startswith("-- no-transaction"):
-            await connection.execute(migration.sql)
-            await connection.execute(_RECORD, migration.version, migration.name, migration.sha256, _ms(started))
-        else:
+        if whole:
             async with connection.transaction():
-                await connection.execute(_GUARD)
-                await connection.execute(migration.sql)
-                await connection.execute(_RECORD, migration.version, migration.name, migration.sha256, _ms(started))
+                for statement in (*GUARD, migration.sql):
+                    await connection.execute(statement)
+                await connection.execute(RECORD, migration.version, migration.name, migration.sha256, _ms(started))
+        else:
+            for statement in _STATEMENT_END.split(migration.sql):
+                await connection.execute(statement)
+            await connection.execute(RECORD, migration.version, migration.name, migration.sha256, _ms(started))
     except asyncpg.PostgresError as error:
-        raise MigrationError(f"Migration {migration.name} failed and was rolled back: {error}") from error
+        outcome = "was rolled back" if whole else "may be half done; run it again"
+        raise MigrationError(f"Migration {migration.name} failed and {outcome}: {error}") from error
     log.info("migration_applied", migration=migration.name, duration_ms=_ms(started))
 
 

@@ -34,9 +34,14 @@ UNAVAILABLE: Final = (
     asyncpg.InsufficientResourcesError,
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,
 )
-"""What a database that is away, starting, stopping, failing over or full answers."""
+"""What a database that is away, starting, stopping, failing over or full answers, or one that ended
+two transactions' waiting for each other. A later try may succeed."""
 LOST_CONNECTION: Final = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError)
+PROBE: Final = "SELECT 1"
+PROBE_SECONDS: Final = 30.0
+"""A connection that only listens would not notice that the other side has vanished without a word."""
 RECONNECT_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -117,7 +122,8 @@ class Database:
         """Run a statement and answer its rows."""
         with translated_errors():
             async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
-                return await connection.fetch(sql, *arguments)
+                rows: list[Row] = await connection.fetch(sql, *arguments)
+                return rows
 
     async def execute(self, sql: str, *arguments: Any) -> int:
         """Run a statement and answer how many rows it touched."""
@@ -136,6 +142,14 @@ class Database:
 
 
 Listener = Callable[[str], None]
+
+
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 class Notifications:
@@ -174,7 +188,8 @@ class Notifications:
             try:
                 await self._listen_once()
                 failures = 0
-            except UNAVAILABLE as error:
+            except (*UNAVAILABLE, asyncpg.PostgresError) as error:
+                # Whatever it is, a password being changed or a database being restored: it will pass.
                 log.warning("listen_connection_failed", error=str(error), attempt=failures + 1)
             await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
             failures += 1
@@ -191,7 +206,8 @@ class Notifications:
                 await connection.add_listener(channel, self._deliver(callback))
             for callback in self._listeners.values():
                 callback("")
-            await lost.wait()
+            while not await _happens(lost, PROBE_SECONDS):
+                await connection.execute(PROBE)
             log.warning("listen_connection_lost")
         finally:
             await self._discard(connection)

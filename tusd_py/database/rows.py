@@ -15,7 +15,7 @@ UPLOAD_COLUMNS: Final = (
     "expires_at, completed_at, stored_at, etag, error"
 )
 _STATES: Final = {state.value: state for state in State}
-_CONCATS: Final = {None: None, **{concat.value: concat for concat in Concat}}
+_CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
 
 
 def upload_columns(alias: str) -> str:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from tusd_py.ports import NewUpload
 
 IN_RECEIVING: Final = "('created', 'uploading')"
+LIVE: Final = "('queued', 'running', 'retry_wait')"
+"""States of a job that is not over; the partial indexes of `jobs` say the same."""
+NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
+"""States of a final upload that still reads its parts. A stored one reads the store instead."""
 
 
 def expires(seconds: str) -> str:
@@ -20,8 +24,8 @@ def expires(seconds: str) -> str:
 # Part of the statement that records the last byte: no crash can come between the two.
 FOLLOW_COMPLETION: Final = """
 queued AS (
-    INSERT INTO jobs (upload_id, kind, node)
-    SELECT id, 'transfer', node FROM changed
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'transfer', node, upload_length FROM changed
      WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial'
 ), told AS (
     INSERT INTO events (upload_id, kind, payload)
@@ -31,6 +35,27 @@ queued AS (
      WHERE state = 'completed'
 )
 """
+
+# A final that is stored says that it is in staging as well only as long as each of its parts is.
+DISOWN_LOCAL: Final = """
+disowned AS (
+    UPDATE uploads SET local_present = false
+      FROM moved JOIN upload_parts link ON link.part_id = moved.id
+     WHERE uploads.id = link.final_id AND uploads.state = 'stored' AND uploads.local_present
+)
+"""
+
+KEPT_JOBS: Final = 10
+# An upload that is queued again and again keeps its latest jobs; their history goes with the others.
+FORGET_OLD_JOBS: Final = f"""
+forgotten AS (
+    DELETE FROM jobs USING (
+        SELECT id, row_number() OVER (PARTITION BY upload_id ORDER BY id DESC) AS age FROM jobs
+         WHERE upload_id IN (SELECT upload_id FROM queued) AND state NOT IN {LIVE}
+    ) AS old
+     WHERE jobs.id = old.id AND old.age > {KEPT_JOBS}
+)
+"""  # noqa: S608 -- only constants of this module are inserted, here and below
 
 CREATE: Final = f"""
 WITH changed AS (

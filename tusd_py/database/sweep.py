@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import IN_RECEIVING
+from tusd_py.database.statements import DISOWN_LOCAL, FORGET_OLD_JOBS, IN_RECEIVING, LIVE, NEEDING_PARTS
 from tusd_py.ports import SweepRepository
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
@@ -15,25 +15,29 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Database
     from tusd_py.database.wakeups import Wakeups
 
+PART_GRACE_SECONDS: Final = 24 * 3600
+"""How long a part that never expires outlives the final that was made of it."""
+
 # A part that a final still needs stays, however overdue it is.
-_NOT_NEEDED: Final = """
+_NOT_NEEDED: Final = f"""
 NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-             WHERE link.part_id = uploads.id
-               AND final.state IN ('created', 'uploading', 'completed', 'transferring', 'transfer_failed'))
-"""
+             WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTS})
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
 _OVERDUE: Final = f"""
 node = $1 AND NOT hold AND expires_at <= now() AND {_NOT_NEEDED}
 AND (state IN {IN_RECEIVING} OR (state = 'completed' AND concat = 'partial'))
 """
 OVERDUE: Final = f"""
-SELECT {UPLOAD_COLUMNS} FROM uploads WHERE {_OVERDUE} ORDER BY created_at LIMIT $2
-"""  # noqa: S608 -- only constants of this package are inserted, here and below
+SELECT {UPLOAD_COLUMNS} FROM uploads WHERE {_OVERDUE} AND id <> ALL ($3::uuid[]) ORDER BY created_at LIMIT $2
+"""  # noqa: S608
+# Locked first and looked at anew: a final that was being made of it meanwhile is then seen.
+LOCK_OVERDUE: Final = "SELECT FROM uploads WHERE id = $1 FOR NO KEY UPDATE"
 EXPIRE: Final = f"""
 WITH moved AS (
-    UPDATE uploads SET state = 'expired', updated_at = now()
+    UPDATE uploads SET state = 'expired', gone_at = now(), updated_at = now()
      WHERE id = $2 AND state = ANY ($3::text[]) AND {_OVERDUE}
     RETURNING id, node
-)
+), {DISOWN_LOCAL}
 INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved ON CONFLICT DO NOTHING
 RETURNING upload_id
 """  # noqa: S608
@@ -48,44 +52,65 @@ PURGED: Final = """
 UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state = 'stored' AND remote_present
 """
 
-REQUEUE_FAILED: Final = """
-INSERT INTO jobs (upload_id, kind, node)
-SELECT id, 'transfer', node FROM uploads
- WHERE node = $1 AND state = 'transfer_failed' AND updated_at <= now() - make_interval(secs => $2)
-   AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id
-                      AND jobs.state IN ('queued', 'running', 'retry_wait'))
- LIMIT $3
-ON CONFLICT DO NOTHING
-"""
+_JOBLESS: Final = f"""
+NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})
+"""  # noqa: S608
+REQUEUE_FAILED: Final = f"""
+WITH queued AS (
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'transfer', node, upload_length FROM uploads
+     WHERE node = $1 AND state = 'transfer_failed' AND updated_at <= now() - make_interval(secs => $2) AND {_JOBLESS}
+     LIMIT $3
+    ON CONFLICT DO NOTHING
+    RETURNING upload_id
+), {FORGET_OLD_JOBS}
+SELECT upload_id FROM queued
+"""  # noqa: S608
 # Nothing is ever without its job, since both are one statement; should it happen all the same, this heals it.
-ADOPT_JOBLESS: Final = """
-INSERT INTO jobs (upload_id, kind, node)
-SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node FROM uploads
- WHERE node = $1 AND state IN ('completed', 'transferring', 'removing') AND concat IS DISTINCT FROM 'partial'
-   AND updated_at <= now() - interval '1 minute'
-   AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id
-                      AND jobs.state IN ('queued', 'running', 'retry_wait'))
+ADOPT_JOBLESS: Final = f"""
+INSERT INTO jobs (upload_id, kind, node, length)
+SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node,
+       CASE state WHEN 'removing' THEN 0 ELSE upload_length END
+  FROM uploads
+ WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_JOBLESS}
+   AND (state = 'removing' OR (state IN ('completed', 'transferring') AND concat IS DISTINCT FROM 'partial'))
  LIMIT $2
 ON CONFLICT DO NOTHING
-"""
-RELEASE_PARTS: Final = """
-DELETE FROM upload_parts USING uploads final
- WHERE final.id = upload_parts.final_id AND final.node = $1
-   AND (final.state IN ('expired', 'removed', 'rejected') OR (final.state = 'stored' AND NOT final.local_present))
-"""
-PURGE_ROWS: Final = """
-DELETE FROM uploads WHERE id IN (
+RETURNING upload_id
+"""  # noqa: S608
+RELEASE_PARTS: Final = f"""
+WITH old AS (
+    SELECT link.final_id, link.position FROM upload_parts link JOIN uploads final ON final.id = link.final_id
+     WHERE final.node = $1
+       AND (final.state IN ('expired', 'removed', 'rejected') OR (final.state = 'stored' AND NOT final.local_present))
+     LIMIT $2 FOR UPDATE OF link SKIP LOCKED
+), released AS (
+    DELETE FROM upload_parts USING old
+     WHERE upload_parts.final_id = old.final_id AND upload_parts.position = old.position
+    RETURNING upload_parts.part_id
+), limited AS (
+    UPDATE uploads SET expires_at = now() + make_interval(secs => {PART_GRACE_SECONDS})
+     WHERE id IN (SELECT part_id FROM released) AND expires_at IS NULL AND state = 'completed'
+)
+SELECT part_id FROM released
+"""  # noqa: S608
+# A CTE, for as a subquery of IN it might be run more than once, each time with another LIMIT of rows.
+PURGE_ROWS: Final = f"""
+WITH old AS MATERIALIZED (
     SELECT id FROM uploads
      WHERE node = $1 AND state IN ('expired', 'removed', 'rejected')
-       AND updated_at <= now() - make_interval(secs => $2) AND NOT local_present
-       AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE part_id = uploads.id)
-       AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id
-                          AND jobs.state IN ('queued', 'running', 'retry_wait'))
-     LIMIT $3 FOR UPDATE SKIP LOCKED)
-"""
+       AND gone_at <= now() - make_interval(secs => $2) AND NOT local_present AND {_JOBLESS}
+       AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE part_id = uploads.id OR final_id = uploads.id)
+     ORDER BY gone_at LIMIT $3 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM uploads USING old WHERE uploads.id = old.id
+"""  # noqa: S608
 PURGE_EVENTS: Final = """
-DELETE FROM events WHERE id IN (
-    SELECT id FROM events WHERE created_at <= now() - make_interval(secs => $1) LIMIT $2)
+WITH old AS MATERIALIZED (
+    SELECT id FROM events WHERE created_at <= now() - make_interval(secs => $1)
+     ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM events USING old WHERE events.id = old.id
 """
 WITH_FILES: Final = """
 SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
@@ -100,15 +125,14 @@ class PostgresSweep(SweepRepository):
         self._wakeups = wakeups
         self._node = node
 
-    async def overdue(self, limit: int) -> list[Upload]:
-        return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, self._node, limit)]
+    async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
+        return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, self._node, limit, skip)]
 
     async def expire(self, upload_id: UploadId) -> bool:
-        allowed = [*sources(Event.EXPIRE)]
-        moved = await self._database.fetchrow(EXPIRE, self._node, upload_id, allowed)
-        if moved is not None:
-            self._wakeups.ring(self._node)
-        return moved is not None
+        async with self._database.transaction() as connection:
+            await connection.execute(LOCK_OVERDUE, upload_id)
+            moved = await connection.fetchrow(EXPIRE, self._node, upload_id, sources(Event.EXPIRE))
+        return self._announce(0 if moved is None else 1) > 0
 
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
         rows = await self._database.fetch(PURGEABLE, self._node, float(older_than_seconds), limit)
@@ -118,13 +142,14 @@ class PostgresSweep(SweepRepository):
         await self._database.execute(PURGED, upload_ids)
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
-        return await self._database.execute(REQUEUE_FAILED, self._node, float(older_than_seconds), limit)
+        rows = await self._database.fetch(REQUEUE_FAILED, self._node, float(older_than_seconds), limit)
+        return self._announce(len(rows))
 
     async def adopt_jobless(self, limit: int) -> int:
-        return await self._database.execute(ADOPT_JOBLESS, self._node, limit)
+        return self._announce(len(await self._database.fetch(ADOPT_JOBLESS, self._node, limit)))
 
-    async def release_parts(self) -> int:
-        return await self._database.execute(RELEASE_PARTS, self._node)
+    async def release_parts(self, limit: int) -> int:
+        return len(await self._database.fetch(RELEASE_PARTS, self._node, limit))
 
     async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
         return await self._database.execute(PURGE_ROWS, self._node, float(older_than_seconds), limit)
@@ -134,3 +159,8 @@ class PostgresSweep(SweepRepository):
 
     async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
         return {row["id"] for row in await self._database.fetch(WITH_FILES, upload_ids)}
+
+    def _announce(self, jobs: int) -> int:
+        if jobs:
+            self._wakeups.ring(self._node)
+        return jobs

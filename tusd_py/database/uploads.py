@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.finals import PARTS, complete_finals, create_final
+from tusd_py.database.finals import PARTS, complete_finals, create_final, prolong_finals
+from tusd_py.database.removal import LOCK_UPLOAD, remove_upload
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
-from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, create_arguments, expires
-from tusd_py.errors import (
-    InvalidTransition,
-    LengthConflict,
-    OffsetConflict,
-    PartInUse,
-    TransferInProgress,
-    UploadHeld,
-    UploadNotFound,
+from tusd_py.database.statements import (
+    CREATE,
+    FOLLOW_COMPLETION,
+    FORGET_OLD_JOBS,
+    IN_RECEIVING,
+    LIVE,
+    create_arguments,
+    expires,
 )
+from tusd_py.errors import InvalidTransition, LengthConflict, OffsetConflict, UploadNotFound
 from tusd_py.ports import NewUpload, TransferView, UploadRepository
-from tusd_py.protocol.upload import GONE, Concat, Event, State, TokenHash, Upload, UploadId, sources
+from tusd_py.protocol.upload import GONE, State, TokenHash, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database, Row
@@ -50,7 +51,8 @@ WITH changed AS (
            expires_at = CASE WHEN $3 = coalesce(upload_length, $6) AND concat IS DISTINCT FROM 'partial' THEN NULL
                              ELSE greatest(expires_at, {expires("$5::float8")}) END,
            updated_at = now()
-     WHERE id = $1 AND upload_offset = $2 AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final'
+     WHERE id = $1 AND upload_offset = $2 AND $3 >= $2 AND state IN {IN_RECEIVING}
+       AND concat IS DISTINCT FROM 'final'
     RETURNING {UPLOAD_COLUMNS}
 ), {FOLLOW_COMPLETION}
 SELECT * FROM changed
@@ -67,26 +69,19 @@ DAMAGE: Final = f"""
 UPDATE uploads SET error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
 """  # noqa: S608
 
-LOCK_FOR_REMOVAL: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1 FOR UPDATE"  # noqa: S608
-PART_IN_USE: Final = """
-SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-                WHERE link.part_id = $1 AND final.state IN ('created', 'uploading', 'completed', 'transferring', 'transfer_failed'))
-"""
-# Taking the job's row lock settles the race with a worker that claims it at this moment.
-LIVE_TRANSFER: Final = """
-SELECT state = 'running' AND due_at > now() AS running FROM jobs
- WHERE upload_id = $1 AND kind = 'transfer' AND state IN ('queued', 'running', 'retry_wait') FOR UPDATE
-"""
-REMOVE: Final = """
-WITH moved AS (
-    UPDATE uploads SET state = 'removing', updated_at = now() WHERE id = $1 RETURNING id, node
-), cancelled AS (
-    UPDATE jobs SET state = 'cancelled', finished_at = now()
-     WHERE upload_id = $1 AND kind = 'transfer' AND state IN ('queued', 'running', 'retry_wait')
-)
-INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved
-ON CONFLICT DO NOTHING
-"""
+HAS_LIVE_TRANSFER: Final = f"""
+SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND state IN {LIVE})
+"""  # noqa: S608
+# The upload stays `transfer_failed`, and says why, until a worker claims the new job.
+REQUEUE: Final = f"""
+WITH queued AS (
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'transfer', node, upload_length FROM uploads WHERE id = $1 AND state = 'transfer_failed'
+    ON CONFLICT DO NOTHING
+    RETURNING upload_id
+), {FORGET_OLD_JOBS}
+SELECT upload_id FROM queued
+"""  # noqa: S608
 
 TRANSFER_VIEW: Final = """
 SELECT attempt, failures, state, due_at, bytes_done, last_error, error_code FROM jobs
@@ -141,8 +136,10 @@ class PostgresUploads(UploadRepository):
     async def _advance_part(self, arguments: tuple[object, ...]) -> Row | None:
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(ADVANCE, *arguments)
-            if row is not None and row["state"] == State.COMPLETED:
-                await complete_finals(connection, row["id"], max_size=self._max_size)
+            if row is not None:
+                await prolong_finals(connection, row["id"], row["expires_at"])
+                if row["state"] == State.COMPLETED:
+                    await complete_finals(connection, row["id"], max_size=self._max_size)
         return row
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
@@ -164,21 +161,22 @@ class PostgresUploads(UploadRepository):
     async def record_damage(self, upload_id: UploadId, reason: str) -> None:
         await self._database.execute(DAMAGE, upload_id, reason)
 
-    async def remove(self, upload_id: UploadId) -> Upload:
+    async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(LOCK_FOR_REMOVAL, upload_id)
-            if row is None:
+            upload = await remove_upload(connection, upload_id, force=force)
+        self._wakeups.ring(upload.node)
+        return upload
+
+    async def requeue(self, upload_id: UploadId) -> Upload:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
+            if row is None or State(row["state"]) in GONE:
                 raise UploadNotFound
             upload = upload_from_row(row)
-            if upload.state.value not in sources(Event.REMOVE):
-                raise UploadNotFound if upload.state in GONE else InvalidTransition
-            if upload.hold:
-                raise UploadHeld
-            if upload.concat is Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload_id):
-                raise PartInUse
-            if await connection.fetchval(LIVE_TRANSFER, upload_id):
-                raise TransferInProgress
-            await connection.execute(REMOVE, upload_id)
+            if upload.state is State.TRANSFER_FAILED:
+                await connection.execute(REQUEUE, upload_id)
+            elif not await connection.fetchval(HAS_LIVE_TRANSFER, upload_id):
+                raise InvalidTransition
         self._wakeups.ring(upload.node)
         return upload
 

@@ -233,6 +233,9 @@ def part_token(url: str, base_path: str) -> str:
         path = urlsplit(url).path
     except ValueError:
         raise InvalidConcat from None
+    if "," in path:
+        # A list with the wrong separator: of all its parts only the last would be found.
+        raise InvalidConcat("Upload-Concat separates its parts by spaces.")
     marker = f"{base_path}/"
     _, found, rest = path.rpartition(marker)
     return rest.split("/", 1)[0] if found else path.rstrip("/").rpartition("/")[2]

@@ -2,6 +2,10 @@
 
 NOTIFY wakes it, a poll is the net beneath. All helpers live in one TaskGroup: if one dies, the
 process dies loudly and the supervisor starts another; the leases see to the rest.
+
+A lease is kept from both ends. The database gives a job to somebody else once it has run out; here
+the work on it is cancelled some time before that, by a clock that was started before the lease was
+asked for. So whatever takes the job next, a removal above all, does not meet a late worker.
 """
 
 from __future__ import annotations
@@ -10,17 +14,17 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import DatabaseUnavailable, TransferCancelled, TusdError
+from tusd_py.errors import DatabaseUnavailable, StorageError, TransferCancelled, TusdError
+from tusd_py.ports import LARGE_BYTES
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Job, JobQueue
     from tusd_py.metrics import Metrics
+    from tusd_py.ports import Job, JobQueue
     from tusd_py.worker.transfer import Transfers
 
 log = structlog.get_logger(__name__)
@@ -28,7 +32,11 @@ log = structlog.get_logger(__name__)
 CLAIM_BATCH: Final = 64
 JITTER: Final = 0.1
 DATABASE_PAUSE_SECONDS: Final = 1.0
+BUSY_PAUSE_SECONDS: Final = 0.05
+"""When a due job is in somebody else's hands at this very moment."""
 RENEWALS_PER_LEASE: Final = 3
+LEASE_SHARE: Final = 0.9
+"""What the worker uses of a lease. The rest is for requests on their way to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,28 @@ class WorkerSettings:
         return min(plain, self.retry_max_delay_seconds) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
 
+@dataclass(slots=True, eq=False)
+class Work:
+    """Jobs that are performed together, by one task."""
+
+    jobs: Sequence[Job]
+    until: float
+    """When the effects must have ended, by the clock of the event loop."""
+    task: asyncio.Task[None] = field(init=False)
+    timer: asyncio.TimerHandle = field(init=False)
+    leased: bool = True
+    """False once only records are left to be made: those are fenced and need no lease."""
+    told_to_stop: bool = False
+
+    @property
+    def large(self) -> bool:
+        """Tell whether this takes one of the places for large uploads."""
+        return self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES
+
+
+Perform = Callable[[Work], Awaitable[None]]
+
+
 class Runner:
     """Runs the jobs of one worker process until it is told to stop."""
 
@@ -68,7 +98,9 @@ class Runner:
         self._wake = asyncio.Event()
         self._stopping = False
         self._slots = asyncio.Semaphore(settings.concurrency)
-        self._running: dict[int, tuple[Job, asyncio.Task[None]]] = {}
+        # One place is kept for uploads that take a moment, so that they need not wait for hours.
+        self._large_slots = max(1, settings.concurrency - 1)
+        self._works: set[Work] = set()
 
     def wake(self) -> None:
         """Look for work now."""
@@ -87,15 +119,14 @@ class Runner:
             await self._finish()
             heartbeat.cancel()
 
+    # --- claiming ----------------------------------------------------------------------------------
+
     async def _loop(self, group: asyncio.TaskGroup) -> None:
         while not self._stopping:
             # Cleared before the query: a notification in between is not lost but seen next time.
             self._wake.clear()
             try:
-                claimed = await self._claim(group)
-                wait = self._settings.poll_seconds if not claimed else 0.0
-                if not claimed and (due := await self._jobs.next_due_seconds()) is not None:
-                    wait = min(wait, max(0.0, due))
+                wait = await self._claim(group)
             except DatabaseUnavailable as error:
                 log.warning("claim_failed", reason=str(error))
                 wait = DATABASE_PAUSE_SECONDS
@@ -103,108 +134,195 @@ class Runner:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), wait)
 
-    async def _claim(self, group: asyncio.TaskGroup) -> int:
-        room = 2 * self._settings.concurrency + CLAIM_BATCH - len(self._running)
+    async def _claim(self, group: asyncio.TaskGroup) -> float:
+        """Claim what there is room for and answer how long to wait before the next look.
+
+        Nothing is claimed to lie in wait here while another worker has nothing to do. Only small
+        uploads are taken in advance, many at once.
+        """
+        large_room = self._large_slots - sum(work.large for work in self._works)
+        room = self._settings.concurrency + CLAIM_BATCH - sum(len(work.jobs) for work in self._works if not work.large)
         if room <= 0:
-            # Full: the end of any job wakes the loop.
-            await self._wake.wait()
+            # The end of any work wakes the loop.
+            return self._settings.poll_seconds
+        until = self._lease_end()
+        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room)
+        if jobs:
+            await self._start_all(group, jobs, until)
             return 0
-        jobs = await self._jobs.claim(min(room, CLAIM_BATCH))
-        batch = [job for job in jobs if self._transfers.batchable(job)]
-        removals = [job for job in jobs if job.kind == "remove" and job.runnable]
+        due = await self._jobs.next_due_seconds(large=large_room > 0)
+        return self._settings.poll_seconds if due is None else min(self._settings.poll_seconds, self._pause(due))
+
+    @staticmethod
+    def _pause(due_seconds: float) -> float:
+        return max(BUSY_PAUSE_SECONDS, due_seconds)
+
+    def _lease_end(self) -> float:
+        """Answer until when a lease may be used that is asked for now."""
+        return asyncio.get_running_loop().time() + self._settings.lease_seconds * LEASE_SHARE
+
+    async def _start_all(self, group: asyncio.TaskGroup, jobs: Sequence[Job], until: float) -> None:
+        runnable = [job for job in jobs if job.runnable]
+        batch = [job for job in runnable if self._transfers.batchable(job)]
         if batch:
-            self._start(group, batch, partial(self._batch, batch))
-        for job in removals:
-            self._start(group, [job], partial(self._transfers.remove, [job]))
+            self._start(group, Work(batch, until), self._batch)
+        for job in runnable:
+            if job not in batch:
+                self._start(group, Work([job], until), self._removal if job.kind == "remove" else self._single)
         for job in jobs:
             if not job.runnable:
                 await self._jobs.discard(job)
-            elif job not in batch and job not in removals:
-                self._start(group, [job], partial(self._single, job))
-        return len(jobs)
 
-    def _start(self, group: asyncio.TaskGroup, jobs: Sequence[Job], work: Callable[[], Awaitable[None]]) -> None:
-        task = group.create_task(self._perform(jobs, work), name=f"{jobs[0].kind}-{jobs[0].id}")
-        for job in jobs:
-            self._running[job.id] = (job, task)
+    def _start(self, group: asyncio.TaskGroup, work: Work, perform: Perform) -> None:
+        first = work.jobs[0]
+        work.timer = asyncio.get_running_loop().call_at(work.until, self._look_at_lease, work)
+        work.task = group.create_task(self._perform(work, perform), name=f"{first.kind}-{first.id}")
+        self._works.add(work)
 
-    async def _perform(self, jobs: Sequence[Job], work: Callable[[], Awaitable[None]]) -> None:
+    # --- performing --------------------------------------------------------------------------------
+
+    async def _perform(self, work: Work, perform: Perform) -> None:
         try:
-            await work()
+            await perform(work)
         except asyncio.CancelledError:
-            # The lease was lost, or the time to stop ran out: whoever claims the job next goes on.
-            if not self._lost(jobs) and not self._stopping:
+            await self._release(work.jobs)
+            if not work.told_to_stop:
                 raise
-        except Exception as error:
-            for job in jobs:
+        except Exception as error:  # noqa: BLE001 -- the worker outlives every job; `_settle` logs it
+            for job in work.jobs:
                 await self._settle(job, error)
         finally:
-            for job in jobs:
-                self._running.pop(job.id, None)
+            work.timer.cancel()
+            self._works.discard(work)
             self._wake.set()
 
-    def _lost(self, jobs: Sequence[Job]) -> bool:
-        return any(job.id not in self._running for job in jobs)
-
-    async def _single(self, job: Job) -> None:
+    async def _single(self, work: Work) -> None:
+        (job,) = work.jobs
         async with self._slots:
-            await self._transfers.transfer(job)
+            stored = await self._transfers.transfer(job)
+        work.leased = False
+        await self._transfers.record_stored([(job, stored)])
 
-    async def _batch(self, jobs: Sequence[Job]) -> None:
-        for job, error in await self._transfers.transfer_batch(jobs):
-            await self._settle(job, error)
+    async def _batch(self, work: Work) -> None:
+        results = await self._transfers.transfer_batch(work.jobs)
+        work.leased = False
+        done = []
+        for job, result in zip(work.jobs, results, strict=True):
+            if isinstance(result, StorageError):
+                await self._settle(job, result)
+            else:
+                done.append((job, result))
+        if done:
+            await self._transfers.record_stored(done)
+
+    async def _removal(self, work: Work) -> None:
+        (job,) = work.jobs
+        await self._transfers.remove(job)
+        work.leased = False
+        await self._transfers.record_removed(job)
+
+    # --- outcomes ----------------------------------------------------------------------------------
 
     async def _settle(self, job: Job, error: Exception) -> None:
         """Decide what an error means for the job: again later, never again, or not ours any more."""
-        if isinstance(error, TransferCancelled):
-            log.info("transfer_cancelled", upload_id=str(job.upload.id))
-            return
-        if not isinstance(error, TusdError):
-            log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
-        code = error.code if isinstance(error, TusdError) else "ERR_INTERNAL"
-        # What is not known to be permanent is tried again; a removal is tried for ever.
-        permanent = isinstance(error, TusdError) and not error.retryable
-        exhausted = job.failures >= self._settings.max_retries
         try:
-            if job.kind == "transfer" and (permanent or exhausted):
-                await self._jobs.fail(job, error, code=code)
-                self._metrics.transfers.labels("failed").inc()
-                log.error("transfer_failed", upload_id=str(job.upload.id), attempt=job.attempt, reason=str(error))
-            else:
-                delay = self._settings.delay(job.failures + 1)
-                await self._jobs.retry(job, error, code=code, delay_seconds=delay)
-                self._metrics.transfers.labels("retry").inc()
-                log.warning(
-                    "transfer_retry" if job.kind == "transfer" else "removal_retry",
-                    upload_id=str(job.upload.id),
-                    attempt=job.attempt,
-                    delay_seconds=round(delay, 1),
-                    reason=str(error),
-                )
+            if isinstance(error, TransferCancelled):
+                log.info("transfer_cancelled", upload_id=str(job.upload.id))
+                await self._jobs.discard(job)
+            elif isinstance(error, DatabaseUnavailable):
+                # Not the store's fault, so it uses up no retry.
+                log.warning("job_interrupted", job=job.id, upload_id=str(job.upload.id), reason=str(error))
+                await self._jobs.release([job])
+            elif not await self._record_failure(job, error):
+                # Somebody else's by now, which makes this a no-op, or cancelled: whoever waits for our
+                # end need not wait any longer.
+                await self._jobs.discard(job)
         except DatabaseUnavailable as away:
             # The lease ends by itself, and the job is claimed again.
             log.warning("job_outcome_not_recorded", job=job.id, reason=str(away))
 
+    async def _record_failure(self, job: Job, error: Exception) -> bool:
+        if not isinstance(error, TusdError):
+            log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
+        code = error.code if isinstance(error, TusdError) else TusdError.code
+        # What is not known to be permanent is tried again; a removal is tried for ever.
+        permanent = isinstance(error, TusdError) and not error.retryable
+        exhausted = job.failures >= self._settings.max_retries
+        if job.kind == "transfer" and (permanent or exhausted):
+            return await self._give_up(job, error, code)
+        return await self._try_again(job, error, code)
+
+    async def _give_up(self, job: Job, error: Exception, code: str) -> bool:
+        ours = await self._jobs.fail(job, error, code=code)
+        if ours:
+            self._metrics.transfers.labels("failed").inc()
+            log.error("transfer_failed", upload_id=str(job.upload.id), attempt=job.attempt, reason=str(error))
+        return ours
+
+    async def _try_again(self, job: Job, error: Exception, code: str) -> bool:
+        delay = self._settings.delay(job.failures + 1)
+        ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
+        if ours:
+            event = "transfer_retry" if job.kind == "transfer" else "removal_retry"
+            if job.kind == "transfer":
+                self._metrics.transfers.labels("retry").inc()
+            log.warning(
+                event,
+                upload_id=str(job.upload.id),
+                attempt=job.attempt,
+                delay_seconds=round(delay, 1),
+                reason=str(error),
+            )
+        return ours
+
+    async def _release(self, jobs: Sequence[Job]) -> None:
+        try:
+            await self._jobs.release(jobs)
+        except DatabaseUnavailable as away:
+            log.warning("lease_not_released", jobs=[job.id for job in jobs], reason=str(away))
+
+    # --- leases ------------------------------------------------------------------------------------
+
     async def _heartbeat(self) -> None:
         while True:
             await asyncio.sleep(self._settings.lease_seconds / RENEWALS_PER_LEASE)
-            running = list(self._running.values())
-            if not running:
+            works = [work for work in self._works if work.leased]
+            if not works:
                 continue
+            until = self._lease_end()
             try:
-                ours = await self._jobs.renew([job for job, _ in running])
+                ours = await self._jobs.renew([job for work in works for job in work.jobs])
             except DatabaseUnavailable as error:
                 log.warning("lease_not_renewed", reason=str(error))
                 continue
-            for job, task in running:
-                if job.id not in ours and self._running.pop(job.id, None) is not None:
-                    log.warning("lease_lost", job=job.id, upload_id=str(job.upload.id))
-                    task.cancel()
+            for work in works:
+                if all(job.id in ours for job in work.jobs):
+                    work.until = until
+                else:
+                    self._tell_to_stop(work, "lease_lost")
+
+    def _look_at_lease(self, work: Work) -> None:
+        """Stop a work whose lease was not renewed in time; look again later if it was."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= work.until:
+            self._tell_to_stop(work, "lease_ran_out")
+        else:
+            work.timer = loop.call_at(work.until, self._look_at_lease, work)
+
+    def _tell_to_stop(self, work: Work, reason: str) -> None:
+        # What has come to its records meanwhile is not held up: they know themselves what they may.
+        if work.leased and not work.told_to_stop:
+            log.warning(reason, jobs=[job.id for job in work.jobs], first=str(work.jobs[0].upload.id))
+            work.told_to_stop = True
+            work.task.cancel()
 
     async def _finish(self) -> None:
-        tasks = {task for _, task in self._running.values()}
+        """Wait for what runs, and stop what takes too long: its leases are let go."""
+        tasks = {work.task for work in self._works}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._settings.shutdown_seconds)
+            for work in self._works:
+                work.told_to_stop = True
             for task in late:
                 task.cancel()
             if late:

@@ -20,8 +20,8 @@ from tusd_py.errors import StagingMissing, TusdError
 from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import StagingFiles, SweepRepository
     from tusd_py.metrics import Metrics
+    from tusd_py.ports import StagingFiles, SweepRepository
 
 log = structlog.get_logger(__name__)
 
@@ -60,15 +60,15 @@ class Sweep:
 
     async def once(self) -> dict[str, int]:
         """Make one pass and answer what each step dealt with."""
-        settings = self._settings
+        settings, records = self._settings, self._records
         steps: dict[str, Callable[[], Awaitable[int]]] = {
             "expired": self.expire,
             "local_purged": self.purge_local,
             "requeued": self._requeue_failed,
-            "adopted": lambda: self._records.adopt_jobless(BATCH),
-            "parts_released": self._records.release_parts,
-            "rows_purged": lambda: self._records.purge_rows(settings.tombstones_after_seconds, BATCH),
-            "events_purged": lambda: self._records.purge_events(settings.events_after_seconds, 10 * BATCH),
+            "adopted": lambda: _until_done(lambda: records.adopt_jobless(BATCH)),
+            "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
+            "rows_purged": lambda: _until_done(lambda: records.purge_rows(settings.tombstones_after_seconds, BATCH)),
+            "events_purged": lambda: _until_done(lambda: records.purge_events(settings.events_after_seconds, BATCH)),
             "orphans_removed": self.remove_orphans,
         }
         done: dict[str, int] = {}
@@ -87,12 +87,17 @@ class Sweep:
     async def expire(self) -> int:
         """Expire overdue uploads, except those that are receiving bytes at this moment."""
         count = 0
-        for upload in await self._records.overdue(BATCH):
-            count += await self._expire_one(upload)
+        busy: list[UploadId] = []
+        while uploads := await self._records.overdue(BATCH, skip=busy):
+            for upload in uploads:
+                if await self._expire_one(upload):
+                    count += 1
+                else:
+                    busy.append(upload.id)
         return count
 
     async def _expire_one(self, upload: Upload) -> bool:
-        if upload.state not in RECEIVING or upload.offset == 0:
+        if upload.state not in RECEIVING:
             return await self._records.expire(upload.id)
         # Under the file's lock: an append that began before the time was up may finish.
         try:
@@ -110,6 +115,9 @@ class Sweep:
         """Remove staged copies of stored uploads; the record follows the removal."""
         if not self._settings.delete_local:
             return 0
+        return await _until_done(self._purge_batch)
+
+    async def _purge_batch(self) -> int:
         upload_ids = await self._records.purgeable(self._settings.delete_local_after_seconds, BATCH)
         if upload_ids:
             await self._staging.remove(upload_ids)
@@ -118,14 +126,13 @@ class Sweep:
 
     async def _requeue_failed(self) -> int:
         after = self._settings.requeue_failed_after_seconds
-        return await self._records.requeue_failed(after, BATCH) if after else 0
+        return await _until_done(lambda: self._records.requeue_failed(after, BATCH)) if after else 0
 
     async def remove_orphans(self) -> int:
         """Remove old staging files that no upload claims: what a crash between file and row left."""
-        before = time.time() - self._settings.orphans_after_seconds
         count = 0
-        files = await asyncio.to_thread(self._old_files, before)
-        for batch in _batched(files, BATCH):
+        files = self._old_files(time.time() - self._settings.orphans_after_seconds)
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, BATCH))):
             kept = await self._records.with_files(batch)
             orphans = [UploadId(upload_id) for upload_id in batch if upload_id not in kept]
             if orphans:
@@ -134,19 +141,33 @@ class Sweep:
             count += len(orphans)
         return count
 
-    def _old_files(self, before: float) -> list[UUID]:
-        found = []
+    def _old_files(self, before: float) -> Iterator[UUID]:
+        foreign = 0
         for name, modified in self._staging.files():
-            if modified < before:
-                try:
-                    found.append(UUID(name))
-                except ValueError:
-                    # Not ours: a name that this server never gives is not for it to remove.
-                    log.warning("foreign_staging_file", name=name)
-        return found
+            if modified >= before:
+                continue
+            if (upload_id := _parse_id(name)) is not None:
+                yield upload_id
+            else:
+                foreign += 1
+        if foreign:
+            # Names that this server never gives are not for it to remove.
+            log.warning("foreign_staging_files", count=foreign)
 
 
-def _batched(items: list[UUID], size: int) -> Iterator[list[UUID]]:
-    remaining = iter(items)
-    while batch := list(itertools.islice(remaining, size)):
-        yield batch
+def _parse_id(name: str) -> UUID | None:
+    try:
+        upload_id = UUID(name)
+    except ValueError:
+        return None
+    return upload_id if str(upload_id) == name else None
+
+
+async def _until_done(step: Callable[[], Awaitable[int]]) -> int:
+    """Repeat a step of bounded size until it finds less than it could have dealt with."""
+    total = 0
+    while True:
+        count = await step()
+        total += count
+        if count < BATCH:
+            return total

@@ -1,8 +1,7 @@
 """The jobs themselves: move an upload to the store, remove what is left of one.
 
-Every effect is idempotent and every record fenced, so a job may run twice and counts once: the
-object's key is fixed, the store looks before it sends, and only the owner of the lease may say
-`stored`.
+Each has two halves. The effect may run twice and counts once: the object's key is fixed, and the
+store looks before it sends. The record is fenced: only the owner of the lease may say `stored`.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import StorageError
+from tusd_py.errors import StorageError, TusdError
 from tusd_py.ports import BatchStore, Job, ObjectSpec, Segment, StoredObject
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Upload
 
 if TYPE_CHECKING:
-    from tusd_py.ports import JobQueue, ObjectStore, Staging, SweepRepository, UploadRepository
     from tusd_py.metrics import Metrics
+    from tusd_py.ports import JobQueue, ObjectStore, Staging, SweepRepository, UploadRepository
 
 log = structlog.get_logger(__name__)
 
@@ -50,65 +49,68 @@ class Transfers:
         self._metrics = metrics
         self._purge_at_once = purge_at_once
 
+    # --- effects: to be stopped before the lease ends ----------------------------------------------
+
     def batchable(self, job: Job) -> bool:
         """Tell whether a job may be done together with others."""
         return (
             job.kind == "transfer"
-            and job.runnable
             and isinstance(self._store, BatchStore)
             and job.upload.concat is None
             and job.upload.offset <= SMALL_BYTES
         )
 
-    async def transfer(self, job: Job) -> None:
-        """Move one upload. Raises whatever the store raises; the runner decides what that means."""
+    async def transfer(self, job: Job) -> StoredObject:
+        """Bring one upload into the store. Raises whatever the store raises."""
         upload = job.upload
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
-        stored = await self._store.put(_spec(upload), segments, self._jobs.ledger(job))
-        await self._finish([(job, stored)])
+        return await self._store.put(_spec(upload), segments, self._jobs.ledger(job))
 
-    async def transfer_batch(self, jobs: Sequence[Job]) -> list[tuple[Job, Exception]]:
-        """Move many small uploads at once; answer those that failed, with their errors."""
+    async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
+        """Bring many small uploads into the store at once; answer a result for each."""
         assert isinstance(self._store, BatchStore)  # `batchable` said so
-        items = [(_spec(job.upload), [self._staged(job.upload)]) for job in jobs]
-        results = await self._store.put_batch(items)
-        done, failed = [], []
-        for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, StorageError):
-                failed.append((job, result))
-            else:
-                done.append((job, result))
-        if done:
-            await self._finish(done)
-        return [*failed]
+        return await self._store.put_batch([(_spec(job.upload), [self._staged(job.upload)]) for job in jobs])
 
-    async def remove(self, jobs: Sequence[Job]) -> None:
-        """Remove every trace of uploads that are gone: object, multipart upload, staged bytes."""
-        for job in jobs:
-            upload = job.upload
-            if job.multipart_id is not None:
-                await self._store.abort(upload.object_key, job.multipart_id)
-            if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at is not None):
-                await self._store.remove(upload.object_key)
-        await self._staging.remove([job.upload.id for job in jobs])
-        await self._jobs.finish_removals(jobs)
+    async def remove(self, job: Job) -> None:
+        """Remove every trace of an upload that is gone: staged bytes, multipart upload, object."""
+        upload = job.upload
+        # The staged bytes first: without them nobody can make the object anew behind our back.
+        await self._staging.remove([upload.id])
+        if job.multipart_id is not None:
+            await self._store.abort(upload.object_key, job.multipart_id)
+        if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at is not None):
+            await self._store.remove(upload.object_key)
 
-    async def _finish(self, done: Sequence[tuple[Job, StoredObject]]) -> None:
+    # --- records: fenced, so that a late one changes nothing ---------------------------------------
+
+    async def record_stored(self, done: Sequence[tuple[Job, StoredObject]]) -> None:
         """Record what is stored, then let go of the staged copies: never the other way round."""
         recorded = await self._jobs.finish_transfers(done)
-        stored_jobs = []
         for job, stored in done:
             if job.id in recorded:
-                stored_jobs.append(job)
                 self._count(job, stored)
-            else:
+        if self._purge_at_once:
+            await self._purge([job.upload for job, _ in done if job.id in recorded])
+        for job, _ in done:
+            if job.id not in recorded:
                 await self._undo(job)
-        if self._purge_at_once and stored_jobs:
-            # A copy that stays behind in a crash here is found by the sweep.
-            single = [job.upload.id for job in stored_jobs if job.upload.concat is None]
-            await self._staging.remove(single)
-            await self._sweep.purged([job.upload.id for job in stored_jobs])
+
+    async def record_removed(self, job: Job) -> None:
+        """Record that nothing is left of an upload."""
+        await self._jobs.finish_removals([job])
+        log.info("upload_removed", upload_id=str(job.upload.id))
+
+    async def _purge(self, uploads: Sequence[Upload]) -> None:
+        if not uploads:
+            return
+        try:
+            # A final's bytes are its parts', which have a life of their own.
+            await self._staging.remove([upload.id for upload in uploads if upload.concat is None])
+            await self._sweep.purged([upload.id for upload in uploads])
+        except TusdError as error:
+            # They are stored all the same. The sweep finds what stays behind, here or in a crash.
+            log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))
 
     async def _undo(self, job: Job) -> None:
         """The job is not ours any more. If the upload is gone too, take back what was just made."""
@@ -118,6 +120,7 @@ class Transfers:
             log.info("transfer_undone", upload_id=str(job.upload.id))
         else:
             log.warning("transfer_lease_lost", upload_id=str(job.upload.id), attempt=job.attempt)
+        await self._jobs.discard(job)
 
     def _count(self, job: Job, stored: StoredObject) -> None:
         upload = job.upload
@@ -148,5 +151,3 @@ def _spec(upload: Upload) -> ObjectSpec:
         content_type=upload.content_type or DEFAULT_TYPE,
         filename=upload.filename,
     )
-
-

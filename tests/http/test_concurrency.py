@@ -1,0 +1,317 @@
+"""Two requests and one upload: the newest wins, and no byte is mixed or lost."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import time
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
+from tests.support.raw_http import ConnectionLost
+from tusd_py.errors import TakenOver
+
+BIG = 8 * 2**20
+CHUNKED = ("Transfer-Encoding", "chunked")
+
+
+def locked(served, upload):
+    """Hold the staging file as another process would."""
+    fd = os.open(served.core.staging.path(upload.id), os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+@pytest.mark.parametrize("framing", [("Content-Length", str(BIG)), CHUNKED])
+async def test_a_head_takes_over_and_tells_what_arrived(served, framing):
+    """LOCK-01 LOCK-02 LOCK-03 LOCK-05"""
+    path = await served.create(BIG)
+    connection = await served.begin(path, 0, b"x" * 300_000, framing)
+
+    started = time.monotonic()
+    offset = await served.offset(path)
+    seconds = time.monotonic() - started
+
+    assert offset == 300_000
+    assert seconds < 1
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+    assert (await served.patch(path, offset, b"y" * (BIG - offset))).status == 204
+    assert await served.staged(path) == b"x" * 300_000 + b"y" * (BIG - 300_000)
+
+
+async def test_a_patch_takes_over_with_the_true_offset(served):
+    """LOCK-02 LOCK-05"""
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+
+    mistaken = await served.patch(path, 0, b"HELLOWORLD")
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+    done = await served.patch(path, 5, b"world")
+
+    assert (mistaken.status, mistaken.headers["upload-offset"]) == (409, "5")
+    assert done.status == 204
+    assert await served.staged(path) == b"helloworld"
+
+
+async def test_a_patch_at_the_right_offset_goes_on_from_an_append_that_has_brought_nothing(served):
+    """LOCK-02 LOCK-06"""
+    path = await served.create(5)
+    silent = await served.begin(path, 0, b"", ("Content-Length", "5"))
+    await eventually(lambda: served.web.uploads._locks._entries)
+
+    assert (await served.patch(path, 0, b"hello")).status == 204
+    with pytest.raises(ConnectionLost):
+        await silent.response()
+
+
+async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment(served):
+    """LOCK-02"""
+    path = await served.create(None, {"Upload-Defer-Length": "1"})
+    connection = await served.begin(path, 0, b"x", CHUNKED)
+
+    async def flood():
+        while True:
+            await connection.send(chunk(b"x" * 2**20))
+
+    flooding = asyncio.create_task(flood())
+    body = next(iter(served.web.bodies))
+    await eventually(lambda: body.received > 20 * 2**20)
+    started = time.monotonic()
+    offset = await served.offset(path)
+    seconds = time.monotonic() - started
+    await asyncio.gather(flooding, return_exceptions=True)
+
+    assert seconds < 1
+    assert offset > 20 * 2**20
+    assert (await served.upload(path)).offset == offset
+
+
+async def test_a_delete_takes_over(served):
+    """LOCK-02 TERM-05"""
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+
+    assert (await served.request("DELETE", path)).status == 204
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+
+
+async def test_a_body_that_had_arrived_whole_is_answered_in_spite_of_a_newcomer(served, monkeypatch):
+    """LOCK-03"""
+    path = await served.create(5)
+    advance = served.core.uploads.advance
+    asking = []
+
+    async def slow(*arguments, **keywords):
+        asking.append(asyncio.create_task(served.head(path)))
+        await eventually(lambda: any(entry.waiters for entry in served.web.uploads._locks._entries.values()))
+        return await advance(*arguments, **keywords)
+
+    monkeypatch.setattr(served.core.uploads, "advance", slow)
+    done = await served.patch(path, 0, b"hello")
+
+    assert done.status == 204
+    assert (await asking[0]).headers["upload-offset"] == "5"
+
+
+async def test_two_appends_at_one_offset_store_one_of_them(served):
+    """LOCK-06"""
+    for size in (1000, 3_000_000):
+        path = await served.create(size)
+        bodies = [bytes([65 + number]) * size for number in range(4)]
+
+        async def send(body, path=path):
+            try:
+                return (await served.patch(path, 0, body)).status
+            except ConnectionLost:
+                return 0
+
+        statuses = await asyncio.gather(*map(send, bodies))
+
+        offset = await served.offset(path)
+        staged = await served.staged(path)
+        assert set(statuses) <= {0, 204, 409}
+        assert len(staged) == offset
+        assert len(set(staged)) <= 1
+        assert statuses.count(204) == (1 if offset == size else 0)
+        if offset < size:
+            kept = staged[:1] or b"Z"
+            assert (await served.patch(path, offset, kept * (size - offset))).status == 204
+
+
+async def test_of_many_newcomers_each_gets_its_turn(served):
+    """LOCK-02 LOCK-05"""
+    path = await served.create(100)
+    await served.begin(path, 0, b"hello", ("Content-Length", "100"))
+
+    offsets = await asyncio.gather(*(served.offset(path) for _ in range(20)))
+
+    assert offsets == [5] * 20
+    assert served.web.uploads._locks._entries == {}
+
+
+async def test_a_newcomer_that_goes_away_leaves_the_queue(served):
+    """LOCK-02"""
+    path = await served.create(100)
+    locks = served.web.uploads._locks
+    upload_id = (await served.upload(path)).id
+    stopped = asyncio.Event()
+    async with locks.hold(upload_id, stopped.set):
+        waiting = asyncio.create_task(locks.hold(upload_id, lambda: None).__aenter__())
+        await stopped.wait()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        behind = asyncio.create_task(served.offset(path))
+        await eventually(lambda: locks._entries[upload_id].waiters)
+
+    assert await behind == 0
+    assert locks._entries == {}
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
+async def test_what_cannot_be_had_in_time_is_locked(serve, method):
+    """LOCK-04 CORE-12 GEN-16"""
+    served = await serve(staging={"lock_timeout": 0.3})
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
+    fd = locked(served, await served.upload(path))
+
+    refused = await served.request(method, path, patch_head(2) if method == "PATCH" else {}, b"llo" * (method == "PATCH"))
+
+    assert (refused.status, refused.headers["retry-after"]) == (423, "1")
+    assert "upload-offset" not in refused.headers
+    os.close(fd)
+    assert await served.offset(path) == 2
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PATCH"])
+async def test_a_holder_of_this_process_that_does_not_let_go_locks_as_well(serve, method):
+    """LOCK-04 CORE-12"""
+    served = await serve(staging={"lock_timeout": 0.3})
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
+    async with served.web.uploads._locks.hold((await served.upload(path)).id, lambda: None):
+        refused = await served.request(
+            method, path, patch_head(2) if method == "PATCH" else {}, b"llo" * (method == "PATCH")
+        )
+
+    assert (refused.status, refused.headers["retry-after"]) == (423, "1")
+    assert "upload-offset" not in refused.headers
+
+
+async def test_another_process_is_asked_and_its_offset_is_believed(served, monkeypatch):
+    """LOCK-01 LOCK-02 LOCK-05"""
+    path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"he")
+    upload = await served.upload(path)
+    asked = []
+
+    async def other_process_stops(upload_id):
+        # It stores what it has, moves the row and lets the file go.
+        asked.append(upload_id)
+        if len(asked) == 1:
+            os.pwrite(fd, b"llo", 2)
+            await served.core.database.execute("UPDATE uploads SET upload_offset = 5")
+            os.close(fd)
+
+    monkeypatch.setattr(served.web.uploads._locks, "_ask_others", other_process_stops)
+    for expected, request in [(409, served.patch(path, 2, b"LLO")), (409, served.patch(path, 0, b"X"))]:
+        await served.core.database.execute("UPDATE uploads SET upload_offset = 2")
+        fd = locked(served, upload)
+        asked.clear()
+        response = await request
+        assert (response.status, response.headers["upload-offset"]) == (expected, "5")
+        assert asked == [str(upload.id)]
+
+    assert await served.staged(path) == b"hello"
+
+
+async def test_downloads_take_no_lock(served):
+    """LOCK-07"""
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
+    fd = locked(served, await served.upload(path))
+
+    got = await served.request("GET", path)
+
+    assert (got.status, got.body) == (200, b"hello")
+    os.close(fd)
+
+
+async def test_a_torn_tail_of_a_crash_is_cut_off(served):
+    """LOCK-08"""
+    path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"hello")
+    with served.core.staging.path((await served.upload(path)).id).open("ab") as file:
+        file.write(b"garbage of a writer that was killed")
+
+    assert await served.offset(path) == 5
+    assert (await served.patch(path, 5, b"wo")).status == 204
+    assert await served.staged(path) == b"hellowo"
+
+
+async def test_a_writer_that_lost_its_place_changes_nothing(served):
+    """LOCK-08"""
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+    await served.core.database.execute("UPDATE uploads SET upload_offset = 7")
+
+    await connection.send(b"world")
+    response = await connection.response()
+
+    assert response.status in {423, 204}
+    if response.status == 204:
+        # 7 lies among what this writer has written: its own earlier try may have been recorded so.
+        assert await served.staged(path) == b"helloworld"
+
+
+async def test_a_drain_keeps_what_arrived_and_says_so(served):
+    """LOCK-09 AIO-16 CORE-12"""
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+    idle = await served.connect()
+    assert (await idle.request("HEAD", path, [TUS])).status in {200, 423}
+    again = await served.begin(path, 5, b"wo", ("Content-Length", "5"))
+
+    draining = asyncio.create_task(served.stop(abort=False))
+    answer = await again.response()
+    await draining
+
+    assert (answer.status, answer.headers["upload-offset"], answer.headers["connection"]) == (503, "7", "close")
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+    assert (await served.upload(path)).offset == 7
+
+
+async def test_a_head_during_a_drain_is_locked_and_closes(served):
+    """LOCK-09 CORE-12"""
+    path = await served.create(10)
+    served.web.draining = True
+
+    head = await served.head(path)
+    connection = await served.connect()
+    patch = await connection.request("PATCH", path, patch_head(0), b"hello")
+
+    assert (head.status, head.headers["connection"], head.headers["retry-after"]) == (423, "close", "1")
+    assert (patch.status, patch.headers["connection"]) == (503, "close")
+    assert "upload-offset" not in head.headers
+    served.web.draining = False
+    assert await served.offset(path) == 0
+
+
+async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve):
+    """LOCK-02"""
+    served = await serve(staging={"checkpoint_seconds": 0.05})
+    path = await served.create(100)
+    connection = await served.begin(path, 0, b"hello", CHUNKED)
+    body = next(iter(served.web.bodies))
+    await eventually(lambda: body._reading is not None)
+
+    reading = body._reading
+    reading.reschedule(asyncio.get_running_loop().time())
+    await asyncio.sleep(0)
+    body.interrupt(TakenOver())
+    await connection.send(chunk(b"!"))
+
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+    assert await served.offset(path) in {5, 6}

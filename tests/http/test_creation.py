@@ -1,0 +1,227 @@
+"""tus 1.0.0 §Creation."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE, TUS, chunked
+
+
+async def test_creation_answers_where_and_from_which_offset(served):
+    """CRE-02 CWU-04"""
+    response = await served.request("POST", "/files/", {"Upload-Length": "5"})
+
+    assert response.status == 201
+    assert response.headers["upload-offset"] == "0"
+    assert "upload-expires" in response.headers
+    assert response.headers["upload-id"] == str((await served.upload(response.headers["location"])).id)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Upload-Length": "5", "Upload-Defer-Length": "1"}, {"Upload-Concat": "partial"}, {"Upload-Metadata": "a Yg=="}],
+)
+async def test_creation_wants_exactly_one_of_length_and_its_deferral(served, headers):
+    """CRE-03"""
+    assert (await served.request("POST", "/files/", headers)).status == 400
+
+
+async def test_an_empty_upload_is_complete_at_once(served):
+    """CRE-04"""
+    path = await served.create(0)
+    upload = await served.upload(path)
+
+    head = await served.head(path)
+
+    assert (head.headers["upload-offset"], head.headers["upload-length"]) == ("0", "0")
+    assert await served.count("events", upload, "upload.completed") == 1
+    assert await served.count("jobs", upload, "transfer") == 1
+    assert (await served.request("GET", path)).body == b""
+
+
+async def test_an_empty_upload_is_stored(served):
+    """CRE-04"""
+    path = await served.create(0)
+    async with served.working():
+        await served.until_state(path, "stored")
+
+    assert (await served.request("GET", path)).status == 200
+
+
+@pytest.mark.parametrize(("length", "status"), [(100, 201), (101, 413)])
+async def test_creation_over_the_maximum_is_refused(serve, length, status):
+    """CRE-05 CORE-06"""
+    served = await serve(limits={"max_size": 100})
+
+    response = await served.request("POST", "/files/", {"Upload-Length": str(length)})
+
+    assert response.status == status
+    if status == 413:
+        assert response.headers["tus-max-size"] == "100"
+        assert "location" not in response.headers
+
+
+async def test_the_location_is_a_path(served):
+    """CRE-06 CRE-07"""
+    response = await served.request(
+        "POST",
+        "/files/",
+        {
+            "Upload-Length": "5",
+            "X-Forwarded-Host": "evil.example",
+            "X-Forwarded-Proto": "https",
+            "Forwarded": "host=evil.example;proto=https",
+        },
+    )
+
+    assert response.headers["location"].startswith("/files/")
+
+
+async def test_the_location_follows_the_public_url(serve):
+    """CRE-06"""
+    served = await serve(server={"public_url": "https://up.example/app"})
+
+    response = await served.request("POST", "/files/", {"Upload-Length": "5"})
+
+    assert response.headers["location"].startswith("https://up.example/app/files/")
+
+
+@pytest.mark.parametrize(
+    ("headers", "base"),
+    [
+        ({}, "http://localhost/files/"),
+        ({"X-Forwarded-Proto": "https", "X-Forwarded-Host": "up.example"}, "https://up.example/files/"),
+        ({"X-Forwarded-Proto": "https", "X-Forwarded-Host": "up.example:443"}, "https://up.example/files/"),
+        ({"X-Forwarded-Host": "up.example:8443, other"}, "http://up.example:8443/files/"),
+        ({"X-Forwarded-Proto": "gopher"}, "/files/"),
+        ({"X-Forwarded-Prefix": "/api"}, "http://localhost/api/files/"),
+        ({"Forwarded": 'host="up.example:80";proto=http, host=other'}, "http://up.example/files/"),
+        ({"X-Forwarded-Host": "a/b"}, "/files/"),
+    ],
+)
+async def test_a_trusted_proxy_tells_how_we_are_reached(serve, headers, base):
+    """CRE-07"""
+    served = await serve(server={"trusted_proxies": ["127.0.0.0/8"]})
+
+    response = await served.request("POST", "/files/", {"Upload-Length": "5"} | headers)
+
+    assert response.headers["location"].rpartition("/")[0] + "/" == base
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "a", "a ,b Yg==", "a Yg==, b Yg==", "a Yg", "a /w==", "filename d29ybGQ=,is_confidential", "a  Yg=="],
+)
+async def test_metadata_comes_back_as_it_was_sent(served, value):
+    """CRE-08 CRE-09"""
+    response = await served.request("POST", "/files/", [TUS, ("Upload-Length", "5"), ("Upload-Metadata", value)])
+    assert response.status == 201, response
+
+    head = await served.head(response.headers["location"])
+
+    assert head.headers.get("upload-metadata") == (value or None)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a Yg==,a Yg==", "a Y!g=", "a Yg==,", ",", "ä Yg==", "a Yg== x", "a -_-_", "a\x01 Yg==",
+        "a\u00a0b Yg==", "a " + "Yg" * 8200,
+    ],
+)  # fmt: skip
+async def test_malformed_metadata_creates_nothing(served, value):
+    """CRE-08"""
+    connection = await served.connect()
+    await connection.send(
+        b"POST /files/ HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nUpload-Metadata: "
+        + value.encode()
+        + b"\r\n\r\n"
+    )
+
+    response = await connection.response()
+
+    assert response.status == 400
+    assert "location" not in response.headers
+
+
+async def test_a_file_name_never_becomes_a_path(served):
+    """CRE-10"""
+    name = base64.b64encode(b"../../../etc/passwd\r\nX: y").decode()
+    path = await served.create(
+        5, {"Upload-Metadata": f"filename {name}", "Content-Type": OFFSET_TYPE}, b"hello"
+    )
+    async with served.working():
+        upload = await served.until_state(path, "stored")
+
+    got = await served.request("GET", path)
+
+    assert str(upload.id) in upload.object_key
+    assert "passwd" not in upload.object_key
+    assert got.status == 200
+    assert "x" not in got.headers
+
+
+async def test_metadata_may_be_refused_before_anything_is_made(serve):
+    """CRE-11"""
+    served = await serve(limits={"max_metadata": 10})
+
+    refused = await served.request("POST", "/files/", {"Upload-Length": "5", "Upload-Metadata": "abcdef Yg=="})
+
+    assert refused.status == 400
+    assert refused.body.startswith(b"ERR_INVALID_METADATA: ")
+
+
+@pytest.mark.parametrize("content_type", ["application/octet-stream", "application/json", ""])
+async def test_another_media_type_matters_only_with_a_body(served, content_type):
+    """CRE-12"""
+    headers = {"Upload-Length": "5", "Content-Type": content_type}
+    framed = headers | {"Transfer-Encoding": "chunked"}
+
+    without = await served.request("POST", "/files/", headers)
+    empty = await served.request("POST", "/files/", framed, chunked())
+    whole = await served.request("POST", "/files/", headers, b"hello")
+    in_chunks = await served.request("POST", "/files/", framed, chunked(b"hello"))
+
+    assert [r.status for r in (without, empty, whole, in_chunks)] == [201, 201, 415, 415]
+    assert "location" not in whole.headers
+    assert "location" not in in_chunks.headers
+    assert list(served.core.staging.files()) == []
+
+
+async def test_a_post_to_an_upload_is_not_allowed(served):
+    """CRE-13"""
+    path = await served.create(5)
+
+    response = await served.request("POST", path, {"Upload-Length": "5"})
+
+    assert response.status == 405
+    assert "location" not in response.headers
+
+
+async def test_a_repeated_creation_makes_a_second_upload_and_both_expire(served):
+    """CRE-14"""
+    first, second = await served.create(5), await served.create(5)
+
+    assert first != second
+    assert all([(await served.upload(path)).expires_at for path in (first, second)])
+
+
+async def test_long_header_lines_reach_us(served):
+    """CRE-15 AIO-09"""
+    value = "filename " + "YWFh" * 3900
+
+    path = await served.create(5, {"Upload-Metadata": value})
+    too_long = await served.request("POST", "/files/", {"Upload-Length": "5", "Upload-Metadata": "a" * 60_000})
+
+    assert (await served.head(path)).headers["upload-metadata"] == value
+    assert (too_long.status, too_long.headers["tus-resumable"]) == (400, "1.0.0")
+
+
+async def test_a_line_beyond_the_parsers_limit_gets_a_plain_400(served):
+    """AIO-09"""
+    response = await served.request("POST", "/files/", {"Upload-Length": "5", "Upload-Metadata": "a" * 70_000})
+
+    assert response.status == 400
+    assert b"<" not in response.body

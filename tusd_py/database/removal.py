@@ -1,0 +1,105 @@
+"""Making an upload gone, whatever is happening to it at this moment.
+
+The queue's statements lock a job before its upload, so this does as well; the other way round the
+two would wait for each other. A transfer that holds its lease may still put the object into the
+store. Its removal is therefore due when the lease ends, or earlier if the worker says that it has
+stopped: nothing can come after it and bring the object back.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
+from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS
+from tusd_py.errors import InvalidTransition, PartInUse, TransferInProgress, UploadHeld, UploadNotFound
+from tusd_py.protocol.upload import GONE, Concat, Event, Upload, UploadId, sources
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Connection, Row
+
+LOCK_TRANSFER: Final = f"""
+SELECT id, attempt, state = 'running' AS claimed, state = 'running' AND due_at > now() AS leased FROM jobs
+ WHERE upload_id = $1 AND kind = 'transfer' AND state IN {LIVE} FOR NO KEY UPDATE
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+LOCK_NEW_TRANSFER: Final = f"{LOCK_TRANSFER} NOWAIT"
+LOCK_UPLOAD: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1 FOR NO KEY UPDATE"  # noqa: S608
+PART_IN_USE: Final = f"""
+SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
+                WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
+"""  # noqa: S608
+CANCEL: Final = """
+UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1
+"""
+RECORD_LOST: Final = """
+INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
+SELECT id, attempt, worker, 'lost', started_at FROM jobs WHERE id = $1
+ON CONFLICT DO NOTHING
+"""
+REQUEST_CANCEL: Final = """
+UPDATE jobs SET cancel_requested = true WHERE id = $1
+"""
+REMOVE: Final = f"""
+WITH moved AS (
+    UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now()
+     WHERE id = $1 AND state = ANY ($2::text[])
+    RETURNING id, node
+), {DISOWN_LOCAL}
+INSERT INTO jobs (upload_id, kind, node, due_at)
+SELECT id, 'remove', node, coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now()) FROM moved
+ON CONFLICT DO NOTHING
+"""  # noqa: S608
+
+
+async def remove_upload(connection: Connection, upload_id: UploadId, *, force: bool) -> Upload:
+    """Move an upload to `removing` and queue its removal, inside the caller's transaction.
+
+    Answers the upload as it was.
+
+    Raises:
+        UploadNotFound, InvalidTransition, UploadHeld, PartInUse, TransferInProgress.
+    """
+    transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
+    row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
+    if row is None:
+        raise UploadNotFound
+    upload = upload_from_row(row)
+    await _check(connection, upload)
+    if transfer is None:
+        transfer = await _transfer_just_queued(connection, upload_id)
+    if transfer is not None:
+        await _stop(connection, transfer, force=force)
+    transfer_id = None if transfer is None else transfer["id"]
+    await connection.execute(REMOVE, upload_id, sources(Event.REMOVE), transfer_id)
+    return upload
+
+
+async def _check(connection: Connection, upload: Upload) -> None:
+    if upload.state.value not in sources(Event.REMOVE):
+        raise UploadNotFound if upload.state in GONE else InvalidTransition
+    if upload.hold:
+        raise UploadHeld
+    if upload.concat is Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload.id):
+        raise PartInUse
+
+
+async def _transfer_just_queued(connection: Connection, upload_id: UploadId) -> Row | None:
+    """Lock a transfer that was queued between the look at the jobs and the lock on the upload."""
+    try:
+        return await connection.fetchrow(LOCK_NEW_TRANSFER, upload_id)
+    except asyncpg.LockNotAvailableError as error:
+        # A worker claims it at this moment and waits for the upload that is locked here.
+        raise TransferInProgress from error
+
+
+async def _stop(connection: Connection, transfer: Row, *, force: bool) -> None:
+    if not transfer["leased"]:
+        if transfer["claimed"]:
+            await connection.execute(RECORD_LOST, transfer["id"])
+        await connection.execute(CANCEL, transfer["id"])
+    elif force:
+        await connection.execute(REQUEST_CANCEL, transfer["id"])
+    else:
+        raise TransferInProgress
