@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import download, files_under, seeded, sha256_of
-from tests.support.process import wait_until
+from tests.support.process import is_alive, wait_until
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
 from tests.support.tus_client import ClientUpload, TusClient
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.acceptance
 
 MIB = 2**20
 UPLOADS = 60
-VICTIMS = ("http", "http", "http", "http", "worker", "worker", "worker", "supervisor", "supervisor")
+VICTIMS = ("http",) * 4 + ("worker",) * 3 + ("supervisor",) * 2 + ("database",) * 2
 # A successor takes over from a killed worker in seconds instead of minutes.
 IMPATIENT = {"lease": "2s", "poll_interval": "1s", "retry_delay": "1s"}
 
@@ -62,7 +62,12 @@ class Killer:
     def _kill(self, victim: str) -> None:
         ready = self.server.ready
         self._armed = False
-        pids = {"http": ready.http_pids, "worker": ready.worker_pids, "supervisor": (ready.supervisor_pid,)}
+        pids = {
+            "http": ready.http_pids,
+            "worker": ready.worker_pids,
+            "supervisor": (ready.supervisor_pid,),
+            "database": self.server.postmaster_pids(),
+        }
         self._pid = self._rng.choice(pids[victim])
         os.kill(self._pid, signal.SIGKILL)
         self.killed.append(victim)
@@ -73,8 +78,17 @@ class Killer:
             self.server.kill_supervisor()  # it is dead already: this only reaps it
             self.server.spawn()
             await asyncio.to_thread(self.server.wait_ready)
+        elif self.killed[-1] == "database":
+            await asyncio.to_thread(self._wait_for_another_database)
         else:
             await asyncio.to_thread(self.server.wait_replaced, self._pid)
+
+    def _wait_for_another_database(self) -> None:
+        def another() -> bool:
+            pids = self.server.postmaster_pids()
+            return bool(pids) and self._pid not in pids and all(map(is_alive, pids))
+
+        wait_until(another, deadline=20, what="the database was started again")
 
 
 @pytest.mark.timeout(180)

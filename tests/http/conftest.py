@@ -39,6 +39,8 @@ class Served:
     headers: dict[str, str] = field(default_factory=lambda: {"Tus-Resumable": "1.0.0"})
     connections: list[RawConnection] = field(default_factory=list)
     stopped: bool = False
+    worker: asyncio.Task[None] | None = None
+    worker_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def base(self) -> str:
@@ -118,18 +120,17 @@ class Served:
             connection.abort()
         if not self.stopped:
             self.stopped = True
+            self.worker_stop.set()
+            if self.worker is not None:
+                await self.worker
             await self.server.drain()
 
     @contextlib.asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Run the worker meanwhile."""
-        stop = asyncio.Event()
-        task = asyncio.create_task(run_work(self.work, stop))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
+        """Have the worker run, from here to the end of the test."""
+        if self.worker is None:
+            self.worker = asyncio.create_task(run_work(self.work, self.worker_stop))
+        yield
 
     async def until_state(self, path: str, state: str) -> Upload:
         """Wait until the upload is in a state."""

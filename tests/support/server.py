@@ -152,7 +152,8 @@ class Server:
 
     def postmaster_pids(self) -> list[int]:
         """The process ids that the embedded PostgreSQL has noted in the data directory."""
-        return [int(path.read_text().split()[0]) for path in self.data_dir.rglob("postmaster.pid")]
+        contents = [path.read_text().split() for path in self.data_dir.rglob("postmaster.pid")]
+        return [int(words[0]) for words in contents if words]  # it is created empty
 
     def upload_json(self, upload_id: str, *, origin: str | None = None) -> dict[str, Any]:
         """What the JSON API says of an upload."""

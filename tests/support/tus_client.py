@@ -20,7 +20,7 @@ from tests.support.process import POLL_SECONDS, DeadlineExceeded
 
 PIECE_BYTES = 32 * 1024
 HEADERS = {"Tus-Resumable": "1.0.0"}
-RETRIED = frozenset({409, 423, 500, 502, 503, 504})
+RETRIED = frozenset({409, 423, 503})
 
 
 @dataclass

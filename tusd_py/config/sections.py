@@ -60,7 +60,7 @@ def _http_url(value: str) -> str:
 
 def _base_path(value: str) -> str:
     stripped = value.rstrip("/")
-    if stripped in {"", "/api", "/download"} or f"{stripped}/".startswith(("/api/v1/", "/download/")):
+    if stripped in {"", "/api"} or f"{stripped}/".startswith(("/api/v1/", "/download/", "/assets/")):
         raise ValueError(f"{value!r} is used by the server itself; choose another path")
     if not _BASE_PATH.fullmatch(value) or {".", ".."} & set(value.split("/")):
         raise ValueError('a path like "/files" is expected')
@@ -126,6 +126,10 @@ class ServerConfig(Section):
     port: Port = Field(default=1080, description="port to listen on; 0 takes a free one")
     base_path: Annotated[str, AfterValidator(_base_path)] = Field(
         default="/files", description="where uploads are created; works with and without a trailing slash"
+    )
+    page: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="upload page at /; auto: with auth.mode = none on loopback; it knows of no tokens",
     )
     public_url: OptionalHttpUrl = Field(
         default=None,

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from aiohttp import web
 
-from tusd_py.errors import BadParameter, MethodNotAllowed, RangeNotSatisfiable, UploadNotFound
+from tusd_py.errors import BadParameter, MethodNotAllowed, UploadNotFound
 from tusd_py.http.downloads import download
 from tusd_py.http.keys import PROBLEM, UPLOAD_ID, WEB, Web
-from tusd_py.http.replies import json_response, problem_response
+from tusd_py.http.replies import json_response
 from tusd_py.policy import Intent
 from tusd_py.protocol.upload import GONE, RECEIVING, UploadId
 
@@ -52,12 +52,7 @@ def _api(handler: Handler, *methods: str) -> Handler:
             error = MethodNotAllowed()
             error.allow = ("OPTIONS", *methods)
             raise error
-        try:
-            return await handler(request)
-        except RangeNotSatisfiable as error:
-            response = problem_response(error)
-            response.headers["Content-Range"] = f"bytes */{error.total_length}"
-            return response
+        return await handler(request)
 
     return answer
 

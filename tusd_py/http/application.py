@@ -9,7 +9,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from tusd_py.http import api
+from tusd_py.http import api, page
 from tusd_py.http.keys import WEB, Web
 from tusd_py.http.middleware import observe, shared_headers
 from tusd_py.http.trailers import TrailerRunner
@@ -54,6 +54,7 @@ def build_application(context: Web) -> web.Application:
     ):
         app.router.add_route("*", path, handler, expect_handler=defer_continue)
     app.router.add_routes(api.routes(downloads=context.config.downloads.enabled))
+    app.router.add_routes(page.routes(context.config, context.features))
     return app
 
 

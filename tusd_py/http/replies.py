@@ -12,6 +12,7 @@ from tusd_py.errors import (
     BodyTimedOut,
     BodyTooSlow,
     ClientDisconnected,
+    RangeNotSatisfiable,
     ServerDraining,
     StagingDamaged,
     TakenOver,
@@ -56,6 +57,7 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     response = to_response(render_error(shown, method, features))
     if isinstance(error, ServerDraining) or request.get(CLOSE):
         response.force_close()
+    _tell_length(response, error)
     return response
 
 
@@ -94,7 +96,13 @@ def problem_response(error: TusdError) -> web.Response:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.allow:
         response.headers["Allow"] = ", ".join(error.allow)
+    _tell_length(response, error)
     return response
+
+
+def _tell_length(response: web.Response, error: TusdError) -> None:
+    if isinstance(error, RangeNotSatisfiable):
+        response.headers["Content-Range"] = f"bytes */{error.total_length}"
 
 
 def _title(status: int) -> str:

@@ -73,7 +73,7 @@ export class RecentUploads {
   #note = document.getElementById("recent-note")
   #news = document.getElementById("news")
   #rows = new Map()
-  #states = new Map()
+  #states = null
   #busy
   #delay = SOONEST_MS
   #timer
@@ -151,7 +151,7 @@ export class RecentUploads {
       return row
     })
     if (changed) {
-      this.#table.tBodies[0].replaceChildren(...rows)
+      this.#place(rows)
       this.#announce(uploads)
     }
     this.#table.hidden = !uploads.length
@@ -159,10 +159,27 @@ export class RecentUploads {
     return changed
   }
 
+  /** Put the rows in order; one that stays where it is keeps the focus. */
+  #place(rows) {
+    const body = this.#table.tBodies[0]
+    const wanted = new Set(rows)
+    for (const row of [...body.rows]) {
+      if (!wanted.has(row)) {
+        row.remove()
+      }
+    }
+    rows.forEach((row, index) => {
+      if (body.rows[index] !== row) {
+        body.insertBefore(row, body.rows[index] ?? null)
+      }
+    })
+  }
+
   /** Tell those who do not see the table what has been stored. */
   #announce(uploads) {
-    const stored = uploads.filter(({ id, state }) => state === "stored" && this.#states.get(id) !== "stored")
-    if (stored.length && this.#states.size) {
+    const before = this.#states
+    const stored = uploads.filter(({ id, state }) => state === "stored" && before?.get(id) !== "stored")
+    if (before && stored.length) {
       this.#news.textContent = `Stored: ${stored.map(nameOf).join(", ")}`
     }
     this.#states = new Map(uploads.map(({ id, state }) => [id, state]))

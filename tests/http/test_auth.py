@@ -1,0 +1,159 @@
+"""Who may do what, with bearer tokens."""
+
+from __future__ import annotations
+
+import time
+
+import jwt
+import pytest
+
+from tests.http.support import OFFSET_TYPE, patch_head
+
+SECRET = "a secret of thirty-two bytes, or so"
+BODY = {"Content-Type": OFFSET_TYPE}
+
+
+def bearer(subject="ann", *, expires_in=3600, key=SECRET, **claims):
+    token = jwt.encode({"sub": subject, "exp": int(time.time() + expires_in)} | claims, key, algorithm="HS256")
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture
+async def guarded(serve):
+    return await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET, "leeway": 0, "resume_grace": 3600}})
+
+
+async def every_verb(served, path, headers):
+    """The status of each verb; DELETE comes last."""
+    upload_id = (await served.upload(path)).id
+    return {
+        "HEAD": (await served.head(path, headers)).status,
+        "PATCH": (await served.patch(path, 2, b"llo", headers)).status,
+        "GET": (await served.request("GET", path, headers)).status,
+        "download": (await served.request("GET", f"/download/{upload_id}", headers)).status,
+        "api": (await served.request("GET", f"/api/v1/uploads/{upload_id}", headers)).status,
+        "DELETE": (await served.request("DELETE", path, headers)).status,
+    }
+
+
+async def test_the_owner_may_do_everything(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    assert await every_verb(guarded, path, bearer()) == {
+        "HEAD": 200, "PATCH": 204, "GET": 200, "download": 200, "api": 200, "DELETE": 204,
+    }  # fmt: skip
+
+
+async def test_strangers_see_nothing(guarded):
+    """CORE-11"""
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    assert set((await every_verb(guarded, path, bearer("bob"))).values()) == {404}
+    head = await guarded.head(path, bearer())
+    assert (head.status, head.headers["upload-offset"]) == (200, "2")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": "Bearer x.y.z"},
+        {"Authorization": "Basic YTpi"},
+        bearer(key="another secret of thirty-two bytes"),
+        bearer(expires_in=-7200),
+    ],
+)
+async def test_nobody_in_particular_is_asked_for_a_token(guarded, headers):
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    assert set((await every_verb(guarded, path, headers)).values()) == {401}
+    refused = await guarded.request("POST", "/files/", headers | {"Upload-Length": "5"})
+    assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
+
+
+async def test_an_expired_token_may_still_resume(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    assert await every_verb(guarded, path, bearer(expires_in=-60)) == {
+        "HEAD": 200, "PATCH": 204, "GET": 401, "download": 401, "api": 401, "DELETE": 401,
+    }  # fmt: skip
+    created = await guarded.request("POST", "/files/", bearer(expires_in=-60) | {"Upload-Length": "5"})
+    assert created.status == 401
+
+
+async def test_an_expired_token_of_a_stranger_opens_nothing(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    statuses = await every_verb(guarded, path, bearer("bob", expires_in=-60))
+
+    assert (statuses["HEAD"], statuses["PATCH"]) == (404, 404)
+
+
+@pytest.mark.parametrize(("headers", "status"), [({}, 401), (bearer("bob"), 404)])
+async def test_a_refusal_comes_before_the_body(guarded, headers, status):
+    """CORE-28"""
+    path = await guarded.create(5, bearer())
+    for method, target, own in [
+        ("PATCH", path, patch_head(0)),
+        ("POST", "/files/", [*patch_head(0), ("Upload-Length", "5")]),
+    ]:
+        connection = await guarded.connect()
+        await connection.send_head(
+            method, target, [*own, ("Content-Length", "5"), ("Expect", "100-continue"), *headers.items()]
+        )
+        if method == "POST" and headers:
+            assert await connection.interim() == 100
+            continue
+        response = await connection.response()
+        assert (response.status, response.interim) == (status, [])
+    assert (await guarded.upload(path)).offset == 0
+
+
+async def test_a_scope_may_be_needed_to_create(serve):
+    served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET, "create_scope": "files:create"}})
+
+    refused = await served.request("POST", "/files/", bearer() | {"Upload-Length": "5"})
+    created = await served.request("POST", "/files/", bearer(scope="x files:create") | {"Upload-Length": "5"})
+
+    assert [refused.status, created.status] == [403, 201]
+
+
+async def test_a_scope_may_open_everybodys_downloads_and_nothing_more(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+
+    statuses = await every_verb(guarded, path, bearer("bob", scope="files:read:any"))
+
+    assert statuses == {"HEAD": 404, "PATCH": 404, "GET": 200, "download": 200, "api": 200, "DELETE": 404}
+
+
+async def test_foreign_parts_do_not_exist(guarded):
+    """CAT-05 CAT-06"""
+    partial = BODY | {"Upload-Concat": "partial"}
+    hers = await guarded.create(5, partial | bearer(), b"hello")
+    his = await guarded.create(5, partial | bearer("bob"), b"world")
+
+    own = await guarded.request("POST", "/files/", bearer() | {"Upload-Concat": f"final;{hers}"})
+    mixed = await guarded.request("POST", "/files/", bearer() | {"Upload-Concat": f"final;{hers} {his}"})
+
+    assert [own.status, mixed.status] == [201, 400]
+    assert b"Part 2 of Upload-Concat does not exist" in mixed.body
+
+
+async def test_a_list_shows_only_ones_own(guarded):
+    await guarded.create(5, bearer())
+    await guarded.create(6, bearer("bob"))
+
+    response = await guarded.request("GET", "/api/v1/uploads", bearer())
+
+    assert response.body.count(b'"length":5') == 1
+    assert b'"length":6' not in response.body
+
+
+async def test_an_override_needs_the_same_permission(guarded):
+    """CORE-07"""
+    path = await guarded.create(5, BODY | bearer(), b"he")
+
+    refused = await guarded.request("POST", path, bearer("bob") | {"X-HTTP-Method-Override": "DELETE"})
+
+    assert refused.status == 404
+    assert (await guarded.head(path, bearer())).status == 200

@@ -1,0 +1,304 @@
+"""Downloads: by the public id and by the tus URL, from staging and from the store."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE, TUS, eventually
+from tests.support.raw_http import ConnectionLost
+from tusd_py.ports import ObjectStore, Presigner
+
+BODY = {"Content-Type": OFFSET_TYPE}
+DATA = b"0123456789"
+
+
+def metadata(**pairs):
+    return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in pairs.items())
+
+
+async def uploaded(served, data=DATA, **pairs):
+    path = await served.create(len(data), BODY | ({"Upload-Metadata": metadata(**pairs)} if pairs else {}), data)
+    return path, f"/download/{(await served.upload(path)).id}"
+
+
+async def stored(served, data=DATA, **pairs):
+    path, link = await uploaded(served, data, **pairs)
+    async with served.working():
+        upload = await served.until_state(path, "stored")
+        await eventually(lambda: not served.core.staging.path(upload.id).exists())
+    return path, link
+
+
+@pytest.fixture(params=[uploaded, stored], ids=["staged", "stored"])
+def place(request):
+    return request.param
+
+
+async def test_both_links_serve_the_bytes(served, place):
+    """CORE-30"""
+    path, link = await place(served)
+
+    for target in (path, link, f"{link}/a name.txt"):
+        got = await served.request("GET", target.replace(" ", "%20"), [])
+        assert (got.status, got.body) == (200, DATA)
+        assert got.headers["content-length"] == "10"
+        assert got.headers["accept-ranges"] == "bytes"
+        assert got.headers["x-content-type-options"] == "nosniff"
+        assert "sandbox" in got.headers["content-security-policy"]
+
+
+async def test_a_head_on_the_link_has_no_body(served, place):
+    _, link = await place(served)
+    connection = await served.connect()
+
+    head = await connection.request("HEAD", link, [])
+    after = await connection.request("GET", link, [])
+
+    assert (head.status, head.headers["content-length"]) == (200, "10")
+    assert after.body == DATA
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "first", "last"),
+    [
+        ("bytes=0-3", 206, 0, 3), ("bytes=4-", 206, 4, 9), ("bytes=-3", 206, 7, 9), ("bytes=-30", 206, 0, 9),
+        ("bytes=9-9", 206, 9, 9), ("bytes=5-99999", 206, 5, 9), ("BYTES=0-0", 206, 0, 0),
+        ("bytes=10-", 416, 0, 0), ("bytes=99-100", 416, 0, 0), ("bytes=-0", 416, 0, 0),
+        ("lines=0-3", 200, 0, 9), ("bytes=3-1", 200, 0, 9), ("bytes=a-b", 200, 0, 9), ("bytes=0-1,3-4", 200, 0, 9),
+        ("bytes=-", 200, 0, 9), ("", 200, 0, 9), ("bytes=0-" + "9" * 30, 200, 0, 9),
+    ],
+)  # fmt: skip
+async def test_a_staged_upload_is_served_in_ranges(served, value, status, first, last):
+    path, link = await uploaded(served)
+
+    for target in (path, link):
+        got = await served.request("GET", target, [TUS, ("Range", value)])
+        assert got.status == status
+        if status == 416:
+            assert got.headers["content-range"] == "bytes */10"
+        else:
+            assert got.body == DATA[first : last + 1]
+        assert got.headers.get("content-range") == {206: f"bytes {first}-{last}/10", 416: "bytes */10"}.get(status)
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "body"),
+    [("bytes=0-3", 206, b"0123"), ("bytes=-3", 206, b"789"), ("bytes=4-", 206, b"456789"), ("bytes=10-", 416, None)],
+)
+async def test_a_stored_upload_is_served_in_ranges(served, value, status, body):
+    path, link = await stored(served)
+
+    for target in (path, link):
+        got = await served.request("GET", target, [("Range", value)])
+        assert got.status == status
+        assert body is None or got.body == body
+
+
+async def test_a_range_of_another_version_is_not_mixed_in(served, place):
+    path, _ = await place(served)
+    tag = (await served.request("GET", path)).headers["etag"]
+
+    same = await served.request("GET", path, {"Range": "bytes=2-3", "If-Range": tag})
+    other = await served.request("GET", path, {"Range": "bytes=2-3", "If-Range": '"other"'})
+    unchanged = await served.request("GET", path, {"If-None-Match": tag})
+
+    assert (same.status, same.body) == (206, DATA[2:4])
+    assert (other.status, other.body) == (200, DATA)
+    assert (unchanged.status, unchanged.body) == (304, b"")
+
+
+async def test_an_empty_upload_is_served(served, place):
+    path, link = await place(served, b"")
+
+    for target in (path, link):
+        got = await served.request("GET", target)
+        assert (got.status, got.body) == (200, b"")
+        assert (await served.request("GET", target, {"Range": "bytes=0-"})).status == 416
+
+
+@pytest.mark.parametrize(
+    ("pairs", "content_type", "disposition"),
+    [
+        ({"filename": "a.png", "filetype": "image/png"}, "image/png", 'inline; filename="a.png"'),
+        ({"filename": "a.html", "filetype": "text/html"}, "text/html", 'attachment; filename="a.html"'),
+        ({"filename": "a.svg", "filetype": "image/svg+xml"}, "image/svg+xml", 'attachment; filename="a.svg"'),
+        ({}, "application/octet-stream", "attachment"),
+        (
+            {"filename": "ä€.txt"},
+            "text/plain",
+            "inline; filename=\"__.txt\"; filename*=UTF-8''%C3%A4%E2%82%AC.txt",
+        ),
+        ({"filename": "../../a\"b.txt"}, "text/plain", "inline; filename=\"....a\\\"b.txt\"; filename*=UTF-8''....a%22b.txt"),
+    ],
+)
+async def test_a_browser_is_told_name_and_type(served, place, pairs, content_type, disposition):
+    """CRE-10"""
+    path, link = await place(served, **pairs)
+
+    for target in (path, link):
+        got = await served.request("GET", target)
+        assert got.headers["content-type"].split(";")[0] == content_type
+        assert got.headers["content-disposition"] == disposition
+
+
+async def test_an_unfinished_upload_is_not_served(served):
+    """CORE-30"""
+    path = await served.create(5, BODY, b"he")
+    link = f"/download/{(await served.upload(path)).id}"
+
+    assert (await served.request("GET", path)).status == 409
+    refused = await served.request("GET", link)
+    assert (refused.status, refused.headers["content-type"]) == (409, "application/problem+json")
+
+
+@pytest.mark.parametrize("removed", [False, True])
+async def test_what_is_gone_is_not_served(served, place, removed):
+    path, link = await place(served)
+    await served.request("DELETE", path)
+    if removed:
+        async with served.working():
+            await served.until_state(path, "removed")
+
+    assert (await served.request("GET", path)).status == 404
+    assert (await served.request("GET", link)).status == 404
+
+
+@pytest.mark.parametrize(
+    "tail", [str(uuid.uuid4()), "x", "", "..%2f..%2fetc%2fpasswd", "%00", "0" * 32, "{upper}", "{braced}", "a/b/c"]
+)
+async def test_only_a_known_id_in_its_one_spelling_is_served(served, tail):
+    """GEN-09"""
+    path, _ = await uploaded(served)
+    known = str((await served.upload(path)).id)
+
+    tail = tail.format(upper=known.upper(), braced="{" + known + "}") if tail.startswith("{") else tail
+    assert (await served.request("GET", f"/download/{tail}")).status == 404
+
+
+async def test_switched_off_nothing_is_served(serve):
+    served = await serve(downloads={"enabled": False})
+    path, link = await uploaded(served)
+
+    on_the_upload = await served.request("GET", path)
+
+    assert on_the_upload.status == 405
+    assert "GET" not in on_the_upload.headers["allow"]
+    assert (await served.request("GET", link)).status == 404
+
+
+async def test_other_methods_are_not_allowed_on_the_link(served):
+    """GEN-11"""
+    _, link = await uploaded(served)
+
+    refused = await served.request("POST", link)
+
+    assert (refused.status, refused.headers["allow"]) == (405, "OPTIONS, GET, HEAD")
+
+
+class RemoteStore(ObjectStore, Presigner):
+    name = "remote"
+
+    async def presign(self, key, *, content_type, content_disposition, expires_seconds):
+        self.asked = (key, content_type, content_disposition, expires_seconds)
+        return f"https://bucket.example/{key}?signed"
+
+
+async def test_a_remote_store_is_redirected_to(served):
+    path, link = await uploaded(served, filename="a.html")
+    await served.core.database.execute(
+        "UPDATE uploads SET state = 'stored', remote_present = true, local_present = false, stored_at = now()"
+    )
+    served.web.store = RemoteStore()
+    key = (await served.upload(path)).object_key
+
+    for target in (path, link):
+        response = await served.request("GET", target)
+        assert (response.status, response.headers["location"]) == (302, f"https://bucket.example/{key}?signed")
+        assert "no-store" in response.headers["cache-control"]
+        assert served.web.store.asked == (key, "text/html", 'attachment; filename="a.html"', 300)
+
+
+async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):
+    path, _ = await uploaded(served)
+    locate = served.web.uploads.locate
+    calls = []
+
+    async def then_transferred(upload):
+        located = await locate(upload)
+        if not calls:
+            calls.append(upload.id)
+            async with served.working():
+                await served.until_state(path, "stored")
+                await eventually(lambda: not served.core.staging.path(upload.id).exists())
+        return located
+
+    monkeypatch.setattr(served.web.uploads, "locate", then_transferred)
+
+    got = await served.request("GET", path)
+
+    assert (got.status, got.body) == (200, DATA)
+
+
+async def test_a_staged_copy_that_is_missing_is_an_error_and_never_a_shorter_file(served):
+    path, _ = await uploaded(served)
+    file = served.core.staging.path((await served.upload(path)).id)
+
+    file.write_bytes(DATA[:4])
+    assert (await served.request("GET", path)).status == 500
+    file.unlink()
+    assert (await served.request("GET", path)).status == 500
+
+
+async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_connection(served, monkeypatch):
+    data = b"x" * 20_000_000
+    path, _ = await uploaded(served, data)
+    file = served.core.staging.path((await served.upload(path)).id)
+    connection = await served.connect()
+    await connection.send_head("GET", path, [])
+    await connection.reader.readuntil(b"\r\n\r\n")
+    with file.open("r+b") as opened:
+        opened.truncate(1000)
+
+    rest = await connection.closed()
+
+    assert len(rest) < len(data)
+
+
+async def test_a_stored_file_that_is_missing_is_not_found(served):
+    path, link = await stored(served)
+    served.core.store.local_path((await served.upload(path)).object_key).unlink()
+
+    assert (await served.request("GET", path)).status == 404
+    assert (await served.request("GET", link)).status == 404
+
+
+async def test_a_client_that_goes_away_is_no_failure(served, capfd):
+    path, _ = await uploaded(served, b"x" * 20_000_000)
+    connection = await served.connect()
+    await connection.send_head("GET", path, [])
+    await connection.reader.readuntil(b"\r\n\r\n")
+
+    connection.abort()
+    await eventually(lambda: not served.server._runner.server.connections)
+
+    output = "".join(capfd.readouterr())
+    assert "request_failed" not in output
+    assert "Traceback" not in output
+
+
+async def test_a_large_download_streams(served):
+    data = bytes(range(256)) * 4096 * 20
+    path, _ = await uploaded(served, data)
+
+    assert (await served.request("GET", path)).body == data
+
+
+async def test_a_lost_connection_is_reported_as_such(served):
+    connection = await served.connect()
+    connection.abort()
+
+    with pytest.raises(ConnectionLost):
+        await connection.response()
