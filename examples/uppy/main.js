@@ -28,6 +28,11 @@ new Uppy()
     // The server's own words, a line of text. A browser hands them out only with CORS headers.
     message.textContent = `${file.name}: ${response?.body?.xhr?.responseText || "no answer"}`
   })
-  .on("complete", ({ successful }) => {
-    message.textContent = `${successful.length} uploaded`
+  .on("upload", () => {
+    message.textContent = ""
+  })
+  .on("complete", ({ successful, failed }) => {
+    if (!failed.length) {
+      message.textContent = `${successful.length} uploaded`
+    }
   })

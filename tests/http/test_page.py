@@ -76,7 +76,8 @@ async def test_an_asset_has_its_type_and_is_revalidated(served, name, content_ty
 
 
 @pytest.mark.parametrize(
-    "path", ["/assets/", "/assets/index.html", "/assets/..%2findex.html", "/assets/.done", "/assets/x/page.js", "/page.js"]
+    "path",
+    ["/assets/", "/assets/index.html", "/assets/..%2findex.html", "/assets/.done", "/assets/x/page.js", "/page.js"],
 )
 async def test_nothing_else_is_served(served, path):
     assert (await served.request("GET", path)).status == 404

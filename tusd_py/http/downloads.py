@@ -68,14 +68,15 @@ async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
     if isinstance(located, Staged):
         try:
             response = await _serve_segments(request, upload, located.segments, served)
-            context.metrics.downloads.labels("staging").inc()
-            return response
         except StagingMissing:
             # The transfer finished in between and removed the staged copy; then the store has it.
             upload = await context.uploads.refresh(upload.id)
             located = await context.uploads.locate(upload)
             if isinstance(located, Staged):
                 raise
+        else:
+            context.metrics.downloads.labels("staging").inc()
+            return response
     return await _serve_stored(request, context, located, served)
 
 
@@ -92,11 +93,14 @@ async def _serve_stored(
     store, key = context.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
         path = store.local_path(key)
-        if not path.is_file():
-            raise StoredObjectMissing(key=key)
+        try:
+            facts = path.stat()
+        except FileNotFoundError as error:
+            raise StoredObjectMissing(key=key) from error
         context.metrics.downloads.labels("store").inc()
-        if request.headers.get("If-Range", "").startswith(('"', "W/")):
-            # aiohttp's file response knows dates there and takes a tag for no condition at all.
+        condition = request.headers.get("If-Range", "")
+        if condition.startswith(('"', "W/")) and condition != f'"{facts.st_mtime_ns:x}-{facts.st_size:x}"':
+            # aiohttp's file response takes a tag that is not its own for no condition at all.
             segments = [Segment(path, stored.upload.offset)]
             return await _serve_segments(request, stored.upload, segments, served)
         return web.FileResponse(path, headers=served.headers)

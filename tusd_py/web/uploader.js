@@ -18,7 +18,9 @@ export function startUploader({ Uppy, Dashboard, Tus }, { target, endpoint, maxS
     })
   if (parallel) {
     uppy.on("file-added", (file) => splitLarge(uppy, file))
+    // Before the listeners of the uploads themselves, which forget what is to be ended.
     uppy.on("file-removed", (file) => endParts(uppy, file))
+    uppy.on("cancel-all", () => uppy.getFiles().forEach((file) => endParts(uppy, file)))
   }
   uppy.on("upload-error", (_file, _error, response) => explain(uppy, response))
   for (const event of ["upload", "upload-success", "upload-error", "file-removed", "complete"]) {

@@ -1,0 +1,124 @@
+"""The JSON API."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from datetime import datetime
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE
+
+BODY = {"Content-Type": OFFSET_TYPE}
+
+
+async def show(served, path):
+    response = await served.request("GET", f"/api/v1/uploads/{(await served.upload(path)).id}", [])
+    assert (response.status, response.headers["content-type"]) == (200, "application/json")
+    return json.loads(response.body)
+
+
+async def test_an_upload_is_shown_as_it_stands(served):
+    path = await served.create(5, BODY | {"Upload-Metadata": "filename YS50eHQ="}, b"he")
+
+    shown = await show(served, path)
+
+    assert shown | {"id": 0, "created_at": 0, "updated_at": 0, "expires_at": 0} == {
+        "id": 0, "state": "uploading", "length": 5, "offset": 2, "filename": "a.txt", "content_type": None,
+        "location": "local", "download_url": None, "created_at": 0, "updated_at": 0, "completed_at": None,
+        "stored_at": None, "expires_at": 0, "error": None, "attempts": 0, "bytes_transferred": 0, "last_error": None,
+        "error_code": None, "next_attempt_at": None,
+    }  # fmt: skip
+    assert datetime.fromisoformat(shown["created_at"]).tzinfo is not None
+    assert path.rpartition("/")[2] not in json.dumps(shown)
+
+
+async def test_the_way_to_the_store_can_be_watched(served):
+    path = await served.create(5, BODY, b"hello")
+    assert (await show(served, path))["state"] == "completed"
+
+    async with served.working():
+        await served.until_state(path, "stored")
+    shown = await show(served, path)
+
+    assert (shown["state"], shown["attempts"], shown["location"]) == ("stored", 1, "remote")
+    assert shown["stored_at"] is not None
+    assert (await served.request("GET", shown["download_url"], [])).body == b"hello"
+
+
+async def test_a_deleted_upload_is_shown_as_gone(served):
+    path = await served.create(5)
+    upload_id = (await served.upload(path)).id
+    await served.request("DELETE", path)
+
+    shown = json.loads((await served.request("GET", f"/api/v1/uploads/{upload_id}", [])).body)
+
+    assert (shown["state"], shown["download_url"]) == ("removing", None)
+
+
+async def test_uploads_are_listed_newest_first_in_pages(served):
+    paths = [await served.create(length) for length in (1, 2, 3)]
+    await served.request("DELETE", paths[1])
+    await served.create(4, {"Upload-Concat": "partial"})
+
+    first = json.loads((await served.request("GET", "/api/v1/uploads?limit=1", [])).body)
+    second = json.loads(
+        (await served.request("GET", f"/api/v1/uploads?limit=1&before={first['next_before']}", [])).body
+    )
+    last = json.loads((await served.request("GET", f"/api/v1/uploads?before={second['next_before']}", [])).body)
+
+    assert [upload["length"] for upload in first["uploads"]] == [3]
+    assert [upload["length"] for upload in second["uploads"]] == [1]
+    assert last == {"uploads": [], "next_before": None}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0", "limit=201", "limit=x", "limit=", "limit=-1", "limit=00000000199999", "limit=%D9%A3", "before=x",
+        "before=2026-01-01", "before=2026-01-01T00:00:00", "before=0001-01-01T00:00:00%2B14:00",
+        "before=9999-12-31T23:59:59-14:00",
+    ],
+)  # fmt: skip
+async def test_a_malformed_parameter_is_refused(served, query):
+    response = await served.request("GET", f"/api/v1/uploads?{query}", [])
+
+    assert response.status == 400, response
+    problem = json.loads(response.body)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert (problem["status"], problem["code"]) == (400, "ERR_BAD_PARAMETER")
+
+
+@pytest.mark.parametrize("upload_id", [str(uuid.uuid4()), "x", "%00", "%2e%2e", "0" * 32, "*"])
+async def test_an_unknown_id_is_not_found(served, upload_id):
+    """GEN-09"""
+    response = await served.request("GET", f"/api/v1/uploads/{upload_id}", [])
+
+    assert response.status == 404
+    assert json.loads(response.body)["status"] == 404
+
+
+async def test_other_methods_are_not_allowed(served):
+    """GEN-11"""
+    response = await served.request("POST", "/api/v1/uploads", [])
+
+    assert (response.status, response.headers["allow"]) == (405, "OPTIONS, GET")
+    assert response.headers["cache-control"] == "no-store"
+
+
+async def test_a_request_id_is_taken_over_or_made(served):
+    own = await served.request("GET", "/api/v1/uploads", [("X-Request-ID", "abc-1")])
+    made = await served.request("GET", "/api/v1/uploads", [("X-Request-ID", "a b;")])
+
+    assert own.headers["x-request-id"] == "abc-1"
+    assert made.headers["x-request-id"] not in {"", "a b;"}
+
+
+async def test_a_token_never_stands_whole_in_the_log(served, capfd):
+    path = await served.create(5)
+    await served.patch(path, 0, b"hello")
+    await served.head(f"{path}/")
+    await served.request("GET", f"{path}%2F")
+
+    assert path.rpartition("/")[2] not in "".join(capfd.readouterr())

@@ -1,0 +1,571 @@
+"""What goes wrong around the server: the database, the disk, the file, the handler itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
+from tests.support.raw_http import ConnectionLost
+from tusd_py.errors import DatabaseUnavailable, StagingFull, StorageError
+
+BODY = {"Content-Type": OFFSET_TYPE}
+MIB = 2**20
+
+
+# --- the database ----------------------------------------------------------------------------------
+
+
+class DatabaseProxy:
+    """Stands between the server and PostgreSQL, and takes the latter away."""
+
+    def __init__(self, dsn: str) -> None:
+        self.parts = urlsplit(dsn)
+        self.host = parse_qs(self.parts.query).get("host", [self.parts.hostname or "localhost"])[0]
+        self.upstream = int(parse_qs(self.parts.query).get("port", [self.parts.port or 5432])[0])
+        self.away = False
+        self.frozen = asyncio.Event()
+        self.frozen.set()
+        self.drop_replies = False
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = self.server.sockets[0].getsockname()[1]
+        user = f"{self.parts.username or 'postgres'}" + (f":{self.parts.password}" if self.parts.password else "")
+        return f"postgresql://{user}@127.0.0.1:{port}{self.parts.path}?sslmode=disable"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.tasks.add(asyncio.current_task())
+        self.writers.add(writer)
+        with contextlib.suppress(OSError):
+            if not self.away:
+                if self.host.startswith("/"):
+                    path = f"{self.host}/.s.PGSQL.{self.upstream}"
+                    up_reader, up_writer = await asyncio.open_unix_connection(path)
+                else:
+                    up_reader, up_writer = await asyncio.open_connection(self.host, self.upstream)
+                self.writers.add(up_writer)
+                await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer, reply=True))
+        writer.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, reply: bool = False) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                await self.frozen.wait()
+                if reply and self.drop_replies:
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    def take_away(self) -> None:
+        self.away = True
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
+    def bring_back(self) -> None:
+        self.away = self.drop_replies = False
+
+    async def stop(self) -> None:
+        self.frozen.set()
+        self.take_away()
+        self.server.close()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+
+
+@pytest.fixture
+async def database(dsn):
+    proxy = DatabaseProxy(dsn)
+    proxy.dsn = await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
+async def served_through(serve, database):
+    quick = {"dsn": database.dsn, "connect_timeout": 0.5, "command_timeout": 1}
+    return await serve(database=quick, operations={"enabled": False})
+
+
+async def test_without_its_database_a_head_is_locked_and_the_rest_unavailable(served_through, database):
+    """CORE-12"""
+    served = served_through
+    path = await served.create(5, BODY, b"he")
+    database.take_away()
+
+    head = await served.head(path)
+    others = [
+        await served.request("POST", "/files/", {"Upload-Length": "5"}),
+        await served.request("POST", "/files/", BODY | {"Upload-Length": "5"}, b"hello"),
+        await served.patch(path, 2, b"llo"),
+        await served.request("DELETE", path),
+        await served.request("GET", path),
+        await served.request("GET", "/api/v1/uploads"),
+    ]
+
+    assert (head.status, head.headers["retry-after"]) == (423, "1")
+    assert "upload-offset" not in head.headers
+    assert [response.status for response in others] == [503] * 6
+    assert (await served.request("OPTIONS", path)).status == 200
+    database.bring_back()
+    assert await served.offset(path) == 2
+    assert (await served.patch(path, 2, b"llo")).status == 204
+    assert await served.staged(path) == b"hello"
+
+
+async def test_a_database_that_hangs_is_not_waited_for_without_end(served_through, database):
+    """CORE-12"""
+    served = served_through
+    path = await served.create(5, BODY, b"he")
+    database.frozen.clear()
+
+    assert (await served.head(path)).status == 423
+
+    database.frozen.set()
+    database.take_away()
+    database.bring_back()
+    assert await served.offset(path) == 2
+
+
+async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(served_through, database):
+    """CORE-20"""
+    served = served_through
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+    database.take_away()
+
+    await connection.send(b"world")
+    await eventually(lambda: any(body.received == 10 for body in served.web.bodies))
+    database.bring_back()
+
+    assert (await connection.response()).status == 204
+    assert (await served.upload(path)).complete
+    assert await served.staged(path) == b"helloworld"
+
+
+async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(served_through, database, monkeypatch):
+    """GEN-16"""
+    monkeypatch.setattr("tusd_py.services.append.ADVANCE_RETRY_SECONDS", (0.05, 0.1))
+    served = served_through
+    path = await served.create(10, BODY, b"he")
+    connection = await served.begin(path, 2, b"llo", ("Content-Length", "8"))
+    database.take_away()
+
+    await connection.send(b"world")
+    refused = await connection.response()
+
+    assert refused.status == 503
+    assert "upload-offset" not in refused.headers
+    database.bring_back()
+    assert await served.offset(path) == 2
+    assert (await served.patch(path, 2, b"lloworld")).status == 204
+    assert await served.staged(path) == b"helloworld"
+
+
+async def test_an_advance_whose_answer_got_lost_is_not_made_twice(serve, database):
+    """CORE-22 LOCK-08"""
+    served = await serve(database={"dsn": database.dsn, "pool_size": 1, "connect_timeout": 0.5, "command_timeout": 1})
+    # On the one connection the statement is prepared by now: what gets lost is the answer to it.
+    await served.patch(await served.create(5), 0, b"hello")
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+    database.drop_replies = True
+
+    await connection.send(b"world")
+    await complete_in(database, 10)
+    database.bring_back()
+
+    assert (await connection.response()).status == 204
+    upload = await served.upload(path)
+    assert upload.complete
+    assert await served.count("events", upload, "upload.completed") == 1
+    assert await served.count("jobs", upload, "transfer") == 1
+
+
+async def complete_in(database, length):
+    """Wait, past the proxy, until the row is complete."""
+    direct = await asyncpg.connect(database.parts.geturl())
+    try:
+        async with asyncio.timeout(10):
+            while not await direct.fetchval(
+                "SELECT count(*) FROM uploads WHERE upload_length = $1 AND state = 'completed'", length
+            ):
+                await asyncio.sleep(0.01)
+    finally:
+        await direct.close()
+
+
+async def test_a_checkpoint_whose_answer_got_lost_does_not_end_the_body(serve, monkeypatch):
+    """CORE-20 LOCK-08"""
+    served = await serve(staging={"checkpoint_bytes": MIB})
+    path = await served.create(4 * MIB)
+    advance, lost = served.core.uploads.advance, []
+
+    async def lossy(*arguments, **keywords):
+        upload = await advance(*arguments, **keywords)
+        if not lost:
+            lost.append(upload.offset)
+            raise DatabaseUnavailable
+        return upload
+
+    monkeypatch.setattr(served.core.uploads, "advance", lossy)
+
+    done = await served.patch(path, 0, b"x" * 4 * MIB)
+
+    assert (done.status, done.headers["upload-offset"]) == (204, str(4 * MIB))
+    assert 0 < lost[0] < 4 * MIB
+
+
+# --- the disk --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def small_disk(directory) -> Iterator[None]:
+    """A file system of 4 MiB, or, where none may be mounted, files of at most 3 MiB."""
+    directory.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=750", "tmpfs", str(directory)], capture_output=True
+    )
+    if mounted.returncode == 0:
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", str(directory)], check=True)
+        return
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(params=["disk", "files"])
+def full(request, tmp_path):
+    with small_disk(tmp_path / "small") if request.param == "disk" else small_files():
+        yield tmp_path / "small"
+
+
+@pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
+async def test_a_full_disk_keeps_what_was_acknowledged(serve, full, framing, monkeypatch):
+    """GEN-16"""
+    served = await serve(staging={"directory": str(full), "checkpoint_bytes": MIB})
+    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+    path = await served.create(8 * MIB)
+    assert (await served.patch(path, 0, b"a" * MIB)).status == 204
+    connection = await served.connect()
+    extra = ("Content-Length", str(7 * MIB)) if framing == "Content-Length" else (framing, "chunked")
+    await connection.send_head("PATCH", path, patch_head(MIB, extra))
+    for _ in range(7):
+        with contextlib.suppress(ConnectionError):
+            await connection.send(b"b" * MIB if framing == "Content-Length" else chunk(b"b" * MIB))
+
+    refused = await connection.response()
+
+    offset = await served.offset(path)
+    assert (refused.status, refused.headers["upload-offset"]) == (507, str(offset))
+    assert MIB <= offset <= 4 * MIB
+    staged = await served.staged(path)
+    assert staged[:offset] == (b"a" * MIB + b"b" * 7 * MIB)[:offset]
+    if framing == "Content-Length":
+        other = await served.create(5, BODY, b"") if offset < 4 * MIB else path
+        assert (await served.request("DELETE", other)).status == 204
+
+
+async def test_an_upload_goes_on_once_there_is_space_again(serve, tmp_path):
+    directory = tmp_path / "small"
+    with small_files():
+        served = await serve(staging={"directory": str(directory)})
+        path = await served.create(5 * MIB)
+        refused = await served.patch(path, 0, b"x" * 5 * MIB)
+        offset = await served.offset(path)
+
+    assert (refused.status, refused.headers["upload-offset"]) == (507, str(offset))
+    assert (await served.patch(path, offset, b"x" * (5 * MIB - offset))).status == 204
+    assert await served.staged(path) == b"x" * 5 * MIB
+
+
+async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypatch):
+    """CWU-05"""
+    served = await serve(staging={"directory": str(full), "block_size": "8MiB", "buffer_budget": "64MiB"})
+    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+
+    small = await served.request("POST", "/files/", BODY | {"Upload-Length": str(6 * MIB)}, b"x" * 6 * MIB)
+    large = await served.request("POST", "/files/", BODY | {"Upload-Length": str(9 * MIB)}, b"x" * 9 * MIB)
+
+    assert [small.status, large.status] == [507, 507]
+    async with served.working():
+        await eventually(lambda: not list(served.core.staging.files()))
+        if (rows := await served.core.database.fetch("SELECT token_hash FROM uploads")):
+            await removed(served, len(rows))
+    assert await served.core.database.fetch("SELECT id FROM uploads WHERE state <> 'removed'") == []
+
+
+async def removed(served, count):
+    """Wait until so many uploads are removed."""
+    async with asyncio.timeout(10):
+        while (
+            await served.core.database.fetchrow("SELECT count(*) AS n FROM uploads WHERE state = 'removed'")
+        )["n"] < count:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_checksummed_body_that_does_not_fit_is_discarded(serve, full, monkeypatch):
+    """CSUM-07"""
+    served = await serve(staging={"directory": str(full)})
+    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+    path = await served.create(8 * MIB, BODY, b"he")
+
+    refused = await served.patch(path, 2, b"x" * 6 * MIB, {"Upload-Checksum": "crc32 AAAAAA=="})
+
+    assert (refused.status, refused.headers["upload-offset"]) == (507, "2")
+    assert await served.offset(path) == 2
+
+
+async def test_space_is_checked_before_the_body(served, monkeypatch):
+    """CORE-28"""
+    path = await served.create(5)
+
+    def full(wanted):
+        raise StagingFull
+
+    monkeypatch.setattr(served.core.staging, "check_space", full)
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, patch_head(0, ("Content-Length", "5"), ("Expect", "100-continue")))
+
+    response = await connection.response()
+
+    assert (response.status, response.interim, response.headers["upload-offset"]) == (507, [], "0")
+
+
+# --- the file --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["short", "missing"])
+async def test_acknowledged_bytes_that_are_lost_are_reported_and_never_made_up(served, damage):
+    """LOCK-08"""
+    path = await served.create(10, BODY, b"hello")
+    upload = await served.upload(path)
+    file = served.core.staging.path(upload.id)
+    os.truncate(file, 3) if damage == "short" else file.unlink()
+
+    head = await served.head(path)
+    patch = await served.patch(path, 5, b"world")
+
+    assert [head.status, patch.status] == [500, 500]
+    for response in (head, patch):
+        assert "upload-offset" not in response.headers
+    assert patch.body.startswith(b"ERR_STAGING_")
+    assert (await served.upload(path)).error is not None
+    assert (await served.upload(path)).offset == 5
+    assert not file.exists() or file.stat().st_size == 3
+    assert (await served.request("DELETE", path)).status == 204
+
+
+async def test_a_torn_tail_is_cut_off_before_anything_is_appended(served):
+    """LOCK-08 CSUM-09"""
+    path = await served.create(10, BODY, b"hello")
+    file = served.core.staging.path((await served.upload(path)).id)
+    with file.open("ab") as opened:
+        opened.write(b"WORLDANDMORE")
+
+    assert (await served.patch(path, 5, b"wor")).status == 204
+
+    assert await served.staged(path) == b"hellowor"
+
+
+async def test_a_disk_that_fails_is_told_with_the_true_offset(served, monkeypatch):
+    """GEN-16"""
+    path = await served.create(10, BODY, b"hello")
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(served.core.staging._writer, "write", broken)
+    refused = await served.patch(path, 5, b"world")
+    monkeypatch.undo()
+
+    assert (refused.status, refused.headers["upload-offset"]) == (500, "5")
+    assert b"Input/output" not in refused.body
+    assert (await served.patch(path, 5, b"world")).status == 204
+
+
+# --- the handler -----------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_handler_keeps_its_bytes(serve):
+    """CORE-20 LOCK-09"""
+    served = await serve(staging={"block_size": 65536})
+    path = await served.create(10 * MIB)
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, patch_head(0, ("Content-Length", str(10 * MIB))))
+    data = os.urandom(5 * MIB)
+    await connection.send(data)
+    await eventually(lambda: any(body.received == len(data) for body in served.web.bodies))
+
+    for protocol in served.server._runner.server.connections:
+        protocol._task_handler.cancel()
+    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.web.uploads._locks._entries)
+
+    assert await served.offset(path) == len(data)
+    assert await served.staged(path) == data
+
+
+async def test_a_handler_that_is_cancelled_while_a_block_is_written_leaves_no_hole(serve, monkeypatch):
+    """CORE-20"""
+    served = await serve(staging={"block_size": 65536, "write_path": "page-cache"})
+    path = await served.create(10 * MIB)
+    go_on, writer = asyncio.Event(), served.core.staging._writer
+    write, loop = writer.write, asyncio.get_running_loop()
+
+    def slow(*arguments):
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+        write(*arguments)
+
+    monkeypatch.setattr(writer, "write", slow)
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, patch_head(0, ("Content-Length", str(10 * MIB))))
+    data = os.urandom(200_000)
+    await connection.send(data)
+    await eventually(lambda: any(body.received >= 65536 for body in served.web.bodies))
+    for protocol in served.server._runner.server.connections:
+        protocol._task_handler.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await eventually(lambda: not served.web.bodies)
+
+    offset = await served.offset(path)
+    assert offset >= 65536
+    assert await served.staged(path) == data[:offset]
+
+
+async def test_a_handler_that_is_cancelled_while_it_opens_the_file_lets_it_go(served, monkeypatch):
+    """LOCK-08"""
+    path = await served.create(10, BODY, b"hello")
+    go_on, loop = asyncio.Event(), asyncio.get_running_loop()
+    area, opening = served.core.staging, asyncio.Event()
+    open_file = area._open
+
+    def slow(*arguments, **keywords):
+        opened = open_file(*arguments, **keywords)
+        loop.call_soon_threadsafe(opening.set)
+        asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+        return opened
+
+    monkeypatch.setattr(area, "_open", slow)
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, patch_head(5, ("Content-Length", "5")))
+    await opening.wait()
+    for protocol in served.server._runner.server.connections:
+        protocol._task_handler.cancel()
+    await eventually(lambda: not served.web.bodies)
+    go_on.set()
+    monkeypatch.undo()
+
+    assert (await served.patch(path, 5, b"world")).status == 204
+
+
+async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(served, monkeypatch, capfd):
+    """GEN-12 CORE-01 CORE-12 AIO-10"""
+    path = await served.create(5)
+
+    async def broken(*_, **__):
+        raise KeyError("secret detail")
+
+    monkeypatch.setattr(served.core.uploads, "find_by_token", broken)
+    patch = await served.patch(path, 0, b"hello", {"Origin": "https://app.example"})
+    head = await served.head(path)
+
+    assert (patch.status, patch.body) == (500, b"ERR_INTERNAL: Something went wrong in the server; the log knows what.\n")
+    assert patch.headers["tus-resumable"] == "1.0.0"
+    assert patch.headers["access-control-allow-origin"] == "https://app.example"
+    assert head.status == 423
+    assert "secret detail" in "".join(capfd.readouterr())
+
+
+async def test_an_unforeseen_failure_in_the_byte_loop_keeps_the_bytes(served, monkeypatch):
+    """CORE-20"""
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+    body = next(iter(served.web.bodies))
+
+    monkeypatch.setattr(body, "_rest", lambda _: 1 / 0)
+    connection.abort()
+    await eventually(lambda: not served.web.bodies)
+
+    assert await served.offset(path) == 5
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable, StorageError])
+async def test_a_head_never_fails_for_a_passing_reason(served, monkeypatch, error):
+    """CORE-12"""
+    path = await served.create(5)
+
+    async def failing(*_):
+        raise error
+
+    monkeypatch.setattr(served.core.uploads, "find_by_token", failing)
+
+    assert (await served.head(path)).status == 423
+
+
+async def test_malformed_http_is_refused_without_a_traceback(served, capfd, caplog):
+    """AIO-09 GEN-12"""
+    for data in [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"PATCH /files/x HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
+        b"PATCH /files/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PATCH /files/x HTTP/1.1\r\nBad Header : x\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+    ]:
+        connection = await served.connect()
+        await connection.send(data + b"\r\n\r\n")
+        assert (await connection.response()).status in {400, 404, 412}
+
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
+
+
+async def test_a_malformed_chunk_ends_the_body_and_keeps_what_came_before(serve):
+    """CORE-21 CORE-20"""
+    served = await serve(limits={"idle_timeout": 0.3})
+    path = await served.create(10)
+    connection = await served.begin(path, 0, b"hello", ("Transfer-Encoding", "chunked"))
+
+    await connection.send(b"nonsense\r\n")
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+
+    assert await served.offset(path) == 5
+
+
+async def test_a_client_of_http_1_0_is_served(served):
+    """AIO-03"""
+    connection = await served.connect()
+    await connection.send(b"POST /files/ HTTP/1.0\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+
+    created = await connection.response()
+    again = await served.request("HEAD", created.headers["location"], [TUS])
+
+    assert (created.status, created.interim, again.status) == (201, [], 200)

@@ -1,0 +1,72 @@
+"""Whatever stands in the headers: an answer below 500, and never a traceback. Over the socket."""
+
+from __future__ import annotations
+
+import random
+import string
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE
+from tests.support.raw_http import ConnectionLost
+
+ROUNDS = 400
+NAMES = [
+    "Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Defer-Length", "Upload-Concat",
+    "Upload-Checksum", "Content-Type", "Content-Encoding", "Trailer", "X-HTTP-Method-Override", "Origin", "Range",
+    "If-Range", "If-None-Match", "Authorization", "X-Request-ID", "X-Forwarded-Host", "X-Forwarded-For", "Forwarded",
+    "Access-Control-Request-Method", "Access-Control-Request-Headers", "Expect", "Accept", "If-Modified-Since", "Host",
+]  # fmt: skip
+VALUES = [
+    "", "1.0.0", "0", "1", "5", "-1", "9" * 19, "9" * 30, "partial", "final;", "final;/files/{token}", "final;http://[",
+    "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1 AAAA", "filename YQ==", "a,,b", OFFSET_TYPE, "gzip", "Upload-Checksum",
+    "PATCH", "DELETE", "HEAD", "GET", "https://a.example", "null", "http://[::1", "bytes=0-", "bytes=-1", '"x"', "*",
+    "Bearer x.y.z", "192.0.2.1, [::1", 'host="a\\"b";proto=https', "100-continue", "text/html", "\x7f", "\x80\xff",
+    "\t", "a" * 300, "%00", "Sat, 29 Feb 2020 25:00:00 GMT", "W/\"", "x:y", "ä", "final;\u00a0", "🦥",
+]  # fmt: skip
+
+
+def request(choose: random.Random, token: str) -> bytes:
+    path = choose.choice([
+        "/files", "/files/", f"/files/{token}", f"/files/{token}/", f"/download/{token}", "/api/v1/uploads", "/",
+        "/files/%ff", "/files/%", "/files/\xff", "//files//", "/files/?a=%zz", "/api/v1/uploads?before=%ff&limit=\x7f",
+        "http://x/files/", "*",
+    ])  # fmt: skip
+    method = choose.choice(["POST", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS", "PUT", "TRACE"])
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
+    if choose.random() < 0.7:
+        lines.append("Tus-Resumable: 1.0.0")
+    for name in choose.sample(NAMES, choose.randrange(6)):
+        value = choose.choice(VALUES).replace("{token}", token)
+        if choose.random() < 0.2:
+            value += "".join(choose.choices(string.printable[:95] + "\x01\x80\xfe", k=5))
+        lines.append(f"{name}: {value}")
+    body = b""
+    if choose.random() < 0.4:
+        body = bytes(choose.choices(range(256), k=choose.randrange(8)))
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + body
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_no_request_makes_the_server_fail(serve, seed, capfd, caplog):
+    """GEN-12 AIO-09 AIO-10"""
+    served = await serve(tus={"checksum_trailer": True}, server={"trusted_proxies": ["127.0.0.1"]}, limits={"max_size": 10**9})
+    choose = random.Random(seed)
+    token = (await served.create(5, {"Upload-Concat": "partial"})).rpartition("/")[2]
+
+    for _ in range(ROUNDS):
+        data = request(choose, token)
+        connection = await served.connect()
+        await connection.send(data)
+        try:
+            response = await connection.response(data.split(b" ", 1)[0].decode())
+        except ConnectionLost as lost:
+            raise AssertionError(data) from lost
+        assert response.status < 500, (data, response)
+        assert b"<html" not in response.body
+        await connection.close()
+
+    output = "".join(capfd.readouterr()) + caplog.text
+    assert "Traceback" not in output
+    assert "request_failed" not in output

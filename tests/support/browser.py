@@ -1,0 +1,75 @@
+"""Headless Chromium from Debian, what a page in it complained of, and a static server for other origins."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.support.ports import LOOPBACK
+from tests.support.tools import require_tool
+
+WAIT_MS = 20_000
+FLAGS = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-domain-reliability",
+    "--disable-sync",
+    "--no-first-run",
+    "--no-pings",
+    *(["--no-sandbox"] if os.geteuid() == 0 else []),
+]
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Run the system's Chromium; nothing is downloaded."""
+    program = require_tool("chromium", install="apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@dataclass
+class Complaints:
+    """What the console of a page said that is more than news."""
+
+    lines: list[str] = field(default_factory=list)
+
+    def listen(self, page: Page) -> None:
+        """Collect warnings, errors and uncaught exceptions of a page."""
+        page.on("console", lambda said: self._add(said.type, said.text) if said.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: self._add("uncaught", str(error)))
+
+    def _add(self, kind: str, text: str) -> None:
+        self.lines.append(f"{kind}: {text}")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_arguments: object) -> None:
+        """Say nothing."""
+
+
+@contextlib.contextmanager
+def static_server(directory: Path) -> Iterator[str]:
+    """Serve a directory and answer its origin, whose host is `localhost` and so not the server's."""
+    handler = functools.partial(_Quiet, directory=str(directory))
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://localhost:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join(5)
