@@ -105,6 +105,8 @@ def test_expect_continue_is_answered_and_the_body_follows(proxy: str, server: Se
             assert client.read_response(head_only=True).status == 100
             client.send(b"hello")
             answer = client.read_response()
+            while answer.status == 100:  # Caddy says it for itself and passes ours on
+                answer = client.read_response()
 
     assert (answer.status, answer.offset) == (204, 5)
 
