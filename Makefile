@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+NODE_MODULES := $(addsuffix /node_modules/.done,tests/acceptance/js frontend examples/uppy)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,13 +29,13 @@ format: $(VENV)/.develop ## Mend what can be mended
 bench: $(VENV)/.develop ## Measure uploads: make bench ARGS="--quick"
 	$(BIN)/python bench/upload.py $(ARGS)
 
-install: $(VENV)/.develop system $(VENV)/ministack/.done tests/acceptance/js/node_modules/.done ## Install what development and tests need
+install: $(VENV)/.develop system $(VENV)/ministack/.done $(NODE_MODULES) frontend-if-possible ## Install what development and tests need
 
 system: ## Install the Debian packages of the tests, where that is allowed
 	@scripts/system-packages
 
 clean: ## Remove what was installed here; data stays
-	rm -rf $(VENV) tests/acceptance/js/node_modules frontend/node_modules
+	rm -rf $(VENV) $(dir $(NODE_MODULES)) examples/uppy/dist tusd_py/web/assets
 
 .PHONY: frontend-if-possible
 frontend-if-possible:
@@ -60,5 +61,5 @@ $(VENV)/ministack/.done: $(BIN)/python
 	@$(VENV)/ministack/bin/python -m pip install --quiet --disable-pip-version-check ministack==1.5.33
 	@touch $@
 
-tests/acceptance/js/node_modules/.done: tests/acceptance/js/package-lock.json
-	@scripts/npm-install tests/acceptance/js
+$(NODE_MODULES): %/node_modules/.done: %/package-lock.json
+	@scripts/npm-install $*

@@ -324,7 +324,7 @@ class StagingFile(Protocol):
 class Staging(Protocol):
     """The disk that receives the bytes."""
 
-    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes]) -> int:
+    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
         """Create a file that holds exactly `chunks`, durable, and answer their checksum."""
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:

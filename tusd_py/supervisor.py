@@ -15,7 +15,6 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ class Supervisor:
         try:
             self._migrate()
             self._bind()
-            self._metrics_dir = tempfile.mkdtemp(prefix="tusd-metrics-")
+            self._metrics_dir = fresh_metrics_dir(self._config.data_dir)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics_dir
             # Only now: the children take what these import, and the variable must be set before.
             self._children = self._plan()
@@ -306,7 +305,10 @@ class Supervisor:
         self._announced = True
         notify_service_manager("READY=1")
         log.info("ready", url=url, version=__version__)
-        print(_greeting(url, self._operations_url), flush=True)  # noqa: T201 -- for the person at the terminal
+        from tusd_py.http import page
+
+        greeting = _greeting(url, self._operations_url, page=page.wanted(self._config))
+        print(greeting, flush=True)  # noqa: T201 -- for the person at the terminal
 
     @property
     def url(self) -> str:
@@ -329,6 +331,21 @@ class Supervisor:
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text(json.dumps(content), encoding="utf-8")
         temporary.replace(path)
+
+
+def fresh_metrics_dir(data_dir: Path) -> str:
+    """Answer an empty directory for the figures that the processes share.
+
+    Those that a killed supervisor left behind are removed: their counters would be added to ours.
+    """
+    run = data_dir / "run"
+    for left in run.glob("metrics-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    mine = run / f"metrics-{os.getpid()}"
+    shutil.rmtree(mine, ignore_errors=True)
+    mine.mkdir(parents=True)
+    return str(mine.absolute())
 
 
 def with_dsn(config: Config, dsn: str) -> Config:
@@ -375,13 +392,14 @@ def _origin(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _greeting(url: str, operations_url: str | None) -> str:
+def _greeting(url: str, operations_url: str | None, *, page: bool) -> str:
     root = url.split("/", 3)
     origin = "/".join(root[:3])
     lines = [
         "",
         f"  tusd_py {__version__} is ready.",
         "",
+        *([f"    upload page {origin}/"] if page else []),
         f"    uploads     {url}",
         f"    downloads   {origin}/download/<id>",
         f"    status      {origin}/api/v1/uploads/<id>",

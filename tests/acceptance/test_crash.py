@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import download, files_under, seeded, sha256_of
-from tests.support.process import is_alive, wait_until
+from tests.support.process import wait_until
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
 from tests.support.tus_client import ClientUpload, TusClient
@@ -66,7 +66,7 @@ class Killer:
             "http": ready.http_pids,
             "worker": ready.worker_pids,
             "supervisor": (ready.supervisor_pid,),
-            "database": self.server.postmaster_pids(),
+            "database": [*self.server.postmasters()],
         }
         self._pid = self._rng.choice(pids[victim])
         os.kill(self._pid, signal.SIGKILL)
@@ -85,8 +85,8 @@ class Killer:
 
     def _wait_for_another_database(self) -> None:
         def another() -> bool:
-            pids = self.server.postmaster_pids()
-            return bool(pids) and self._pid not in pids and all(map(is_alive, pids))
+            postmasters = self.server.postmasters()
+            return [*postmasters.values()] == ["ready"] and self._pid not in postmasters
 
         wait_until(another, deadline=20, what="the database was started again")
 

@@ -7,9 +7,11 @@ import hashlib
 import zlib
 
 import pytest
+from aiohttp import web
 
 from tests.http.support import OFFSET_TYPE, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost
+from tests.support.raw_http import ConnectionLost, exchange
+from tusd_py.http.application import build_application, runner_options
 
 BIG = bytes(range(256)) * 4096 * 3
 ALGORITHMS = ["sha1", "sha256", "sha512", "md5", "crc32"]
@@ -187,7 +189,9 @@ async def test_trailers_are_announced_where_they_work(trailing, serve):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("data", [b"hello", BIG, b"", b"x\r\n0\r\nUpload-Checksum: sha1 AAAA\r\n\r\n", b"\r\n0\r\nX: y"])
+@pytest.mark.parametrize(
+    "data", [b"hello", BIG, b"", b"x\r\n0\r\nUpload-Checksum: sha1 AAAA\r\n\r\n", b"\r\n0\r\nX: y"]
+)
 async def test_a_trailer_is_verified(trailing, algorithm, data):
     """TRL-02 AIO-04"""
     path = await trailing.create(len(data) + 2)
@@ -282,6 +286,25 @@ async def test_where_trailers_are_off_an_announced_one_is_refused_unread(served)
 
     assert (await connection.response()).status == 400
     assert await served.offset(path) == 0
+
+
+async def test_in_a_server_that_keeps_no_trailers_they_are_off(trailing):
+    """TRL-01 TRL-05 CORE-05"""
+    path = await trailing.create(5)
+    runner = web.AppRunner(build_application(trailing.web), **runner_options(trailing.config))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]
+
+    options = await exchange("127.0.0.1", port, "OPTIONS", "/files/", [])
+    body = chunked(b"hello", trailers=[("Upload-Checksum", digest(b"hello"))])
+    refused = await exchange("127.0.0.1", port, "PATCH", path, patch_head(0, *TRAILED.items()), body)
+    await runner.cleanup()
+
+    assert "checksum-trailer" not in options.headers["tus-extension"].split(",")
+    assert refused.status == 400
+    assert await trailing.offset(path) == 0
 
 
 @pytest.mark.parametrize("on", [False, True])

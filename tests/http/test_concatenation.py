@@ -150,7 +150,8 @@ async def test_foreign_hosts_are_never_asked(served):
     "value",
     [
         "final;", "final; ", "final", "final;/files/", "final;/files/../etc", "final;http://[", "final;%2e%2e",
-        "final;/files/" + "a" * 32, "Final;{path}", "PARTIAL", "partial;{path}", "", "final,{path}", "final;{path},{path}",
+        "final;/files/" + "a" * 32, "Final;{path}", "PARTIAL", "partial;{path}", "", "final,{path}",
+        "final;{path},{path}",
         "final;{path} /files/" + "b" * 32, "final;{path} \x01",
     ],
 )  # fmt: skip
@@ -286,7 +287,10 @@ async def test_ranges_cross_the_borders_of_parts(served):
 
 async def test_a_pending_final_tells_no_offset(served):
     """CATU-02"""
-    known, unknown = await part(served, b"he", length=5), await served.create(None, PARTIAL | {"Upload-Defer-Length": "1"})
+    known, unknown = (
+        await part(served, b"he", length=5),
+        await served.create(None, PARTIAL | {"Upload-Defer-Length": "1"}),
+    )
 
     waiting = await concatenate(served, known)
     unsure = await concatenate(served, known, unknown)
@@ -364,7 +368,9 @@ async def test_parts_outlive_the_final_that_waits_for_them(served):
     path = (await concatenate(served, source)).headers["location"]
 
     assert (await served.upload(source)).expires_at >= (await served.upload(path)).expires_at
-    await served.core.database.execute("UPDATE uploads SET expires_at = now() - interval '1 s' WHERE concat = 'partial'")
+    await served.core.database.execute(
+        "UPDATE uploads SET expires_at = now() - interval '1 s' WHERE concat = 'partial'"
+    )
     assert await served.work.sweep.expire() == 0
 
 

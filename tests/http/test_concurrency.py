@@ -179,7 +179,9 @@ async def test_what_cannot_be_had_in_time_is_locked(serve, method):
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     fd = locked(served, await served.upload(path))
 
-    refused = await served.request(method, path, patch_head(2) if method == "PATCH" else {}, b"llo" * (method == "PATCH"))
+    refused = await served.request(
+        method, path, patch_head(2) if method == "PATCH" else {}, b"llo" * (method == "PATCH")
+    )
 
     assert (refused.status, refused.headers["retry-after"]) == (423, "1")
     assert "upload-offset" not in refused.headers

@@ -187,7 +187,9 @@ async def test_append_demands_an_offset(served):
 
 async def test_checks_come_in_their_order(served):
     """CORE-17"""
-    final = await served.create(None, {"Upload-Concat": f"final;{await served.create(0, {'Upload-Concat': 'partial'})}"})
+    final = await served.create(
+        None, {"Upload-Concat": f"final;{await served.create(0, {'Upload-Concat': 'partial'})}"}
+    )
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     wrong = {
         "Content-Type": "text/plain",

@@ -97,7 +97,9 @@ async def test_without_a_wish_the_protocols_headers_are_allowed(served):
     } <= listed(response, "access-control-allow-headers")  # fmt: skip
 
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "https://app.example.evil.example", "http://[", "x"])
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "null", "https://app.example.evil.example", "http://[", "x"]
+)
 async def test_another_origin_is_refused(serve, origin):
     """CORS-08"""
     served = await serve(cors={"allow_origins": ["https://app.example"]})

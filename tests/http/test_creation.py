@@ -21,7 +21,12 @@ async def test_creation_answers_where_and_from_which_offset(served):
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"Upload-Length": "5", "Upload-Defer-Length": "1"}, {"Upload-Concat": "partial"}, {"Upload-Metadata": "a Yg=="}],
+    [
+        {},
+        {"Upload-Length": "5", "Upload-Defer-Length": "1"},
+        {"Upload-Concat": "partial"},
+        {"Upload-Metadata": "a Yg=="},
+    ],
 )
 async def test_creation_wants_exactly_one_of_length_and_its_deferral(served, headers):
     """CRE-03"""
@@ -149,9 +154,7 @@ async def test_malformed_metadata_creates_nothing(served, value):
 async def test_a_file_name_never_becomes_a_path(served):
     """CRE-10"""
     name = base64.b64encode(b"../../../etc/passwd\r\nX: y").decode()
-    path = await served.create(
-        5, {"Upload-Metadata": f"filename {name}", "Content-Type": OFFSET_TYPE}, b"hello"
-    )
+    path = await served.create(5, {"Upload-Metadata": f"filename {name}", "Content-Type": OFFSET_TYPE}, b"hello")
     async with served.working():
         upload = await served.until_state(path, "stored")
 

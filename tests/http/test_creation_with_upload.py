@@ -114,7 +114,9 @@ async def test_a_body_over_the_maximum_creates_nothing(serve):
     assert await uploads(served) == []
 
 
-@pytest.mark.parametrize(("headers", "body"), [(BODY | {"Content-Length": "0"}, b""), (BODY, b""), (IN_CHUNKS, chunked())])
+@pytest.mark.parametrize(
+    ("headers", "body"), [(BODY | {"Content-Length": "0"}, b""), (BODY, b""), (IN_CHUNKS, chunked())]
+)
 async def test_no_byte_may_come_along_either(served, headers, body):
     """CWU-06"""
     response = await served.request("POST", "/files/", headers | {"Upload-Length": "5"}, body)

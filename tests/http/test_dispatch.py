@@ -8,7 +8,7 @@ import pytest
 
 from tests.http.support import OFFSET_TYPE, TUS, ZIP_OF_NOTHING, patch_head
 
-BAD_INTEGERS = ["-1", "+5", "5.0", "0x5", "5, 5", "", " ", "five", "٥", "1_0", "9223372036854775808", "1" * 20]
+BAD_INTEGERS = ["-1", "+5", "5.0", "0x5", "5, 5", "", " ", "five", "\u0665", "1_0", "9223372036854775808", "1" * 20]
 MISSING = "/files/" + "a" * 32
 
 

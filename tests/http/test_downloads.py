@@ -131,7 +131,11 @@ async def test_an_empty_upload_is_served(served, place):
             "text/plain",
             "inline; filename=\"__.txt\"; filename*=UTF-8''%C3%A4%E2%82%AC.txt",
         ),
-        ({"filename": "../../a\"b.txt"}, "text/plain", "inline; filename=\"....a\\\"b.txt\"; filename*=UTF-8''....a%22b.txt"),
+        (
+            {"filename": '../../a"b.txt'},
+            "text/plain",
+            'inline; filename="....a\\"b.txt"; filename*=UTF-8\'\'....a%22b.txt',
+        ),
     ],
 )
 async def test_a_browser_is_told_name_and_type(served, place, pairs, content_type, disposition):

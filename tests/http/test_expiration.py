@@ -119,10 +119,11 @@ async def test_the_reaper_frees_what_is_overdue(served):
     assert (await served.head(path)).status == 404
 
 
-async def test_an_append_that_began_in_time_may_finish(served):
+@pytest.mark.parametrize("there", [0, 2])
+async def test_an_append_that_began_in_time_may_finish(served, there):
     """EXP-07"""
-    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
-    connection = await served.begin(path, 2, b"l", ("Content-Length", "3"))
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello"[:there])
+    connection = await served.begin(path, there, b"hello"[there:3], ("Content-Length", str(5 - there)))
     await age(served, path, 10 * 86400)
 
     assert await served.work.sweep.expire() == 0

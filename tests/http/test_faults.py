@@ -271,7 +271,7 @@ def full(request, tmp_path):
 async def test_a_full_disk_keeps_what_was_acknowledged(serve, full, framing, monkeypatch):
     """GEN-16"""
     served = await serve(staging={"directory": str(full), "checkpoint_bytes": MIB})
-    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+    monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
     path = await served.create(8 * MIB)
     assert (await served.patch(path, 0, b"a" * MIB)).status == 204
     connection = await served.connect()
@@ -309,7 +309,7 @@ async def test_an_upload_goes_on_once_there_is_space_again(serve, tmp_path):
 async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypatch):
     """CWU-05"""
     served = await serve(staging={"directory": str(full), "block_size": "8MiB", "buffer_budget": "64MiB"})
-    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+    monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
 
     small = await served.request("POST", "/files/", BODY | {"Upload-Length": str(6 * MIB)}, b"x" * 6 * MIB)
     large = await served.request("POST", "/files/", BODY | {"Upload-Length": str(9 * MIB)}, b"x" * 9 * MIB)
@@ -317,7 +317,7 @@ async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypat
     assert [small.status, large.status] == [507, 507]
     async with served.working():
         await eventually(lambda: not list(served.core.staging.files()))
-        if (rows := await served.core.database.fetch("SELECT token_hash FROM uploads")):
+        if rows := await served.core.database.fetch("SELECT token_hash FROM uploads"):
             await removed(served, len(rows))
     assert await served.core.database.fetch("SELECT id FROM uploads WHERE state <> 'removed'") == []
 
@@ -325,16 +325,16 @@ async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypat
 async def removed(served, count):
     """Wait until so many uploads are removed."""
     async with asyncio.timeout(10):
-        while (
-            await served.core.database.fetchrow("SELECT count(*) AS n FROM uploads WHERE state = 'removed'")
-        )["n"] < count:
+        while (await served.core.database.fetchrow("SELECT count(*) AS n FROM uploads WHERE state = 'removed'"))[
+            "n"
+        ] < count:
             await asyncio.sleep(0.01)
 
 
 async def test_a_checksummed_body_that_does_not_fit_is_discarded(serve, full, monkeypatch):
     """CSUM-07"""
     served = await serve(staging={"directory": str(full)})
-    monkeypatch.setattr(served.core.staging, "check_space", lambda wanted: None)
+    monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
     path = await served.create(8 * MIB, BODY, b"he")
 
     refused = await served.patch(path, 2, b"x" * 6 * MIB, {"Upload-Checksum": "crc32 AAAAAA=="})
@@ -498,7 +498,10 @@ async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(served, monk
     patch = await served.patch(path, 0, b"hello", {"Origin": "https://app.example"})
     head = await served.head(path)
 
-    assert (patch.status, patch.body) == (500, b"ERR_INTERNAL: Something went wrong in the server; the log knows what.\n")
+    assert (patch.status, patch.body) == (
+        500,
+        b"ERR_INTERNAL: Something went wrong in the server; the log knows what.\n",
+    )
     assert patch.headers["tus-resumable"] == "1.0.0"
     assert patch.headers["access-control-allow-origin"] == "https://app.example"
     assert head.status == 423
@@ -563,7 +566,9 @@ async def test_a_malformed_chunk_ends_the_body_and_keeps_what_came_before(serve)
 async def test_a_client_of_http_1_0_is_served(served):
     """AIO-03"""
     connection = await served.connect()
-    await connection.send(b"POST /files/ HTTP/1.0\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    await connection.send(
+        b"POST /files/ HTTP/1.0\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+    )
 
     created = await connection.response()
     again = await served.request("HEAD", created.headers["location"], [TUS])

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.ports import LOOPBACK
 from tests.support.tools import require_tool
 
-WAIT_MS = 20_000
+WAIT_MS = 30_000
 FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",

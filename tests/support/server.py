@@ -150,10 +150,15 @@ class Server:
         """Everything the server has written."""
         return self.child.log_text()
 
+    def postmasters(self) -> dict[int, str]:
+        """What the embedded PostgreSQL has noted in the data directory: its process id and status."""
+        notes = [path.read_text().splitlines() for path in self.data_dir.rglob("postmaster.pid")]
+        # The file grows line by line; the eighth is the status, "starting" or "ready" and such.
+        return {int(lines[0]): lines[7].strip() if len(lines) > 7 else "" for lines in notes if lines}
+
     def postmaster_pids(self) -> list[int]:
         """The process ids that the embedded PostgreSQL has noted in the data directory."""
-        contents = [path.read_text().split() for path in self.data_dir.rglob("postmaster.pid")]
-        return [int(words[0]) for words in contents if words]  # it is created empty
+        return [*self.postmasters()]
 
     def upload_json(self, upload_id: str, *, origin: str | None = None) -> dict[str, Any]:
         """What the JSON API says of an upload."""

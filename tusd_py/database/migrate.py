@@ -173,13 +173,22 @@ async def _apply_one(connection: asyncpg.Connection[asyncpg.Record], migration: 
                     await connection.execute(statement)
                 await connection.execute(RECORD, migration.version, migration.name, migration.sha256, _ms(started))
         else:
-            for statement in _STATEMENT_END.split(migration.sql):
+            for statement in _statements(migration.sql):
                 await connection.execute(statement)
             await connection.execute(RECORD, migration.version, migration.name, migration.sha256, _ms(started))
     except asyncpg.PostgresError as error:
         outcome = "was rolled back" if whole else "may be half done; run it again"
         raise MigrationError(f"Migration {migration.name} failed and {outcome}: {error}") from error
     log.info("migration_applied", migration=migration.name, duration_ms=_ms(started))
+
+
+def _statements(sql: str) -> list[str]:
+    # The comments before a statement go with it; what follows the last one is no statement.
+    return [piece for piece in _STATEMENT_END.split(sql) if any(_is_sql(line) for line in piece.splitlines())]
+
+
+def _is_sql(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("--")
 
 
 def _ms(started: float) -> int:

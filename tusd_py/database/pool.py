@@ -29,6 +29,8 @@ UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # Of a connection that has been told of its end and not yet seen it.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -38,7 +40,14 @@ UNAVAILABLE: Final = (
 )
 """What a database that is away, starting, stopping, failing over or full answers, or one that ended
 two transactions' waiting for each other. A later try may succeed."""
-LOST_CONNECTION: Final = (asyncpg.ConnectionDoesNotExistError, asyncpg.InterfaceError, ConnectionError)
+LOST_CONNECTION: Final = (
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    ConnectionError,
+)
 PROBE: Final = "SELECT 1"
 PROBE_SECONDS: Final = 30.0
 """A connection that only listens would not notice that the other side has vanished without a word."""
@@ -105,9 +114,8 @@ class Database:
 
     async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
         """Run a statement that answers at most one row."""
-        with translated_errors():
-            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
-                return await connection.fetchrow(sql, *arguments)
+        async with self._connection() as connection:
+            return await connection.fetchrow(sql, *arguments)
 
     async def read(self, sql: str, *arguments: Any) -> Row | None:
         """Run a SELECT for at most one row, once more if the pooled connection turns out dead."""
@@ -120,25 +128,33 @@ class Database:
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
         """Run a statement and answer its rows."""
-        with translated_errors():
-            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
-                rows: list[Row] = await connection.fetch(sql, *arguments)
-                return rows
+        async with self._connection() as connection:
+            rows: list[Row] = await connection.fetch(sql, *arguments)
+            return rows
 
     async def execute(self, sql: str, *arguments: Any) -> int:
         """Run a statement and answer how many rows it touched."""
-        with translated_errors():
-            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
-                status: str = await connection.execute(sql, *arguments)
+        async with self._connection() as connection:
+            status: str = await connection.execute(sql, *arguments)
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Hold one connection in a transaction; rolled back on any error."""
+        async with self._connection() as connection, connection.transaction():
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
         with translated_errors():
-            async with self.pool.acquire(timeout=self._config.connect_timeout) as connection, connection.transaction():
-                yield connection
+            try:
+                async with self.pool.acquire(timeout=self._config.connect_timeout) as connection:
+                    yield connection
+            except LOST_CONNECTION:
+                # The others have most likely died with this one: nobody else is to find that out.
+                await self.pool.expire_connections()
+                raise
 
 
 Listener = Callable[[str], None]

@@ -53,13 +53,35 @@ def build_application(context: Web) -> web.Application:
         (f"{base}/{{tail:.*}}", unknown_url),
     ):
         app.router.add_route("*", path, handler, expect_handler=defer_continue)
-    app.router.add_routes(api.routes(downloads=context.config.downloads.enabled))
-    app.router.add_routes(page.routes(context.config, context.features))
+    for route in (
+        *api.routes(downloads=context.config.downloads.enabled),
+        *page.routes(context.config, context.features),
+    ):
+        kwargs = route.kwargs | {"expect_handler": defer_continue}
+        web.RouteDef(route.method, route.path, route.handler, kwargs).register(app.router)
+    app.router.add_route("*", "/{tail:.*}", nowhere, expect_handler=defer_continue)
     return app
 
 
+async def nowhere(request: web.Request) -> web.StreamResponse:
+    """Answer 404, or 405 where another method would have been served.
+
+    A route of ours and not the router's own answer, for the sake of its expect handler.
+    """
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource is not request.match_info.route.resource:
+            allowed |= (await resource.resolve(request))[1]
+    if allowed:
+        raise web.HTTPMethodNotAllowed(request.method, allowed)
+    raise web.HTTPNotFound
+
+
 async def defer_continue(_: web.Request) -> None:
-    """Send no `100 Continue` yet: the body's `accept` does, once the request is known to be good."""
+    """Send no `100 Continue` yet: the body's `accept` does, once the request is known to be good.
+
+    aiohttp's own handler would also answer before our middleware, and fail over what is no text.
+    """
 
 
 def make_runner(app: web.Application, config: Config) -> web.AppRunner:

@@ -62,9 +62,7 @@ def content_disposition(filename: str | None, *, inline: bool) -> str:
     return f"{value}; filename*=UTF-8''{quote(name, safe=_ATTR_CHAR)}"
 
 
-def safe_content_type(
-    declared: str | None, filename: str | None, inline_types: Collection[str]
-) -> tuple[str, bool]:
+def safe_content_type(declared: str | None, filename: str | None, inline_types: Collection[str]) -> tuple[str, bool]:
     """Answer the Content-Type to serve and whether a browser may show the file.
 
     Of the parameters only a charset is kept. Whatever `inline_types` says, types that run script

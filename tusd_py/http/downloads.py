@@ -87,9 +87,7 @@ def _present(context: Web, upload: Upload) -> Served:
     return Served(content_type, content_disposition(upload.filename, inline=inline))
 
 
-async def _serve_stored(
-    request: web.Request, context: Web, stored: Stored, served: Served
-) -> web.StreamResponse:
+async def _serve_stored(request: web.Request, context: Web, stored: Stored, served: Served) -> web.StreamResponse:
     store, key = context.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
         path = store.local_path(key)

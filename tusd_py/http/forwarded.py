@@ -55,9 +55,7 @@ class TrustedProxies:
         """Take networks, and "unix" for peers without an address. Raises ValueError for anything else."""
         listed = list(networks)
         self._unix = UNIX_PEER in listed
-        self._networks = [
-            ipaddress.ip_network(network, strict=False) for network in listed if network != UNIX_PEER
-        ]
+        self._networks = [ipaddress.ip_network(network, strict=False) for network in listed if network != UNIX_PEER]
 
     def trusts(self, peer: str | None) -> bool:
         """Tell whether the peer is a trusted proxy. None and "" are whoever uses a unix socket."""

@@ -20,7 +20,9 @@ Check = Callable[[], Awaitable[None]]
 CHECK_SECONDS: Final = 5.0
 
 
-def build_operations(checks: Mapping[str, Check], collect: Callable[[], Awaitable[CollectorRegistry]]) -> web.Application:
+def build_operations(
+    checks: Mapping[str, Check], collect: Callable[[], Awaitable[CollectorRegistry]]
+) -> web.Application:
     """Build the application of the operations listener."""
 
     async def health(_: web.Request) -> web.Response:

@@ -84,9 +84,7 @@ def problem_response(error: TusdError) -> web.Response:
     """Answer an error of the JSON API (RFC 9457)."""
     status = error.status
     response = web.Response(
-        body=orjson.dumps(
-            {"title": _title(status), "status": status, "code": error.code, "detail": error.detail}
-        ),
+        body=orjson.dumps({"title": _title(status), "status": status, "code": error.code, "detail": error.detail}),
         status=status,
         content_type="application/problem+json",
     )

@@ -55,7 +55,7 @@ class HttpServer:
         log.info("draining", bodies=len(context.bodies))
         for body in list(context.bodies):
             body.interrupt(ServerDraining())
-        while context.bodies and time.monotonic() < deadline:
+        while context.bodies and time.monotonic() < deadline:  # noqa: ASYNC110 -- no signal tells of the last one
             await asyncio.sleep(DRAIN_POLL_SECONDS)
         if context.bodies:
             log.warning("drain_timed_out", bodies=len(context.bodies))

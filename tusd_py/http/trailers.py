@@ -77,6 +77,11 @@ class TrailerRunner(web.AppRunner):
         )
 
 
+def keeps_trailers(request: web.Request) -> bool:
+    """Tell whether the server that runs the application remembers trailers; a host's own does not."""
+    return isinstance(request.protocol, TrailerProtocol)
+
+
 def received_trailers(request: web.Request) -> Mapping[str, str]:
     """Answer the trailers of a request whose body has ended; none on a server that does not keep them."""
     protocol = request.protocol

@@ -15,6 +15,7 @@ from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
 from tusd_py.http.keys import BYTES_IN, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
+from tusd_py.http.trailers import keeps_trailers
 from tusd_py.policy import Intent, Principal
 from tusd_py.protocol import tus_v1
 
@@ -68,7 +69,7 @@ async def unknown_url(request: web.Request) -> web.StreamResponse:
 def options(request: web.Request) -> web.Response:
     """Answer what the server offers, and a browser's preflight with it. Needs no credential."""
     context = request.app[WEB]
-    response = to_response(tus_v1.render_options(context.features))
+    response = to_response(tus_v1.render_options(_features(context, request)))
     headers = request.headers
     response.headers.update(
         context.cors.preflight(
@@ -84,7 +85,7 @@ async def create(context: Web, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
     principal = _principal(context, request)
     context.uploads.permit(principal, Intent.CREATE)
-    command = tus_v1.parse_create(request.headers, context.features)
+    command = tus_v1.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
         created = await context.uploads.create(principal, command, body)
     request[UPLOAD_ID] = created.upload.id
@@ -102,7 +103,7 @@ async def status(context: Web, request: web.Request, principal: Principal, token
 
 async def append(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
     """PATCH: append the body at its offset."""
-    parse = partial(tus_v1.parse_append, request.headers, context.features)
+    parse = partial(tus_v1.parse_append, request.headers, _features(context, request))
     with _receiving(context, request) as body:
         try:
             upload = await context.uploads.append(principal, token, parse, body)
@@ -137,6 +138,13 @@ def _method(request: web.Request) -> str:
     method = tus_v1.effective_method(request.method, request.headers)
     request[METHOD] = method
     return method
+
+
+def _features(context: Web, request: web.Request) -> tus_v1.Features:
+    """Answer what is offered to this connection: in a host's application there are no trailers."""
+    if context.features.offers("checksum-trailer") and not keeps_trailers(request):
+        return context.features.without("checksum-trailer")
+    return context.features
 
 
 def _principal(context: Web, request: web.Request) -> Principal:
@@ -184,6 +192,3 @@ def _count_client(context: Web, request: web.Request) -> str | None:
 def _count_completion(context: Web, upload: Upload) -> None:
     if upload.complete:
         context.metrics.uploads_completed.inc()
-
-
-

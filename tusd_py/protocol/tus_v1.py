@@ -92,6 +92,10 @@ class Features:
         """Tell whether an extension is on."""
         return extension in self.extensions
 
+    def without(self, extension: str) -> Features:
+        """Answer the same with one extension less."""
+        return replace(self, extensions=self.extensions - {extension})
+
     def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
         """Answer the methods of the creation URL or of an upload's URL."""
         if creation:

@@ -48,6 +48,7 @@ Reload = Callable[[], Awaitable[Upload]]
 
 PAGE_BYTES: Final = 4096
 MIN_BLOCK_BYTES: Final = 64 * 1024
+MANY_CHUNKS: Final = 512
 LOCK_POLL_SECONDS: Final = 0.01
 """Between two looks at another process's flock, which has been told to stop and lets go in moments."""
 ASK_AGAIN_SECONDS: Final = 1.0
@@ -96,6 +97,41 @@ class BufferBudget:
         """How much to gather before it is written."""
         share = self._settings.buffer_budget // (2 * max(1, self._active))
         return max(MIN_BLOCK_BYTES, min(self._settings.block_size, share))
+
+
+class Block:
+    """The chunks that one write will take, in order.
+
+    Crumbs are joined: a chunk of one byte takes fifty bytes of memory, and a client may send a whole
+    body of them.
+    """
+
+    def __init__(self) -> None:
+        self.chunks: list[bytes | memoryview] = []
+        self.size = 0
+        self._joined = 0
+
+    def append(self, chunk: bytes) -> None:
+        """Add a chunk at the end."""
+        self.chunks.append(chunk)
+        self.size += len(chunk)
+        if len(self.chunks) - self._joined >= MANY_CHUNKS:
+            self.chunks[self._joined :] = [b"".join(self.chunks[self._joined :])]
+            self._joined += 1
+
+    def cut(self, start: int) -> list[bytes | memoryview]:
+        """Take what is gathered for offset `start`, up to a page border: whole pages are cheapest to write."""
+        chunks, size = self.chunks, self.size
+        self.chunks, self.size, self._joined = [], 0, 0
+        rest = (start + size) % PAGE_BYTES
+        if chunks and rest < len(chunks[-1]) and size > MIN_BLOCK_BYTES:
+            last = memoryview(chunks.pop())
+            border = len(last) - rest
+            chunks.append(last[:border])
+            if rest:
+                self.chunks.append(last[border:])
+                self.size = rest
+        return chunks
 
 
 class Appender:
@@ -151,9 +187,7 @@ class Appender:
         finally:
             await file.close()
 
-    async def _append_to(
-        self, file: StagingFile, upload: Upload, append: Append, body: Body, reload: Reload
-    ) -> Upload:
+    async def _append_to(self, file: StagingFile, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
         if file.size != upload.offset:
             # A torn tail of a crash, or another process moved the upload since our look.
             upload = await reload()
@@ -262,8 +296,7 @@ class Reception:
         self._length = upload.length if upload.length is not None else append.length
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
-        self._chunks: list[bytes | memoryview] = []
-        self._gathered = 0
+        self._block = Block()
         self._written = upload.offset
         self._crc = upload.crc64nvme or 0
         self._writing: asyncio.Future[None] | None = None
@@ -301,23 +334,19 @@ class Reception:
                 continue
             if not chunk or await self._ends_with(chunk):
                 return
-            self._take(chunk)
+            self._block.append(chunk)
             self._rate.count(len(chunk), waited)
             await self._write_if_due()
 
-    def _take(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._gathered += len(chunk)
-
     async def _write_if_due(self) -> None:
-        end = self._written + self._gathered
+        end = self._written + self._block.size
         if not self._whole and (end >= self._checkpoint_at_bytes or time.monotonic() >= self._checkpoint_at):
             await self._start_writing(checkpoint=True)
-        elif self._gathered >= self._budget.block_bytes:
+        elif self._block.size >= self._budget.block_bytes:
             await self._start_writing(checkpoint=False)
 
     def _seconds_to_checkpoint(self) -> float | None:
-        dirty = self._gathered or self._written > self._upload.offset
+        dirty = self._block.size or self._written > self._upload.offset
         if self._whole or not dirty:
             return None
         return max(0.001, self._checkpoint_at - time.monotonic())
@@ -329,7 +358,7 @@ class Reception:
         """
         if self._append.content_length is not None:
             return False
-        received = self._written + self._gathered + len(chunk) - self._plan.start
+        received = self._written + self._block.size + len(chunk) - self._plan.start
         if received < self._plan.max_bytes:
             return False
         if received > self._plan.max_bytes:
@@ -338,36 +367,21 @@ class Reception:
             beyond = await self._body.read()
         except BaseException:
             # However the body ended, nothing came after these bytes.
-            self._take(chunk)
+            self._block.append(chunk)
             raise
         if beyond:
             raise self._plan.overlong
-        self._take(chunk)
+        self._block.append(chunk)
         return True
 
     async def _start_writing(self, *, checkpoint: bool) -> None:
         """Hand what is gathered to a writer thread, once the block before is written."""
         await self._finish_writing()
-        chunks = self._cut()
+        chunks = self._block.cut(self._written)
         if checkpoint:
-            self._checkpoint_at_bytes = self._written + self._gathered + self._settings.checkpoint_bytes
+            self._checkpoint_at_bytes = self._written + self._block.size + self._settings.checkpoint_bytes
             self._checkpoint_at = time.monotonic() + self._settings.checkpoint_seconds
         self._writing = asyncio.ensure_future(self._write(chunks, checkpoint=checkpoint))
-
-    def _cut(self) -> list[bytes | memoryview]:
-        """Take what is gathered, up to a page border: whole pages are the cheapest to write."""
-        chunks, self._chunks = self._chunks, []
-        rest = (self._written + self._gathered) % PAGE_BYTES
-        if chunks and rest < len(chunks[-1]) and self._gathered > MIN_BLOCK_BYTES:
-            last = memoryview(chunks.pop())
-            border = len(last) - rest
-            chunks.append(last[:border])
-            if rest:
-                self._chunks.append(last[border:])
-        else:
-            rest = 0
-        self._gathered = rest
-        return chunks
 
     async def _write(self, chunks: list[bytes | memoryview], *, checkpoint: bool) -> None:
         self._crc = await self._file.write(chunks, self._written, self._crc, sync=checkpoint, hasher=self._hasher)
@@ -421,9 +435,10 @@ class Reception:
 
     async def _record(self) -> None:
         """Sync and advance for good, waiting a while for a database that is away."""
-        self._crc = await self._file.write(self._chunks, self._written, self._crc, sync=True, hasher=self._hasher)
-        self._written += self._gathered
-        self._chunks, self._gathered = [], 0
+        chunks, size = self._block.chunks, self._block.size
+        self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
+        self._written += size
+        self._block = Block()
         for delay in (*ADVANCE_RETRY_SECONDS, None):
             try:
                 await self._advance()
@@ -452,7 +467,7 @@ class Reception:
 
     async def _settle_rest(self) -> None:
         await self._finish_writing()
-        arrived = self._gathered or self._written > self._upload.offset
+        arrived = self._block.size or self._written > self._upload.offset
         # A body without a byte may complete an upload, or end the time in which nobody knew its URL.
         if arrived or self._written == self._length or self._append.url_unknown:
             await self._record()
@@ -462,7 +477,7 @@ class Reception:
         try:
             await self._finish_writing()
             if ending is None:
-                chunks, self._chunks, self._gathered = self._chunks, [], 0
+                chunks, self._block = self._block.chunks, Block()
                 await self._write(chunks, checkpoint=False)
                 await self._verify()
                 verified = True
@@ -491,7 +506,7 @@ class Reception:
 
     async def _keep_written(self) -> Upload | None:
         """After a failed write: keep the blocks before it, and leave the rest to the next open."""
-        self._chunks, self._gathered = [], 0
+        self._block = Block()
         if not self._whole and self._written > self._upload.offset:
             try:
                 await self._record()
@@ -548,4 +563,3 @@ async def finished(work: Coroutine[Any, Any, _T]) -> _T:
             task.result()
         raise cancelled
     return task.result()
-

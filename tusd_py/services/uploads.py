@@ -44,6 +44,7 @@ from tusd_py.services.append import (
     LOCK_POLL_SECONDS,
     Appender,
     AppendSettings,
+    Block,
     orphan_seconds,
 )
 
@@ -103,9 +104,7 @@ def hash_token(token: str) -> TokenHash:
 def render_key(template: str, upload_id: UploadId, owner: str | None, now: datetime) -> str:
     """Render an object key: our ids and dates only, never anything a client chose."""
     owner_hash = hashlib.sha256((owner or "").encode()).hexdigest()[:16]
-    return template.format(
-        id=upload_id, yyyy=f"{now:%Y}", mm=f"{now:%m}", dd=f"{now:%d}", owner_hash=owner_hash
-    )
+    return template.format(id=upload_id, yyyy=f"{now:%Y}", mm=f"{now:%m}", dd=f"{now:%d}", owner_hash=owner_hash)
 
 
 class UploadService:
@@ -202,14 +201,14 @@ class UploadService:
         Nobody has been told the URL yet, so nobody could resume what would be kept.
         """
         await body.accept()
-        chunks = []
+        block = Block()
         while chunk := await body.read():
-            chunks.append(chunk)
+            block.append(chunk)
         if command.checksum is not None:
-            await asyncio.to_thread(_verify, command.checksum, chunks)
-        return await self._create_stored(new, chunks)
+            await asyncio.to_thread(_verify, command.checksum, block.chunks)
+        return await self._create_stored(new, block.chunks)
 
-    async def _create_stored(self, new: NewUpload, chunks: Sequence[bytes]) -> Upload:
+    async def _create_stored(self, new: NewUpload, chunks: Sequence[bytes | memoryview]) -> Upload:
         crc = await self._staging.store_small(new.id, chunks)
         try:
             return await self._uploads.create(_with_bytes(new, sum(map(len, chunks)), crc))
@@ -283,9 +282,7 @@ class UploadService:
                 ask_at = now + ASK_AGAIN_SECONDS
             await asyncio.sleep(LOCK_POLL_SECONDS)
 
-    async def append(
-        self, principal: Principal, token: str, parse: Callable[[], Append], body: Body
-    ) -> Upload:
+    async def append(self, principal: Principal, token: str, parse: Callable[[], Append], body: Body) -> Upload:
         """Append a body. `parse` runs after the upload was found, as the order of checks demands.
 
         Raises:
@@ -436,7 +433,7 @@ def _with_bytes(new: NewUpload, offset: int, crc64nvme: int) -> NewUpload:
     return replace(new, offset=offset, crc64nvme=crc64nvme)
 
 
-def _verify(checksum: Checksum, chunks: Sequence[bytes]) -> None:
+def _verify(checksum: Checksum, chunks: Sequence[bytes | memoryview]) -> None:
     hasher = checksum.hasher()
     for chunk in chunks:
         hasher.update(chunk)
@@ -446,4 +443,3 @@ def _verify(checksum: Checksum, chunks: Sequence[bytes]) -> None:
 
 def _no_body() -> None:
     """Nothing to stop: requests without a body are over in a moment."""
-

@@ -83,10 +83,10 @@ class StagingArea(Staging):
         # The last digits are random in every version of UUID.
         return f"{self._directory}/{name[-2:]}/{name}"
 
-    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes]) -> int:
+    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
         return await self._run(self._store_small, self._name(upload_id), chunks)
 
-    def _store_small(self, path: str, chunks: Sequence[bytes]) -> int:
+    def _store_small(self, path: str, chunks: Sequence[bytes | memoryview]) -> int:
         with translated_errors():
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             try:

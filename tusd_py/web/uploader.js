@@ -8,7 +8,7 @@ const FILES = 2
 /** Show the Dashboard; `onChange` is called whenever the list of uploads may have changed. */
 export function startUploader({ Uppy, Dashboard, Tus }, { target, endpoint, maxSize, parallel, onChange }) {
   const uppy = new Uppy({ restrictions: { maxFileSize: maxSize } })
-    .use(Dashboard, { inline: true, target, theme: "auto", width: "100%", height: 380 })
+    .use(Dashboard, { inline: true, target, theme: "auto", width: "100%", height: 340 })
     .use(Tus, {
       endpoint,
       limit: FILES,

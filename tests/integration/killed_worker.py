@@ -1,0 +1,71 @@
+"""A worker that kills itself at a given point: `python -m tests.integration.killed_worker DSN ROOT POINT`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.integration.support import open_world
+from tests.integration.workers import InParts, working
+from tusd_py.ports import ObjectSpec, TransferLedger
+from tusd_py.protocol.upload import UploadId
+
+POINTS: Final = (
+    "before the first part",
+    "between a part and its record",
+    "after the record of a part",
+    "between the object and its record",
+    "between the record and the end of the staged copy",
+    "between the end of the staged copy and its record",
+)
+
+
+def die() -> None:
+    """End like a process that the kernel kills for its memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Deadly(InParts):
+    """Kills its process at a point of the walk."""
+
+    point = ""
+
+    async def sent(self, number: int) -> None:
+        if (number, self.point) in {(1, POINTS[0]), (2, POINTS[1])}:
+            die()
+
+    async def recorded(self, number: int) -> None:
+        if (number, self.point) == (2, POINTS[2]):
+            die()
+
+    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        if self.point == POINTS[3]:
+            die()
+
+
+async def main(dsn: str, root: Path, point: str) -> None:
+    """Work until the point is reached."""
+    async with open_world(dsn, root, empty=False) as world:
+        store = Deadly(world.store)
+        store.point = point
+        remove = world.staging.remove
+
+        async def remove_or_die(upload_ids: Sequence[UploadId]) -> None:
+            if point == POINTS[4]:
+                die()
+            await remove(upload_ids)
+            if point == POINTS[5]:
+                die()
+
+        world.staging.remove = remove_or_die  # type: ignore[method-assign]
+        async with working(world, store, name="killed"):
+            await asyncio.sleep(60)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))

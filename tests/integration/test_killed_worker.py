@@ -1,0 +1,88 @@
+"""A worker killed at every step of its walk: the next one ends it, and nothing is lost or left behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.killed_worker import POINTS
+from tests.integration.support import World
+from tests.integration.workers import InParts, reaches, working
+from tusd_py.metrics import Metrics
+from tusd_py.protocol.upload import State
+from tusd_py.worker.sweep import Sweep, SweepSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTENT = b"0123456789abcdef"
+SENT = {
+    POINTS[0]: "1 1 2 3 4 ",  # a part that is not recorded is sent again by a store that cannot ask
+    POINTS[1]: "1 2 2 3 4 ",
+    POINTS[2]: "1 2 3 4 ",
+    POINTS[3]: "1 2 3 4 ",
+    POINTS[4]: "1 2 3 4 ",
+    POINTS[5]: "1 2 3 4 ",
+}
+
+
+def run_until_killed(world: World, point: str) -> None:
+    command = [sys.executable, "-m", "tests.integration.killed_worker", world.dsn, str(world.root), point]
+    ended = subprocess.run(command, cwd=ROOT, timeout=30, capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+
+
+@pytest.mark.parametrize("point", POINTS)
+async def test_the_next_worker_ends_what_a_killed_one_began(world: World, point: str) -> None:
+    upload = await world.received(CONTENT)
+    run_until_killed(world, point)
+    if point in POINTS[:4]:
+        assert await world.state(upload) is State.TRANSFERRING
+        assert world.staged(upload)
+
+    await world.end_leases()
+    async with working(world, InParts(world.store), name="worker-2"):
+        await reaches(world, upload, State.STORED)
+    await sweep(world).once()
+
+    found = await world.find(upload)
+    assert (found.local_present, found.remote_present) == (False, True)
+    assert not world.staged(upload)
+    assert world.object(upload) == CONTENT
+    assert (world.store.local_path("parts") / str(upload.id) / "sent").read_text() == SENT[point]
+    assert await world.events_of(upload) == ["upload.completed", "upload.stored"]
+    assert [outcome for _, _, outcome in await world.attempts_of(upload)].count("succeeded") == 1
+    assert await world.jobs().next_due_seconds() is None
+
+
+@pytest.mark.parametrize("point", POINTS[:4])
+async def test_an_upload_that_a_killed_worker_left_behind_is_removed(world: World, point: str) -> None:
+    upload = await world.received(CONTENT)
+    run_until_killed(world, point)
+
+    await world.end_leases()
+    await world.uploads.remove(upload.id)
+    store = InParts(world.store)
+    async with working(world, store, name="worker-2"):
+        await reaches(world, upload, State.REMOVED)
+
+    assert world.object(upload) is None
+    assert not world.staged(upload)
+    assert store.puts == []
+    assert store.aborted == [(upload.object_key, f"multipart of {upload.id}")]
+    assert await world.sql("SELECT 1 FROM transfer_parts") == []
+
+
+def sweep(world: World) -> Sweep:
+    settings = SweepSettings(
+        interval_seconds=60,
+        delete_local=True,
+        delete_local_after_seconds=0,
+        requeue_failed_after_seconds=0,
+        tombstones_after_seconds=60,
+        orphans_after_seconds=60,
+        events_after_seconds=60,
+    )
+    return Sweep(world.sweep, world.staging, settings, Metrics())

@@ -1,0 +1,264 @@
+"""Every statement of the program against the migrated schema: valid, in its place, and by an index."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import importlib
+import json
+import pkgutil
+import re
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+import tusd_py.database
+from tests.conftest import _dsn_for, _run
+from tests.integration.support import NODE, World
+from tusd_py.database import jobs, ledger, removal, statistics, sweep, uploads
+from tusd_py.ports import LARGE_BYTES
+from tusd_py.protocol.upload import Event, sources
+
+PACKAGE = Path(tusd_py.database.__file__).parent
+IS_STATEMENT = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE|CREATE|SET)\b")
+LOOKS_LIKE_SQL = re.compile(
+    r"\b(SELECT\s[^;]+\sFROM\s|INSERT\s+INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s|CREATE\s+(TABLE|INDEX)\s|pg_notify)"
+)
+DRIVER_METHODS = {"fetch", "fetchrow", "fetchval", "execute", "executemany", "read", "prepare"}
+
+
+def modules() -> Iterator[Any]:
+    for module in pkgutil.iter_modules([str(PACKAGE)]):
+        yield importlib.import_module(f"tusd_py.database.{module.name}")
+
+
+def statements() -> dict[str, str]:
+    """Every constant that is a whole statement; fragments begin otherwise or are private."""
+    found = {}
+    for module in modules():
+        for name, value in vars(module).items():
+            texts = value if isinstance(value, tuple) else (value,)
+            for number, text in enumerate(texts):
+                if not name.startswith("_") and isinstance(text, str) and IS_STATEMENT.match(text):
+                    found[f"{module.__name__.rpartition('.')[2]}.{name}" + (f"[{number}]" if number else "")] = text
+    return found
+
+
+def test_the_statements_are_found() -> None:
+    names = set(statements())
+
+    assert {"uploads.ADVANCE", "jobs.CLAIM", "sweep.EXPIRE", "removal.REMOVE", "finals.COMPLETE_FINAL"} <= names
+    assert {"ledger.RECORD_PART", "wakeups.NOTIFY", "migrate.LEDGER", "statistics.FIGURES", "pool.PROBE"} <= names
+    assert len(names) > 45
+
+
+@pytest.mark.parametrize("name", sorted(statements()))
+async def test_each_statement_is_valid(prepared_on: asyncpg.Connection, name: str) -> None:
+    await prepared_on.prepare(statements()[name])
+
+
+@pytest.fixture(scope="module")
+def schema_dsn(postgres_dsn: str, template_database: str) -> str:
+    return _dsn_for(postgres_dsn, template_database)
+
+
+@pytest.fixture
+async def prepared_on(schema_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(schema_dsn)
+    yield connection
+    await connection.close()
+
+
+# --- its place -------------------------------------------------------------------------------------
+
+
+def calls(tree: ast.AST) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in DRIVER_METHODS:
+            yield node
+
+
+def docstrings(tree: ast.AST) -> set[int]:
+    found = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            found.add(id(first.value))
+    return found
+
+
+def test_no_other_package_holds_sql() -> None:
+    offenders = []
+    for path in sorted(PACKAGE.parent.rglob("*.py")):
+        if PACKAGE in path.parents:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        skip = docstrings(tree)
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+            if id(node) not in skip and LOOKS_LIKE_SQL.search(text):
+                offenders.append(f"{path}:{node.lineno}")
+
+    assert offenders == []
+
+
+def test_statements_are_constants_and_not_written_where_they_are_run() -> None:
+    offenders = []
+    for path in sorted(PACKAGE.glob("*.py")):
+        for call in calls(ast.parse(path.read_text(encoding="utf-8"))):
+            first = call.args[0] if call.args else None
+            if isinstance(first, ast.JoinedStr) or (
+                isinstance(first, ast.Constant) and isinstance(first.value, str) and IS_STATEMENT.match(first.value)
+            ):
+                offenders.append(f"{path}:{call.lineno}")
+
+    assert offenders == []
+
+
+def test_the_queue_tells_the_time_by_the_database() -> None:
+    """No statement of the queue takes a moment from the program, only durations."""
+    for module in (jobs, ledger, removal):
+        text = Path(module.__file__).read_text(encoding="utf-8")
+        assert "datetime" not in text, module.__name__
+        assert not re.search(r"time\.time\(|timestamptz", text), module.__name__
+
+
+# --- plans -----------------------------------------------------------------------------------------
+
+SEED = """
+INSERT INTO uploads (id, token_hash, owner, node, state, upload_length, upload_offset, object_key, concat,
+                     created_at, updated_at, expires_at, stored_at, completed_at, gone_at, local_present)
+SELECT gen_random_uuid(), sha256(n::text::bytea), 'owner-' || n % 500, 'here', state, 10,
+       CASE WHEN state IN ('created', 'uploading') THEN 0 ELSE 10 END, 'key/' || n,
+       CASE WHEN state = 'completed' THEN 'partial' END,
+       now() - make_interval(secs => n), now() - make_interval(secs => n),
+       CASE WHEN state IN ('created', 'uploading') THEN now() + make_interval(secs => n % 1000 - 100) END,
+       CASE WHEN state = 'stored' THEN now() - make_interval(secs => n) END, now(),
+       CASE WHEN state = 'removed' THEN now() - make_interval(secs => n) END, false
+  FROM (SELECT n, CASE WHEN n % 250 = 0 THEN 'created' WHEN n % 250 = 1 THEN 'uploading'
+                       WHEN n % 500 = 2 THEN 'completed' WHEN n % 500 = 3 THEN 'transfer_failed'
+                       WHEN n % 100 = 4 THEN 'removed' ELSE 'stored' END AS state
+          FROM generate_series(1, 50000) AS n) AS made
+"""
+SEED_JOBS = """
+INSERT INTO jobs (upload_id, kind, node, state, due_at, length)
+SELECT id, 'transfer', node, CASE WHEN state = 'transfer_failed' THEN 'queued' ELSE 'succeeded' END,
+       now() - interval '1 minute', 10
+  FROM uploads WHERE state IN ('stored', 'transfer_failed')
+"""
+
+
+TOKEN = b"0" * 32
+NOBODY = "00000000-0000-0000-0000-000000000000"
+PLANS = {
+    "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
+    "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
+    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None], "uploads_pkey"),
+    "transfer_view": (uploads.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
+    "claim": (jobs.CLAIM, [NODE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER)], "jobs_due"),
+    "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
+    "next_due": (jobs.NEXT_DUE, [NODE, True, LARGE_BYTES], "jobs_due"),
+    "lock_transfer": (removal.LOCK_TRANSFER, [NOBODY], "jobs_live|jobs_upload"),
+    "overdue": (sweep.OVERDUE, [NODE, 500, []], "uploads_unsettled"),
+    "purgeable": (sweep.PURGEABLE, [NODE, 60.0, 500], "uploads_purgeable"),
+    "requeue_failed": (sweep.REQUEUE_FAILED, [NODE, 60.0, 500], "uploads_unsettled"),
+    "adopt_jobless": (sweep.ADOPT_JOBLESS, [NODE, 500], "uploads_unsettled"),
+    "purge_rows": (sweep.PURGE_ROWS, [NODE, 60.0, 500], "uploads_gone"),
+    "figures": (statistics.FIGURES, [NODE], "uploads_unsettled"),
+}
+
+HIDDEN = ["expired", "removing", "removed"]
+LISTS = {
+    "list of an owner": (uploads.LIST, ["owner-1", None, 50, HIDDEN], "uploads_owner"),
+    "list of all": (uploads.LIST, [None, None, 50, HIDDEN], "uploads_created"),
+}
+
+
+def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every scan of a plan: the table or the index, and how."""
+    if "Scan" in plan["Node Type"] and (name := plan.get("Index Name") or plan.get("Relation Name")):
+        yield name, plan["Node Type"]
+    for child in plan.get("Plans", ()):
+        yield from scans(child)
+
+
+async def explain(connection: asyncpg.Connection, statement: str, arguments: list[Any]) -> list[tuple[str, str]]:
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON) {statement}", *arguments)
+    return list(scans(json.loads(text)[0]["Plan"]))
+
+
+async def explain_all(dsn: str) -> dict[str, list[tuple[str, str]]]:
+    """Plan each statement on a large table, inside a transaction that is rolled back."""
+    connection = await asyncpg.connect(dsn)
+    transaction = connection.transaction()
+    await transaction.start()
+    for statement in (SEED, SEED_JOBS, "ANALYZE uploads", "ANALYZE jobs"):
+        await connection.execute(statement)
+    found = {}
+    await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    for name, (statement, arguments, _) in PLANS.items():
+        found[name] = await explain(connection, statement, arguments)
+    # The plan for their very arguments, as PostgreSQL prefers it here: a generic one would be dearer.
+    await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+    for name, (statement, arguments, _) in LISTS.items():
+        found[name] = await explain(connection, statement, arguments)
+    await transaction.rollback()
+    await connection.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def plans(postgres_dsn: str, template_database: str) -> dict[str, list[tuple[str, str]]]:
+    """Every plan's scans. On a copy: what is rolled back leaves a large file behind all the same."""
+    name = f"tusd_plans_{uuid.uuid4().hex[:8]}"
+    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
+    found = asyncio.run(explain_all(_dsn_for(postgres_dsn, name)))
+    asyncio.run(_run(postgres_dsn, f"DROP DATABASE {name}"))
+    return found
+
+
+@pytest.mark.parametrize("name", [*PLANS, *LISTS])
+def test_a_large_table_is_read_by_an_index(plans: dict[str, list[tuple[str, str]]], name: str) -> None:
+    _, _, index = (PLANS | LISTS)[name]
+
+    found = plans[name]
+
+    assert not [table for table, kind in found if kind == "Seq Scan" and table in {"uploads", "jobs"}], found
+    assert any(re.fullmatch(index, used) for used, _ in found), found
+
+
+# --- what an update costs --------------------------------------------------------------------------
+
+
+UPDATES = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = $1"
+
+
+async def test_an_offset_moves_without_touching_an_index(world: World) -> None:
+    upload = await world.create(length=1000)
+    await world.sql("UPDATE uploads SET state = 'uploading' WHERE id = $1", upload.id)
+
+    async with world.database.transaction() as connection:
+        before = await connection.fetchrow(UPDATES, "uploads")
+        for offset in range(8):
+            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None)
+        after = await connection.fetchrow(UPDATES, "uploads")
+
+    assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]
+
+
+async def test_progress_is_written_without_touching_an_index(world: World) -> None:
+    await world.completed()
+    (job,) = await world.jobs().claim(1)
+
+    async with world.database.transaction() as connection:
+        before = await connection.fetchrow(UPDATES, "jobs")
+        for done in range(8):
+            await connection.execute(ledger.PROGRESS, job.id, job.attempt, "worker-1", done)
+        after = await connection.fetchrow(UPDATES, "jobs")
+
+    assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

@@ -1,0 +1,540 @@
+"""Cleanup on a real database and a real disk: what goes, when, and above all what stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.support import DAY, World, stored
+from tests.integration.workers import Failing, is_true, reaches, working
+from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
+from tusd_py.metrics import Metrics
+from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.worker import sweep as module
+from tusd_py.worker.sweep import Sweep, SweepSettings
+
+OLD = 7200.0
+
+
+def sweep(world: World, **changes: Any) -> Sweep:
+    values: dict[str, Any] = {
+        "interval_seconds": 60.0,
+        "delete_local": True,
+        "delete_local_after_seconds": 0.0,
+        "requeue_failed_after_seconds": 0.0,
+        "tombstones_after_seconds": 3600.0,
+        "orphans_after_seconds": 3600.0,
+        "events_after_seconds": 3600.0,
+    }
+    return Sweep(world.sweep, world.staging, SweepSettings(**(values | changes)), Metrics())
+
+
+async def age(world: World, upload: Upload, *columns: str) -> None:
+    for column in columns:
+        await world.sql(f"UPDATE uploads SET {column} = now() - interval '2 hours' WHERE id = $1", upload.id)
+
+
+async def put_in_store(world: World, upload: Upload) -> Upload:
+    (job,) = await world.jobs().claim(1)
+    assert job.upload.id == upload.id
+    await world.jobs().finish_transfers([(job, stored(upload))])
+    return await world.find(upload)
+
+
+# --- expiring --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0, 4])
+async def test_an_upload_whose_time_is_up_expires_and_its_bytes_go(world: World, offset: int) -> None:
+    upload = await world.create(offset=offset)
+    file = await world.staging.open(upload.id, create=True)
+    assert file is not None
+    await file.close()
+    in_time = await world.create(expires_after_seconds=DAY)
+    await world.run_out_of_time(upload)
+
+    done = await sweep(world).once()
+    async with working(world):
+        await reaches(world, upload, State.EXPIRED)
+        await is_true(lambda: not world.staged(upload), "its bytes are gone")
+
+    assert done["expired"] == 1
+    assert await world.jobs_of(upload) == [("remove", "succeeded")]
+    assert await world.state(in_time) is State.CREATED
+
+
+@pytest.mark.parametrize("offset", [0, 4])
+async def test_an_upload_that_receives_bytes_at_this_moment_may_finish(world: World, offset: int) -> None:
+    """Also before its first checkpoint, when the row still says 0."""
+    busy, idle = await world.create(offset=offset), await world.create()
+    await world.run_out_of_time(busy, idle)
+    file = await world.staging.open(busy.id, create=True)
+    assert file is not None
+
+    first = await sweep(world).once()
+    await file.close()
+    second = await sweep(world).once()
+
+    assert (first["expired"], second["expired"]) == (1, 1)
+    assert await world.state(busy) is State.EXPIRED
+
+
+async def test_uploads_that_are_busy_do_not_keep_others_from_expiring(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    uploads = [await world.create() for _ in range(5)]
+    await world.run_out_of_time(*uploads)
+    files = [await world.staging.open(upload.id, create=True) for upload in uploads[:3]]
+
+    done = await sweep(world).once()
+
+    assert done["expired"] == 2
+    assert [await world.state(upload) for upload in uploads[3:]] == [State.EXPIRED] * 2
+    for file in files:
+        assert file is not None
+        await file.close()
+
+
+async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: World) -> None:
+    uploads = [await world.create(), await world.completed(), await world.completed(), await world.completed()]
+    await world.sql("UPDATE uploads SET hold = true WHERE id = $1", uploads[0].id)
+    await world.force_state(uploads[2], State.TRANSFER_FAILED)
+    await world.force_state(uploads[3], State.STORED)
+    await world.run_out_of_time(*uploads)
+
+    done = await sweep(world).once()
+
+    assert done["expired"] == 0
+
+
+async def test_another_nodes_uploads_are_its_own_affair(world: World) -> None:
+    upload = await world.create(node="there")
+    await world.run_out_of_time(upload)
+
+    assert (await sweep(world).once())["expired"] == 0
+
+
+async def test_an_upload_that_got_more_time_meanwhile_stays(world: World) -> None:
+    upload = await world.create()
+    await world.run_out_of_time(upload)
+    (seen,) = await world.sweep.overdue(10)
+    await world.uploads.advance(seen, 4, 0, expires_after_seconds=DAY)
+
+    assert not await world.sweep.expire(seen.id)
+    assert await world.state(upload) is State.UPLOADING
+
+
+# --- parts and finals ------------------------------------------------------------------------------
+
+
+async def test_parts_stay_while_a_final_needs_them_however_overdue(world: World) -> None:
+    parts = [await world.part(b"ab", expires_after_seconds=DAY) for _ in range(2)]
+    final = await world.final(parts)
+    await world.run_out_of_time(*parts)
+
+    async with working(world, Failing(world.store, PermanentStoreError())):
+        for _ in ("completed", "transfer_failed"):
+            assert (await sweep(world).once())["expired"] == 0
+            await reaches(world, final, State.TRANSFER_FAILED)
+        await world.uploads.requeue(final.id)
+        await reaches(world, final, State.STORED)
+        assert world.object(final) == b"abab"
+
+        done = await sweep(world).once()
+        assert (done["expired"], done["parts_released"]) == (2, 2)
+        for part in parts:
+            await reaches(world, part, State.EXPIRED)
+        await is_true(lambda: not any(world.staged(part) for part in parts), "the parts' bytes are gone")
+
+    assert world.object(final) == b"abab"
+
+
+async def test_parts_of_a_final_that_waits_stay(world: World) -> None:
+    done, open_part = await world.part(b"ab"), await world.part(length=4)
+    final = await world.final([done, open_part], expires_after_seconds=DAY)
+    await world.run_out_of_time(done, open_part)
+
+    assert (await sweep(world).once())["expired"] == 0
+
+    await world.run_out_of_time(final)
+    assert (await sweep(world).once())["expired"] >= 1
+    async with working(world):
+        await reaches(world, final, State.EXPIRED)
+        await sweep(world).once()
+        await reaches(world, done, State.EXPIRED)
+        await reaches(world, open_part, State.EXPIRED)
+
+
+async def test_a_part_that_nobody_made_a_final_of_expires(world: World) -> None:
+    part = await world.part(b"ab", expires_after_seconds=DAY)
+    await world.run_out_of_time(part)
+
+    assert (await sweep(world).once())["expired"] == 1
+
+
+async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World) -> None:
+    part = await world.part(b"ab", expires_after_seconds=DAY)
+    final = await world.final([part])
+
+    async with working(world):
+        await reaches(world, final, State.STORED)
+        await world.uploads.remove(final.id)
+        await reaches(world, final, State.REMOVED)
+        done = await sweep(world).once()
+        assert (done["expired"], done["parts_released"]) == (0, 1)
+        assert world.staged(part)
+        assert (await world.final([part])).state is State.COMPLETED  # it may be used again
+
+        await world.sql(
+            "UPDATE uploads SET state = 'stored', local_present = false WHERE concat = 'final' AND gone_at IS NULL"
+        )
+        await world.run_out_of_time(part)
+        assert (await sweep(world).once())["expired"] == 1
+
+
+@pytest.mark.parametrize("end", ["stored", "removed"])
+async def test_a_part_that_never_expires_gets_a_time_once_its_final_needs_it_no_more(world: World, end: str) -> None:
+    part = await world.part(b"ab", expires_after_seconds=0)
+    final = await world.final([part])
+    assert (await sweep(world).once())["parts_released"] == 0
+
+    async with working(world):
+        await reaches(world, final, State.STORED)
+        if end == "removed":
+            await world.uploads.remove(final.id)
+            await reaches(world, final, State.REMOVED)
+    await sweep(world).once()
+
+    expires_at = (await world.find(part)).expires_at
+    assert expires_at is not None
+    seconds = await world.value("SELECT extract(epoch FROM $1::timestamptz - now())::float8", expires_at)
+    assert DAY - 60 < seconds <= DAY
+
+
+async def test_a_final_says_that_it_is_in_staging_only_while_each_part_is(world: World) -> None:
+    parts = [await world.part(b"ab", expires_after_seconds=DAY), await world.part(b"cd", expires_after_seconds=DAY)]
+    final = await world.final(parts)
+    async with working(world, purge=False):
+        await reaches(world, final, State.STORED)
+        keep = sweep(world, delete_local=False)
+        await keep.once()
+        assert (await world.find(final)).local_present
+
+        await world.run_out_of_time(parts[0])
+        await keep.once()
+
+    assert not (await world.find(final)).local_present
+    assert await world.state(parts[1]) is State.COMPLETED
+
+
+@pytest.mark.parametrize("round_number", range(4))
+async def test_a_part_does_not_expire_under_the_hands_of_a_final(world: World, round_number: int) -> None:
+    """The sweep and the POST of a final at the same moment, with a part whose time is just up."""
+    part = await world.part(b"ab", expires_after_seconds=0.02)
+
+    async def expire() -> bool:
+        for _ in range(20):
+            if await world.sweep.expire(part.id):
+                return True
+        return False
+
+    outcome, expired = await asyncio.gather(world.final([part]), expire(), return_exceptions=True)
+
+    if isinstance(outcome, Upload):
+        assert expired is False
+        assert await world.state(part) is State.COMPLETED
+    else:
+        assert isinstance(outcome, InvalidConcat)
+
+
+async def test_a_final_that_is_being_made_is_seen_by_the_sweep(world: World) -> None:
+    part = await world.part(b"ab", expires_after_seconds=DAY)
+    final = await world.create(concat=Concat.FINAL, length=None)
+    await world.run_out_of_time(part)
+
+    async with world.database.transaction() as connection:
+        await connection.execute("SELECT 1 FROM uploads WHERE id = $1 FOR NO KEY UPDATE", part.id)
+        expiring = asyncio.create_task(world.sweep.expire(part.id))
+        async with asyncio.timeout(5):
+            while not await world.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        await connection.execute("INSERT INTO upload_parts VALUES ($1, 0, $2)", final.id, part.id)
+
+    assert not await expiring
+    assert await world.state(part) is State.COMPLETED
+
+
+# --- letting go of staged copies -------------------------------------------------------------------
+
+
+async def test_staged_copies_of_stored_uploads_go_after_their_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    uploads = [await put_in_store(world, await world.received()) for _ in range(5)]
+
+    early = await sweep(world, delete_local_after_seconds=3600).once()
+    kept = await sweep(world, delete_local=False).once()
+    done = await sweep(world).once()
+
+    assert (early["local_purged"], kept["local_purged"], done["local_purged"]) == (0, 0, 5)
+    for upload in uploads:
+        assert not world.staged(upload)
+        found = await world.find(upload)
+        assert (found.state, found.local_present, found.remote_present) == (State.STORED, False, True)
+
+
+async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = await put_in_store(world, await world.received())
+
+    async def refuse(upload_ids: object) -> None:
+        raise StorageError("The disk is read-only.")
+
+    monkeypatch.setattr(world.staging, "remove", refuse)
+    done = await sweep(world).once()
+    monkeypatch.undo()
+
+    assert "local_purged" not in done
+    assert (await world.find(upload)).local_present
+    assert (await sweep(world).once())["local_purged"] == 1
+
+
+async def test_a_step_that_fails_does_not_keep_the_others_from_running(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> list[Upload]:
+        raise StorageError
+
+    monkeypatch.setattr(world.sweep, "overdue", refuse)
+
+    done = await sweep(world).once()
+
+    assert set(done) == {
+        "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged", "orphans_removed",
+    }  # fmt: skip
+
+
+# --- jobs ------------------------------------------------------------------------------------------
+
+
+async def test_failed_transfers_are_tried_again_after_their_time(world: World) -> None:
+    upload = await world.received()
+    async with working(world, Failing(world.store, PermanentStoreError())):
+        await reaches(world, upload, State.TRANSFER_FAILED)
+        assert (await sweep(world).once())["requeued"] == 0
+        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 0
+        await age(world, upload, "updated_at")
+
+        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+        await reaches(world, upload, State.STORED)
+
+
+async def test_what_is_queued_already_is_not_queued_again(world: World) -> None:
+    upload = await world.completed()
+    (job,) = await world.jobs().claim(1)
+    await world.jobs().fail(job, PermanentStoreError(), code="ERR")
+    await age(world, upload, "updated_at")
+
+    again = [await sweep(world, requeue_failed_after_seconds=3600).once() for _ in range(2)]
+
+    assert [done["requeued"] for done in again] == [1, 0]
+
+
+async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: World) -> None:
+    upload = await world.completed()
+    for _ in range(14):
+        (job,) = await world.jobs().claim(1)
+        await world.jobs().fail(job, PermanentStoreError(), code="ERR")
+        await age(world, upload, "updated_at")
+        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+
+    assert len(await world.jobs_of(upload)) == 11
+
+
+@pytest.mark.parametrize(
+    ("state", "concat", "kind"),
+    [
+        (State.COMPLETED, None, "transfer"),
+        (State.TRANSFERRING, Concat.FINAL, "transfer"),
+        (State.REMOVING, None, "remove"),
+        (State.REMOVING, Concat.PARTIAL, "remove"),
+    ],
+)
+async def test_what_lost_its_job_gets_one(world: World, state: State, concat: Concat | None, kind: str) -> None:
+    upload = await world.force_state(await world.completed(concat=concat), state)
+    await world.sql("DELETE FROM jobs")
+    assert (await sweep(world).once())["adopted"] == 0
+    await age(world, upload, "updated_at")
+
+    assert [(await sweep(world).once())["adopted"] for _ in range(2)] == [1, 0]
+    assert await world.jobs_of(upload) == [(kind, "queued")]
+
+
+@pytest.mark.parametrize("state", [State.COMPLETED, State.STORED, State.TRANSFER_FAILED, State.REMOVED, State.CREATED])
+async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
+    upload = await world.force_state(await world.part(b"ab"), state)
+    await age(world, upload, "updated_at")
+
+    assert (await sweep(world, tombstones_after_seconds=DAY).once())["adopted"] == 0
+
+
+# --- rows and events -------------------------------------------------------------------------------
+
+
+async def removed(world: World, upload: Upload) -> Upload:
+    await world.uploads.remove(upload.id)
+    (job,) = await world.jobs().claim(1)
+    await world.jobs().finish_removals([job])
+    return upload
+
+
+async def test_a_tombstone_stays_for_its_time_and_goes_with_all_that_hangs_on_it(world: World) -> None:
+    upload = await removed(world, await world.received())
+    kept = await world.received()
+    assert (await sweep(world).once())["rows_purged"] == 0
+    await age(world, upload, "gone_at")
+
+    assert (await sweep(world).once())["rows_purged"] == 1
+
+    assert await world.uploads.find(upload.id) is None
+    assert await world.uploads.find(kept.id) is not None
+    assert await world.value("SELECT count(*) FROM jobs") == 1
+    assert await world.value("SELECT count(*) FROM job_attempts") == 0
+
+
+async def test_a_row_stays_while_its_bytes_are_not_gone(world: World) -> None:
+    expiring, removing = await world.create(), await world.received()
+    await world.run_out_of_time(expiring)
+    await world.sweep.expire(expiring.id)
+    await world.uploads.remove(removing.id)
+    for upload in (expiring, removing):
+        await age(world, upload, "gone_at")
+
+    assert (await sweep(world).once())["rows_purged"] == 0
+
+
+async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(world: World) -> None:
+    part = await world.part(b"ab")
+    final = await world.final([part])
+    await removed(world, final)
+    await removed(world, part)
+    for upload in (part, final):
+        await age(world, upload, "gone_at")
+
+    done = await sweep(world).once()
+
+    assert (done["parts_released"], done["rows_purged"]) == (1, 2)
+
+
+async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    for _ in range(5):
+        upload = await removed(world, await world.completed())
+        await age(world, upload, "gone_at")
+    await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
+
+    done = await sweep(world).once()
+
+    assert done["rows_purged"] == 5
+    assert done["events_purged"] == 10
+
+
+async def test_events_stay_for_their_time(world: World) -> None:
+    await world.completed()
+    assert (await sweep(world).once())["events_purged"] == 0
+    await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
+
+    assert (await sweep(world).once())["events_purged"] == 1
+
+
+async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
+    uploads = [await world.create() for _ in range(20)]
+    await world.run_out_of_time(*uploads)
+    old = [await removed(world, await world.completed()) for _ in range(20)]
+    for upload in old:
+        await age(world, upload, "gone_at")
+    await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
+
+    both = await asyncio.gather(sweep(world).once(), sweep(world).once())
+
+    for step, count in {"expired": 20, "rows_purged": 20, "events_purged": 40}.items():
+        assert sum(done[step] for done in both) == count
+
+
+# --- files without a row ---------------------------------------------------------------------------
+
+
+def put_file(world: World, name: str, *, old: bool = True) -> Path:
+    path = world.root / "staging" / name[-2:] / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"orphan")
+    if old:
+        os.utime(path, (time.time() - OLD, time.time() - OLD))
+    return path
+
+
+async def test_old_files_that_no_upload_claims_are_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    orphans = [put_file(world, str(uuid.uuid4())) for _ in range(5)]
+    young = put_file(world, str(uuid.uuid4()), old=False)
+
+    done = await sweep(world).once()
+
+    assert done["orphans_removed"] == 5
+    assert not any(path.exists() for path in orphans)
+    assert young.exists()
+
+
+async def test_files_of_uploads_stay_however_old(world: World) -> None:
+    uploads = [await world.received(), await world.part(b"ab"), await world.received(node="there")]
+    for upload in uploads:
+        os.utime(world.staging.path(upload.id), (0, 0))
+
+    assert (await sweep(world).once())["orphans_removed"] == 0
+    assert all(world.staged(upload) for upload in uploads)
+
+
+async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_removed(world: World) -> None:
+    upload = await put_in_store(world, await world.received())
+    await world.sweep.purged([upload.id])
+    gone = await removed(world, await world.received())
+    for left in (upload, gone):
+        os.utime(world.staging.path(left.id), (0, 0))
+
+    assert (await sweep(world).once())["orphans_removed"] == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lost+found",
+        "notes.txt",
+        "0f8fad5bd9cb469fa16570867728950e",
+        "{0f8fad5b-d9cb-469f-a165-70867728950e}",
+        "0F8FAD5B-D9CB-469F-A165-70867728950E",
+        "0f8fad5b-d9cb-469f-a165-70867728950e.tmp",
+    ],
+)
+async def test_names_that_are_not_ours_are_left_alone(world: World, name: str) -> None:
+    path = put_file(world, name)
+
+    assert (await sweep(world).once())["orphans_removed"] == 0
+    assert path.exists()
+
+
+async def test_the_sweep_goes_on_for_ever(world: World) -> None:
+    upload = await world.create()
+    running = asyncio.create_task(sweep(world, interval_seconds=0.01).run())
+    await world.run_out_of_time(upload)
+
+    await reaches(world, upload, State.EXPIRED)
+
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)

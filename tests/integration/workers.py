@@ -1,0 +1,207 @@
+"""Workers and stores for the tests: the real ones, with a hand on them at the moments that matter."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from tests.integration.support import World
+from tests.support.process import eventually
+from tusd_py.metrics import Metrics
+from tusd_py.ports import JobQueue, ObjectSpec, ObjectStore, PartRecord, Segment, StoredObject, TransferLedger
+from tusd_py.protocol.upload import State, Upload
+from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.worker.runner import Runner, WorkerSettings
+from tusd_py.worker.transfer import Transfers
+
+SOON = 8.0
+"""Seconds in which whatever is expected has long happened, even on a busy machine."""
+
+
+def settings(**changes: Any) -> WorkerSettings:
+    """A patient lease and impatient retries. Polling is quick, so that no test waits for it."""
+    values: dict[str, Any] = {
+        "concurrency": 4,
+        "lease_seconds": 30.0,
+        "poll_seconds": 0.02,
+        "max_retries": 2,
+        "retry_delay_seconds": 0.01,
+        "retry_backoff": 1.0,
+        "retry_max_delay_seconds": 0.01,
+        "shutdown_seconds": 10.0,
+    }
+    return WorkerSettings(**(values | changes))
+
+
+@contextlib.asynccontextmanager
+async def working(
+    world: World,
+    store: ObjectStore | None = None,
+    *,
+    name: str = "worker-1",
+    jobs: JobQueue | None = None,
+    purge: bool = True,
+    **changes: Any,
+) -> AsyncIterator[Runner]:
+    """A worker that runs meanwhile, and has ended in good order afterwards."""
+    chosen = settings(**changes)
+    queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease_seconds)
+    metrics = Metrics()
+    transfers = Transfers(
+        jobs=queue,
+        uploads=world.uploads,
+        sweep=world.sweep,
+        staging=world.staging,
+        store=store if store is not None else world.store,
+        metrics=metrics,
+        purge_at_once=purge,
+    )
+    runner = Runner(queue, transfers, chosen, metrics)
+    task = asyncio.create_task(runner.run())
+    try:
+        yield runner
+    finally:
+        runner.stop()
+        await asyncio.wait_for(task, SOON)
+
+
+async def reaches(world: World, upload: Upload, state: State, *, deadline: float = SOON) -> Upload:
+    """Wait until an upload has come to a state."""
+
+    async def there() -> Upload | None:
+        found = await world.find(upload)
+        return found if found.state is state else None
+
+    return await eventually(there, deadline=deadline, what=f"{upload.id} is {state}")
+
+
+async def is_true(condition: Callable[[], Awaitable[Any] | Any], what: str) -> None:
+    """Wait until a condition holds."""
+
+    async def holds() -> Any:
+        value = condition()
+        return await value if isinstance(value, Awaitable) else value
+
+    await eventually(holds, deadline=SOON, what=what)
+
+
+class OneByOne(ObjectStore):
+    """The filesystem store without its batches. Tests override `before` and `after`."""
+
+    name = "one by one"
+
+    def __init__(self, inner: FilesystemStore) -> None:
+        self.inner = inner
+        self.puts: list[str] = []
+        self.cancelled = 0
+        self.aborted: list[tuple[str, str]] = []
+
+    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        """Whatever happens before the object is made."""
+
+    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        """Whatever happens once it is there."""
+
+    async def open(self) -> None:
+        await self.inner.open()
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+        self.puts.append(spec.upload_id)
+        try:
+            await self.before(spec, ledger)
+            stored = await self.inner.put(spec, segments, ledger)
+            await self.after(spec, ledger)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        return stored
+
+    async def stat(self, key: str) -> StoredObject | None:
+        return await self.inner.stat(key)
+
+    async def remove(self, key: str) -> None:
+        await self.inner.remove(key)
+
+    async def abort(self, key: str, multipart_id: str) -> None:
+        self.aborted.append((key, multipart_id))
+
+    async def probe(self) -> None:
+        await self.inner.probe()
+
+
+class Gated(OneByOne):
+    """Waits before or after the object is made, until the test opens the gate."""
+
+    def __init__(self, inner: FilesystemStore, *, made: bool = False) -> None:
+        super().__init__(inner)
+        self.reached = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.asks_the_ledger = False
+        self._made = made
+
+    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        if not self._made:
+            await self._wait(spec, ledger)
+
+    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        if self._made:
+            await self._wait(spec, ledger)
+
+    async def _wait(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        self.reached.set()
+        await self.gate.wait()
+        if self.asks_the_ledger:
+            await ledger.progress(spec.length)
+
+
+class Failing(OneByOne):
+    """Fails with the given errors, one per put, and then no more."""
+
+    def __init__(self, inner: FilesystemStore, *errors: Exception) -> None:
+        super().__init__(inner)
+        self.errors = list(errors)
+
+    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+class InParts(OneByOne):
+    """Sends four parts and remembers in the ledger what it has sent, as an S3 store does."""
+
+    PARTS = 4
+
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+        content = b"".join(segment.path.read_bytes()[: segment.length] for segment in segments)
+        size = -(-len(content) // self.PARTS)
+        directory = self.inner.local_path("parts") / spec.upload_id
+        if await ledger.multipart_id() is None:
+            await ledger.record_multipart(f"multipart of {spec.upload_id}")
+        done = {part.number for part in await ledger.parts()}
+        directory.mkdir(parents=True, exist_ok=True)
+        for number in range(1, self.PARTS + 1):
+            if number not in done:
+                piece = content[(number - 1) * size : number * size]
+                (directory / str(number)).write_bytes(piece)
+                with (directory / "sent").open("a") as log:
+                    log.write(f"{number} ")
+                await self.sent(number)
+                await ledger.record_part(PartRecord(number, len(piece), f"etag-{number}"))
+                await self.recorded(number)
+        await ledger.progress(spec.length)
+        path = self.inner.local_path(spec.key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"".join((directory / str(number)).read_bytes() for number in range(1, self.PARTS + 1)))
+        await self.after(spec, ledger)
+        return StoredObject(spec.key, spec.length)
+
+    async def sent(self, number: int) -> None:
+        """Whatever happens between a part and its record."""
+
+    async def recorded(self, number: int) -> None:
+        """Whatever happens after its record."""

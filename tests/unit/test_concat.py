@@ -1,0 +1,80 @@
+"""Concatenation as rows."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.uploads import NOW, upload
+from tusd_py.crc64 import combine, update
+from tusd_py.errors import InvalidConcat, PartNotFinished, ProtocolError, UploadTooLarge
+from tusd_py.protocol.concat import join_parts, resolve_parts
+from tusd_py.protocol.upload import Concat, State
+
+
+def part(data=b"", **changes):
+    facts = {
+        "concat": Concat.PARTIAL, "state": State.COMPLETED, "length": len(data), "offset": len(data),
+        "crc64nvme": update(data),
+    }  # fmt: skip
+    return upload(**facts | changes)
+
+
+def resolve(*parts, **changes):
+    facts = {"owner": None, "node": "n", "declared": None, "allow_unfinished": True, "max_size": None, "now": NOW}
+    return resolve_parts(parts, **facts | changes)
+
+
+@given(st.lists(st.binary(), max_size=6))
+def test_parts_add_up(pieces):
+    """CAT-03"""
+    joined = join_parts([part(piece) for piece in pieces], combine)
+
+    assert (joined.complete, joined.length) == (True, sum(map(len, pieces)))
+    assert joined.crc64nvme == update(b"".join(pieces))
+
+
+def test_an_unfinished_part_leaves_everything_open_but_the_length():
+    """CATU-02"""
+    joined = join_parts([part(b"a"), part(b"b", state=State.UPLOADING, length=5)], combine)
+
+    assert (joined.complete, joined.length, joined.crc64nvme) == (False, 6, None)
+    assert join_parts([part(length=None)], combine).length is None
+
+
+def test_an_unknown_checksum_makes_the_whole_unknown():
+    joined = join_parts([part(b"a"), part(b"b", crc64nvme=None), part(b"c")], combine)
+
+    assert (joined.complete, joined.length, joined.crc64nvme) == (True, 3, None)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        part(owner="bob"),
+        part(concat=None),
+        part(concat=Concat.FINAL),
+        part(node="m"),
+        part(state=State.REMOVED),
+        part(expires_at=NOW - timedelta(seconds=1)),
+    ],
+)
+def test_what_is_no_part_of_ones_own_is_refused_by_its_place(bad):
+    """CAT-06"""
+    with pytest.raises(InvalidConcat, match="Part 2 "):
+        resolve(part(), bad, part())
+
+
+def test_rules_about_the_whole():
+    """CAT-04 CAT-08 CAT-09"""
+    with pytest.raises(PartNotFinished):
+        resolve(part(state=State.UPLOADING), allow_unfinished=False)
+    with pytest.raises(UploadTooLarge):
+        resolve(part(b"abc"), part(b"abc"), max_size=5)
+    with pytest.raises(ProtocolError):
+        resolve(part(b"abc"), declared=4)
+    assert len(resolve(part(b"abc"), declared=3, max_size=3)) == 1
