@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
 
     for server in servers:
-        if server.child.running:
-            server.child.stop()
         # The polling of wait_for_state would bury everything else.
         lines = [line for line in server.log_text().splitlines() if '"path":"/api/v1/uploads/' not in line]
         print(f"--- {server.child.log} ---", *lines[-LOG_TAIL_LINES:], sep="\n")
+    with contextlib.ExitStack() as ending:
+        for server in servers:
+            ending.callback(server.close)

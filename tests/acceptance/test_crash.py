@@ -78,6 +78,7 @@ class Killer:
             self.server.kill_supervisor()  # it is dead already: this only reaps it
             self.server.spawn()
             await asyncio.to_thread(self.server.wait_ready)
+            await asyncio.to_thread(self.server.wait_gone)
         elif self.killed[-1] == "database":
             await asyncio.to_thread(self._wait_for_another_database)
         else:

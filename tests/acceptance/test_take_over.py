@@ -135,7 +135,7 @@ def test_sigterm_lets_a_flowing_patch_end_or_keeps_what_it_sent(start_server: St
 
 
 def test_kill_of_the_supervisor_leaves_nothing_behind(start_server: StartServer) -> None:
-    server = start_server({"server": {"processes": 2}})
+    server = start_server({"server": {"processes": 4}, "transfer": {"workers": 4}})
     created = create(server.port, LENGTH)
     target = created.headers["location"]
     content = random.Random(1).randbytes(LENGTH)

@@ -35,7 +35,7 @@ async def test_a_head_takes_over_and_tells_what_arrived(served, framing):
     seconds = time.monotonic() - started
 
     assert offset == 300_000
-    assert seconds < 1
+    assert seconds < 5
     with pytest.raises(ConnectionLost):
         await connection.response()
     assert (await served.patch(path, offset, b"y" * (BIG - offset))).status == 204
@@ -85,7 +85,7 @@ async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment
     seconds = time.monotonic() - started
     await asyncio.gather(flooding, return_exceptions=True)
 
-    assert seconds < 1
+    assert seconds < 5
     assert offset > 20 * 2**20
     assert (await served.upload(path)).offset == offset
 

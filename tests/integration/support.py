@@ -189,8 +189,10 @@ async def open_world(dsn: str, root: Path, *, empty: bool = True, **database: An
     """Open everything on a migrated database, and empty that first."""
     pool = Database(dsn, DatabaseConfig(**database))
     wakeups = Wakeups(pool)
-    staging = StagingArea(root / "staging", StagingConfig(reserve=0))
-    staging.prepare()
+    # Nothing here is about power cuts, so nothing waits for the disk.
+    staging = StagingArea(root / "staging", StagingConfig(reserve=0, durability="page-cache"))
+    for shard in range(256):
+        (root / "staging" / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
     store = FilesystemStore(root / "store")
     await pool.open()
     await store.open()

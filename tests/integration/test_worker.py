@@ -21,6 +21,7 @@ from tests.integration.workers import (
     settings,
     working,
 )
+from tusd_py.app import Work, run_work
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.pool import Notifications
@@ -32,8 +33,12 @@ from tusd_py.errors import (
     TransferInProgress,
     TransientStoreError,
 )
+from tusd_py.metrics import Metrics
 from tusd_py.ports import LARGE_BYTES, Job, ObjectSpec, Segment, StoredObject, TransferLedger
 from tusd_py.protocol.upload import State, Upload, UploadId
+from tusd_py.worker.runner import Runner
+from tusd_py.worker.sweep import Sweep, SweepSettings
+from tusd_py.worker.transfer import Transfers
 
 MIB = 2**20
 
@@ -254,6 +259,23 @@ async def test_a_helper_that_dies_takes_the_worker_with_it(world: World) -> None
             await is_true(lambda: store.cancelled, "what ran was cancelled")
 
     assert died.group_contains(RuntimeError, match="bug in a helper")
+
+
+async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
+    class Broken(Sweep):
+        async def once(self) -> dict[str, int]:
+            raise RuntimeError("bug in the sweep")
+
+    metrics = Metrics()
+    transfers = Transfers(
+        jobs=world.jobs(), uploads=world.uploads, sweep=world.sweep, staging=world.staging, store=world.store,
+        metrics=metrics, purge_at_once=True,
+    )  # fmt: skip
+    sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60), metrics)
+    runner = Runner(world.jobs(), transfers, settings(), metrics)
+
+    with pytest.raises(RuntimeError, match="bug in the sweep"):
+        await asyncio.wait_for(run_work(Work(runner, sweep), asyncio.Event()), SOON)
 
 
 # --- a database that is away -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,12 +16,15 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urljoin
 
+import psutil
+
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import Child, is_alive, wait_until
 from tests.support.tools import require_tool
 
 START_SECONDS = 20  # initdb on a busy machine; a second start takes well under one
 STOP_SECONDS = 20
+GONE_SECONDS = 10
 
 Config = Mapping[str, Any]
 
@@ -57,6 +61,7 @@ class Server:
         self.port = free_port()
         self.operations_port = free_port()
         self._ready_file = directory / "ready.json"
+        self._seen: set[psutil.Process] = set()
         config_file = directory / "config.toml"
         config_file.write_text(to_toml(merged({"operations": {"port": self.operations_port}}, config or {})))
         program = require_tool("tusd-py", at=Path(sys.executable).with_name("tusd-py"), install="pip install -e .")
@@ -102,6 +107,36 @@ class Server:
     def kill_supervisor(self) -> None:
         """Send SIGKILL to the process that was started, and to nothing else."""
         self.child.kill()
+
+    def close(self) -> None:
+        """End it, and look that nothing is left of it.
+
+        Raises:
+            AssertionError: a process of the server has outlived it; it is killed.
+        """
+        if self.child.running:
+            self.child.stop(STOP_SECONDS)
+        try:
+            self.wait_gone()
+        finally:
+            for process in self._alive():
+                process.kill()
+
+    def wait_gone(self, deadline: float = GONE_SECONDS) -> None:
+        """Wait until no process is left of supervisors that have ended."""
+        current = set(self.ready.pids) if self.child.running else set()
+
+        def gone() -> bool:
+            return not [process for process in self._alive() if process.pid not in current]
+
+        try:
+            wait_until(gone, deadline=deadline, what="every process of the server has ended")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; left are {self._alive()}") from None
+
+    def _alive(self) -> list[psutil.Process]:
+        # Compares the time of creation too: the number may belong to another process by now.
+        return [process for process in self._seen if process.is_running() and is_alive(process.pid)]
 
     def restart(self, deadline: float = START_SECONDS) -> Ready:
         """Start it again, on the same port and data, after it ended in whatever way."""
@@ -203,15 +238,19 @@ class Server:
             http_pids=tuple(content["http_pids"]),
             worker_pids=tuple(content["worker_pids"]),
         )
-        return ready if ready.supervisor_pid == self.child.pid else None
+        if ready.supervisor_pid != self.child.pid:
+            return None
+        for pid in ready.pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._seen.add(psutil.Process(pid))
+        return ready
 
     def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self.child.running:
-            self.child.stop(STOP_SECONDS)
+        self.close()
 
 
 def merged(base: Config, over: Config) -> dict[str, Any]:

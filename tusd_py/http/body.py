@@ -60,7 +60,7 @@ class RequestBody(Body):
         until = idle_until if wait_seconds is None else min(idle_until, now + wait_seconds)
         try:
             async with asyncio.timeout(until - now) as self._reading:
-                chunk = await self._content.readany()
+                chunk = await self._arrived()
         except TimeoutError:
             if self._interruption is None and time.monotonic() < idle_until:
                 return None
@@ -71,6 +71,17 @@ class RequestBody(Body):
             self._reading = None
         self.received += len(chunk)
         self._last_byte = time.monotonic()
+        return chunk
+
+    async def _arrived(self) -> bytes:
+        """Answer the next bytes, `b""` at the end.
+
+        Where the length is known, one buffer as it came from the socket: `readany()` joins all there
+        are, which copies every byte once more and lets a fast client grow them to megabytes.
+        """
+        if self.length is None:
+            return await self._content.readany()
+        chunk, _ = await self._content.readchunk()
         return chunk
 
     def _rest(self, ending: Exception) -> bytes:

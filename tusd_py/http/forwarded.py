@@ -10,6 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from tusd_py.config.sections import UNIX_PEER
@@ -153,6 +154,7 @@ def _node_address(node: str) -> _Address | None:
     return _address(match["v6"] or match["v4"] or match["bare"]) if match else None
 
 
+@lru_cache(4096)
 def _address(text: str) -> _Address | None:
     try:
         address = ipaddress.ip_address(text)
