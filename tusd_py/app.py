@@ -30,7 +30,7 @@ from tusd_py.locks import LocalLocks
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.tus_v1 import Features
 from tusd_py.protocol.upload import UploadId
-from tusd_py.services.append import AppendSettings
+from tusd_py.services.buffers import AppendSettings
 from tusd_py.services.uploads import UploadService, UploadSettings
 from tusd_py.staging import StagingArea
 from tusd_py.worker.runner import Runner, WorkerSettings

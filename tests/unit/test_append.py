@@ -9,18 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.errors import BodyTooSlow
-from tusd_py.services.append import (
+from tusd_py.services.buffers import (
     MANY_CHUNKS,
     MIN_BLOCK_BYTES,
-    ORPHAN_SECONDS,
     RATE_WINDOW_SECONDS,
     AppendSettings,
     Block,
     BufferBudget,
     RateGuard,
-    finished,
-    orphan_seconds,
 )
+from tusd_py.services.reception import ORPHAN_SECONDS, finished, orphan_seconds
 
 MIB = 2**20
 

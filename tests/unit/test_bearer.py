@@ -583,7 +583,7 @@ def private_jwk() -> dict[str, object]:
     return dict(jwt.get_algorithm_by_name("ES256").to_jwk(EC_KEY, as_dict=True))
 
 
-WEAK_KEY = rsa.generate_private_key(65537, 1024)  # noqa: S505 - to be refused
+WEAK_KEY = rsa.generate_private_key(65537, 1024)
 
 
 @pytest.mark.parametrize(

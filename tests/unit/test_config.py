@@ -498,7 +498,7 @@ def with_s3(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        ({"server": {"host": "0.0.0.0"}}, "auth.mode:"),  # noqa: S104
+        ({"server": {"host": "0.0.0.0"}}, "auth.mode:"),
         ({"server": {"host": ""}}, "auth.mode:"),
         ({"server": {"host": "files.example.com"}}, "auth.mode:"),
         ({"auth": {"mode": "jwt"}}, "auth.jwt: exactly one"),
@@ -540,7 +540,7 @@ def with_s3(**changes: object) -> dict[str, Any]:
         (with_s3(location="a/../b"), "storage.s3.location:"),
         (with_s3(sse_kms_key_id="k"), "storage.s3.sse_kms_key_id:"),
         ({"operations": {"port": 1080}}, "operations.port:"),
-        ({"operations": {"port": 1080, "host": "0.0.0.0"}}, "operations.port:"),  # noqa: S104
+        ({"operations": {"port": 1080, "host": "0.0.0.0"}}, "operations.port:"),
         ({"operations": {"port": 1080, "host": "localhost"}}, "operations.port:"),
         ({"transfer": {"retry_delay": "2h"}}, "transfer.retry_delay:"),
     ],
@@ -556,8 +556,8 @@ def test_keys_that_do_not_go_together_are_refused(overrides: dict[str, Any], pro
     [
         {"server": {"host": "localhost"}},
         {"server": {"host": "::1"}},
-        {"server": {"host": "0.0.0.0"}, "auth": {"allow_anonymous": True}},  # noqa: S104
-        {"server": {"host": "0.0.0.0"}, **with_jwt()},  # noqa: S104
+        {"server": {"host": "0.0.0.0"}, "auth": {"allow_anonymous": True}},
+        {"server": {"host": "0.0.0.0"}, **with_jwt()},
         with_jwt(secret="x" * 32),
         with_jwt(secret="x" * 64, algorithms=["HS256", "HS384", "HS512"]),
         with_jwt(secret="", jwks_file=__file__, algorithms=["ES256", "EdDSA"]),

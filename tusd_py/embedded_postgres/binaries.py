@@ -51,7 +51,7 @@ class Identity:
 
     def spawn(self, command: list[str], output: int, death_signal: signal.Signals) -> subprocess.Popen[bytes]:
         """Start `command` in a session of its own; it gets `death_signal` when this thread ends."""
-        return subprocess.Popen(
+        return subprocess.Popen(  # noqa: S603 -- our own words and the binaries that were found
             [*self.prefix, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -61,7 +61,7 @@ class Identity:
             env=server_environment(),
             # A Ctrl-C in the terminal is for us; we decide when the database goes.
             start_new_session=True,
-            preexec_fn=tie_to_parent(death_signal),
+            preexec_fn=tie_to_parent(death_signal),  # noqa: PLW1509 -- runs before there are threads
             user=self.uid,
             group=self.gid,
             extra_groups=None if self.uid is None else [],
@@ -198,7 +198,7 @@ def probe(directory: Path, identity: Identity, beside: Path) -> int | None:
     """Return the major version, or None unless `identity` can enter `beside` and run the server."""
     script = 'cd "$1" && exec "$2" --version'
     try:
-        answer = subprocess.run(
+        answer = subprocess.run(  # noqa: S603 -- as above
             [*identity.prefix, "/bin/sh", "-c", script, "sh", str(beside), str(directory / "postgres")],
             cwd="/",
             env=server_environment(),

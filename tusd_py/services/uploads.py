@@ -39,14 +39,9 @@ from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
 from tusd_py.protocol.upload import RECEIVING, Concat, State, TokenHash, Upload, UploadId
-from tusd_py.services.append import (
-    ASK_AGAIN_SECONDS,
-    LOCK_POLL_SECONDS,
-    Appender,
-    AppendSettings,
-    Block,
-    orphan_seconds,
-)
+from tusd_py.services.append import ASK_AGAIN_SECONDS, LOCK_POLL_SECONDS, Appender
+from tusd_py.services.buffers import AppendSettings, Block
+from tusd_py.services.reception import orphan_seconds
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, TransferView, UploadLocks, UploadRepository

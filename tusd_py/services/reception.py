@@ -1,0 +1,320 @@
+"""One body on its way to the disk: receive and write overlapped, sync, then advance.
+
+The order is law: bytes are durable before the row says so, and the row says so before the client
+hears of it. However a body ends, what arrived is kept, except under a checksum, where a chunk counts
+wholly or not at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import structlog
+
+from tusd_py.errors import (
+    ChecksumMismatch,
+    DatabaseUnavailable,
+    IncompleteChunk,
+    OffsetConflict,
+    StagingDamaged,
+    StorageError,
+    TusdError,
+    UploadGone,
+    UploadLocked,
+    UploadNotFound,
+)
+from tusd_py.protocol.checksum import parse_checksum
+from tusd_py.protocol.fields import UPLOAD_CHECKSUM
+from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
+from tusd_py.services.buffers import AppendSettings, Block, BufferBudget, RateGuard
+
+if TYPE_CHECKING:
+    from tusd_py.ports import Body, StagingFile, UploadRepository
+    from tusd_py.protocol.commands import Append
+
+log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+
+ADVANCE_RETRY_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+ORPHAN_SECONDS: Final = 3600.0
+"""Life of an upload whose URL nobody learned, because the request that made it was cut short."""
+UNCERTAIN: Final = (DatabaseUnavailable, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
+"""After these nobody knows the offset at which the client may go on: it is not told any."""
+
+
+class Reception:
+    """One body on its way to the disk."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 -- the collaborators of one loop
+        self,
+        uploads: UploadRepository,
+        file: StagingFile,
+        upload: Upload,
+        plan: AppendPlan,
+        append: Append,
+        body: Body,
+        budget: BufferBudget,
+        settings: AppendSettings,
+    ) -> None:
+        self._uploads = uploads
+        self._file = file
+        self._upload = upload
+        self._plan = plan
+        self._append = append
+        self._body = body
+        self._budget = budget
+        self._settings = settings
+        self._checksum = append.checksum
+        self._hasher = append.checksum.hasher() if append.checksum else None
+        self._length = upload.length if upload.length is not None else append.length
+        self._whole = append.checksum is not None or append.checksum_in_trailer
+        """All or nothing: no checkpoint before the whole body is verified."""
+        self._block = Block()
+        self._written = upload.offset
+        self._crc = upload.crc64nvme or 0
+        self._writing: asyncio.Future[None] | None = None
+        self._expires_after_seconds = settings.expires_after_seconds
+        if append.url_unknown:
+            self._expires_after_seconds = orphan_seconds(settings)
+        self._checkpoint_at_bytes = upload.offset + settings.checkpoint_bytes
+        self._checkpoint_at = time.monotonic() + settings.checkpoint_seconds
+        self._rate = RateGuard(settings.min_rate)
+
+    async def run(self) -> Upload:
+        """Receive until the body ends, then make durable what counts."""
+        ending: BaseException | None = None
+        try:
+            await self._receive()
+        except BaseException as error:  # noqa: BLE001 -- raised again below, once the bytes are safe
+            ending = error
+        else:
+            self._expires_after_seconds = self._settings.expires_after_seconds
+        upload = await finished(self._settle(ending))
+        if ending is not None:
+            if isinstance(ending, TusdError):
+                ending.upload = upload
+            raise ending
+        return self._upload
+
+    async def _receive(self) -> None:
+        while True:
+            asked_at = time.monotonic()
+            chunk = await self._body.read(self._seconds_to_checkpoint())
+            waited = time.monotonic() - asked_at
+            if chunk is None:
+                await self._start_writing(checkpoint=True)
+                self._rate.count(0, waited)
+                continue
+            if not chunk or await self._ends_with(chunk):
+                return
+            self._block.append(chunk)
+            self._rate.count(len(chunk), waited)
+            await self._write_if_due()
+
+    async def _write_if_due(self) -> None:
+        end = self._written + self._block.size
+        if not self._whole and (end >= self._checkpoint_at_bytes or time.monotonic() >= self._checkpoint_at):
+            await self._start_writing(checkpoint=True)
+        elif self._block.size >= self._budget.block_bytes:
+            await self._start_writing(checkpoint=False)
+
+    def _seconds_to_checkpoint(self) -> float | None:
+        dirty = self._block.size or self._written > self._upload.offset
+        if self._whole or not dirty:
+            return None
+        return max(0.001, self._checkpoint_at - time.monotonic())
+
+    async def _ends_with(self, chunk: bytes) -> bool:
+        """Hold back the read that reaches the limit of a chunked body until its end is seen.
+
+        So an overlong body never completes an upload. Raises the plan's `overlong`.
+        """
+        if self._append.content_length is not None:
+            return False
+        received = self._written + self._block.size + len(chunk) - self._plan.start
+        if received < self._plan.max_bytes:
+            return False
+        if received > self._plan.max_bytes:
+            raise self._plan.overlong
+        try:
+            beyond = await self._body.read()
+        except BaseException:
+            # However the body ended, nothing came after these bytes.
+            self._block.append(chunk)
+            raise
+        if beyond:
+            raise self._plan.overlong
+        self._block.append(chunk)
+        return True
+
+    async def _start_writing(self, *, checkpoint: bool) -> None:
+        """Hand what is gathered to a writer thread, once the block before is written."""
+        await self._finish_writing()
+        chunks = self._block.cut(self._written)
+        if checkpoint:
+            self._checkpoint_at_bytes = self._written + self._block.size + self._settings.checkpoint_bytes
+            self._checkpoint_at = time.monotonic() + self._settings.checkpoint_seconds
+        self._writing = asyncio.ensure_future(self._write(chunks, checkpoint=checkpoint))
+
+    async def _write(self, chunks: list[bytes | memoryview], *, checkpoint: bool) -> None:
+        self._crc = await self._file.write(chunks, self._written, self._crc, sync=checkpoint, hasher=self._hasher)
+        self._written += sum(map(len, chunks))
+        if not checkpoint:
+            return
+        try:
+            await self._advance()
+        except DatabaseUnavailable as error:
+            # Going on costs nothing: the next checkpoint records these bytes as well.
+            log.warning("checkpoint_postponed", upload_id=str(self._upload.id), reason=str(error))
+
+    async def _finish_writing(self) -> None:
+        if (writing := self._writing) is None:
+            return
+        try:
+            # Shielded: a block of unknown fate would leave a hole, and the next one would fill it.
+            await asyncio.shield(writing)
+        finally:
+            if writing.done():
+                self._writing = None
+
+    async def _advance(self) -> None:
+        """Record what is written.
+
+        Only the holder of the file moves the row. If it has moved all the same, then because an
+        earlier try was recorded and its answer got lost; the rest is recorded from there.
+        """
+        try:
+            await self._advance_once()
+        except OffsetConflict:
+            current = await self._uploads.find(self._upload.id)
+            if current is None or current.state in GONE:
+                raise UploadNotFound from None
+            if not self._upload.offset < current.offset <= self._written:
+                raise
+            self._upload = current
+            if current.state in RECEIVING:
+                await self._advance_once()
+
+    async def _advance_once(self) -> None:
+        if self._written == self._upload.offset != self._length and not self._append.url_unknown:
+            return
+        self._upload = await self._uploads.advance(
+            self._upload,
+            self._written,
+            self._crc,
+            length=self._length,
+            expires_after_seconds=self._expires_after_seconds,
+        )
+
+    async def _record(self) -> None:
+        """Sync and advance for good, waiting a while for a database that is away."""
+        chunks, size = self._block.chunks, self._block.size
+        self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
+        self._written += size
+        self._block = Block()
+        for delay in (*ADVANCE_RETRY_SECONDS, None):
+            try:
+                await self._advance()
+            except DatabaseUnavailable:
+                # The bytes are on the disk: a database that is back in a moment costs nobody anything.
+                if delay is None:
+                    raise
+                await asyncio.sleep(delay)
+            else:
+                return
+
+    async def _settle(self, ending: BaseException | None) -> Upload | None:
+        """Make durable what counts; answer the upload as recorded, None if that cannot be known."""
+        if isinstance(ending, StorageError):
+            return await self._keep_written()
+        try:
+            if self._whole:
+                await self._settle_whole(ending)
+            else:
+                await self._settle_rest()
+        except (StorageError, OffsetConflict, UploadNotFound) as error:
+            if isinstance(error, StorageError):
+                error.upload = await self._keep_written()
+            raise
+        return self._upload
+
+    async def _settle_rest(self) -> None:
+        await self._finish_writing()
+        arrived = self._block.size or self._written > self._upload.offset
+        # A body without a byte may complete an upload, or end the time in which nobody knew its URL.
+        if arrived or self._written == self._length or self._append.url_unknown:
+            await self._record()
+
+    async def _settle_whole(self, ending: BaseException | None) -> None:
+        verified = False
+        try:
+            await self._finish_writing()
+            if ending is None:
+                chunks, self._block = self._block.chunks, Block()
+                await self._write(chunks, checkpoint=False)
+                await self._verify()
+                verified = True
+        finally:
+            if not verified:
+                await self._discard()
+        if verified:
+            await self._record()
+
+    async def _verify(self) -> None:
+        checksum, hasher = self._checksum, self._hasher
+        if self._append.checksum_in_trailer:
+            value = self._body.trailer(UPLOAD_CHECKSUM)
+            if value is None:
+                raise IncompleteChunk("The announced Upload-Checksum trailer did not arrive; the body was discarded.")
+            checksum = parse_checksum(value)
+            # Only now is the algorithm known: what was written is read once more.
+            hasher = checksum.hasher()
+            await self._file.feed(hasher, self._plan.start, self._written)
+        if checksum is not None and hasher is not None and hasher.digest() != checksum.digest:
+            raise ChecksumMismatch
+
+    async def _discard(self) -> None:
+        self._file.size = max(self._file.size, self._written)
+        await self._file.truncate(self._upload.offset)
+
+    async def _keep_written(self) -> Upload | None:
+        """After a failed write: keep the blocks before it, and leave the rest to the next open."""
+        self._block = Block()
+        if not self._whole and self._written > self._upload.offset:
+            try:
+                await self._record()
+            except TusdError as error:
+                log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
+                return None
+        return self._upload
+
+
+def orphan_seconds(settings: AppendSettings) -> float:
+    """Answer how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
+    return min(ORPHAN_SECONDS, settings.expires_after_seconds)
+
+
+async def finished(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run `work` to its end even if the caller is cancelled, and only then let it be cancelled.
+
+    Neither a disconnect nor a shutdown may come between bytes and their record, and no file may be
+    closed under a thread that writes to it.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        with contextlib.suppress(Exception):
+            # Looked at, so that the loop does not complain of an error nobody heard of.
+            task.result()
+        raise cancelled
+    return task.result()
