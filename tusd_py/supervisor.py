@@ -39,6 +39,7 @@ PR_SET_PDEATHSIG: Final = 1
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+POSTGRES_PAUSE_SECONDS: Final = 1.0
 STABLE_SECONDS: Final = 30.0
 GRACE_SECONDS: Final = 5.0
 """After its own time-out a child gets this much before it is killed."""
@@ -79,6 +80,7 @@ class Supervisor:
         self._operations: socket.socket | None = None
         self._announced = False
         self._metrics_dir = ""
+        self._postgres_restart_at = 0.0
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; answer the exit status."""
@@ -262,10 +264,15 @@ class Supervisor:
                 self._spawn(child)
 
     def _look_at_database(self) -> None:
-        if self._postgres is not None and not self._postgres.running():
-            log.error("embedded_postgres_died")
+        if self._postgres is None or self._postgres.running() or time.monotonic() < self._postgres_restart_at:
+            return
+        log.error("embedded_postgres_died")
+        try:
             # The same address after the restart: the children's pools reconnect by themselves.
             self._postgres.start()
+        except TusdError as error:
+            self._postgres_restart_at = time.monotonic() + POSTGRES_PAUSE_SECONDS
+            log.error("embedded_postgres_not_started", reason=str(error), pause_seconds=POSTGRES_PAUSE_SECONDS)  # noqa: TRY400
 
     def _stop_children(self) -> None:
         notify_service_manager("STOPPING=1")

@@ -224,7 +224,7 @@ def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_serv
     assert [(line["request_id"], line["upload_id"], line["status"]) for line in heads] == [
         ("my-request", upload_id, 200)
     ]
-    assert {"transfer_succeeded", "upload_created"} <= {line["event"] for line in lines}
+    assert {"transfer_succeeded", "ready", "request"} <= {line["event"] for line in lines}
     assert token not in server.log_text()
     assert all({"timestamp", "level"} <= line.keys() for line in lines)
 
@@ -376,3 +376,27 @@ def test_draining_answers_a_running_upload_with_its_true_offset(start_server: St
     server.restart()
     with urllib.request.urlopen(urllib.request.Request(f"{server.origin}{path}", method="HEAD"), timeout=10) as head:
         assert head.headers["Upload-Offset"] == "300000"
+
+
+def test_a_database_that_is_killed_while_it_starts_again_is_started_once_more(start_server: StartServer):
+    server = start_server()
+    path, _ = create(server.url, b"hello")
+    killed: set[int] = set(server.postmaster_pids())
+    os.kill(next(iter(killed)), signal.SIGKILL)
+
+    def another() -> int | None:
+        pids = [pid for pid in server.postmaster_pids() if pid not in killed and is_alive(pid)]
+        return pids[0] if pids else None
+
+    second = wait_until(another, deadline=20, what="the database is being started")
+    killed.add(second)
+    os.kill(second, signal.SIGKILL)
+
+    def answered() -> bool:
+        try:
+            return get(f"{server.origin}{path}") == (200, b"hello")
+        except OSError:
+            return False
+
+    wait_until(answered, deadline=30, what="the upload is served again")
+    assert server.child.running

@@ -317,3 +317,24 @@ async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve):
     with pytest.raises(ConnectionLost):
         await connection.response()
     assert await served.offset(path) in {5, 6}
+
+
+async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(served):
+    """Bytes that reached the machine were received, whether or not the process has read them yet."""
+    length, sent = 64 * 2**20, 9 * 2**20
+    path = await served.create(length)
+    connection = await served.connect()
+    await connection.send_head(
+        "PATCH",
+        path,
+        [("Tus-Resumable", "1.0.0"), ("Upload-Offset", "0"), ("Content-Type", "application/offset+octet-stream"),
+         ("Content-Length", str(length))],
+    )  # fmt: skip
+    await connection.send(bytes(sent))
+
+    kept = int((await served.head(path)).headers["upload-offset"])
+
+    # What the loop's own end of the connection had not handed to the kernel is not at the server.
+    unsent = connection.writer.transport.get_write_buffer_size()
+    assert kept == sent - unsent
+    await connection.closed()

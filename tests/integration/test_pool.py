@@ -347,6 +347,21 @@ async def test_a_listener_is_patient_with_whatever_the_server_says(
     await database.close()
 
 
+async def test_a_listener_that_is_closed_while_it_loses_its_connection_is_closed() -> None:
+    """Both at once is what happens when server and database are told to stop together."""
+    for steps in range(6):
+        event = asyncio.Event()
+        waiting = asyncio.create_task(module._happens(event, 30))
+        await asyncio.sleep(0)
+        event.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if not waiting.done():
+            waiting.cancel()
+            (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+            assert isinstance(outcome, asyncio.CancelledError)
+
+
 async def test_who_listens_to_nothing_opens_no_connection(server: EmbeddedPostgres) -> None:
     notifications = Notifications(server.dsn, CONFIG)
     await notifications.open()

@@ -105,7 +105,8 @@ class Database:
         if self._pool is None:
             return
         try:
-            await asyncio.wait_for(self._pool.close(), self._config.command_timeout)
+            async with asyncio.timeout(self._config.command_timeout):
+                await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
         self._pool = None
@@ -183,8 +184,10 @@ Listener = Callable[[str], None]
 
 
 async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes together with the event.
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

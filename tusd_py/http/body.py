@@ -7,7 +7,9 @@ thrown away, whatever happened to the connection.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+from typing import Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -17,7 +19,11 @@ from tusd_py.http.trailers import received_trailers
 from tusd_py.ports import Body
 from tusd_py.protocol.tus_v1 import content_length
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+QUIET_SECONDS: Final = 0.003
+"""So long without a byte, and the kernel's buffer counts as empty."""
+LAST_SECONDS: Final = 0.03
+"""How long an interrupted body is still read; well within the time that a take-over may need."""
 
 
 class RequestBody(Body):
@@ -32,6 +38,7 @@ class RequestBody(Body):
         self._last_byte = time.monotonic()
         self._interruption: Exception | None = None
         self._salvaged = False
+        self._last_until = math.inf
         self._reading: asyncio.Timeout | None = None
 
     async def accept(self) -> None:
@@ -52,7 +59,7 @@ class RequestBody(Body):
 
     async def read(self, wait_seconds: float | None = None) -> bytes | None:
         if self._interruption is not None:
-            return self._rest(self._interruption)
+            return await self._last(self._interruption)
         if self._request.transport is None:
             return self._rest(ClientDisconnected(cause="lost before the body was read"))
         idle_until = self._last_byte + self._idle_timeout_seconds
@@ -62,9 +69,7 @@ class RequestBody(Body):
             async with asyncio.timeout(until - now) as self._reading:
                 chunk = await self._arrived()
         except TimeoutError:
-            if self._interruption is None and time.monotonic() < idle_until:
-                return None
-            return self._rest(self._interruption or BodyTimedOut(idle_seconds=self._idle_timeout_seconds))
+            return await self._silence(idle_until)
         except (ConnectionError, HttpProcessingError, web.RequestPayloadError) as error:
             return self._rest(ClientDisconnected(cause=f"{type(error).__name__}: {error}"))
         finally:
@@ -82,6 +87,34 @@ class RequestBody(Body):
         if self.length is None:
             return await self._content.readany()
         chunk, _ = await self._content.readchunk()
+        return chunk
+
+    async def _silence(self, idle_until: float) -> bytes | None:
+        """Tell why nothing came: somebody interrupts, the caller's wait is over, or the client's time."""
+        if self._interruption is not None:
+            return await self._last(self._interruption)
+        if time.monotonic() < idle_until:
+            return None
+        return self._rest(BodyTimedOut(idle_seconds=self._idle_timeout_seconds))
+
+    async def _last(self, ending: Exception) -> bytes:
+        """Answer what has reached this machine though not yet this process; then raise the ending.
+
+        A newer request and a shutdown come while megabytes may wait in the kernel's buffer. They are
+        read until it is empty, but no longer than a moment: the client may send on and on.
+        """
+        if time.monotonic() >= self._last_until or self._salvaged:
+            return self._rest(ending)
+        try:
+            async with asyncio.timeout(QUIET_SECONDS):
+                chunk = await self._arrived()
+        except TimeoutError:
+            return self._rest(ending)
+        except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
+            return self._rest(ending)
+        if not chunk:
+            return self._rest(ending)
+        self.received += len(chunk)
         return chunk
 
     def _rest(self, ending: Exception) -> bytes:
@@ -112,5 +145,6 @@ class RequestBody(Body):
     def interrupt(self, error: Exception) -> None:
         if self._interruption is None:
             self._interruption = error
+            self._last_until = time.monotonic() + LAST_SECONDS
             if self._reading is not None and not self._reading.expired():
                 self._reading.reschedule(asyncio.get_running_loop().time())

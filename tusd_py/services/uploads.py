@@ -149,7 +149,7 @@ class UploadService:
             upload = await self._create_with_body(new, command, body)
         else:
             upload = await self._create_empty(new)
-        log.info("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
+        log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
         return Created(upload, token)
 
     @staticmethod

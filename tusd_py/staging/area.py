@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
 from tusd_py.ports import Staging, StagingFile
-from tusd_py.staging.writers import Writer, make_writer
+from tusd_py.staging.writers import Writer, make_writer, write_all
 
 if TYPE_CHECKING:
     from tusd_py.config import StagingConfig
@@ -60,6 +60,7 @@ class StagingArea(Staging):
         self._reserve = config.reserve
         self._writer = make_writer(config.write_path)
         self._threads = ThreadPoolExecutor(config.write_threads, thread_name_prefix="staging")
+        self._shards: dict[str, int] = {}
         self._free_bytes = 0
         self._free_until = 0.0
 
@@ -74,6 +75,20 @@ class StagingArea(Staging):
     async def close(self) -> None:
         """Wait for writes that are under way."""
         await asyncio.to_thread(self._threads.shutdown)
+        shards, self._shards = self._shards, {}
+        for fd in shards.values():
+            os.close(fd)
+
+    def _sync_shard(self, path: str) -> None:
+        # Kept open: each call to the system from a thread is a fight for the interpreter's lock.
+        directory = path.rpartition("/")[0]
+        fd = self._shards.get(directory)
+        if fd is None:
+            opened = _open_directory(Path(directory))
+            fd = self._shards.setdefault(directory, opened)
+            if fd != opened:
+                os.close(opened)
+        os.fsync(fd)
 
     def path(self, upload_id: UploadId) -> Path:
         return Path(self._name(upload_id))
@@ -90,10 +105,11 @@ class StagingArea(Staging):
         with translated_errors():
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
             try:
-                self._writer.write(fd, path, chunks, 0)
+                # Through the page cache, whatever the write path: the transfer reads it in a moment.
+                write_all(fd, chunks, 0, 0)
                 if self._durable:
                     os.fdatasync(fd)
-                    _sync_directory(path.rpartition("/")[0])
+                    self._sync_shard(path)
             except BaseException:
                 Path(path).unlink()
                 raise
@@ -124,7 +140,7 @@ class StagingArea(Staging):
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
                 if self._durable:
-                    _sync_directory(path.rpartition("/")[0])
+                    self._sync_shard(path)
             return _open_locked(path)
 
     def probe(self, upload_id: UploadId) -> int | None:
@@ -272,8 +288,12 @@ def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:
         os.close(opened[0])
 
 
+def _open_directory(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fd = _open_directory(Path(path))
     try:
         os.fsync(fd)
     finally:

@@ -131,8 +131,10 @@ class Runner:
                 log.warning("claim_failed", reason=str(error))
                 wait = DATABASE_PAUSE_SECONDS
             if wait > 0:
+                # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._wake.wait()
 
     async def _claim(self, group: asyncio.TaskGroup) -> float:
         """Claim what there is room for and answer how long to wait before the next look.
