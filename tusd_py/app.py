@@ -8,9 +8,10 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import structlog
 from aiohttp import web
 
 from tusd_py.auth.anonymous import AnonymousAuthenticator
@@ -39,6 +40,10 @@ from tusd_py.worker.transfer import Transfers
 
 if TYPE_CHECKING:
     from tusd_py.ports import Authenticator, ObjectStore
+
+log = structlog.get_logger(__name__)
+
+WORKER_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -257,6 +262,17 @@ async def run_work(work: Work, stop: asyncio.Event) -> None:
         await asyncio.gather(sweeping, stopping, running, return_exceptions=True)
 
 
+async def _keep_working(core: Core, work: Work, stop: asyncio.Event) -> None:
+    """Run the worker inside a host that has no supervisor: one that dies is followed by another."""
+    while not stop.is_set():
+        try:
+            await run_work(work, stop)
+        except Exception:
+            log.exception("worker_died", restart_in_seconds=WORKER_PAUSE_SECONDS)
+            await asyncio.sleep(WORKER_PAUSE_SECONDS)
+            work = make_work(core)
+
+
 def create_app(config: Config, *, run_worker: bool = True) -> web.Application:
     """Build an aiohttp application that mounts as a sub-application of another one.
 
@@ -266,6 +282,7 @@ def create_app(config: Config, *, run_worker: bool = True) -> web.Application:
     """
     core = make_core(config, Metrics())
     app = build_application(make_web(core))
+    # Before the notifications open, which wake this one; a successor finds its work by polling.
     work = make_work(core) if run_worker else None
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
@@ -273,7 +290,7 @@ def create_app(config: Config, *, run_worker: bool = True) -> web.Application:
             await migrate(database_dsn(config))
         async with running(core):
             stop = asyncio.Event()
-            worker = asyncio.create_task(run_work(work, stop)) if work is not None else None
+            worker = asyncio.create_task(_keep_working(core, work, stop)) if work is not None else None
             yield
             stop.set()
             if worker is not None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import uuid
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -209,17 +207,6 @@ def test_in_an_installation_they_are_inside_the_package(tmp_path: Path, monkeypa
     monkeypatch.setattr(runner, "files", lambda _: tmp_path)
 
     assert migrations_directory() == tmp_path / "migrations"
-
-
-def test_the_wheel_has_them() -> None:
-    hatchling = pytest.importorskip("hatchling.build", reason="needs hatchling: pip install hatchling")
-
-    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        names = zipfile.ZipFile(Path(directory) / hatchling.build_wheel(directory)).namelist()
-
-    shipped = {name for name in names if name.startswith("tusd_py/migrations/")}
-    assert shipped == {f"tusd_py/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")}
 
 
 def test_every_file_says_why_and_why_it_is_safe() -> None:

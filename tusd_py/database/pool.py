@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 Row: TypeAlias = "asyncpg.Record"
+PoolAcquireContext: TypeAlias = "asyncpg.pool.PoolAcquireContext[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 UNAVAILABLE: Final = (
@@ -60,11 +61,10 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except UNAVAILABLE as error:
-        raise unavailable(error) from error
+        raise _unavailable(error) from error
 
 
-def unavailable(error: BaseException) -> DatabaseUnavailable:
-    """Answer our name for what the driver said."""
+def _unavailable(error: Exception) -> DatabaseUnavailable:
     return DatabaseUnavailable(cause=f"{type(error).__name__}: {error}")
 
 
@@ -119,22 +119,12 @@ class Database:
         return self._pool
 
     async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
-        """Run a statement that answers at most one row.
-
-        The way of every HEAD and PATCH: written out, because two context managers made of generators
-        cost a tenth of a HEAD.
-        """
+        """Run a statement that answers at most one row."""
         try:
-            pool = self.pool
-            connection = await pool.acquire(timeout=self._wait_seconds())
-            try:
+            async with self._acquire() as connection:
                 return await connection.fetchrow(sql, *arguments)
-            finally:
-                await pool.release(connection)
         except UNAVAILABLE as error:
-            if isinstance(error, LOST_CONNECTION):
-                await self.pool.expire_connections()
-            raise unavailable(error) from error
+            raise await self._unavailable(error) from error
 
     async def read(self, sql: str, *arguments: Any) -> Row | None:
         """Run a SELECT for at most one row, once more if the pooled connection turns out dead."""
@@ -147,37 +137,42 @@ class Database:
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
         """Run a statement and answer its rows."""
-        async with self._connection() as connection:
-            rows: list[Row] = await connection.fetch(sql, *arguments)
-            return rows
+        try:
+            async with self._acquire() as connection:
+                rows: list[Row] = await connection.fetch(sql, *arguments)
+                return rows
+        except UNAVAILABLE as error:
+            raise await self._unavailable(error) from error
 
     async def execute(self, sql: str, *arguments: Any) -> int:
         """Run a statement and answer how many rows it touched."""
-        async with self._connection() as connection:
-            status: str = await connection.execute(sql, *arguments)
+        try:
+            async with self._acquire() as connection:
+                status: str = await connection.execute(sql, *arguments)
+        except UNAVAILABLE as error:
+            raise await self._unavailable(error) from error
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Hold one connection in a transaction; rolled back on any error."""
-        async with self._connection() as connection, connection.transaction():
-            yield connection
+        try:
+            async with self._acquire() as connection, connection.transaction():
+                yield connection
+        except UNAVAILABLE as error:
+            raise await self._unavailable(error) from error
 
-    @contextlib.asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Connection]:
-        with translated_errors():
-            try:
-                async with self.pool.acquire(timeout=self._wait_seconds()) as connection:
-                    yield connection
-            except LOST_CONNECTION:
-                # The others have most likely died with this one: nobody else is to find that out.
-                await self.pool.expire_connections()
-                raise
+    def _acquire(self) -> PoolAcquireContext:
+        # A time-out costs as much as the rest of taking a connection; an idle one needs no wait.
+        pool = self.pool
+        return pool.acquire(timeout=None if pool.get_idle_size() else self._config.connect_timeout)
 
-    def _wait_seconds(self) -> float | None:
-        # A time-out costs as much as the rest of taking a connection; one that is idle needs no wait.
-        return None if self.pool.get_idle_size() else self._config.connect_timeout
+    async def _unavailable(self, error: Exception) -> DatabaseUnavailable:
+        if isinstance(error, LOST_CONNECTION) and self._pool is not None:
+            # The others have most likely died with this one: nobody else is to find that out.
+            await self._pool.expire_connections()
+        return _unavailable(error)
 
 
 Listener = Callable[[str], None]
