@@ -16,7 +16,7 @@ serve: $(VENV)/.serve frontend-if-possible ## Set up and run the server: make se
 	@exec $(BIN)/tusd-py serve $(ARGS)
 
 test: install ## Set up everything that the tests need, and run all of them
-	@TUSD_PYTEST_ARGS="$(ARGS)" scripts/test
+	@PYTEST_ARGUMENTS="$(ARGS)" scripts/test
 
 check: $(VENV)/.develop ## Lint, types and import rules, without changing anything
 	$(BIN)/ruff check .

@@ -66,8 +66,11 @@ class RequestBody(Body):
         now = time.monotonic()
         until = idle_until if wait_seconds is None else min(idle_until, now + wait_seconds)
         try:
-            async with asyncio.timeout(until - now) as self._reading:
+            if self._content._buffer:  # noqa: SLF001 -- what is there is not waited for, and a time-out has its price
                 chunk = await self._arrived()
+            else:
+                async with asyncio.timeout(until - now) as self._reading:
+                    chunk = await self._arrived()
         except TimeoutError:
             return await self._silence(idle_until)
         except (ConnectionError, HttpProcessingError, web.RequestPayloadError) as error:

@@ -74,6 +74,7 @@ class Reception:
         self._length = upload.length if upload.length is not None else append.length
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
+        self._unknown_length = append.content_length is None
         self._block = Block()
         self._written = upload.offset
         self._crc = upload.crc64nvme or 0
@@ -110,18 +111,16 @@ class Reception:
                 await self._start_writing(checkpoint=True)
                 self._rate.count(0, waited)
                 continue
-            if not chunk or await self._ends_with(chunk):
+            if not chunk or (self._unknown_length and await self._ends_with(chunk)):
                 return
             self._block.append(chunk)
             self._rate.count(len(chunk), waited)
-            await self._write_if_due()
+            checkpoint = not self._whole and self._checkpoint_is_due(asked_at + waited)
+            if checkpoint or self._block.size >= self._budget.block_bytes:
+                await self._start_writing(checkpoint=checkpoint)
 
-    async def _write_if_due(self) -> None:
-        end = self._written + self._block.size
-        if not self._whole and (end >= self._checkpoint_at_bytes or time.monotonic() >= self._checkpoint_at):
-            await self._start_writing(checkpoint=True)
-        elif self._block.size >= self._budget.block_bytes:
-            await self._start_writing(checkpoint=False)
+    def _checkpoint_is_due(self, now: float) -> bool:
+        return now >= self._checkpoint_at or self._written + self._block.size >= self._checkpoint_at_bytes
 
     def _seconds_to_checkpoint(self) -> float | None:
         dirty = self._block.size or self._written > self._upload.offset
@@ -134,8 +133,6 @@ class Reception:
 
         So an overlong body never completes an upload. Raises the plan's `overlong`.
         """
-        if self._append.content_length is not None:
-            return False
         received = self._written + self._block.size + len(chunk) - self._plan.start
         if received < self._plan.max_bytes:
             return False
