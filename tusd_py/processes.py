@@ -47,6 +47,7 @@ M_MMAP_THRESHOLD: Final = -3
 MALLOC_MMAP_BYTES: Final = 64 * 2**20
 MALLOC_TRIM_BYTES: Final = 32 * 2**20
 WORKER_NICENESS: Final = 5
+FEW_CONNECTIONS: Final = 12
 COLLECTOR_THRESHOLDS: Final = (5_000, 50, 100)
 
 
@@ -74,7 +75,7 @@ def run_worker(config: Config, *, ready: Ready) -> None:
         os.nice(WORKER_NICENESS)
 
     async def main(stop: asyncio.Event) -> None:
-        core = make_core(config, Metrics())
+        core = make_core(with_few_connections(config), Metrics())
         work = make_work(core)
         async with running(core):
             ready()
@@ -87,7 +88,8 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
     """Answer health, readiness and metrics of all processes."""
 
     async def main(stop: asyncio.Event) -> None:
-        database = Database(config.database.dsn.get_secret_value() if config.database.dsn else "", config.database)
+        few = with_few_connections(config).database
+        database = Database(few.dsn.get_secret_value() if few.dsn else "", few)
         store = make_store(config)
 
         async def staging_space() -> None:
@@ -160,6 +162,12 @@ def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, Non
 
     with asyncio.Runner(loop_factory=loop_factory(config.server.event_loop)) as runner:
         runner.run(until_told())
+
+
+def with_few_connections(config: Config) -> Config:
+    """Answer the configuration for a process that has no client waiting on each connection."""
+    few = min(config.database.pool_size, FEW_CONNECTIONS)
+    return config.model_copy(update={"database": config.database.model_copy(update={"pool_size": few})})
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PR_SET_PDEATHSIG: Final = 1
+FEW_CONNECTIONS: Final = 12
+"""As in `processes`, which must not be imported before the metrics have their directory."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -124,8 +126,10 @@ class Supervisor:
         log.info("embedded_postgres_started", owned=self._postgres.owned)
 
     def _connections(self) -> int:
-        children = self._config.server.processes + self._config.transfer.workers + 1
-        return max(60, (children + 2) * (self._config.database.pool_size + 2))
+        # One process more than planned: while a child is replaced, its predecessor's may still be open.
+        http = (self._config.server.processes + 1) * (self._config.database.pool_size + 1)
+        others = (self._config.transfer.workers + 2) * (FEW_CONNECTIONS + 1)
+        return max(60, http + others)
 
     def _migrate(self) -> None:
         if not self._config.database.migrate_at_start or self._config.database.dsn is None:

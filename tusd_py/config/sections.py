@@ -260,7 +260,9 @@ class DatabaseConfig(Section):
     listen_dsn: OptionalSecret = Field(
         default=None, description="direct connection for LISTEN when dsn goes through a transaction pooler"
     )
-    pool_size: int = Field(default=10, ge=1, le=200, description="most connections per process")
+    pool_size: int = Field(
+        default=32, ge=1, le=200, description="most connections of an HTTP process; others take up to 12"
+    )
     connect_timeout: PositiveSeconds = Field(default=5, description="longest wait for a new connection")
     command_timeout: PositiveSeconds = Field(default=10, description="longest run of one statement")
     statement_cache_size: int = Field(

@@ -1,4 +1,4 @@
-"""NOTIFY, gathered: one notification for all that happened within a few milliseconds.
+"""NOTIFY, gathered: one notification for all that happened within a few hundredths of a second.
 
 PostgreSQL takes a global lock for a transaction that notifies, until it is durable. A trigger would
 therefore line up every completing upload of the whole server; one statement for many does not.
@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 JOBS_CHANNEL: Final = "tusd_jobs"
 RELEASE_CHANNEL: Final = "tusd_release"
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
-GATHER_SECONDS: Final = 0.005
+GATHER_SECONDS: Final = 0.03
 
 
 class Wakeups:
