@@ -324,6 +324,9 @@ class StagingFile(Protocol):
 class Staging(Protocol):
     """The disk that receives the bytes."""
 
+    def new_id(self) -> UploadId:
+        """Answer a fresh public id, random but for what lets files of the same moment lie together."""
+
     async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
         """Create a file that holds exactly `chunks`, durable, and answer their checksum."""
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from uuid import uuid4
 
 import structlog
 
@@ -159,7 +158,7 @@ class UploadService:
             raise refusal
 
     def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
-        upload_id = UploadId(uuid4())
+        upload_id = self._staging.new_id()
         token = secrets.token_urlsafe(TOKEN_BYTES)
         new = NewUpload(
             id=upload_id,

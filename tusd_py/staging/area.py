@@ -17,23 +17,25 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
+from uuid import UUID
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
 from tusd_py.ports import Staging, StagingFile
-from tusd_py.staging.writers import Writer, make_writer, write_all
+from tusd_py.protocol.upload import UploadId
+from tusd_py.staging.small import FILE_MODE, SmallFile, SmallFiles, store_files
+from tusd_py.staging.writers import Writer, make_writer
 
 if TYPE_CHECKING:
     from tusd_py.config import StagingConfig
     from tusd_py.protocol.checksum import Hasher
-    from tusd_py.protocol.upload import UploadId
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+SHARDS_PER_SECOND: Final = 50
 SPACE_CACHE_SECONDS: Final = 0.5
 READ_BYTES: Final = 1024 * 1024
-FILE_MODE: Final = 0o640
 DIRECTORY_MODE: Final = 0o750
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -60,6 +62,7 @@ class StagingArea(Staging):
         self._reserve = config.reserve
         self._writer = make_writer(config.write_path)
         self._threads = ThreadPoolExecutor(config.write_threads, thread_name_prefix="staging")
+        self._small = SmallFiles(self._store_batch)
         self._shards: dict[str, int] = {}
         self._free_bytes = 0
         self._free_until = 0.0
@@ -79,9 +82,8 @@ class StagingArea(Staging):
         for fd in shards.values():
             os.close(fd)
 
-    def _sync_shard(self, path: str) -> None:
+    def _sync_shard(self, directory: str) -> None:
         # Kept open: each call to the system from a thread is a fight for the interpreter's lock.
-        directory = path.rpartition("/")[0]
         fd = self._shards.get(directory)
         if fd is None:
             opened = _open_directory(Path(directory))
@@ -90,32 +92,27 @@ class StagingArea(Staging):
                 os.close(opened)
         os.fsync(fd)
 
+    def new_id(self) -> UploadId:
+        # Files of the same moment share a directory, so that one sync of it serves them all.
+        random = bytearray(os.urandom(16))
+        random[-1] = int(time.monotonic() * SHARDS_PER_SECOND) & 0xFF
+        return UploadId(UUID(bytes=bytes(random), version=4))
+
     def path(self, upload_id: UploadId) -> Path:
         return Path(self._name(upload_id))
 
     def _name(self, upload_id: UploadId) -> str:
         name = str(upload_id)
-        # The last digits are random in every version of UUID.
+        # Any id has its place, whether or not `new_id` chose it.
         return f"{self._directory}/{name[-2:]}/{name}"
 
     async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
-        return await self._run(self._store_small, self._name(upload_id), chunks)
-
-    def _store_small(self, path: str, chunks: Sequence[bytes | memoryview]) -> int:
         with translated_errors():
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-            try:
-                # Through the page cache, whatever the write path: the transfer reads it in a moment.
-                write_all(fd, chunks, 0, 0)
-                if self._durable:
-                    os.fdatasync(fd)
-                    self._sync_shard(path)
-            except BaseException:
-                Path(path).unlink()
-                raise
-            finally:
-                os.close(fd)
+            await self._small.store(self._name(upload_id), chunks)
         return _checksum(chunks, 0)
+
+    async def _store_batch(self, files: list[SmallFile]) -> None:
+        await self._run(store_files, files, durable=self._durable, sync_directory=self._sync_shard)
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         path = self._name(upload_id)
@@ -140,7 +137,7 @@ class StagingArea(Staging):
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
                 if self._durable:
-                    self._sync_shard(path)
+                    self._sync_shard(path.rpartition("/")[0])
             return _open_locked(path)
 
     def probe(self, upload_id: UploadId) -> int | None:
