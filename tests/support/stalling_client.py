@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import select
 import socket
 import struct
 import termios
@@ -52,6 +53,15 @@ class RawConnection:
         """
         self._socket.sendall(data)
         wait_until(self._was_read, deadline=deadline, what="the bytes were read")
+
+    def send_until_answered(self, most: int) -> int:
+        """Send zeros as fast as they are taken, up to `most`, until an answer comes; answer how many."""
+        block, sent = bytes(64 * 1024), 0
+        while sent < most and not select.select([self._socket], [], [], 0)[0]:
+            _, writable, _ = select.select([self._socket], [self._socket], [], 10)
+            if writable:
+                sent += self._socket.send(block[: most - sent])
+        return sent
 
     def send_head(self, method: str, target: str, headers: dict[str, str]) -> None:
         """Send a request without its body."""

@@ -232,7 +232,7 @@ class StagingConfig(Section):
         default=7 * MIB // 4, description="bytes gathered from the socket before they are written"
     )
     buffer_budget: Annotated[Bytes, Field(ge=MIB)] = Field(
-        default=16 * MIB,
+        default=8 * MIB,
         description="bytes that all bodies of a process may hold before blocks become smaller",
     )
     write_threads: int = Field(default=16, ge=1, le=64, description="threads of a process that write and sync")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-READ_BUFFER_BYTES: Final = 128 * 1024
+READ_BUFFER_BYTES: Final = 256 * 1024
 MAX_HEADER_FIELD_BYTES: Final = 64 * 1024
 """A longer line is refused by the parser, outside our reach: room for Upload-Metadata and -Concat."""
 LINGERING_SECONDS: Final = 2.0
