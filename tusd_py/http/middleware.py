@@ -144,7 +144,8 @@ def _log_request(
         log.info("request", **facts)
         return
     facts |= {"code": error.code, "reason": str(error)}
-    if response.status >= 500:
+    # A client that went away is everyday life, whatever status it would have been told.
+    if response.status >= 500 and not request.get(CLOSE):
         log.warning("request", **facts)
     else:
         log.info("request", **facts)
