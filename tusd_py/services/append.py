@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -18,12 +16,12 @@ from tusd_py.errors import (
     TakenOver,
     TusdError,
     UploadGone,
-    UploadLocked,
     UploadNotFound,
 )
 from tusd_py.protocol.upload import RECEIVING, AppendPlan, Upload, plan_append
 from tusd_py.services.buffers import AppendSettings, BufferBudget
 from tusd_py.services.reception import UNCERTAIN, Reception
+from tusd_py.services.waiting import until_free
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, StagingFile, UploadLocks, UploadRepository
@@ -33,10 +31,6 @@ log = structlog.get_logger(__name__)
 
 Reload = Callable[[], Awaitable[Upload]]
 """Reads the row again and checks again that it may be used."""
-
-LOCK_POLL_SECONDS: Final = 0.01
-"""Between two looks at another process's flock, which has been told to stop and lets go in moments."""
-ASK_AGAIN_SECONDS: Final = 1.0
 
 
 class Appender:
@@ -143,23 +137,17 @@ class Appender:
             UploadLocked: the other process did not let go in time.
             StagingMissing: bytes were acknowledged, and the file is not there.
         """
-        deadline = time.monotonic() + self._settings.lock_timeout_seconds
-        ask_at = 0.0
-        while True:
+
+        async def attempt() -> StagingFile | None:
             try:
-                file = await self._staging.open(upload.id, create=upload.offset == 0)
+                return await self._staging.open(upload.id, create=upload.offset == 0)
             except StagingDamaged as error:
                 await self._report_damage(await reload(), error)
                 raise
-            if file is not None:
-                return file
-            now = time.monotonic()
-            if now > deadline:
-                raise UploadLocked(upload_id=str(upload.id))
-            if now >= ask_at:
-                await self._locks.ask_others(upload.id)
-                ask_at = now + ASK_AGAIN_SECONDS
-            await asyncio.sleep(LOCK_POLL_SECONDS)
+
+        return await until_free(
+            self._locks, upload.id, attempt, timeout_seconds=self._settings.lock_timeout_seconds
+        )
 
     async def _truncate(self, file: StagingFile, upload: Upload) -> None:
         try:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -28,7 +27,6 @@ from tusd_py.errors import (
     StagingMissing,
     TusdError,
     UploadGone,
-    UploadLocked,
     UploadNotFound,
 )
 from tusd_py.policy import Intent, Principal, permits
@@ -38,9 +36,10 @@ from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
 from tusd_py.protocol.upload import RECEIVING, Concat, State, TokenHash, Upload, UploadId
-from tusd_py.services.append import ASK_AGAIN_SECONDS, LOCK_POLL_SECONDS, Appender
+from tusd_py.services.append import Appender
 from tusd_py.services.buffers import AppendSettings, Block
 from tusd_py.services.reception import orphan_seconds
+from tusd_py.services.waiting import until_free
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, TransferView, UploadLocks, UploadRepository
@@ -265,16 +264,11 @@ class UploadService:
         return upload
 
     async def _wait_for_other_process(self, upload: Upload) -> None:
-        deadline = time.monotonic() + self._settings.append.lock_timeout_seconds
-        ask_at = 0.0
-        while self._staging.probe(upload.id) is None:
-            now = time.monotonic()
-            if now > deadline:
-                raise UploadLocked(upload_id=str(upload.id))
-            if now >= ask_at:
-                await self._locks.ask_others(upload.id)
-                ask_at = now + ASK_AGAIN_SECONDS
-            await asyncio.sleep(LOCK_POLL_SECONDS)
+        async def attempt() -> int | None:
+            return self._staging.probe(upload.id)
+
+        timeout = self._settings.append.lock_timeout_seconds
+        await until_free(self._locks, upload.id, attempt, timeout_seconds=timeout)
 
     async def append(self, principal: Principal, token: str, parse: Callable[[], Append], body: Body) -> Upload:
         """Append a body. `parse` runs after the upload was found, as the order of checks demands.
