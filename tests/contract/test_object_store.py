@@ -821,6 +821,17 @@ async def test_a_removed_object_is_gone_and_may_be_removed_again(
     assert_nothing(destination)
 
 
+async def test_what_a_dying_worker_began_and_could_not_record_goes_with_the_object(
+    s3: S3Destination, open_store: OpenStore
+) -> None:
+    store = await open_store(s3)
+    s3.client.create_multipart_upload(Bucket=s3.account.bucket, Key=f"{s3.prefix}/{KEY}")
+
+    await store.remove(KEY)
+
+    assert_nothing(s3)
+
+
 async def test_a_neighbour_stays_when_an_object_is_removed(
     destination: Destination, open_store: OpenStore, stage: Stage
 ) -> None:

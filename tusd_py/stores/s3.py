@@ -76,6 +76,8 @@ class S3Store(ObjectStore, Presigner):
         return _stored(key, head) if head else None
 
     async def remove(self, key: str) -> None:
+        # First what could still become an object, then the object.
+        await self._bucket.abort_strays(self._prefix + key)
         await self._bucket.delete(self._prefix + key)
 
     async def abort(self, key: str, multipart_id: str) -> None:

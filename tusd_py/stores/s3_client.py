@@ -239,6 +239,17 @@ class Bucket:
                 return
             markers = {"KeyMarker": key, "UploadIdMarker": answer["NextUploadIdMarker"]}
 
+    async def abort_strays(self, key: str) -> None:
+        """Abort what a worker began under this key and could not record before it was killed.
+
+        A key is one upload's own, so whatever is unfinished under it is ours.
+        """
+        try:
+            async for multipart_id in self.multiparts(key):
+                await self.abort_multipart(key, multipart_id)
+        except PermanentStoreError:
+            return  # not allowed, or not known to this store: no reason to fail what this is done beside
+
     async def delete(self, key: str) -> None:
         """Remove an object; nothing there is success."""
         try:

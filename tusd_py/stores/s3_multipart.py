@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tusd_py import crc64
-from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
+from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
 from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
@@ -124,7 +124,7 @@ class MultipartTransfer:
         self._sums[record.number] = _listed_sums(listed)
 
     async def _begin(self, parameters: Parameters) -> MultipartInfo:
-        await self._abort_strays()
+        await self.bucket.abort_strays(self.key)
         upload = await self.learner.first_accepted(
             lambda features: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(features)})
         )
@@ -137,17 +137,6 @@ class MultipartTransfer:
         if not upload.crc64nvme:
             self.learner.learn(verifies_crc64nvme=False)
         return upload
-
-    async def _abort_strays(self) -> None:
-        """Abort what a worker began and could not record before it was killed.
-
-        The key is this upload's own, so whatever is unfinished under it is ours.
-        """
-        try:
-            async for multipart_id in self.bucket.multiparts(self.key):
-                await self.bucket.abort_multipart(self.key, multipart_id)
-        except PermanentStoreError:
-            return  # not allowed, or not known to this store: no reason not to store the object
 
     # --- parts ---------------------------------------------------------------------------------
 
