@@ -66,7 +66,9 @@ class RequestBody(Body):
         now = time.monotonic()
         until = idle_until if wait_seconds is None else min(idle_until, now + wait_seconds)
         try:
-            if self._content._buffer:  # noqa: SLF001 -- what is there is not waited for, and a time-out has its price
+            if getattr(self._content, "_buffer", None):
+                # What is there is not waited for, and a time-out has its price. (A request without a
+                # body has a reader without a buffer.)
                 chunk = await self._arrived()
             else:
                 async with asyncio.timeout(until - now) as self._reading:
