@@ -28,7 +28,7 @@ RWF_DONTCACHE: Final = 0x80
 """Linux uapi `RWF_DONTCACHE`; Python's os module does not name it yet."""
 IOV_MAX: Final = 1024
 ALIGNMENT: Final = 4096
-DIRECT_BUFFER_BYTES: Final = 1024 * 1024
+DIRECT_BUFFER_BYTES: Final = 512 * 1024
 REFUSED: Final = frozenset({errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 
 WritePath = Literal["auto", "page-cache", "direct", "dontcache"]
@@ -71,33 +71,45 @@ class DontCacheWriter(Writer):
 
 
 class DirectWriter(Writer):
-    """`O_DIRECT` for the aligned middle of a block, the page cache for its head and tail."""
+    """`O_DIRECT` for whole pages, the page cache for what is left over.
+
+    The bytes are copied once, into an aligned buffer that belongs to the thread. A block that does not
+    begin on a page goes through the page cache; the next one then does begin on one.
+    """
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def write(self, fd: int, path: str, chunks: Chunks, offset: int) -> None:
-        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        view = memoryview(data)
-        head = min(-offset % ALIGNMENT, len(view))
-        middle = (len(view) - head) // ALIGNMENT * ALIGNMENT
-        if middle:
-            self._write_aligned(path, view[head : head + middle], offset + head)
-        for start, stop in ((0, head), (head + middle, len(view))):
-            if start < stop:
-                write_all(fd, [view[start:stop]], offset + start, 0)
-
-    def _write_aligned(self, path: str, view: memoryview, offset: int) -> None:
-        buffer = self._buffer()
-        fd = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+        if offset % ALIGNMENT or sum(map(len, chunks)) < ALIGNMENT:
+            write_all(fd, chunks, offset, 0)
+            return
+        direct = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:
-            for start in range(0, len(view), DIRECT_BUFFER_BYTES):
-                piece = view[start : start + DIRECT_BUFFER_BYTES]
-                buffer[: len(piece)] = piece
-                with memoryview(buffer) as aligned, aligned[: len(piece)] as block:
-                    write_all(fd, [block], offset + start, 0)
+            rest, offset = self._write_pages(direct, chunks, offset)
         finally:
-            os.close(fd)
+            os.close(direct)
+        if rest:
+            write_all(fd, [rest], offset, 0)
+
+    def _write_pages(self, direct: int, chunks: Chunks, offset: int) -> tuple[bytes, int]:
+        """Write all whole pages; answer what is left over and where it belongs."""
+        buffer, filled = self._buffer(), 0
+        with memoryview(buffer) as aligned:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    taken = min(len(view), DIRECT_BUFFER_BYTES - filled)
+                    aligned[filled : filled + taken] = view[:taken]
+                    view, filled = view[taken:], filled + taken
+                    if filled == DIRECT_BUFFER_BYTES:
+                        write_all(direct, [aligned], offset, 0)
+                        offset, filled = offset + filled, 0
+            pages = filled // ALIGNMENT * ALIGNMENT
+            if pages:
+                with aligned[:pages] as block:
+                    write_all(direct, [block], offset, 0)
+            return bytes(aligned[pages:filled]), offset + pages
 
     def _buffer(self) -> mmap.mmap:
         buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
