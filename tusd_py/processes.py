@@ -186,8 +186,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 def spare_the_collector() -> None:
     """Take what exists now out of the garbage collector's sight, and let it look less often.
 
-    Modules, classes and routes live as long as the process. Walking them again and again stalls every
-    connection for tens of milliseconds.
+    Modules, classes and routes live as long as the process: walking them again and again frees nothing.
     """
     gc.collect()
     gc.freeze()
