@@ -9,6 +9,8 @@ import pytest
 
 from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
+from tusd_py.http.application import READ_BUFFER_BYTES
+from tusd_py.http.body import FEW_BODIES, WIDE_BUFFER_BYTES
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DEFER = {"Upload-Defer-Length": "1"}
@@ -160,6 +162,20 @@ async def test_many_bodies_share_the_budget(serve):
         connection.abort()
     await eventually(lambda: not served.web.bodies)
     assert budget.block_bytes == 2**19
+
+
+async def test_only_a_few_bodies_have_the_wide_buffer(serve):
+    served = await serve()
+    paths = [await served.create(2_000_000) for _ in range(FEW_BODIES + 2)]
+
+    bodies = [await served.begin(path, 0, b"x" * 10, ("Content-Length", "2000000")) for path in paths]
+
+    limits = sorted(body._content.get_read_buffer_limits() for body in served.web.bodies)
+    narrow, wide = (READ_BUFFER_BYTES, 2 * READ_BUFFER_BYTES), (WIDE_BUFFER_BYTES, 2 * WIDE_BUFFER_BYTES)
+    assert limits == [narrow] * 2 + [wide] * FEW_BODIES
+    for connection in bodies:
+        connection.abort()
+    await eventually(lambda: not served.web.bodies)
 
 
 async def test_a_small_post_holds_its_share_of_the_budget(serve):

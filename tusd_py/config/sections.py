@@ -229,7 +229,7 @@ class StagingConfig(Section):
         description="how blocks reach the disk; auto takes the cheapest one the file system knows",
     )
     block_size: Annotated[Bytes, Field(ge=65536, le=16 * MIB)] = Field(
-        default=7 * MIB // 4, description="bytes gathered from the socket before they are written"
+        default=3 * MIB // 2, description="bytes gathered from the socket before they are written"
     )
     buffer_budget: Annotated[Bytes, Field(ge=MIB)] = Field(
         default=8 * MIB,

@@ -22,6 +22,10 @@ from tusd_py.protocol.tus_v1 import content_length
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 QUIET_SECONDS: Final = 0.003
 """So long without a byte, and the kernel's buffer counts as empty."""
+FEW_BODIES: Final = 4
+"""So many bodies of a process may have the wide buffer."""
+WIDE_BUFFER_BYTES: Final = 512 * 1024
+"""Above twice as much that waits, aiohttp reads no more; below it, it goes on."""
 LAST_SECONDS: Final = 0.03
 """How long an interrupted body is still read; well within the time that a take-over may need."""
 
@@ -29,11 +33,12 @@ LAST_SECONDS: Final = 0.03
 class RequestBody(Body):
     """The body of one aiohttp request."""
 
-    def __init__(self, request: web.Request, *, idle_timeout_seconds: float) -> None:
+    def __init__(self, request: web.Request, *, idle_timeout_seconds: float, wide: bool = False) -> None:
         self.length = content_length(request.headers)
         self.received = 0
         self._request = request
         self._content = request.content
+        self._wide = wide
         self._idle_timeout_seconds = idle_timeout_seconds
         self._last_byte = time.monotonic()
         self._interruption: Exception | None = None
@@ -47,6 +52,9 @@ class RequestBody(Body):
             return
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= (1, 1):
             await self._send_continue(request)
+        if self._wide and self.length != 0:
+            # A fast client's connection is then stopped and started less often.
+            self._content.set_read_chunk_size(WIDE_BUFFER_BYTES)
         self._last_byte = time.monotonic()
 
     @staticmethod

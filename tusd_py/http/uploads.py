@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
-from tusd_py.http.body import RequestBody
+from tusd_py.http.body import FEW_BODIES, RequestBody
 from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
 from tusd_py.http.keys import BYTES_IN, METHOD, UPLOAD_ID, WEB, Web
@@ -160,7 +160,11 @@ def _not_allowed(context: Web, *, creation: bool) -> MethodNotAllowed:
 @contextlib.contextmanager
 def _receiving(context: Web, request: web.Request) -> Iterator[RequestBody]:
     """Register the body, so that a drain can end it, and count what it brought."""
-    body = RequestBody(request, idle_timeout_seconds=context.config.limits.idle_timeout)
+    body = RequestBody(
+        request,
+        idle_timeout_seconds=context.config.limits.idle_timeout,
+        wide=len(context.bodies) < FEW_BODIES,
+    )
     client = _count_client(context, request)
     context.bodies.add(body)
     context.metrics.bodies_open.inc()
