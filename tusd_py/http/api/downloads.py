@@ -1,0 +1,24 @@
+"""Download links: finished uploads by their public id."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from tusd_py.http.api.requests import principal_of, resource, upload_id_of
+from tusd_py.http.api.views import DOWNLOAD_PATH
+from tusd_py.http.downloads import download
+from tusd_py.http.keys import WEB
+from tusd_py.policy import Intent
+
+
+def routes() -> list[web.RouteDef]:
+    """Answer the routes of downloads."""
+    served = {"GET": download_by_id, "HEAD": download_by_id}
+    return [resource(f"{DOWNLOAD_PATH}/{{id}}", **served), resource(f"{DOWNLOAD_PATH}/{{id}}/{{filename}}", **served)]
+
+
+async def download_by_id(request: web.Request) -> web.StreamResponse:
+    """Serve a complete upload; a filename in the path is for people and changes nothing."""
+    context = request.app[WEB]
+    upload = await context.uploads.view(principal_of(request), upload_id_of(request), Intent.DOWNLOAD)
+    return await download(request, upload)

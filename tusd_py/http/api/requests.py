@@ -1,0 +1,85 @@
+"""What every resource of the API does with a request: methods, who is asking, ids and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from aiohttp import web
+
+from tusd_py.errors import BadParameter, MethodNotAllowed, UploadNotFound
+from tusd_py.http.keys import PROBLEM, WEB
+from tusd_py.policy import Principal
+from tusd_py.protocol.upload import UploadId
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def resource(path: str, **handlers: Handler) -> web.RouteDef:
+    """Answer the route of a resource with a handler per method; errors are answered as problem+json."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        request[PROBLEM] = True
+        if request.method == "OPTIONS":
+            return _preflight(request)
+        handler = handlers.get(request.method)
+        if handler is None:
+            error = MethodNotAllowed()
+            error.allow = ("OPTIONS", *handlers)
+            raise error
+        return await handler(request)
+
+    return web.route("*", path, answer)
+
+
+def _preflight(request: web.Request) -> web.Response:
+    headers = request.headers
+    allowed = request.app[WEB].cors.preflight(
+        headers.get("Origin"),
+        headers.get("Access-Control-Request-Method"),
+        headers.get("Access-Control-Request-Headers"),
+    )
+    return web.Response(status=200, headers=allowed)
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Answer who is asking. Raises `Unauthenticated`."""
+    return request.app[WEB].authenticator.authenticate(request.headers.get("Authorization"))
+
+
+def upload_id_of(request: web.Request) -> UploadId:
+    """Answer the id in the path. Raises `UploadNotFound`."""
+    text = request.match_info["id"]
+    try:
+        value = UUID(text)
+    except ValueError:
+        raise UploadNotFound from None
+    if str(value) != text:
+        # One spelling only: whatever compares ids as text elsewhere must not be fooled.
+        raise UploadNotFound
+    return UploadId(value)
+
+
+def whole_number(request: web.Request, name: str, *, default: int, least: int, most: int) -> int:
+    """Answer a number in the query. Raises `BadParameter`."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise BadParameter(f"{name} is a number from {least} to {most}.")
+    return int(text)
+
+
+def moment(request: web.Request, name: str) -> datetime | None:
+    """Answer a moment in the query, None if it is not there. Raises `BadParameter`."""
+    text = request.query.get(name)
+    if text is None:
+        return None
+    try:
+        value = datetime.fromisoformat(text.replace(" ", "+"))
+        if value.tzinfo is None:
+            raise BadParameter(f"{name} needs a time zone.")
+        return value.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise BadParameter(f"{name} is a moment as in RFC 3339.") from None
