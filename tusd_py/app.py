@@ -31,8 +31,10 @@ from tusd_py.locks import LocalLocks
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.tus_v1 import Features
 from tusd_py.protocol.upload import UploadId
+from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.buffers import AppendSettings
-from tusd_py.services.uploads import UploadService, UploadSettings
+from tusd_py.services.catalog import Catalog
+from tusd_py.services.uploads import UploadService
 from tusd_py.staging import StagingArea
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
@@ -155,10 +157,13 @@ def make_web(core: Core) -> Web:
     locks = LocalLocks(timeout_seconds=config.staging.lock_timeout, ask_others=ask_others)
     core.notifications.subscribe(RELEASE_CHANNEL, lambda payload: _asked(locks, payload))
     features = derive_features(config)
+    settings = upload_settings(config, features)
+    access = Access(core.uploads, settings)
     return Web(
         config=config,
         features=features,
-        uploads=UploadService(core.uploads, core.staging, locks, upload_settings(config, features)),
+        uploads=UploadService(core.uploads, core.staging, locks, access, settings),
+        catalog=Catalog(core.uploads, access),
         store=core.store,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
     from tusd_py.ports import Authenticator, ObjectStore
     from tusd_py.protocol.tus_v1 import Features
+    from tusd_py.services.catalog import Catalog
     from tusd_py.services.uploads import UploadService
 
 
@@ -25,6 +26,7 @@ class Web:
     config: Config
     features: Features
     uploads: UploadService
+    catalog: Catalog
     store: ObjectStore
     authenticator: Authenticator
     cors: CorsPolicy

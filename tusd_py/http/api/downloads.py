@@ -20,5 +20,5 @@ def routes() -> list[web.RouteDef]:
 async def download_by_id(request: web.Request) -> web.StreamResponse:
     """Serve a complete upload; a filename in the path is for people and changes nothing."""
     context = request.app[WEB]
-    upload = await context.uploads.view(principal_of(request), upload_id_of(request), Intent.DOWNLOAD)
+    upload = await context.catalog.view(principal_of(request), upload_id_of(request), Intent.DOWNLOAD)
     return await download(request, upload)

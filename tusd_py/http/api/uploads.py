@@ -26,7 +26,7 @@ async def list_uploads(request: web.Request) -> web.Response:
     context = request.app[WEB]
     principal = principal_of(request)
     limit = whole_number(request, "limit", default=DEFAULT_PAGE, least=1, most=MAX_PAGE)
-    uploads = await context.uploads.newest(principal, before=moment(request, "before"), limit=limit)
+    uploads = await context.catalog.newest(principal, before=moment(request, "before"), limit=limit)
     page = [upload_view(upload, None, downloads=context.config.downloads.enabled) for upload in uploads]
     following = uploads[-1].created_at.isoformat() if len(uploads) == limit else None
     return json_response({"uploads": page, "next_before": following})
@@ -35,7 +35,7 @@ async def list_uploads(request: web.Request) -> web.Response:
 async def show_upload(request: web.Request) -> web.Response:
     """Answer one upload with the state of its transfer."""
     context = request.app[WEB]
-    upload = await context.uploads.view(principal_of(request), upload_id_of(request), Intent.READ)
+    upload = await context.catalog.view(principal_of(request), upload_id_of(request), Intent.READ)
     request[UPLOAD_ID] = upload.id
-    transfer = await context.uploads.transfer_view(upload)
+    transfer = await context.catalog.transfer_view(upload)
     return json_response(upload_view(upload, transfer, downloads=context.config.downloads.enabled))

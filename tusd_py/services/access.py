@@ -1,0 +1,98 @@
+"""Who may use which upload: every use-case begins here, before a byte is read or anything is locked."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from tusd_py.errors import TusdError, UploadGone, UploadNotFound
+from tusd_py.policy import Intent, Principal, permits
+from tusd_py.protocol.fields import is_upload_token
+from tusd_py.protocol.upload import TokenHash, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.ports import UploadRepository
+    from tusd_py.services.buffers import AppendSettings
+
+
+@dataclass(frozen=True, slots=True)
+class UploadSettings:
+    """What the use-cases need to know of the configuration."""
+
+    node: str
+    key_template: str
+    append: AppendSettings
+    allow_unfinished_parts: bool
+    max_empty_patches: int
+    gone_status: int
+    create_scope: str
+    read_any_scope: str
+
+
+def hash_token(token: str) -> TokenHash:
+    """Answer what the database knows of a token."""
+    return TokenHash(hashlib.sha256(token.encode("ascii")).digest())
+
+
+class Access:
+    """Finds uploads for those who may use them."""
+
+    def __init__(self, uploads: UploadRepository, settings: UploadSettings) -> None:
+        self._uploads = uploads
+        self._settings = settings
+
+    def permit(self, principal: Principal, intent: Intent, owner: str | None = None) -> None:
+        """Raise unless `principal` may do this; see `policy.permits`."""
+        permits(
+            principal,
+            intent,
+            owner,
+            create_scope=self._settings.create_scope,
+            read_any_scope=self._settings.read_any_scope,
+        )
+
+    async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
+        """Answer the upload behind a tus URL, for somebody who may use it so.
+
+        Raises:
+            UploadNotFound, UploadGone, AccessError.
+        """
+        upload = await self._uploads.find_by_token(hash_token(token)) if is_upload_token(token) else None
+        return self._usable(upload, principal, intent)
+
+    async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
+        """Answer an upload by its public id, for somebody who may see it; gone ones as well."""
+        upload = await self._uploads.find(upload_id)
+        self._permit_on(upload, principal, intent)
+        if upload is None:
+            raise UploadNotFound
+        return upload
+
+    def _usable(self, upload: Upload | None, principal: Principal, intent: Intent) -> Upload:
+        self._permit_on(upload, principal, intent)
+        if upload is None:
+            raise UploadNotFound
+        if upload.gone(datetime.now(UTC)):
+            raise self.gone()
+        return upload
+
+    def _permit_on(self, upload: Upload | None, principal: Principal, intent: Intent) -> None:
+        # An unknown upload is checked as one's own: an invalid token is told so, everybody else gets 404.
+        self.permit(principal, intent, upload.owner if upload is not None else principal.subject)
+
+    def gone(self) -> TusdError:
+        """Answer the error for an upload that is there no more."""
+        return UploadGone() if self._settings.gone_status == UploadGone.status else UploadNotFound()
+
+    async def reload(self, upload_id: UploadId) -> Upload:
+        """Answer the upload as it stands now, for somebody who was permitted already.
+
+        Raises:
+            UploadNotFound, UploadGone.
+        """
+        upload = await self._uploads.find(upload_id)
+        if upload is None or upload.gone(datetime.now(UTC)):
+            raise self.gone()
+        return upload

@@ -1,0 +1,181 @@
+"""Making an upload: a row, a token, and the bytes that came along."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError
+from tusd_py.policy import Intent, Principal
+from tusd_py.ports import NewUpload
+from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.fields import is_upload_token
+from tusd_py.protocol.metadata import text_value
+from tusd_py.protocol.upload import Concat, TokenHash, Upload, UploadId
+from tusd_py.services.access import Access, UploadSettings, hash_token
+from tusd_py.services.append import Appender
+from tusd_py.services.buffers import Block
+from tusd_py.services.reception import orphan_seconds
+
+if TYPE_CHECKING:
+    from tusd_py.ports import Body, Staging, UploadRepository
+
+log = structlog.get_logger(__name__)
+
+TOKEN_BYTES: Final = 24
+"""192 random bits: nobody finds a tus URL by trying."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A new upload and the token of its URL, which is told once and not kept."""
+
+    upload: Upload
+    token: str
+
+
+def render_key(template: str, upload_id: UploadId, owner: str | None, now: datetime) -> str:
+    """Render an object key: our ids and dates only, never anything a client chose."""
+    owner_hash = hashlib.sha256((owner or "").encode()).hexdigest()[:16]
+    return template.format(id=upload_id, yyyy=f"{now:%Y}", mm=f"{now:%m}", dd=f"{now:%d}", owner_hash=owner_hash)
+
+
+class Creator:
+    """Creates uploads."""
+
+    def __init__(
+        self, uploads: UploadRepository, staging: Staging, appender: Appender, access: Access, settings: UploadSettings
+    ) -> None:
+        self._uploads = uploads
+        self._staging = staging
+        self._appender = appender
+        self._access = access
+        self._settings = settings
+
+    async def create(self, principal: Principal, command: Create, body: Body) -> Created:
+        """Create an upload, with the bytes that came along.
+
+        Raises:
+            AccessError, ProtocolError, StagingFull: nothing was created.
+            BodyError: bytes that came along were cut short; what arrived of a large body is kept.
+        """
+        self._access.permit(principal, Intent.CREATE)
+        if command.unwanted_body is not None:
+            await self._demand_no_byte(body, command.unwanted_body)
+        self._staging.check_space(command.length or 0)
+        new, token = self._new_upload(principal, command)
+        if command.concat is Concat.FINAL:
+            upload = await self._uploads.create_final(
+                new,
+                [hash_token(part) if is_upload_token(part) else TokenHash(b"") for part in command.parts],
+                allow_unfinished=self._settings.allow_unfinished_parts,
+            )
+        elif command.has_body:
+            upload = await self._create_with_body(new, command, body)
+        else:
+            upload = await self._create_empty(new)
+        log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
+        return Created(upload, token)
+
+    @staticmethod
+    async def _demand_no_byte(body: Body, refusal: TusdError) -> None:
+        await body.accept()
+        if await body.read():
+            raise refusal
+
+    def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
+        upload_id = self._staging.new_id()
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        new = NewUpload(
+            id=upload_id,
+            token_hash=hash_token(token),
+            owner=principal.subject,
+            node=self._settings.node,
+            length=command.length,
+            metadata=command.metadata,
+            filename=text_value(command.pairs, "filename", "name"),
+            content_type=text_value(command.pairs, "filetype", "type", "content_type"),
+            concat=command.concat,
+            concat_header=command.concat_header,
+            object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
+            expires_after_seconds=self._settings.append.expires_after_seconds,
+        )
+        return new, token
+
+    async def _create_empty(self, new: NewUpload) -> Upload:
+        if new.length != 0:
+            return await self._uploads.create(new)
+        # Complete at once: the transfer finds an empty file, like any other.
+        return await self._create_stored(new, [])
+
+    async def _create_with_body(self, new: NewUpload, command: Create, body: Body) -> Upload:
+        with self._appender.budget as budget:
+            small = command.content_length is not None and command.content_length <= budget.block_bytes
+            if small and not command.checksum_in_trailer:
+                return await self._create_small(new, command, body)
+        return await self._create_streamed(new, command, body)
+
+    async def _create_small(self, new: NewUpload, command: Create, body: Body) -> Upload:
+        """Receive first and record once. A body that is cut short leaves nothing behind.
+
+        Nobody has been told the URL yet, so nobody could resume what would be kept.
+        """
+        await body.accept()
+        block = Block()
+        while chunk := await body.read():
+            block.append(chunk)
+        if command.checksum is not None:
+            await asyncio.to_thread(_verify, command.checksum, block.chunks)
+        return await self._create_stored(new, block.chunks)
+
+    async def _create_stored(self, new: NewUpload, chunks: Sequence[bytes | memoryview]) -> Upload:
+        crc = await self._staging.store_small(new.id, chunks)
+        try:
+            return await self._uploads.create(_with_bytes(new, sum(map(len, chunks)), crc))
+        except (DatabaseUnavailable, asyncio.CancelledError):
+            # The row may have been written before the connection went away; the sweep finds out.
+            raise
+        except BaseException:
+            await asyncio.shield(self._staging.remove([new.id]))
+            raise
+
+    async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
+        orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
+        upload = await self._uploads.create(orphaned)
+        append = Append(
+            offset=0,
+            content_length=command.content_length,
+            checksum=command.checksum,
+            checksum_in_trailer=command.checksum_in_trailer,
+            url_unknown=True,
+        )
+        try:
+            return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
+        except TusdError as error:
+            if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
+                # Refused as a whole: the client gets no URL, so nothing may stay behind.
+                with contextlib.suppress(TusdError):
+                    await self._uploads.remove(upload.id)
+            raise
+
+
+def _with_bytes(new: NewUpload, offset: int, crc64nvme: int) -> NewUpload:
+    return replace(new, offset=offset, crc64nvme=crc64nvme)
+
+
+def _verify(checksum: Checksum, chunks: Sequence[bytes | memoryview]) -> None:
+    hasher = checksum.hasher()
+    for chunk in chunks:
+        hasher.update(chunk)
+    if hasher.digest() != checksum.digest:
+        raise ChecksumMismatch
