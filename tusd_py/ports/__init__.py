@@ -1,0 +1,47 @@
+"""The contracts between the layers: every Protocol that a service or the worker is handed.
+
+Adapters subclass these explicitly, so that the class line lists their capabilities and the type
+checker reports a missing method where the adapter is built. Nothing here imports an adapter.
+"""
+
+from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue
+from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
+from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
+from tusd_py.ports.stores import (
+    BatchStore,
+    LocalObjects,
+    ObjectSpec,
+    ObjectStore,
+    PartRecord,
+    Presigner,
+    Segment,
+    StoredObject,
+    TransferLedger,
+)
+from tusd_py.ports.uploads import NewUpload, SweepRepository, TransferView, UploadRepository
+
+__all__ = [
+    "LARGE_BYTES",
+    "Authenticator",
+    "BatchStore",
+    "Body",
+    "Job",
+    "JobQueue",
+    "LocalObjects",
+    "NewUpload",
+    "ObjectSpec",
+    "ObjectStore",
+    "OnContended",
+    "PartRecord",
+    "Presigner",
+    "Segment",
+    "Staging",
+    "StagingFile",
+    "StagingFiles",
+    "StoredObject",
+    "SweepRepository",
+    "TransferLedger",
+    "TransferView",
+    "UploadLocks",
+    "UploadRepository",
+]

@@ -1,0 +1,73 @@
+"""The queue of the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final, Protocol
+
+from tusd_py.ports.stores import StoredObject, TransferLedger
+from tusd_py.protocol.upload import Upload
+
+LARGE_BYTES: Final = 16 * 2**20
+"""Jobs that move more are large: they take long, so a worker claims only what it can run at once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A claimed job. `attempt` fences: whoever claims the job next has a higher one."""
+
+    id: int
+    kind: str
+    attempt: int
+    failures: int
+    started_at: datetime
+    upload: Upload
+    multipart_id: str | None
+    runnable: bool
+    """False: the upload has moved on, and nothing is left to do."""
+
+
+class JobQueue(Protocol):
+    """Work that must happen, however often a process dies.
+
+    A claim is a lease. Whoever holds one stops working on the job before it ends, and acknowledges
+    with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
+    """
+
+    async def claim(self, limit: int, *, large: int | None = None) -> list[Job]:
+        """Take over due jobs of this node: up to `limit`, and beside them up to `large` large ones.
+
+        None: as many large ones as others.
+        """
+
+    async def renew(self, jobs: Sequence[Job]) -> set[int]:
+        """Extend the leases; answer the ids that are still ours and may go on."""
+
+    async def release(self, jobs: Sequence[Job]) -> None:
+        """Let the leases run out in a moment, for somebody else to go on. Counts as no failure."""
+
+    async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
+        """Record objects as stored; answer the ids for which the upload really moved."""
+
+    async def finish_removals(self, jobs: Sequence[Job]) -> None:
+        """Record that nothing is left of these uploads."""
+
+    async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
+        """Put the job back for later; answer whether it still was ours and not cancelled."""
+
+    async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
+        """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
+
+    async def discard(self, job: Job) -> None:
+        """Close a job that has nothing left to do, or was cancelled: a removal may go on at once."""
+
+    async def next_due_seconds(self, *, large: bool = True) -> float | None:
+        """Answer how long until the next job may be claimed, None if there is none.
+
+        Without `large`, large ones do not count.
+        """
+
+    def ledger(self, job: Job) -> TransferLedger:
+        """Answer the durable memory of a transfer, fenced by the job's attempt."""

@@ -1,0 +1,90 @@
+"""The disk that receives the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from tusd_py.protocol.upload import UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.checksum import Hasher
+
+
+class StagingFile(Protocol):
+    """A staged file opened for its only writer. Methods run in threads; none may overlap another."""
+
+    size: int
+    """Bytes in the file when it was opened."""
+
+    async def truncate(self, length: int) -> None:
+        """Cut what lies beyond `length`. Raises `StagingDamaged` if there is less."""
+
+    async def write(
+        self,
+        chunks: Sequence[bytes | memoryview],
+        offset: int,
+        crc64nvme: int,
+        *,
+        sync: bool = False,
+        hasher: Hasher | None = None,
+    ) -> int:
+        """Write the chunks at `offset`, feed them to `hasher`, and answer the running checksum.
+
+        With `sync` everything written so far survives a power cut (fdatasync) when this returns.
+
+        Raises:
+            StagingFull, StorageError: some of the chunks may have been written.
+        """
+
+    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
+        """Read bytes [start, stop) back into `hasher`."""
+
+    async def close(self) -> None:
+        """Let go of the file and of its lock."""
+
+
+class Staging(Protocol):
+    """The disk that receives the bytes."""
+
+    def new_id(self) -> UploadId:
+        """Answer a fresh public id, random but for what lets files of the same moment lie together."""
+
+    async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
+        """Create a file that holds exactly `chunks`, durable, and answer their checksum."""
+
+    async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
+        """Open for writing and take the file's lock; None while another process holds it.
+
+        Raises:
+            StagingMissing: there is no such file, and it is not to be created.
+        """
+
+    def probe(self, upload_id: UploadId) -> int | None:
+        """Answer the file's size, 0 if there is none, None while another process writes to it.
+
+        Quick: two system calls, no thread.
+        """
+
+    def path(self, upload_id: UploadId) -> Path:
+        """Answer where the file is."""
+
+    async def remove(self, upload_ids: Sequence[UploadId]) -> None:
+        """Remove files; missing ones are fine."""
+
+    def check_space(self, wanted: int) -> None:
+        """Raise `StagingFull` if `wanted` bytes would not leave the reserve untouched."""
+
+
+class StagingFiles(Protocol):
+    """Staging as cleanup sees it."""
+
+    async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
+        """See `Staging.open`."""
+
+    async def remove(self, upload_ids: Sequence[UploadId]) -> None:
+        """See `Staging.remove`."""
+
+    def files(self) -> Iterator[tuple[str, float]]:
+        """Answer name and modification time of every file. Blocks: run it in a thread."""

@@ -1,0 +1,154 @@
+"""Destinations, and what travels between staging, the worker and them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from tusd_py.errors import StorageError
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One staged file holding `length` bytes of an upload. Segments are read in order."""
+
+    path: Path
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSpec:
+    """What a store is asked to hold.
+
+    `key` is rendered once when the transfer is queued and never changes; `crc64nvme` is the
+    CRC-64/NVME of the whole object as it came from the client's socket, None if unknown.
+    """
+
+    upload_id: str
+    key: str
+    length: int
+    crc64nvme: int | None
+    content_type: str
+    filename: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What a store says of an object that it holds."""
+
+    key: str
+    length: int
+    etag: str | None = None
+    version_id: str | None = None
+    crc64nvme: int | None = None
+    upload_id: str | None = None
+    """Our own id as recorded with the object, where the store keeps metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartRecord:
+    """A part of a multipart upload that the store has acknowledged."""
+
+    number: int
+    length: int
+    etag: str
+    crc64nvme: int | None = None
+
+
+class TransferLedger(Protocol):
+    """The durable memory of one transfer: what a killed worker's successor continues from.
+
+    Every method raises `TransferCancelled` (a `StorageError`) once the transfer was cancelled or
+    its lease was lost, so that a late worker stops before it changes anything.
+    """
+
+    async def multipart_id(self) -> str | None:
+        """Answer the multipart upload id recorded for this transfer, None if there is none."""
+
+    async def record_multipart(self, multipart_id: str | None) -> None:
+        """Record the multipart id (None: forget it, and every part) before a part is sent."""
+
+    async def parts(self) -> Sequence[PartRecord]:
+        """Answer the parts recorded so far, in order of their number."""
+
+    async def record_part(self, part: PartRecord) -> None:
+        """Record a part that the store has acknowledged."""
+
+    async def progress(self, bytes_done: int) -> None:
+        """Say how many bytes the store holds; throttled, so it may be called for every part."""
+
+
+@runtime_checkable
+class ObjectStore(Protocol):
+    """A destination for finished uploads."""
+
+    name: str
+
+    async def open(self) -> None:
+        """Acquire clients and check the cheap preconditions. Called once per process."""
+
+    async def close(self) -> None:
+        """Release everything `open` acquired."""
+
+    async def put(
+        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
+    ) -> StoredObject:
+        """Make the object hold exactly the bytes of `segments`, whatever was there of an earlier try.
+
+        Idempotent: a second call after success, or after a crash at any moment, ends with the same
+        single object. When this returns the object is durable and its length and, where the store
+        can tell, its checksum were compared.
+
+        Raises:
+            TransientStoreError: a retry may help.
+            PermanentStoreError: a retry cannot help (no such bucket, access denied, too large).
+            StagingDamaged: a staged file is missing, short, or does not match `spec.crc64nvme`.
+        """
+
+    async def stat(self, key: str) -> StoredObject | None:
+        """Answer what the store holds under `key`, None if nothing."""
+
+    async def remove(self, key: str) -> None:
+        """Remove the object; nothing there is success."""
+
+    async def abort(self, key: str, multipart_id: str) -> None:
+        """Drop an unfinished multipart upload; nothing there is success."""
+
+    async def probe(self) -> None:
+        """Show that the store can be reached. Raises `TransientStoreError` or `PermanentStoreError`."""
+
+
+@runtime_checkable
+class Presigner(Protocol):
+    """A store whose objects a client fetches by itself through a short-lived URL."""
+
+    async def presign(
+        self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int
+    ) -> str:
+        """Answer a URL that serves the object with these headers until it expires."""
+
+
+@runtime_checkable
+class LocalObjects(Protocol):
+    """A store whose objects are files that this process can open."""
+
+    def local_path(self, key: str) -> Path:
+        """Answer the object's path. Never leaves the store's root, whatever the key."""
+
+
+@runtime_checkable
+class BatchStore(Protocol):
+    """A store that takes many small objects at once for less than one by one."""
+
+    async def put_batch(
+        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
+    ) -> list[StoredObject | StorageError]:
+        """Store every object as `put` does and answer one result per item, in their order.
+
+        An item's failure is its result and leaves the others alone. There is no ledger: an object
+        small enough for a batch is sent again rather than continued.
+        """

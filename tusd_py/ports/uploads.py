@@ -1,0 +1,164 @@
+"""The record of uploads, and what cleanup asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Protocol
+from uuid import UUID
+
+from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.concat import Joined
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewUpload:
+    """A row to be. `offset` bytes are already durable in staging."""
+
+    id: UploadId
+    token_hash: TokenHash
+    owner: str | None
+    node: str
+    length: int | None
+    offset: int = 0
+    crc64nvme: int | None = 0
+    metadata: str | None = None
+    filename: str | None = None
+    content_type: str | None = None
+    concat: Concat | None = None
+    concat_header: str | None = None
+    object_key: str
+    expires_after_seconds: float = 0
+    """0: never."""
+
+    @property
+    def state(self) -> State:
+        """The state this row starts in."""
+        if self.length is not None and self.length == self.offset and self.crc64nvme is not None:
+            return State.COMPLETED
+        return State.UPLOADING if self.offset else State.CREATED
+
+    def joined(self, joined: Joined) -> NewUpload:
+        """Answer the row of a final upload made of parts."""
+        offset = joined.length if joined.complete and joined.length is not None else 0
+        return replace(self, length=joined.length, offset=offset, crc64nvme=joined.crc64nvme)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferView:
+    """What people may know of the latest transfer of an upload."""
+
+    state: str
+    attempts: int
+    failures: int
+    bytes_done: int
+    next_attempt_at: datetime | None
+    last_error: str | None
+    error_code: str | None
+
+
+class UploadRepository(Protocol):
+    """The truth about uploads. Every method raises `DatabaseUnavailable` when it cannot be reached."""
+
+    async def create(self, new: NewUpload) -> Upload:
+        """Insert a row; a complete one comes with its transfer job and event."""
+
+    async def create_final(self, new: NewUpload, parts: Sequence[TokenHash], *, allow_unfinished: bool) -> Upload:
+        """Insert a final upload over its parts, complete if they are. Raises `InvalidConcat` and kin."""
+
+    async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
+        """Answer the upload behind a tus URL, whatever its state."""
+
+    async def find(self, upload_id: UploadId) -> Upload | None:
+        """Answer an upload by its public id, whatever its state."""
+
+    async def newest(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
+        """Answer the newest uploads of an owner (None: everybody's) created before a moment."""
+
+    async def parts(self, final_id: UploadId) -> list[Upload]:
+        """Answer the parts of a final upload in order."""
+
+    async def advance(
+        self,
+        upload: Upload,
+        new_offset: int,
+        crc64nvme: int | None,
+        *,
+        expires_after_seconds: float,
+        length: int | None = None,
+    ) -> Upload:
+        """Record that bytes [upload.offset, new_offset) are durable. Call only after a sync.
+
+        `length` is recorded with it where the upload has none. Reaching the length completes the
+        upload and queues its transfer in the same statement.
+
+        Raises:
+            OffsetConflict: another writer moved the upload; nothing was changed.
+        """
+
+    async def declare_length(self, upload: Upload, length: int) -> Upload:
+        """Fix the length of an upload created without one. Raises `LengthConflict`."""
+
+    async def record_damage(self, upload_id: UploadId, reason: str) -> None:
+        """Note that the staged bytes of an unfinished upload are damaged."""
+
+    async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
+        """Make the upload gone for everybody and queue the removal of its bytes.
+
+        With `force` a transfer under way is cancelled; the removal then waits until its worker has
+        acknowledged that, or its lease has ended.
+
+        Raises:
+            UploadNotFound, UploadHeld, PartInUse, TransferInProgress: nothing was changed.
+        """
+
+    async def requeue(self, upload_id: UploadId) -> Upload:
+        """Try a failed transfer again, with all its retries. Once more while it waits or runs is fine.
+
+        Raises:
+            UploadNotFound: there is none, or it is gone.
+            InvalidTransition: there is no failed transfer to repeat.
+        """
+
+    async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
+        """Answer how the latest transfer stands, None if there is none."""
+
+
+class SweepRepository(Protocol):
+    """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
+
+    async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
+        """Answer uploads of this node whose time is up and that nothing needs any more."""
+
+    async def expire(self, upload_id: UploadId) -> bool:
+        """Expire an upload if it is still overdue, and queue the removal of its bytes."""
+
+    async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
+        """Answer stored uploads whose staged copy may go."""
+
+    async def purged(self, upload_ids: Sequence[UploadId]) -> None:
+        """Record that the staged copies of stored uploads are gone."""
+
+    async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
+        """Queue failed transfers again; answer how many."""
+
+    async def adopt_jobless(self, limit: int) -> int:
+        """Queue whatever waits for a job and has none; answer how many."""
+
+    async def release_parts(self, limit: int) -> int:
+        """Forget the parts of finals that no longer read them; answer how many links.
+
+        A part that would never expire by itself gets a time to do so.
+        """
+
+    async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
+        """Delete the rows of uploads long gone; answer how many."""
+
+    async def purge_events(self, older_than_seconds: float, limit: int) -> int:
+        """Delete old events; answer how many."""
+
+    async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
+        """Answer which of these uploads have a staging file."""
