@@ -1,0 +1,35 @@
+"""The sections of the configuration: every key, its type, its default and one line of why.
+
+`config.example.toml` and the reference in the documentation are generated from these classes, so a
+key's description is written there and nowhere else. One module per concern.
+"""
+
+from tusd_py.config.sections.access import AuthConfig, DownloadsConfig, JwtConfig
+from tusd_py.config.sections.base import Section
+from tusd_py.config.sections.http import UNIX_PEER, CorsConfig, LoggingConfig, OperationsConfig, ServerConfig
+from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
+from tusd_py.config.sections.storage import FilesystemStoreConfig, S3ClientConfig, S3StoreConfig, StorageConfig
+from tusd_py.config.sections.uploads import LimitsConfig, TusConfig
+from tusd_py.config.sections.work import CleanupConfig, TransferConfig
+
+__all__ = [
+    "UNIX_PEER",
+    "AuthConfig",
+    "CleanupConfig",
+    "CorsConfig",
+    "DatabaseConfig",
+    "DownloadsConfig",
+    "FilesystemStoreConfig",
+    "JwtConfig",
+    "LimitsConfig",
+    "LoggingConfig",
+    "OperationsConfig",
+    "S3ClientConfig",
+    "S3StoreConfig",
+    "Section",
+    "ServerConfig",
+    "StagingConfig",
+    "StorageConfig",
+    "TransferConfig",
+    "TusConfig",
+]

@@ -1,0 +1,73 @@
+"""Who may upload and download, and how downloads are answered."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from tusd_py.config.sections.base import OptionalPath, OptionalSecret, OptionalText, Section
+from tusd_py.config.units import Seconds
+
+_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
+
+
+def _media_type(value: str) -> str:
+    if not _MEDIA_TYPE.fullmatch(lowered := value.lower()):
+        raise ValueError(f'{value!r} is not a media type like "image/png"')
+    return lowered
+
+
+MediaType = Annotated[str, AfterValidator(_media_type)]
+
+
+class JwtConfig(Section):
+    """Bearer tokens (RFC 7519) in `Authorization`."""
+
+    secret: OptionalSecret = Field(
+        default=None, description="HS256 key of at least 32 bytes (HS384: 48, HS512: 64); excludes jwks_file"
+    )
+    jwks_file: OptionalPath = Field(default=None, description="public keys as a JWK set (RFC 7517)")
+    algorithms: list[Literal["HS256", "HS384", "HS512", "RS256", "ES256", "EdDSA"]] = Field(
+        default=["HS256"], description="accepted signatures; with jwks_file name its algorithms here"
+    )
+    issuer: OptionalText = Field(default=None, description="required iss; empty: any")
+    audience: OptionalText = Field(default=None, description="required aud; empty: any")
+    create_scope: str = Field(default="", description="scope a token needs to create uploads; empty: none")
+    read_any_scope: str = Field(
+        default="files:read:any", description="scope that may see and download everybody's uploads"
+    )
+    leeway: Seconds = Field(default=30, ge=0, description="tolerated difference between clocks")
+    resume_grace: Seconds = Field(
+        default=86400,
+        ge=0,
+        description="an expired token of the owner may still resume its upload for so long",
+    )
+
+
+class AuthConfig(Section):
+    """Who may upload and download."""
+
+    mode: Literal["none", "jwt"] = Field(default="none", description="none: everybody; only on loopback")
+    allow_anonymous: bool = Field(
+        default=False, description="say true to run mode = none on an address that others can reach"
+    )
+    jwt: JwtConfig = Field(default_factory=JwtConfig)
+
+
+class DownloadsConfig(Section):
+    """Links to finished uploads."""
+
+    enabled: bool = Field(default=True, description="off: GET answers 405")
+    url_expiry: Annotated[Seconds, Field(ge=1, le=604800)] = Field(
+        default=300, description="life of a presigned URL; it is made anew for every click"
+    )
+    inline_types: list[MediaType] = Field(
+        default=[
+            "image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp",
+            "video/mp4", "video/webm", "audio/mpeg", "audio/mp4", "audio/ogg", "audio/wav", "audio/webm",
+            "application/pdf", "text/plain",
+        ],
+        description="types a browser may show; everything else is saved as a file",
+    )  # fmt: skip

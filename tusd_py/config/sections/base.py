@@ -1,0 +1,66 @@
+"""What all sections share: their base class, and the types of their keys."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+from tusd_py.config.units import Bytes, Seconds, Secret
+
+MIB: Final = 2**20
+GIB: Final = 2**30
+
+_URL: Final = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://(?:(?![?#])[!-~])+")
+
+
+def _http_url(value: str) -> str:
+    # urlsplit drops line breaks in silence and looks at the port only when asked for it.
+    try:
+        parts = urlsplit(value)
+        usable = bool(
+            _URL.fullmatch(value) and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+        )
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("an absolute http:// or https:// URL without user and query is expected")
+    return value.rstrip("/")
+
+
+def number_in_text(value: object) -> object:
+    """Answer the number in a text of digits, and anything else as it is."""
+    # The environment knows only text, and a Literal of numbers is not converted.
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+OptionalHttpUrl = Annotated[HttpUrl | None, BeforeValidator(_empty_is_none)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
+OptionalSecret = Annotated[Secret | None, BeforeValidator(_empty_is_none)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+OptionalPort = Annotated[Port | None, BeforeValidator(_empty_is_none)]
+PositiveBytes = Annotated[Bytes, Field(gt=0)]
+PositiveSeconds = Annotated[Seconds, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A table of the configuration file. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans_as_numbers(cls, value: object, info: ValidationInfo) -> object:
+        # pydantic reads true as 1: port = true would listen on port 1.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in {int, float}:
+            raise ValueError("a number is expected, not true or false")
+        return value

@@ -1,0 +1,110 @@
+"""The listeners, what browsers may do, and what is logged."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from tusd_py.config.sections.base import OptionalHttpUrl, OptionalPort, Port, PositiveSeconds, Section
+from tusd_py.config.units import Seconds
+
+UNIX_PEER: Final = "unix"
+"""Stands among networks for whoever connects through a unix socket."""
+
+_BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
+
+
+def _network(value: str) -> str:
+    if value != UNIX_PEER:
+        ipaddress.ip_network(value, strict=False)
+    return value
+
+
+def _base_path(value: str) -> str:
+    stripped = value.rstrip("/")
+    if stripped in {"", "/api"} or f"{stripped}/".startswith(("/api/v1/", "/download/", "/assets/")):
+        raise ValueError(f"{value!r} is used by the server itself; choose another path")
+    if not _BASE_PATH.fullmatch(value) or {".", ".."} & set(value.split("/")):
+        raise ValueError('a path like "/files" is expected')
+    return stripped
+
+
+Network = Annotated[str, AfterValidator(_network)]
+
+
+class ServerConfig(Section):
+    """The public listener."""
+
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; other than loopback needs [auth]"
+    )
+    port: Port = Field(default=1080, description="port to listen on; 0 takes a free one")
+    base_path: Annotated[str, AfterValidator(_base_path)] = Field(
+        default="/files", description="where uploads are created; works with and without a trailing slash"
+    )
+    page: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="upload page at /; auto: with auth.mode = none on loopback; it knows of no tokens",
+    )
+    public_url: OptionalHttpUrl = Field(
+        default=None,
+        description="external origin (and prefix) for an absolute Location; empty: a path, fit for any proxy",
+    )
+    trusted_proxies: list[Network] = Field(
+        default=[],
+        description='networks whose Forwarded and X-Forwarded-* headers are believed ("unix": a socket)',
+    )
+    processes: int = Field(default=1, ge=1, le=64, description="HTTP processes sharing the port")
+    event_loop: Literal["auto", "uvloop", "asyncio"] = Field(
+        default="auto", description="auto: uvloop where it is installed"
+    )
+    node: str = Field(
+        default="", description="name of the node whose disk holds the staging files; empty: the host name"
+    )
+    keepalive_timeout: PositiveSeconds = Field(
+        default=75,
+        description="idle time before a kept-alive connection closes; must exceed the proxy's (nginx: 60s)",
+    )
+    shutdown_timeout: PositiveSeconds = Field(
+        default=15, description="how long SIGTERM waits for requests to store what they have and answer"
+    )
+
+
+class CorsConfig(Section):
+    """Cross-origin access by browsers."""
+
+    enabled: bool = Field(default=True, description="off when the proxy in front adds the headers itself")
+    allow_origins: list[str] = Field(
+        default=["*"], description='exact origins, with * as a wildcard inside one: "https://*.example.com"'
+    )
+    allow_credentials: bool = Field(default=False, description="allow cookies; needs explicit origins")
+    allow_headers: list[str] = Field(
+        default=[], description="request headers to allow besides the protocol's own"
+    )
+    expose_headers: list[str] = Field(
+        default=[], description="response headers to expose besides the protocol's own"
+    )
+    max_age: Seconds = Field(default=86400, ge=0, description="how long a browser may cache a preflight")
+
+
+class OperationsConfig(Section):
+    """Health, readiness and metrics, on a port of their own."""
+
+    enabled: bool = Field(default=True, description="off: no listener")
+    host: str = Field(default="127.0.0.1", description="address to listen on; keep it off the public network")
+    port: OptionalPort = Field(
+        default=None, description="port to listen on; empty: the one after the server's; 0 takes a free one"
+    )
+
+
+class LoggingConfig(Section):
+    """What is logged, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else json"
+    )
+    requests: bool = Field(default=True, description="one line per request")

@@ -1,0 +1,45 @@
+"""What happens in the background: transfers and cleanup."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, FiniteFloat
+
+from tusd_py.config.sections.base import PositiveSeconds, Section
+from tusd_py.config.units import Seconds
+
+
+class TransferConfig(Section):
+    """The worker that moves finished uploads to the store."""
+
+    workers: int = Field(
+        default=1, ge=0, le=16, description='worker processes of "serve"; 0: run "tusd-py worker" elsewhere'
+    )
+    concurrency: int = Field(default=4, ge=1, le=256, description="uploads one worker moves at once")
+    max_retries: int = Field(default=5, ge=0, description="tries after the first before transfer_failed")
+    retry_delay: PositiveSeconds = Field(default=60, description="wait before the first retry")
+    retry_backoff: FiniteFloat = Field(default=2.0, ge=1, description="factor by which the wait grows")
+    retry_max_delay: PositiveSeconds = Field(default=3600, description="longest wait between tries")
+    lease: Annotated[Seconds, Field(ge=1)] = Field(
+        default=60, description="a job of a worker that is silent for so long goes to another"
+    )
+    poll_interval: PositiveSeconds = Field(default=5, description="safety net beside NOTIFY")
+    delete_local: bool = Field(default=True, description="remove the staged copy once the upload is stored")
+    delete_local_after: Seconds = Field(default=0, ge=0, description="and keep it for so long first")
+    requeue_failed_after: Seconds = Field(
+        default=0, ge=0, description="try failed transfers again after so long; 0: by hand"
+    )
+
+
+class CleanupConfig(Section):
+    """Removal of what nobody needs any more."""
+
+    interval: PositiveSeconds = Field(default=60, description="time between two passes")
+    tombstones_after: Seconds = Field(
+        default=7 * 86400, ge=0, description="rows of removed uploads are kept for so long"
+    )
+    orphans_after: Annotated[Seconds, Field(ge=60)] = Field(
+        default=86400, description="staging files without a row are removed after so long"
+    )
+    events_after: Seconds = Field(default=7 * 86400, ge=0, description="recorded events are kept for so long")
