@@ -66,7 +66,8 @@ CREATE INDEX upload_parts_part ON upload_parts (part_id);
 CREATE TABLE jobs (
     id          bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     upload_id   uuid        NOT NULL REFERENCES uploads (id) ON DELETE CASCADE,
-    kind        text        NOT NULL CHECK (kind IN ('transfer', 'remove')),
+    -- 'ahead' sends what is durable of an upload that is still being received.
+    kind        text        NOT NULL CHECK (kind IN ('transfer', 'ahead', 'remove')),
     node        text        NOT NULL,
     -- Bytes to move. A worker claims no more large jobs than it can run.
     length      bigint      NOT NULL DEFAULT 0,
@@ -83,6 +84,8 @@ CREATE TABLE jobs (
     -- Set while a worker holds the lease: it may record nothing more, nor renew, and stops by itself.
     cancel_requested boolean NOT NULL DEFAULT false,
     bytes_done  bigint      NOT NULL DEFAULT 0,
+    -- A job 'ahead' rests until so many bytes are durable.
+    wants       bigint      NOT NULL DEFAULT 0,
     error_code  text,
     last_error  text,
     created_at  timestamptz NOT NULL DEFAULT now(),

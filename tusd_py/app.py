@@ -29,6 +29,7 @@ from tusd_py.http.forwarded import TrustedProxies
 from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
 from tusd_py.metrics import Metrics
+from tusd_py.ports import AheadStore
 from tusd_py.protocol.tus_v1 import Features
 from tusd_py.protocol.upload import UploadId
 from tusd_py.services.access import Access, UploadSettings
@@ -118,14 +119,21 @@ def make_core(config: Config, metrics: Metrics) -> Core:
     listen = config.database.listen_dsn
     database = Database(dsn, config.database)
     wakeups = Wakeups(database)
+    store = make_store(config)
+    eager = config.transfer.eager and isinstance(store, AheadStore)
     return Core(
         config=config,
         database=database,
         notifications=Notifications(listen.get_secret_value() if listen else dsn, config.database),
         wakeups=wakeups,
-        uploads=PostgresUploads(database, wakeups, max_size=config.limits.max_size or None),
+        uploads=PostgresUploads(
+            database,
+            wakeups,
+            max_size=config.limits.max_size or None,
+            ahead_above=config.transfer.eager_above if eager else None,
+        ),
         staging=StagingArea(config.staging_directory, config.staging),
-        store=make_store(config),
+        store=store,
         metrics=metrics,
     )
 

@@ -185,7 +185,9 @@ def shared_database(postgres_dsn: str, template: str) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def open_world(dsn: str, root: Path, *, empty: bool = True, **database: Any) -> AsyncIterator[World]:
+async def open_world(
+    dsn: str, root: Path, *, empty: bool = True, ahead_above: int | None = None, **database: Any
+) -> AsyncIterator[World]:
     """Open everything on a migrated database, and empty that first."""
     pool = Database(dsn, DatabaseConfig(**database))
     wakeups = Wakeups(pool)
@@ -203,7 +205,7 @@ async def open_world(dsn: str, root: Path, *, empty: bool = True, **database: An
             dsn=dsn,
             database=pool,
             wakeups=wakeups,
-            uploads=PostgresUploads(pool, wakeups, max_size=None),
+            uploads=PostgresUploads(pool, wakeups, max_size=None, ahead_above=ahead_above),
             sweep=PostgresSweep(pool, wakeups, node=NODE),
             staging=staging,
             store=store,

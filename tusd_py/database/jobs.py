@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.ledger import FENCE, PostgresLedger
 from tusd_py.database.rows import upload_columns, upload_from_row
-from tusd_py.database.statements import LIVE
+from tusd_py.database.statements import IN_RECEIVING, LIVE
 from tusd_py.errors import TusdError
 from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StoredObject, TransferLedger
 from tusd_py.protocol.upload import Event, sources
@@ -27,17 +27,35 @@ KEPT_ATTEMPTS: Final = 100
 """Per job: a removal is tried for ever, and so is a transfer that kills its worker."""
 MAX_ERROR_CHARACTERS: Final = 2000
 
+# While parts are sent ahead, whoever would end the multipart upload waits for the end of that lease.
+_FREE: Final = """
+kind <> 'ahead' AND NOT EXISTS (
+    SELECT 1 FROM jobs ahead WHERE ahead.upload_id = jobs.upload_id AND ahead.kind = 'ahead'
+                               AND ahead.state = 'running' AND ahead.due_at > now())
+"""
 _DUE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND due_at <= now()
+ WHERE node = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE}
 """  # noqa: S608 -- only constants of this package are inserted, here and below
+# Finished uploads come first. Beside them those that have a part to send, and those with nothing left
+# to send ahead, whose jobs are then closed.
+_DUE_AHEAD: Final = f"""
+SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
+  FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
+ WHERE jobs.node = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
+   AND (uploads.upload_offset >= jobs.wants OR uploads.state NOT IN {IN_RECEIVING})
+ ORDER BY jobs.due_at LIMIT greatest(0, least($8, $4 - (SELECT count(*) FROM large)))
+   FOR NO KEY UPDATE OF jobs SKIP LOCKED
+"""  # noqa: S608
 CLAIM: Final = f"""
 WITH small AS (
     {_DUE} AND length <= $3 ORDER BY due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 ), large AS (
     {_DUE} AND length > $3 ORDER BY due_at LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED
+), ahead AS (
+    {_DUE_AHEAD}
 ), due AS (
-    SELECT * FROM small UNION ALL SELECT * FROM large
+    SELECT * FROM small UNION ALL SELECT * FROM large UNION ALL SELECT * FROM ahead
 ), lost AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
     SELECT id, attempt, worker, 'lost', started_at FROM due WHERE state = 'running'
@@ -49,16 +67,17 @@ WITH small AS (
     UPDATE jobs SET state = 'running', worker = $5, attempt = jobs.attempt + 1, started_at = now(),
                     due_at = now() + make_interval(secs => $6)
       FROM due WHERE jobs.id = due.id
-    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at
+    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.wants
 ), moved AS (
     UPDATE uploads SET state = 'transferring', updated_at = now()
       FROM claimed WHERE uploads.id = claimed.upload_id AND claimed.kind = 'transfer'
                      AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id
 )
-SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at,
+SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at, claimed.wants,
        upload.multipart_id, {upload_columns("upload")},
        CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
+                         WHEN 'ahead' THEN upload.state IN {IN_RECEIVING}
                          ELSE upload.state IN ('removing', 'expired') END AS runnable
   FROM claimed JOIN uploads upload ON upload.id = claimed.upload_id
   LEFT JOIN moved ON moved.id = claimed.upload_id
@@ -156,6 +175,12 @@ INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, s
 SELECT id, attempt, $3, 'failed', $5, $6, started_at FROM failed
 """  # noqa: S608
 
+REST: Final = f"""
+UPDATE jobs SET state = 'queued', worker = NULL, wants = $4, failures = 0, due_at = now(),
+                last_error = NULL, error_code = NULL
+ WHERE {FENCE}
+"""  # noqa: S608
+
 # A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
 DISCARD: Final = """
 WITH closed AS (
@@ -164,7 +189,7 @@ WITH closed AS (
     RETURNING id, upload_id, kind, attempt, started_at
 ), hastened AS (
     UPDATE jobs SET due_at = now()
-      FROM closed WHERE closed.kind = 'transfer' AND jobs.upload_id = closed.upload_id
+      FROM closed WHERE closed.kind IN ('transfer', 'ahead') AND jobs.upload_id = closed.upload_id
                     AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
 )
 INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
@@ -173,7 +198,7 @@ SELECT id, attempt, $3, 'cancelled', started_at FROM closed
 
 NEXT_DUE: Final = f"""
 SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3)
+ WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead'
 """  # noqa: S608
 
 
@@ -186,7 +211,7 @@ class PostgresJobs(JobQueue):
         self._worker = worker
         self._lease_seconds = lease_seconds
 
-    async def claim(self, limit: int, *, large: int | None = None) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
         rows = await self._database.fetch(
             CLAIM,
             self._node,
@@ -196,6 +221,7 @@ class PostgresJobs(JobQueue):
             self._worker,
             self._lease_seconds,
             sources(Event.TRANSFER),
+            ahead,
         )
         return [
             Job(
@@ -207,6 +233,7 @@ class PostgresJobs(JobQueue):
                 upload=upload_from_row(row),
                 multipart_id=row["multipart_id"],
                 runnable=row["runnable"],
+                wants=row["wants"],
             )
             for row in rows
         ]
@@ -239,6 +266,9 @@ class PostgresJobs(JobQueue):
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         arguments = (_sentence(error), code, _text(error), sources(Event.GIVE_UP))
         return await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
+
+    async def rest(self, job: Job, *, wants: int) -> bool:
+        return await self._database.execute(REST, *self._fence(job), wants) > 0
 
     async def discard(self, job: Job) -> None:
         await self._database.execute(DISCARD, *self._fence(job))

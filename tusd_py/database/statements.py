@@ -36,6 +36,17 @@ queued AS (
 )
 """
 
+# Part of the statement that records a checkpoint. It never touches a job that is there: its holder
+# locks it before the upload, and this statement holds the upload.
+SEND_AHEAD: Final = """
+ahead AS (
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'ahead', node, upload_length FROM changed
+     WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL
+    ON CONFLICT DO NOTHING
+)
+"""
+
 # A final that is stored says that it is in staging as well only as long as each of its parts is.
 DISOWN_LOCAL: Final = """
 disowned AS (

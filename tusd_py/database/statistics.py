@@ -13,9 +13,11 @@ SELECT (SELECT count(*) FROM uploads WHERE state IN ('created', 'uploading')) AS
        (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
           FROM uploads WHERE state IN ('created', 'uploading')) AS oldest_unfinished,
        (SELECT count(*) FROM uploads WHERE state = 'transfer_failed') AS failed,
-       (SELECT count(*) FROM jobs WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait')) AS jobs,
+       (SELECT count(*) FROM jobs
+         WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait') AND kind <> 'ahead') AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
-          FROM jobs WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait')) AS oldest_job
+          FROM jobs
+         WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait') AND kind <> 'ahead') AS oldest_job
 """
 PING: Final = "SELECT 1"
 

@@ -18,6 +18,7 @@ from tusd_py.database.statements import (
     FORGET_OLD_JOBS,
     IN_RECEIVING,
     LIVE,
+    SEND_AHEAD,
     create_arguments,
     expires,
 )
@@ -54,7 +55,7 @@ WITH changed AS (
      WHERE id = $1 AND upload_offset = $2 AND $3 >= $2 AND state IN {IN_RECEIVING}
        AND concat IS DISTINCT FROM 'final'
     RETURNING {UPLOAD_COLUMNS}
-), {FOLLOW_COMPLETION}
+), {FOLLOW_COMPLETION}, {SEND_AHEAD.format(longer_than="$7::bigint")}
 SELECT * FROM changed
 """  # noqa: S608
 
@@ -92,9 +93,15 @@ SELECT attempt, failures, state, due_at, bytes_done, last_error, error_code FROM
 class PostgresUploads(UploadRepository):
     """The truth about every upload."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, max_size: int | None = None) -> None:
-        """`max_size` bounds a final upload whose parts' lengths become known only later."""
+    def __init__(
+        self, database: Database, wakeups: Wakeups, *, max_size: int | None = None, ahead_above: int | None = None
+    ) -> None:
+        """`max_size` bounds a final upload whose parts' lengths become known only later.
+
+        What is durable of an upload longer than `ahead_above` bytes is sent ahead of its end.
+        """
         self._database = database
+        self._ahead_above = ahead_above
         self._wakeups = wakeups
         self._max_size = max_size
 
@@ -124,7 +131,10 @@ class PostgresUploads(UploadRepository):
         expires_after_seconds: float,
         length: int | None = None,
     ) -> Upload:
-        arguments = (upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length)
+        arguments = (
+            upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
+            self._ahead_above,
+        )  # fmt: skip
         if upload.concat is None:
             row = await self._database.fetchrow(ADVANCE, *arguments)
         else:
@@ -196,6 +206,16 @@ class PostgresUploads(UploadRepository):
 
     def _announce(self, upload: Upload) -> Upload:
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
-        if upload.state is State.COMPLETED:
+        if upload.state is State.COMPLETED or self._is_sent_ahead(upload):
             self._wakeups.ring(upload.node)
         return upload
+
+    def _is_sent_ahead(self, upload: Upload) -> bool:
+        above = self._ahead_above
+        return (
+            above is not None
+            and upload.state is State.UPLOADING
+            and upload.concat is None
+            and upload.length is not None
+            and upload.length > above
+        )

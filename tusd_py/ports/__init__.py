@@ -8,6 +8,7 @@ from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
 from tusd_py.ports.stores import (
+    AheadStore,
     BatchStore,
     LocalObjects,
     ObjectSpec,
@@ -22,6 +23,7 @@ from tusd_py.ports.uploads import NewUpload, SweepRepository, TransferView, Uplo
 
 __all__ = [
     "LARGE_BYTES",
+    "AheadStore",
     "Authenticator",
     "BatchStore",
     "Body",

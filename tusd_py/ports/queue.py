@@ -27,6 +27,8 @@ class Job:
     multipart_id: str | None
     runnable: bool
     """False: the upload has moved on, and nothing is left to do."""
+    wants: int = 0
+    """Of a job `ahead`: so many bytes had to be durable for this claim."""
 
 
 class JobQueue(Protocol):
@@ -36,10 +38,11 @@ class JobQueue(Protocol):
     with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
     """
 
-    async def claim(self, limit: int, *, large: int | None = None) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
         """Take over due jobs of this node: up to `limit`, and beside them up to `large` large ones.
 
-        None: as many large ones as others.
+        None: as many large ones as others. What finished uploads leave of the places for large ones,
+        up to `ahead` of them, goes to uploads that are still being received.
         """
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
@@ -59,6 +62,9 @@ class JobQueue(Protocol):
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
+
+    async def rest(self, job: Job, *, wants: int) -> bool:
+        """Let a job `ahead` lie until `wants` bytes are durable. Answers as `retry` does."""
 
     async def discard(self, job: Job) -> None:
         """Close a job that has nothing left to do, or was cancelled: a removal may go on at once."""

@@ -141,6 +141,21 @@ class LocalObjects(Protocol):
 
 
 @runtime_checkable
+class AheadStore(Protocol):
+    """A store that takes the beginning of an object before its end exists."""
+
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+        """Send what is whole of an object whose first bytes are `segments`, all of them durable.
+
+        A later `put` with the same spec and ledger continues behind it. Nothing becomes visible in
+        the store. Answers how many bytes must be there before another call can send more; that is
+        `spec.length` where the rest is for `put`.
+
+        Raises: as `put`.
+        """
+
+
+@runtime_checkable
 class BatchStore(Protocol):
     """A store that takes many small objects at once for less than one by one."""
 

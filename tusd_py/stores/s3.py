@@ -15,7 +15,7 @@ from typing import Final
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
-from tusd_py.ports import ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
+from tusd_py.ports import AheadStore, ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
@@ -38,7 +38,7 @@ class _Standing(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, Presigner):
+class S3Store(ObjectStore, AheadStore, Presigner):
     """Objects in one bucket."""
 
     name = "s3"
@@ -70,6 +70,13 @@ class S3Store(ObjectStore, Presigner):
         else:
             await self._drop_recorded(key, ledger)
         return _stored(spec.key, head)
+
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+        plan, durable = self._plan(spec), sum(segment.length for segment in segments)
+        if plan.whole_bytes(durable):
+            transfer = self._multipart(spec, Source(nonempty(segments), self._executor), plan, ledger)
+            await transfer.ahead(object_parameters(self._config, spec), durable)
+        return plan.next_whole(durable)
 
     async def stat(self, key: str) -> StoredObject | None:
         head = await self._bucket.head(self._prefix + key)
@@ -124,13 +131,7 @@ class S3Store(ObjectStore, Presigner):
     # --- sending -------------------------------------------------------------------------------
 
     async def _send(self, spec: ObjectSpec, source: Source, ledger: TransferLedger, *, replace: bool) -> Head:
-        key, config = self._prefix + spec.key, self._config
-        plan = plan_parts(
-            spec.length,
-            threshold=config.multipart_threshold,
-            part_size=config.part_size,
-            max_parts=config.max_parts,
-        )
+        key, plan = self._prefix + spec.key, self._plan(spec)
         try:
             if plan.single:
                 await self._drop_recorded(key, ledger)
@@ -194,7 +195,21 @@ class S3Store(ObjectStore, Presigner):
     async def _put_in_parts(
         self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger, *, replace: bool
     ) -> None:
-        transfer = MultipartTransfer(
+        transfer = self._multipart(spec, source, plan, ledger)
+        await transfer.run(object_parameters(self._config, spec), replace=replace)
+
+    def _plan(self, spec: ObjectSpec) -> PartPlan:
+        return plan_parts(
+            spec.length,
+            threshold=self._config.multipart_threshold,
+            part_size=self._config.part_size,
+            max_parts=self._config.max_parts,
+        )
+
+    def _multipart(
+        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger
+    ) -> MultipartTransfer:
+        return MultipartTransfer(
             self._bucket,
             self._learner,
             key=self._prefix + spec.key,
@@ -204,7 +219,6 @@ class S3Store(ObjectStore, Presigner):
             ledger=ledger,
             concurrency=self._config.part_concurrency,
         )
-        await transfer.run(object_parameters(self._config, spec), replace=replace)
 
     async def _drop_recorded(self, key: str, ledger: TransferLedger) -> None:
         """Abort a multipart upload that an earlier try began and that is not needed any more."""

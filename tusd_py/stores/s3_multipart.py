@@ -71,7 +71,7 @@ class MultipartTransfer:
         """
         upload = await self._resume() or await self._begin(parameters)
         try:
-            await self._send_missing(upload)
+            await self._send_missing(upload, self.plan.length)
             self._verify()
         except StagingDamaged:
             await self.discard(upload.multipart_id)
@@ -79,6 +79,15 @@ class MultipartTransfer:
         # Also a fence: a worker that lost its transfer stops before the object becomes visible.
         await self.ledger.progress(self.spec.length)
         await self._complete(upload, replace=replace)
+
+    async def ahead(self, parameters: Parameters, durable: int) -> None:
+        """Send the parts that end within the first `durable` bytes, and complete nothing.
+
+        Raises:
+            StorageError: as `run`; what the store holds is kept.
+        """
+        upload = await self._resume() or await self._begin(parameters)
+        await self._send_missing(upload, durable)
 
     async def discard(self, multipart_id: str) -> None:
         """Drop the multipart upload at the store, then in the ledger."""
@@ -140,8 +149,9 @@ class MultipartTransfer:
 
     # --- parts ---------------------------------------------------------------------------------
 
-    async def _send_missing(self, upload: MultipartInfo) -> None:
-        missing = (part for part in self.plan.parts() if part.number not in self._done)
+    async def _send_missing(self, upload: MultipartInfo, durable: int) -> None:
+        whole = (part for part in self.plan.parts() if part.start + part.length <= durable)
+        missing = (part for part in whole if part.number not in self._done)
         count = min(self.concurrency, self.plan.count - len(self._done))
 
         async def send_next() -> None:

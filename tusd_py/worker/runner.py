@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -82,7 +82,12 @@ class Work:
     @property
     def large(self) -> bool:
         """Tell whether this takes one of the places for large uploads."""
-        return self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES
+        return self.ahead or (self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES)
+
+    @property
+    def ahead(self) -> bool:
+        """Tell whether its upload is still being received."""
+        return self.jobs[0].kind == "ahead"
 
 
 Perform = Callable[[Work], Awaitable[None]]
@@ -101,7 +106,14 @@ class Runner:
         self._slots = asyncio.Semaphore(settings.concurrency)
         # One place is kept for uploads that take a moment, so that they need not wait for hours.
         self._large_slots = max(1, settings.concurrency - 1)
+        # Others are kept for finished uploads: nobody waits yet for those that are still coming.
+        self._ahead_slots = max(1, self._large_slots // 2)
         self._works: set[Work] = set()
+        self._performers: Mapping[str, Perform] = {
+            "transfer": self._single,
+            "ahead": self._ahead,
+            "remove": self._removal,
+        }
 
     def wake(self) -> None:
         """Look for work now."""
@@ -149,7 +161,8 @@ class Runner:
             # The end of any work wakes the loop.
             return self._settings.poll_seconds
         until = self._lease_end()
-        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room)
+        ahead_room = self._ahead_slots - sum(work.ahead for work in self._works)
+        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room, ahead=ahead_room)
         if jobs:
             await self._start_all(group, jobs, until)
             if len(jobs) < CLAIM_BATCH:
@@ -174,7 +187,7 @@ class Runner:
             self._start(group, Work(batch, until), self._batch)
         for job in runnable:
             if job not in batch:
-                self._start(group, Work([job], until), self._removal if job.kind == "remove" else self._single)
+                self._start(group, Work([job], until), self._performers[job.kind])
         for job in jobs:
             if not job.runnable:
                 await self._jobs.discard(job)
@@ -208,6 +221,14 @@ class Runner:
             stored = await self._transfers.transfer(job)
         work.leased = False
         await self._transfers.record_stored([(job, stored)])
+
+    async def _ahead(self, work: Work) -> None:
+        (job,) = work.jobs
+        async with self._slots:
+            wants = await self._transfers.send_ahead(job)
+        work.leased = False
+        if not await self._jobs.rest(job, wants=wants):
+            await self._jobs.discard(job)
 
     async def _batch(self, work: Work) -> None:
         results = await self._transfers.transfer_batch(work.jobs)
@@ -251,7 +272,8 @@ class Runner:
         if not isinstance(error, TusdError):
             log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
         code = error.code if isinstance(error, TusdError) else TusdError.code
-        # What is not known to be permanent is tried again; a removal is tried for ever.
+        # What is not known to be permanent is tried again. A removal is tried for ever, and so is
+        # sending ahead: it fails nobody, and what must end in a failure is the transfer that follows.
         permanent = isinstance(error, TusdError) and not error.retryable
         exhausted = job.failures >= self._settings.max_retries
         if job.kind == "transfer" and (permanent or exhausted):
@@ -269,7 +291,7 @@ class Runner:
         delay = self._settings.delay(job.failures + 1)
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
-            event = "transfer_retry" if job.kind == "transfer" else "removal_retry"
+            event = {"transfer": "transfer_retry", "ahead": "ahead_retry", "remove": "removal_retry"}[job.kind]
             if job.kind == "transfer":
                 self._metrics.transfers.labels("retry").inc()
             log.warning(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py.errors import StorageError, TusdError
-from tusd_py.ports import BatchStore, Job, ObjectSpec, Segment, StoredObject
+from tusd_py.ports import AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Upload
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+AHEAD_BYTES: Final = 256 * 1024 * 1024
+"""What one claim sends at most of an upload that is still being received."""
 SMALL_BYTES: Final = 1024 * 1024
 """Uploads up to this size are stored many at a time, where the store can."""
 DEFAULT_TYPE: Final = "application/octet-stream"
@@ -67,6 +69,20 @@ class Transfers:
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
         return await self._store.put(_spec(upload), segments, self._jobs.ledger(job))
 
+    async def send_ahead(self, job: Job) -> int:
+        """Send what is durable of an upload that is still being received.
+
+        Answers how many bytes must be durable before there is more to do. One call sends a bounded
+        amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
+        """
+        assert isinstance(self._store, AheadStore)  # nobody else's uploads get such a job
+        upload = job.upload
+        durable = min(upload.offset, job.wants + AHEAD_BYTES)
+        segment = Segment(self._staging.path(upload.id), durable)
+        wants = await self._store.put_ahead(_spec(upload), [segment], self._jobs.ledger(job))
+        log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
+        return wants
+
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
         """Bring many small uploads into the store at once; answer a result for each."""
         assert isinstance(self._store, BatchStore)  # `batchable` said so
@@ -79,7 +95,9 @@ class Transfers:
         await self._staging.remove([upload.id])
         if job.multipart_id is not None:
             await self._store.abort(upload.object_key, job.multipart_id)
-        if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at is not None):
+        # A worker that died while it sent ahead may have begun what nobody could record.
+        sent_ahead = isinstance(self._store, AheadStore) and upload.offset > SMALL_BYTES
+        if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_ahead):
             await self._store.remove(upload.object_key)
 
     # --- records: fenced, so that a late one changes nothing ---------------------------------------
@@ -146,8 +164,8 @@ def _spec(upload: Upload) -> ObjectSpec:
     return ObjectSpec(
         upload_id=str(upload.id),
         key=upload.object_key,
-        length=upload.offset,
-        crc64nvme=upload.crc64nvme,
+        length=upload.offset if upload.length is None else upload.length,
+        crc64nvme=upload.crc64nvme if upload.complete else None,
         content_type=upload.content_type or DEFAULT_TYPE,
         filename=upload.filename,
     )

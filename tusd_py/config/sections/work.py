@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, FiniteFloat
 
-from tusd_py.config.sections.base import PositiveSeconds, Section
-from tusd_py.config.units import Seconds
+from tusd_py.config.sections.base import MIB, PositiveSeconds, Section
+from tusd_py.config.units import Bytes, Seconds
 
 
 class TransferConfig(Section):
@@ -27,6 +27,12 @@ class TransferConfig(Section):
     poll_interval: PositiveSeconds = Field(default=5, description="safety net beside NOTIFY")
     delete_local: bool = Field(default=True, description="remove the staged copy once the upload is stored")
     delete_local_after: Seconds = Field(default=0, ge=0, description="and keep it for so long first")
+    eager: bool = Field(
+        default=True, description="send parts to S3 that are durable while the upload is still being received"
+    )
+    eager_above: Annotated[Bytes, Field(ge=0)] = Field(
+        default=64 * MIB, description="only uploads longer than this, in bytes"
+    )
     requeue_failed_after: Seconds = Field(
         default=0, ge=0, description="try failed transfers again after so long; 0: by hand"
     )

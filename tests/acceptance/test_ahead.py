@@ -1,0 +1,126 @@
+"""The real server sends parts to S3 while their upload is still being received."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import urllib.request
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.files import download, files_under
+from tests.support.process import wait_until
+from tests.support.s3_servers import S3Server, ministack_s3, rclone_s3
+from tests.support.server import Server, StartServer
+
+pytestmark = pytest.mark.acceptance
+
+MIB = 2**20
+PART = 5 * MIB
+LENGTH = 4 * PART + 1234
+CONTENT = random.Random(11).randbytes(LENGTH)
+SERVERS = {"rclone": rclone_s3, "ministack": ministack_s3}
+
+
+def config_for(s3: S3Server) -> dict[str, Any]:
+    """Small parts, and no upload too short to be sent ahead."""
+    storage = s3.storage_config()
+    storage["s3"] |= {"part_size": PART, "multipart_threshold": PART}
+    storage["s3"]["client"] = {"max_attempts": 1, "connect_timeout": "1s"}
+    transfer = {"eager_above": PART, "retry_delay": "200ms", "retry_max_delay": "400ms", "lease": "2s"}
+    return {"storage": storage, "transfer": transfer, "tus": {"expire_after": "1h"}}
+
+
+def ask(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> HTTPMessage:
+    """Send a request that succeeds; answer the response's headers."""
+    request = urllib.request.Request(url, data=body, method=method, headers={"Tus-Resumable": "1.0.0", **headers})
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return response.headers
+
+
+def create(server: Server) -> tuple[str, str]:
+    """Create an upload; answer its URL and its id."""
+    created = ask("POST", server.url, {"Upload-Length": str(LENGTH)})
+    return server.absolute(created["Location"]), created["Upload-Id"]
+
+
+def append(url: str, start: int, end: int) -> None:
+    """Append a piece of the content."""
+    headers = {"Upload-Offset": str(start), "Content-Type": "application/offset+octet-stream"}
+    assert ask("PATCH", url, headers, CONTENT[start:end])["Upload-Offset"] == str(end)
+
+
+def parts_of(s3: S3Server) -> list[int]:
+    """The numbers of the parts that the server holds of unfinished objects."""
+    client = s3.client()
+    try:
+        uploads = client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", ())
+    except client.exceptions.NoSuchUpload:  # so rclone says that there is none
+        return []
+    return [
+        part["PartNumber"]
+        for upload in uploads
+        for part in client.list_parts(Bucket=s3.bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", ())
+    ]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_parts_reach_s3_before_the_upload_is_complete(start_server: StartServer, tmp_path: Path, name: str) -> None:
+    with SERVERS[name](tmp_path) as s3:
+        server = start_server(config_for(s3))
+        url, upload_id = create(server)
+
+        append(url, 0, 2 * PART + 5)
+        wait_until(lambda: parts_of(s3) == [1, 2], deadline=20, what="two parts are at S3")
+        assert server.upload_json(upload_id)["state"] == "uploading"
+        assert s3.object_keys() == []
+
+        append(url, 2 * PART + 5, 3 * PART)
+        wait_until(lambda: parts_of(s3) == [1, 2, 3], deadline=20, what="three parts are at S3")
+
+        # The next worker goes on where this one stopped.
+        for pid in server.ready.worker_pids:
+            os.kill(pid, signal.SIGKILL)
+        append(url, 3 * PART, LENGTH)
+        server.wait_for_state(upload_id, "stored", deadline=30)
+
+        found = download(f"{server.origin}/download/{upload_id}")
+        assert found.sha256 == hashlib.sha256(CONTENT).hexdigest()
+        assert parts_of(s3) == []
+        assert len(s3.object_keys()) == 1
+        wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")
+
+
+def test_an_upload_that_is_given_up_leaves_no_part_at_s3(start_server: StartServer, tmp_path: Path) -> None:
+    with rclone_s3(tmp_path) as s3:
+        server = start_server(config_for(s3))
+        url, _ = create(server)
+        append(url, 0, 2 * PART)
+        wait_until(lambda: parts_of(s3) == [1, 2], deadline=20, what="two parts are at S3")
+
+        ask("DELETE", url, {})
+
+        wait_until(lambda: not parts_of(s3), deadline=20, what="the parts are gone")
+        wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")
+        assert s3.object_keys() == []
+
+
+def test_an_s3_that_is_away_does_not_slow_the_client(start_server: StartServer, tmp_path: Path) -> None:
+    with rclone_s3(tmp_path) as s3:
+        server = start_server(config_for(s3))
+        url, upload_id = create(server)
+        s3.child.stop()
+
+        for start in range(0, LENGTH, PART):
+            append(url, start, min(start + PART, LENGTH))
+        assert server.upload_json(upload_id)["state"] in {"completed", "transferring"}
+        wait_until(lambda: "ahead_retry" in server.log_text(), deadline=20, what="sending ahead has failed")
+
+        s3.child.start()
+        server.wait_for_state(upload_id, "stored", deadline=40)
+        assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(CONTENT).hexdigest()

@@ -1,0 +1,134 @@
+"""Sending the beginning of an object while its end does not exist yet: what S3 must do for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.contract.destinations import PART, Crash, MemoryLedger, S3Destination
+from tests.contract.test_object_store import KEY, Calls, assert_nothing, assert_only, calls, spec_of
+from tusd_py.errors import StagingDamaged
+from tusd_py.ports import AheadStore, Segment
+from tusd_py.stores.filesystem import FilesystemStore
+
+__all__ = ["calls"]
+
+Content = Callable[[int], bytes]
+Stage = Callable[..., list[Segment]]
+OpenStore = Callable[..., Any]
+
+LENGTH = 2 * PART + 1
+
+
+def beginning(segments: list[Segment], length: int) -> list[Segment]:
+    """The first bytes of a staged file, as if no others had come yet."""
+    return [Segment(segments[0].path, length)]
+
+
+async def test_parts_go_ahead_and_the_rest_follows(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls
+) -> None:
+    data = content(LENGTH)
+    segments = stage(data)
+    spec, early = spec_of(data), spec_of(data, crc64nvme=None)
+    ledger = MemoryLedger()
+    store = await open_store(s3)
+    assert isinstance(store, AheadStore)
+
+    assert await store.put_ahead(early, beginning(segments, PART - 1), ledger) == PART
+    assert calls.parts == []
+    assert_nothing(s3)  # no multipart upload for an upload that may never have a whole part
+
+    assert await store.put_ahead(early, beginning(segments, PART + 7), ledger) == 2 * PART
+    assert calls.parts == [1]
+    assert s3.keys() == []
+
+    # Another process, and nothing new: nothing is sent.
+    second = ledger.successor()
+    assert await (await open_store(s3)).put_ahead(early, beginning(segments, PART + 8), second) == 2 * PART
+    assert calls.parts == [1]
+
+    assert await store.put_ahead(early, beginning(segments, 2 * PART), second) == LENGTH
+    assert calls.parts == [1, 2]
+
+    await (await open_store(s3)).put(spec, segments, second.successor())
+
+    assert calls.parts == [1, 2, 3]
+    assert_only(s3, KEY, data)
+
+
+@pytest.mark.parametrize("length", [1000, PART])
+async def test_what_fits_into_one_request_waits_for_its_end(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, length: int
+) -> None:
+    data = content(length)
+
+    wanted = await (await open_store(s3)).put_ahead(
+        spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryLedger()
+    )
+
+    assert wanted == length
+    assert (calls.puts, calls.parts) == (0, [])
+    assert_nothing(s3)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before-it-counts", "after-it-counts"])
+async def test_a_worker_may_be_killed_at_any_call_ahead(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, before: bool
+) -> None:
+    data = content(PART + 1)
+    segments = stage(data)
+    step, crashed = 0, True
+    while crashed:
+        step += 1
+        key = f"ahead/{step:02}"
+        calls.parts.clear()
+        ledger = MemoryLedger(stop_at=step, before=before)
+        store = await open_store(s3)
+        try:
+            await store.put_ahead(spec_of(data, key, crc64nvme=None), beginning(segments, PART), ledger)
+            crashed = False
+        except Crash:
+            pass
+        assert s3.keys() == []
+
+        await (await open_store(s3)).put(spec_of(data, key), segments, ledger.successor())
+
+        assert s3.read(key) == data, f"killed at call {step}: {ledger.calls}"
+        assert s3.unfinished() == [], f"killed at call {step}: {ledger.calls}"
+        assert sorted(calls.parts) == [1, 2]
+        await store.remove(key)
+
+    assert step > 3
+
+
+async def test_what_was_sent_ahead_of_damaged_bytes_does_not_become_an_object(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    data = content(PART + 1)
+    segments = stage(b"X" + data[1:])
+    ledger = MemoryLedger()
+    store = await open_store(s3)
+    await store.put_ahead(spec_of(data, crc64nvme=None), beginning(segments, PART), ledger)
+
+    with pytest.raises(StagingDamaged):
+        await store.put(spec_of(data), segments, ledger)
+
+    assert_nothing(s3)
+    assert ledger.recorded_id is None
+
+
+async def test_a_missing_file_is_told(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
+) -> None:
+    segments = stage(content(PART))
+    segments[0].path.unlink()
+
+    with pytest.raises(StagingDamaged):
+        await (await open_store(s3)).put_ahead(spec_of(content(PART + 1)), segments, MemoryLedger())
+
+
+def test_a_folder_takes_nothing_ahead(tmp_path: Any) -> None:
+    assert not isinstance(FilesystemStore(tmp_path), AheadStore)

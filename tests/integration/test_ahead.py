@@ -1,0 +1,306 @@
+"""Sending ahead: jobs that run while their upload is still being received, and give way to everything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.integration.support import World, open_world
+from tests.integration.workers import SOON, InParts, is_true, reaches, working
+from tusd_py import crc64
+from tusd_py.database.statistics import read_figures
+from tusd_py.errors import PermanentStoreError, TransientStoreError
+from tusd_py.ports import AheadStore, ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.stores.filesystem import FilesystemStore
+
+CONTENT = b"0123456789abcdef"
+PART = len(CONTENT) // InParts.PARTS
+
+
+class Ahead(InParts, AheadStore):
+    """Sends whole parts ahead, after whatever `error` says; waits at `gate` where there is one."""
+
+    def __init__(self, inner: FilesystemStore, *, error: Exception | None = None, gated: bool = False) -> None:
+        super().__init__(inner)
+        self.error = error
+        self.calls: list[int] = []
+        self.reached = asyncio.Event()
+        self.gate = asyncio.Event()
+        if not gated:
+            self.gate.set()
+
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+        durable = sum(segment.length for segment in segments)
+        self.calls.append(durable)
+        if self.error is not None:
+            raise self.error
+        directory = self.inner.local_path("parts") / spec.upload_id
+        directory.mkdir(parents=True, exist_ok=True)
+        if await ledger.multipart_id() is None:
+            await ledger.record_multipart(f"multipart of {spec.upload_id}")
+        self.reached.set()
+        await self.gate.wait()
+        done = {part.number for part in await ledger.parts()}
+        content = segments[0].path.read_bytes()
+        for number in range(1, durable // PART + 1):
+            if number not in done:
+                piece = content[(number - 1) * PART : number * PART]
+                (directory / str(number)).write_bytes(piece)
+                with (directory / "sent").open("a") as log:
+                    log.write(f"{number} ")
+                await ledger.record_part(PartRecord(number, PART, f"etag-{number}"))
+        return min(spec.length, (durable // PART + 1) * PART)
+
+    def sent_of(self, upload: Upload) -> str:
+        """The numbers of the parts sent so far, in order."""
+        path = self.inner.local_path("parts") / str(upload.id) / "sent"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+async def world(shared_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
+    """A node that sends everything ahead that is longer than a part."""
+    async with open_world(shared_dsn, tmp_path, ahead_above=PART) as opened:
+        yield opened
+
+
+async def receive(world: World, upload: Upload, end: int) -> Upload:
+    """Receive the bytes up to `end`, as a checkpoint of a long PATCH does."""
+    path = world.staging.path(upload.id)
+    path.write_bytes(CONTENT[:end])
+    return await world.uploads.advance(
+        upload, end, crc64.update(CONTENT[:end]), expires_after_seconds=3600, length=upload.length
+    )
+
+
+async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store)
+    async with working(world, store):
+        for end, sent in ((PART, "1 "), (2 * PART + 1, "1 2 "), (3 * PART, "1 2 3 ")):
+            upload = await receive(world, upload, end)
+            await is_true(lambda sent=sent, one=upload: store.sent_of(one) == sent, f"parts {sent}are sent")
+        assert await world.state(upload) is State.UPLOADING
+        assert world.object(upload) is None
+
+        upload = await receive(world, upload, len(CONTENT))
+        await reaches(world, upload, State.STORED)
+
+    assert world.object(upload) == CONTENT
+    assert store.sent_of(upload) == "1 2 3 4 "
+    assert not world.staged(upload)
+    assert [outcome for kind, _, outcome in await world.attempts_of(upload) if kind == "transfer"] == ["succeeded"]
+    assert await world.sql("SELECT 1 FROM transfer_parts") == []
+
+
+async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store)
+    async with working(world, store):
+        upload = await receive(world, upload, PART)
+        await is_true(lambda: store.sent_of(upload) == "1 ", "the first part is sent")
+        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+        upload = await receive(world, upload, 2 * PART - 1)
+        # Another upload's transfer shows that the worker has looked again.
+        await reaches(world, await world.received(b"0123"), State.STORED)
+        assert store.calls == [PART]
+
+        upload = await receive(world, upload, 2 * PART)
+        await is_true(lambda: store.sent_of(upload) == "1 2 ", "the second part is sent")
+
+
+async def resting(world: World, upload: Upload, wants: int) -> bool:
+    """Whether the job ahead waits for so many bytes."""
+    return ("ahead", "queued", wants) in await world.jobs_of(upload, "kind, state, wants")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"length": PART}, {"length": None}, {"concat": Concat.PARTIAL}],
+    ids=["too-short", "of-unknown-length", "a-partial-upload"],
+)
+async def test_who_is_not_sent_ahead(world: World, changes: dict[str, object]) -> None:
+    upload = await world.create(**({"length": len(CONTENT), "expires_after_seconds": 3600} | changes))
+
+    await receive(world, upload, PART - 1)
+
+    assert await world.jobs_of(upload) == []
+
+
+async def test_no_store_that_cannot_gets_such_a_job(shared_dsn: str, tmp_path: Path) -> None:
+    async with open_world(shared_dsn, tmp_path, ahead_above=None) as world:
+        upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+
+        await receive(world, upload, PART)
+
+        assert await world.jobs_of(upload) == []
+
+
+@pytest.mark.parametrize("error", [TransientStoreError(), PermanentStoreError(), OSError("a bug")])
+async def test_a_store_that_fails_costs_the_upload_nothing(world: World, error: Exception) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store, error=error)
+    async with working(world, store, max_retries=0):
+        upload = await receive(world, upload, PART)
+        await is_true(lambda: len(store.calls) > 3, "it was tried again and again")
+        found = await world.find(upload)
+        assert (found.state, found.error) == (State.UPLOADING, None)
+
+        upload = await receive(world, upload, len(CONTENT))
+        # The store answers the transfer, whatever it said before.
+        await reaches(world, upload, State.STORED)
+
+    assert world.object(upload) == CONTENT
+    assert ("transfer", 1, "succeeded") in await world.attempts_of(upload)
+
+
+async def test_the_transfer_waits_for_what_is_on_its_way(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store, gated=True)
+    async with working(world, store):
+        upload = await receive(world, upload, 3 * PART)
+        await store.reached.wait()
+        upload = await receive(world, upload, len(CONTENT))
+        await reaches(world, await world.received(b"0123"), State.STORED)
+        assert await world.state(upload) is State.COMPLETED
+
+        store.gate.set()
+        await reaches(world, upload, State.STORED)
+
+    assert store.sent_of(upload) == "1 2 3 4 "
+    assert world.object(upload) == CONTENT
+
+
+async def test_a_worker_that_died_ahead_is_succeeded(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    upload = await receive(world, upload, PART)
+    (job,) = await world.jobs("dead").claim(10, ahead=1)
+    assert job.kind == "ahead"
+    upload = await receive(world, upload, len(CONTENT))
+    assert await world.jobs("other").claim(10) == []
+
+    await world.end_leases()
+    store = Ahead(world.store)
+    async with working(world, store, name="worker-2"):
+        await reaches(world, upload, State.STORED)
+
+        async def over() -> bool:
+            return ("ahead", "cancelled") in await world.jobs_of(upload)
+
+        await is_true(over, "the job ahead is closed")
+
+    assert ("ahead", 1, "lost") in await world.attempts_of(upload)
+    assert await world.jobs().next_due_seconds() is None
+
+
+async def test_removing_an_upload_stops_what_is_sent_ahead_of_it(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store, gated=True)
+    async with working(world, store):
+        upload = await receive(world, upload, 2 * PART)
+        await store.reached.wait()
+
+        await world.uploads.remove(upload.id)
+        assert await world.jobs("other").claim(10) == []
+        store.gate.set()
+        await reaches(world, upload, State.REMOVED)
+
+    assert store.aborted == [(upload.object_key, f"multipart of {upload.id}")]
+    assert store.sent_of(upload) == ""
+    assert not world.staged(upload)
+    assert await world.sql("SELECT 1 FROM transfer_parts") == []
+
+
+async def test_a_resting_job_ends_with_its_upload(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store)
+    async with working(world, store):
+        upload = await receive(world, upload, PART)
+        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+
+        await world.uploads.remove(upload.id)
+        assert ("ahead", "cancelled") in await world.jobs_of(upload)
+        await reaches(world, upload, State.REMOVED)
+
+    assert store.aborted == [(upload.object_key, f"multipart of {upload.id}")]
+
+
+async def test_an_abandoned_upload_aborts_what_was_sent(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store)
+    async with working(world, store):
+        upload = await receive(world, upload, PART)
+        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+        await world.run_out_of_time(upload)
+        assert await world.sweep.expire(upload.id)
+        await is_true(lambda: bool(store.aborted), "the multipart upload is aborted")
+
+        async def closed() -> bool:
+            states = {state for _, state in await world.jobs_of(upload)}
+            return states <= {"cancelled", "succeeded"}
+
+        await is_true(closed, "no job is left")
+
+    assert not world.staged(upload)
+
+
+async def test_finished_uploads_come_before_unfinished_ones(world: World) -> None:
+    first = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    await receive(world, first, PART)
+    finished = await world.completed(length=2**30)
+
+    claimed = await world.jobs().claim(10, large=1, ahead=1)
+
+    assert [job.upload.id for job in claimed] == [finished.id]
+    (ahead,) = await world.jobs().claim(10, large=1, ahead=1)
+    assert ahead.upload.id == first.id
+    assert await world.jobs("other").claim(10, large=5, ahead=0) == []
+
+
+async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    await receive(world, upload, PART)
+
+    figures = await read_figures(world.database, "here")
+
+    assert (figures.waiting_jobs, figures.oldest_job_seconds) == (0, 0)
+    assert await world.jobs().next_due_seconds() is None
+
+
+async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> None:
+    """The ledger locks the job before the upload; a checkpoint holds the upload."""
+    upload = await world.create(length=2**30, expires_after_seconds=3600)
+    upload = await receive(world, upload, PART)
+    (job,) = await world.jobs().claim(10, ahead=1)
+    ledger = world.jobs().ledger(job)
+
+    async def record() -> None:
+        for number in range(1, 60):
+            await ledger.record_multipart(f"multipart {number}")
+            await ledger.record_part(PartRecord(number, PART, "etag"))
+            await ledger.progress(number)
+
+    async def checkpoint() -> None:
+        moved = upload
+        for offset in range(PART + 1, PART + 120):
+            moved = await world.advance(moved, offset)
+
+    async with asyncio.timeout(SOON):
+        await asyncio.gather(record(), checkpoint())
+
+    assert (await world.find(upload)).offset == PART + 119
+
+
+async def test_a_checkpoint_wakes_the_worker(world: World) -> None:
+    rung: list[str] = []
+    world.wakeups.ring = rung.append  # type: ignore[method-assign]
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+
+    upload = await receive(world, upload, PART)
+    await receive(world, await world.create(length=PART), PART - 1)
+
+    assert rung == ["here"]
