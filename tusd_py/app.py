@@ -37,6 +37,7 @@ from tusd_py.services.buffers import AppendSettings
 from tusd_py.services.catalog import Catalog
 from tusd_py.services.uploads import UploadService
 from tusd_py.staging import StagingArea
+from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers
@@ -79,14 +80,18 @@ def derive_features(config: Config) -> Features:
 
 def make_store(config: Config) -> ObjectStore:
     """Build the store; importing an SDK is left to the processes that need it."""
+    limit = config.transfer.bandwidth_limit
+    bandwidth = Bandwidth(limit) if limit else None
     if config.storage.backend == "s3":
         from tusd_py.stores.s3 import S3Store
 
-        return S3Store(config.storage.s3)
+        return S3Store(config.storage.s3, bandwidth=bandwidth)
     from tusd_py.stores.filesystem import FilesystemStore
 
     # A linked file is as durable as its staged one; where that is not synced, the store does it.
-    return FilesystemStore(config.store_directory, sync_linked=config.staging.durability == "page-cache")
+    return FilesystemStore(
+        config.store_directory, sync_linked=config.staging.durability == "page-cache", bandwidth=bandwidth
+    )
 
 
 def make_authenticator(config: Config) -> Authenticator:

@@ -274,6 +274,7 @@ def test_a_section_in_the_environment_that_is_no_table_is_one_problem_of_many(
         ("limits", "idle_timeout = false"),
         ("limits", "max_parts = true"),
         ("transfer", "retry_backoff = inf"),
+        ("transfer", 'bandwidth_limit = "1KiB"'),
         ("transfer", "retry_backoff = true"),
         ("server", "port = 65536"),
         ("server", "port = -1"),
@@ -342,6 +343,8 @@ def test_a_bad_value_is_refused_with_its_key(write: Files, section: str, line: s
         ("server", 'public_url = "http://minio:9000/a~b_c"', "http://minio:9000/a~b_c"),
         ("server", 'trusted_proxies = ["10.0.0.1/8", "unix"]', ["10.0.0.1/8", "unix"]),
         ("downloads", 'inline_types = ["Image/PNG"]', ["image/png"]),
+        ("transfer", 'bandwidth_limit = "10MB"', 10**7),
+        ("transfer", 'bandwidth_limit = "0"', 0),
     ],
 )
 def test_a_good_value_is_understood(write: Files, section: str, line: str, expected: object) -> None:

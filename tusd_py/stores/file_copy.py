@@ -65,8 +65,8 @@ class FileCopy:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._half_made, flags, 0o600)
 
-    def step(self) -> bool:
-        """Copy the next 64 MiB; answer whether all is copied and matches its checksum.
+    def step(self, most_bytes: int | None = None) -> bool:
+        """Copy the next 64 MiB, or less; answer whether all is copied and matches its checksum.
 
         Raises:
             StagingDamaged: a file is missing or short, or the bytes are not those of the client.
@@ -74,8 +74,8 @@ class FileCopy:
         with self._lock:
             if self._descriptor is None:  # discarded by a caller that was cancelled
                 return True
-            hop_end = min(self.copied + HOP_BYTES, self._spec.length)
-            buffer = memoryview(bytearray(min(STEP_BYTES, self._spec.length)))
+            hop_end = min(self.copied + (most_bytes or HOP_BYTES), self._spec.length)
+            buffer = memoryview(bytearray(min(STEP_BYTES, hop_end - self.copied)))
             while self.copied < hop_end:
                 room = buffer[: hop_end - self.copied]
                 chunk = room[: self._reader.read_into(room, self.copied)]

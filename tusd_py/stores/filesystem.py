@@ -33,6 +33,7 @@ from tusd_py.ports import (
     StoredObject,
     TransferLedger,
 )
+from tusd_py.stores.bandwidth import Bandwidth, Flow
 from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_leftovers
 from tusd_py.stores.file_tree import FileTree, sync_path, translated
 from tusd_py.stores.source import checksum_range, nonempty, require_length
@@ -43,6 +44,8 @@ Ts = TypeVarTuple("Ts")
 _TRIES: Final = 3
 """Of linking into a directory that another process may prune at the same moment."""
 
+Pace = Callable[[int], None]
+
 _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
@@ -51,13 +54,17 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
-    before it counts as stored; otherwise its bytes are known to be on the disk already.
+    before it counts as stored; otherwise its bytes are known to be on the disk already. `bandwidth`
+    limits copies; a link moves no bytes.
     """
 
     name = "filesystem"
 
-    def __init__(self, root: Path, *, sync_linked: bool = False, threads: int = 4) -> None:
+    def __init__(
+        self, root: Path, *, sync_linked: bool = False, bandwidth: Bandwidth | None = None, threads: int = 4
+    ) -> None:
         self._tree = FileTree(root)
+        self._bandwidth = bandwidth
         self._sync_linked = sync_linked
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="filesystem-store")
 
@@ -75,7 +82,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
     ) -> list[StoredObject | StorageError]:
-        return await self._run(self._put_batch, items)
+        return await self._run(self._put_batch, items, self._pace())
 
     async def stat(self, key: str) -> StoredObject | None:
         return await self._run(self._stat, key)
@@ -97,10 +104,11 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
 
     async def _put_copied(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> None:
         copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
+        flow = self._bandwidth.flow() if self._bandwidth else None
         try:
             with translated(spec.key):
                 await self._run(copy.begin)
-                while not await self._run(copy.step):
+                while not await self._step(copy, spec, flow):
                     await ledger.progress(copy.copied)
                 # Also a fence: a worker that lost its transfer stops before anything is visible.
                 await ledger.progress(copy.copied)
@@ -109,6 +117,23 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
         finally:
             # Also after a cancellation; it waits for the step that is then still running.
             await self._run(copy.discard)
+
+    async def _step(self, copy: FileCopy, spec: ObjectSpec, flow: Flow | None) -> bool:
+        if flow is None:
+            return await self._run(copy.step)
+        await flow.take(min(flow.block_bytes, spec.length - copy.copied))
+        return await self._run(copy.step, flow.block_bytes)
+
+    def _pace(self) -> Pace:
+        """Answer what a thread calls before it copies so many bytes."""
+        if self._bandwidth is None:
+            return _unlimited
+        flow, loop = self._bandwidth.flow(), asyncio.get_running_loop()
+
+        def wait(count: int) -> None:
+            asyncio.run_coroutine_threadsafe(flow.take(count), loop).result()
+
+        return wait
 
     # --- from here on in threads ---------------------------------------------------------------
 
@@ -121,12 +146,14 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
             sync_path(path.parent)
             return True
 
-    def _put_batch(self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]) -> list[StoredObject | StorageError]:
+    def _put_batch(
+        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]], pace: Pace
+    ) -> list[StoredObject | StorageError]:
         results: list[StoredObject | StorageError] = []
         unsynced: dict[Path, list[int]] = {}
         for index, (spec, segments) in enumerate(items):
             try:
-                unsynced.setdefault(self._put_unsynced(spec, segments).parent, []).append(index)
+                unsynced.setdefault(self._put_unsynced(spec, segments, pace).parent, []).append(index)
                 results.append(StoredObject(spec.key, spec.length))
             except StorageError as error:
                 results.append(error)
@@ -140,10 +167,11 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
                     results[index] = error
         return results
 
-    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment]) -> Path:
+    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> Path:
         with translated(spec.key):
             path = self._tree.path(spec.key)
             if not self._in_place(path, spec, segments):
+                pace(spec.length)
                 copy_at_once(self._tree, path, spec, nonempty(segments))
             return path
 
@@ -205,6 +233,10 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
             except (FileNotFoundError, NotADirectoryError):
                 pass
             self._tree.prune(path)
+
+
+def _unlimited(count: int) -> None:
+    """Wait for nothing."""
 
 
 def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:

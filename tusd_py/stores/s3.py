@@ -16,6 +16,7 @@ from typing import Final
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import AheadStore, ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
+from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
@@ -43,8 +44,9 @@ class S3Store(ObjectStore, AheadStore, Presigner):
 
     name = "s3"
 
-    def __init__(self, config: S3StoreConfig) -> None:
+    def __init__(self, config: S3StoreConfig, *, bandwidth: Bandwidth | None = None) -> None:
         self._config = config
+        self._bandwidth = bandwidth
         self._prefix = f"{config.location.strip('/')}/" if config.location.strip("/") else ""
         self._bucket = Bucket(config)
         self._learner = Learner(Features.at_start(config))
@@ -60,7 +62,7 @@ class S3Store(ObjectStore, AheadStore, Presigner):
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         require_length(spec, segments)
         key = self._prefix + spec.key
-        source = Source(nonempty(segments), self._executor)
+        source = self._source(segments)
         head = await self._bucket.head(key)
         standing = await self._standing(head, spec, source)
         if standing is not _Standing.COMPLETE or head is None:
@@ -74,7 +76,7 @@ class S3Store(ObjectStore, AheadStore, Presigner):
     async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
         plan, durable = self._plan(spec), sum(segment.length for segment in segments)
         if plan.whole_bytes(durable):
-            transfer = self._multipart(spec, Source(nonempty(segments), self._executor), plan, ledger)
+            transfer = self._multipart(spec, self._source(segments), plan, ledger)
             await transfer.ahead(object_parameters(self._config, spec), durable)
         return plan.next_whole(durable)
 
@@ -100,6 +102,9 @@ class S3Store(ObjectStore, AheadStore, Presigner):
             "ResponseContentDisposition": content_disposition,
         }
         return await self._bucket.presign_get(self._prefix + key, parameters, expires_seconds)
+
+    def _source(self, segments: Sequence[Segment]) -> Source:
+        return Source(nonempty(segments), self._executor, self._bandwidth.flow() if self._bandwidth else None)
 
     # --- what is there -------------------------------------------------------------------------
 

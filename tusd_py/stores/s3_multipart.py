@@ -17,6 +17,7 @@ from typing import Any
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.stores.bandwidth import Flow
 from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
 from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
@@ -31,6 +32,8 @@ class Source:
 
     segments: Sequence[Segment]
     executor: Executor
+    flow: Flow | None = None
+    """Its share of a limited line; None: as fast as it goes."""
 
     async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
         """Read a range in a thread and answer its checksums."""
@@ -42,7 +45,7 @@ class Source:
 
     def body(self, start: int, length: int) -> RangeBody:
         """Answer a range as the body of a request; the caller closes it."""
-        return RangeBody(self.segments, start, length, self.executor)
+        return RangeBody(self.segments, start, length, self.executor, self.flow)
 
 
 @dataclass(slots=True)

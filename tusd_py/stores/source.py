@@ -20,6 +20,7 @@ from typing import Final, Self
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingMissing, TransientStoreError
 from tusd_py.ports import ObjectSpec, Segment
+from tusd_py.stores.bandwidth import Flow
 
 STEP_BYTES: Final = 2**20
 """What a thread reads at once: large enough that the hop and the system call do not matter."""
@@ -164,15 +165,19 @@ class RangeBody:
     It is what botocore asks of a file (`read`, `seek`, `tell`, `len`) and, being iterable, what
     aiohttp sends without its own thread hop per 64 KiB. It is deliberately no `io.IOBase`, which
     aiohttp would read that other way. Every iteration starts where `seek` left it, so a retried
-    request sends the same bytes even while an abandoned iteration still reads.
+    request sends the same bytes even while an abandoned iteration still reads. With a `flow` every
+    block waits for its turn on a line of limited speed.
 
     `failure` keeps what went wrong with the staged bytes, since the HTTP client reports any error
     of a body as a lost connection.
     """
 
-    def __init__(self, segments: Sequence[Segment], start: int, length: int, executor: Executor) -> None:
+    def __init__(
+        self, segments: Sequence[Segment], start: int, length: int, executor: Executor, flow: Flow | None = None
+    ) -> None:
         self._reader = RangeReader(segments, start, length)
         self._executor = executor
+        self._flow = flow
         self._position = 0
         self.failure: StagingDamaged | TransientStoreError | None = None
 
@@ -204,18 +209,21 @@ class RangeBody:
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         offset = self._position
         loop = asyncio.get_running_loop()
+        size = self._flow.block_bytes if self._flow else _BLOCK_BYTES
         while offset < len(self):
             # The bytes were read a moment ago for their checksum and are in the page cache, so most
             # reads need no thread; whatever would wait for the disk goes to one.
-            block = self._read_cached(offset)
+            block = self._read_cached(offset, size)
             if not block:
-                block = await loop.run_in_executor(self._executor, self._read_block, offset, _BLOCK_BYTES)
+                block = await loop.run_in_executor(self._executor, self._read_block, offset, size)
             offset += len(block)
+            if self._flow:
+                await self._flow.take(len(block))
             yield block
 
-    def _read_cached(self, offset: int) -> memoryview | None:
+    def _read_cached(self, offset: int, size: int) -> memoryview | None:
         try:
-            return self._read_block(offset, _BLOCK_BYTES, os.RWF_NOWAIT)
+            return self._read_block(offset, size, os.RWF_NOWAIT)
         except BlockingIOError:
             return None
 

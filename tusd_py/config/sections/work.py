@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import Field, FiniteFloat
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from tusd_py.config.sections.base import MIB, PositiveSeconds, Section
 from tusd_py.config.units import Bytes, Seconds
+
+MIN_BANDWIDTH: Final = 64 * 2**10
+"""Bytes per second. On a slower line the store takes a waiting connection for a dead one."""
+
+
+def _line_speed(value: int) -> int:
+    if 0 < value < MIN_BANDWIDTH:
+        raise ValueError("at least 64KiB (per second) is needed, or 0 for no limit")
+    return value
 
 
 class TransferConfig(Section):
@@ -17,6 +26,9 @@ class TransferConfig(Section):
         default=1, ge=0, le=16, description='worker processes of "serve"; 0: run "tusd-py worker" elsewhere'
     )
     concurrency: int = Field(default=4, ge=1, le=256, description="uploads one worker moves at once")
+    bandwidth_limit: Annotated[Bytes, AfterValidator(_line_speed)] = Field(
+        default=0, ge=0, description="bytes per second that one worker process sends; 0: no limit"
+    )
     max_retries: int = Field(default=5, ge=0, description="tries after the first before transfer_failed")
     retry_delay: PositiveSeconds = Field(default=60, description="wait before the first retry")
     retry_backoff: FiniteFloat = Field(default=2.0, ge=1, description="factor by which the wait grows")

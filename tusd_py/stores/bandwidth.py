@@ -1,0 +1,91 @@
+"""A limit on the bytes per second that one worker process sends, shared fairly by its uploads.
+
+Whoever sends asks for a block before it goes out. The next block is due when the one before would
+have left a line of that speed, and the uploads that wait take turns: one with sixteen parts under
+way gets no more than one with a single body. Between two blocks there is a timer, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+MIN_BLOCK_BYTES: Final = 4 * 2**10
+MAX_BLOCK_BYTES: Final = 2**18
+_BLOCKS_PER_SECOND: Final = 100
+"""Small blocks for a slow line: a connection that waits for its turn must not look dead to S3."""
+BURST_SECONDS: Final = 0.05
+"""What may be made up for: a loop that was busy when the timer was due is no reason to be slower."""
+
+
+class Bandwidth:
+    """One line of `bytes_per_second`. For one event loop."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self.block_bytes = min(max(bytes_per_second // _BLOCKS_PER_SECOND, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
+        """How much to ask for at once."""
+        self._free_at = float("-inf")
+        self._waiting: deque[Flow] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def flow(self) -> Flow:
+        """Answer the share of one upload."""
+        return Flow(self)
+
+    def enqueue(self, flow: Flow) -> None:
+        """Let a flow take its turn; it is there once, however much it asks for."""
+        if flow not in self._waiting:
+            self._waiting.append(flow)
+        if self._timer is None:
+            self._serve()
+
+    def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        now = loop.time()
+        if now >= self._free_at:
+            flow = self._waiting.popleft()
+            granted = flow.grant()
+            self._free_at = max(self._free_at, now - BURST_SECONDS) + granted / self._rate
+            if flow.wants_more:
+                self._waiting.append(flow)
+        if self._waiting:
+            # Also when the line is free already: whoever was just served asks again before this runs,
+            # and does not lose its turn to one that had asked for more in advance.
+            self._timer = loop.call_at(self._free_at, self._serve)
+
+
+class Flow:
+    """The bytes of one upload, whatever number of parts they go out in."""
+
+    def __init__(self, line: Bandwidth) -> None:
+        self._line = line
+        self._asked: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def block_bytes(self) -> int:
+        """How much to ask for at once."""
+        return self._line.block_bytes
+
+    @property
+    def wants_more(self) -> bool:
+        """Tell whether somebody waits here."""
+        return bool(self._asked)
+
+    async def take(self, count: int) -> None:
+        """Wait until `count` bytes may go out."""
+        allowed = asyncio.get_running_loop().create_future()
+        self._asked.append((count, allowed))
+        self._line.enqueue(self)
+        await allowed
+
+    def grant(self) -> int:
+        """Let the first that still waits go on; answer how many bytes that are."""
+        while self._asked:
+            count, allowed = self._asked.popleft()
+            if not allowed.done():  # by a cancellation
+                allowed.set_result(None)
+                return count
+        return 0
