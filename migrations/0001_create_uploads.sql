@@ -26,6 +26,9 @@ CREATE TABLE uploads (
     multipart_id   text,
     etag           text,
     version_id     text,
+    -- Of the whole object, where they are wanted: known once it is stored.
+    sha256         bytea       CHECK (octet_length(sha256) = 32),
+    md5            bytea       CHECK (octet_length(md5) = 16),
     local_present  boolean     NOT NULL DEFAULT true,
     remote_present boolean     NOT NULL DEFAULT false,
     hold           boolean     NOT NULL DEFAULT false,

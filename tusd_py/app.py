@@ -236,6 +236,7 @@ def make_work(core: Core) -> Work:
         staging=core.staging,
         store=core.store,
         metrics=core.metrics,
+        digests=config.integrity.digests,
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
     )
     settings = WorkerSettings(

@@ -19,6 +19,7 @@ from tests.contract.destinations import (
     MOTO,
     RCLONE,
     Abilities,
+    Calls,
     Destination,
     FilesystemDestination,
     S3Account,
@@ -134,3 +135,9 @@ def content() -> Callable[[int], bytes]:
         return whole[:length]
 
     return cut
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Count what is sent to S3."""
+    return Calls(monkeypatch)

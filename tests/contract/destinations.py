@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 import botocore.config
 import botocore.session
+import pytest
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
 from tusd_py.ports import ObjectStore, PartRecord, TransferLedger
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.s3 import S3Store
+from tusd_py.stores.s3_client import Bucket
 
 MIB = 2**20
 PART = 5 * MIB
@@ -260,6 +262,29 @@ def fetch(url: str) -> tuple[int, dict[str, str], bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, {}, error.read()
+
+
+# --- what is sent ----------------------------------------------------------------------------------
+
+
+class Calls:
+    """Counts the bodies that are sent."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.puts = 0
+        self.parts: list[int] = []
+        put, upload_part = Bucket.put, Bucket.upload_part
+
+        async def counted_put(bucket: Bucket, *args: Any) -> Any:
+            self.puts += 1
+            return await put(bucket, *args)
+
+        async def counted_part(bucket: Bucket, key: str, multipart_id: str, number: int, *args: Any) -> Any:
+            self.parts.append(number)
+            return await upload_part(bucket, key, multipart_id, number, *args)
+
+        monkeypatch.setattr(Bucket, "put", counted_put)
+        monkeypatch.setattr(Bucket, "upload_part", counted_part)
 
 
 # --- the worker's memory ---------------------------------------------------------------------------

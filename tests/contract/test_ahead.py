@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import PART, Crash, MemoryLedger, S3Destination
-from tests.contract.test_object_store import KEY, Calls, assert_nothing, assert_only, calls, spec_of
+from tests.contract.destinations import PART, Calls, Crash, MemoryLedger, S3Destination
+from tests.contract.test_object_store import KEY, assert_nothing, assert_only, spec_of
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import AheadStore, Segment
 from tusd_py.stores.filesystem import FilesystemStore
-
-__all__ = ["calls"]
 
 Content = Callable[[int], bytes]
 Stage = Callable[..., list[Segment]]

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.support import World, open_world, shared_database, stored
 from tusd_py.database.jobs import KEPT_ATTEMPTS
 from tusd_py.errors import TransferCancelled, TransientStoreError
-from tusd_py.ports import LARGE_BYTES, Job, PartRecord
+from tusd_py.ports import LARGE_BYTES, Digests, Job, PartRecord
 from tusd_py.protocol.upload import Concat, State
 
 ERROR = TransientStoreError("The store is away.", reason="refused")
@@ -266,12 +266,14 @@ async def test_a_stored_upload_is_recorded_with_job_history_and_event(world: Wor
     await ledger.record_multipart("m-1")
     await ledger.record_part(PartRecord(1, 10, "etag"))
 
-    done = await world.jobs().finish_transfers([(job, stored(job.upload, etag="e-1", version_id="v-1"))])
+    outcome = stored(job.upload, etag="e-1", version_id="v-1", digests=Digests(b"s" * 32, b"m" * 16))
+    done = await world.jobs().finish_transfers([(job, outcome)])
 
     assert done == {job.id}
     upload = await world.find(job.upload)
     assert (upload.state, upload.remote_present, upload.local_present) == (State.STORED, True, True)
     assert (upload.etag, upload.error) == ("e-1", None)
+    assert (upload.sha256, upload.md5) == (b"s" * 32, b"m" * 16)
     assert upload.stored_at is not None
     assert await world.jobs_of(upload, "state, bytes_done") == [("succeeded", 10)]
     assert await world.attempts_of(upload) == [("transfer", 1, "succeeded")]

@@ -20,6 +20,7 @@ import pytest
 from tests.contract.destinations import (
     PART,
     RCLONE,
+    Calls,
     Crash,
     Destination,
     FilesystemDestination,
@@ -72,32 +73,6 @@ def assert_nothing(destination: Destination) -> None:
     """Neither an object nor anything half-made is there."""
     assert destination.keys() == []
     assert destination.unfinished() == []
-
-
-class Calls:
-    """Counts the bodies that are sent."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.puts = 0
-        self.parts: list[int] = []
-        put, upload_part = Bucket.put, Bucket.upload_part
-
-        async def counted_put(bucket: Bucket, *args: Any) -> Any:
-            self.puts += 1
-            return await put(bucket, *args)
-
-        async def counted_part(bucket: Bucket, key: str, multipart_id: str, number: int, *args: Any) -> Any:
-            self.parts.append(number)
-            return await upload_part(bucket, key, multipart_id, number, *args)
-
-        monkeypatch.setattr(Bucket, "put", counted_put)
-        monkeypatch.setattr(Bucket, "upload_part", counted_part)
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """Count what is sent to S3."""
-    return Calls(monkeypatch)
 
 
 # --- storing ---------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ async def test_an_upload_is_shown_as_it_stands(served):
     assert shown | {"id": 0, "created_at": 0, "updated_at": 0, "expires_at": 0} == {
         "id": 0, "state": "uploading", "length": 5, "offset": 2, "filename": "a.txt", "content_type": None,
         "location": "local", "download_url": None, "created_at": 0, "updated_at": 0, "completed_at": None,
-        "stored_at": None, "expires_at": 0, "error": None, "attempts": 0, "bytes_transferred": 0, "last_error": None,
-        "error_code": None, "next_attempt_at": None,
+        "stored_at": None, "expires_at": 0, "sha256": None, "md5": None, "error": None, "attempts": 0,
+        "bytes_transferred": 0, "last_error": None, "error_code": None, "next_attempt_at": None,
     }  # fmt: skip
     assert datetime.fromisoformat(shown["created_at"]).tzinfo is not None
     assert path.rpartition("/")[2] not in json.dumps(shown)

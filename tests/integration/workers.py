@@ -43,6 +43,7 @@ async def working(
     name: str = "worker-1",
     jobs: JobQueue | None = None,
     purge: bool = True,
+    digests: frozenset[str] = frozenset(),
     **changes: Any,
 ) -> AsyncIterator[Runner]:
     """A worker that runs meanwhile, and has ended in good order afterwards."""
@@ -57,6 +58,7 @@ async def working(
         store=store if store is not None else world.store,
         metrics=metrics,
         purge_at_once=purge,
+        digests=digests,
     )
     runner = Runner(queue, transfers, chosen, metrics)
     task = asyncio.create_task(runner.run())

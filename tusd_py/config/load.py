@@ -31,6 +31,7 @@ from tusd_py.config.sections import (
     CorsConfig,
     DatabaseConfig,
     DownloadsConfig,
+    IntegrityConfig,
     LimitsConfig,
     LoggingConfig,
     OperationsConfig,
@@ -105,6 +106,7 @@ class Config(BaseSettings):
     database: DatabaseConfig = Field(default_factory=DatabaseConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     transfer: TransferConfig = Field(default_factory=TransferConfig)
+    integrity: IntegrityConfig = Field(default_factory=IntegrityConfig)
     auth: AuthConfig = Field(default_factory=AuthConfig)
     downloads: DownloadsConfig = Field(default_factory=DownloadsConfig)
     cleanup: CleanupConfig = Field(default_factory=CleanupConfig)

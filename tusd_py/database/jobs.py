@@ -103,13 +103,15 @@ FINISH_TRANSFERS: Final = f"""
 WITH mine AS ({_MINE}), done AS (
     UPDATE jobs SET state = 'succeeded', finished_at = now(), bytes_done = made.length,
                     last_error = NULL, error_code = NULL
-      FROM mine JOIN unnest($1::bigint[], $4::text[], $5::text[], $6::bigint[])
-           AS made (id, etag, version_id, length) USING (id)
+      FROM mine JOIN unnest($1::bigint[], $4::text[], $5::text[], $6::bigint[], $8::bytea[], $9::bytea[])
+           AS made (id, etag, version_id, length, sha256, md5) USING (id)
      WHERE jobs.id = mine.id
-    RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at, made.etag, made.version_id
+    RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at,
+              made.etag, made.version_id, made.sha256, made.md5
 ), stored AS (
     UPDATE uploads SET state = 'stored', remote_present = true, stored_at = now(), updated_at = now(),
-                       etag = done.etag, version_id = done.version_id, multipart_id = NULL, error = NULL
+                       etag = done.etag, version_id = done.version_id, sha256 = done.sha256, md5 = done.md5,
+                       multipart_id = NULL, error = NULL
       FROM done WHERE uploads.id = done.upload_id AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id, uploads.object_key
 ), history AS (
@@ -253,6 +255,8 @@ class PostgresJobs(JobQueue):
             [stored.version_id for _, stored in done],
             [stored.length for _, stored in done],
             sources(Event.STORE),
+            [stored.digests.sha256 for _, stored in done],
+            [stored.digests.md5 for _, stored in done],
         )
         return {row["id"] for row in rows}
 

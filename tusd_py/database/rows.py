@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 UPLOAD_COLUMNS: Final = (
     "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
-    "expires_at, completed_at, stored_at, etag, error"
+    "expires_at, completed_at, stored_at, etag, sha256, md5, error"
 )
 _STATES: Final = {state.value: state for state in State}
 _CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
@@ -48,6 +48,8 @@ def upload_from_row(row: Row) -> Upload:
         completed_at=row["completed_at"],
         stored_at=row["stored_at"],
         etag=row["etag"],
+        sha256=row["sha256"],
+        md5=row["md5"],
         error=row["error"],
     )
 

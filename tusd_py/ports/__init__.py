@@ -8,8 +8,10 @@ from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
 from tusd_py.ports.stores import (
+    NO_DIGESTS,
     AheadStore,
     BatchStore,
+    Digests,
     LocalObjects,
     ObjectSpec,
     ObjectStore,
@@ -23,10 +25,12 @@ from tusd_py.ports.uploads import NewUpload, SweepRepository, TransferView, Uplo
 
 __all__ = [
     "LARGE_BYTES",
+    "NO_DIGESTS",
     "AheadStore",
     "Authenticator",
     "BatchStore",
     "Body",
+    "Digests",
     "Job",
     "JobQueue",
     "LocalObjects",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from tusd_py.errors import StorageError
@@ -34,6 +34,19 @@ class ObjectSpec:
     content_type: str
     filename: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    digests: frozenset[str] = frozenset()
+    """What to compute on the way, of `sha256` and `md5`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """Hashes of a whole object; None is one that is not known."""
+
+    sha256: bytes | None = None
+    md5: bytes | None = None
+
+
+NO_DIGESTS: Final = Digests()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,8 @@ class StoredObject:
     crc64nvme: int | None = None
     upload_id: str | None = None
     """Our own id as recorded with the object, where the store keeps metadata."""
+    digests: Digests = NO_DIGESTS
+    """What `put` was asked for; none also where an earlier try's object has lost its staged bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,8 @@ class Upload:
     completed_at: datetime | None = None
     stored_at: datetime | None = None
     etag: str | None = None
+    sha256: bytes | None = None
+    md5: bytes | None = None
     error: str | None = None
 
     @property

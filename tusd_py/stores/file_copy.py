@@ -17,7 +17,8 @@ from typing import Final
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged
-from tusd_py.ports import ObjectSpec, Segment
+from tusd_py.ports import Digests, ObjectSpec, Segment
+from tusd_py.stores.digest import digests_of, new_hashes
 from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
 from tusd_py.stores.source import STEP_BYTES, RangeReader
 
@@ -53,6 +54,7 @@ class FileCopy:
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._crc = crc64.EMPTY
+        self._hashes = new_hashes(spec.digests)
         self.copied = 0
 
     def begin(self) -> None:
@@ -80,6 +82,8 @@ class FileCopy:
                 room = buffer[: hop_end - self.copied]
                 chunk = room[: self._reader.read_into(room, self.copied)]
                 self._crc = crc64.update(chunk, self._crc)
+                for running in self._hashes.values():
+                    running.update(chunk)
                 _write_all(self._descriptor, chunk, self.copied)
                 self.copied += len(chunk)
         if self.copied < self._spec.length:
@@ -87,6 +91,11 @@ class FileCopy:
         if self._spec.crc64nvme not in {None, self._crc}:
             raise StagingDamaged(key=self._spec.key, expected=self._spec.crc64nvme, found=self._crc)
         return True
+
+    @property
+    def digests(self) -> Digests:
+        """The digests that the spec asks for, of what was copied."""
+        return digests_of(self._hashes)
 
     def publish(self) -> None:
         """Give the file its name. The caller syncs the directory above."""
@@ -107,8 +116,8 @@ class FileCopy:
                     self._half_made.parent.rmdir()
 
 
-def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> None:
-    """Copy and publish in one call; the caller syncs the directory above."""
+def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests:
+    """Copy and publish in one call and answer the digests; the caller syncs the directory above."""
     copy = FileCopy(tree, path, spec, segments)
     try:
         copy.begin()
@@ -117,6 +126,7 @@ def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequenc
         copy.publish()
     finally:
         copy.discard()
+    return copy.digests
 
 
 def _write_all(descriptor: int, chunk: memoryview, offset: int) -> None:

@@ -54,6 +54,10 @@ class FileTree:
         self.root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow a link that moves
         self._durable: set[Path] = set()
 
+    def device(self) -> int:
+        """Answer the number of the disk that the root is on."""
+        return self.root.stat().st_dev
+
     def open(self) -> None:
         """Make the root, for nobody but its owner, and check that it can be used."""
         with translated(""):

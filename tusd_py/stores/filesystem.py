@@ -1,9 +1,9 @@
 """The destination on a disk: one file per object, its key being its path below the root.
 
 A staged file on the same file system is linked, which costs the same whatever its size and reads
-nothing; anything else is copied beside its place, verified on the way, synced and renamed. Nothing
-is reported as stored before the directory that names it is synced, and a file that is not ours is
-never replaced.
+nothing, unless digests are wanted. Anything else is copied beside its place, verified on the way,
+synced and renamed. Nothing is reported as stored before the directory that names it is synced, and a
+file that is not ours is never replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import (
+    NO_DIGESTS,
     BatchStore,
+    Digests,
     LocalObjects,
     ObjectSpec,
     ObjectStore,
@@ -34,6 +36,7 @@ from tusd_py.ports import (
     TransferLedger,
 )
 from tusd_py.stores.bandwidth import Bandwidth, Flow
+from tusd_py.stores.digest import digests_of, new_hashes
 from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_leftovers
 from tusd_py.stores.file_tree import FileTree, sync_path, translated
 from tusd_py.stores.source import checksum_range, nonempty, require_length
@@ -75,9 +78,10 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
         await asyncio.to_thread(self._executor.shutdown)
 
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
-        if not await self._run(self._put_linked, spec, segments):
-            await self._put_copied(spec, segments, ledger)
-        return StoredObject(spec.key, spec.length)
+        digests = await self._run(self._put_linked, spec, segments)
+        if digests is None:
+            digests = await self._put_copied(spec, segments, ledger)
+        return StoredObject(spec.key, spec.length, digests=digests)
 
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
@@ -102,7 +106,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
     async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
-    async def _put_copied(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> None:
+    async def _put_copied(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> Digests:
         copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
         flow = self._bandwidth.flow() if self._bandwidth else None
         try:
@@ -117,6 +121,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
         finally:
             # Also after a cancellation; it waits for the step that is then still running.
             await self._run(copy.discard)
+        return copy.digests
 
     async def _step(self, copy: FileCopy, spec: ObjectSpec, flow: Flow | None) -> bool:
         if flow is None:
@@ -137,14 +142,14 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
 
     # --- from here on in threads ---------------------------------------------------------------
 
-    def _put_linked(self, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
-        """Store without copying; answer False where that cannot be done."""
+    def _put_linked(self, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
+        """Store without copying and answer the digests; None where that cannot be done."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
-            if not self._in_place(path, spec, segments):
-                return False
-            sync_path(path.parent)
-            return True
+            digests = self._in_place(path, spec, segments)
+            if digests is not None:
+                sync_path(path.parent)
+            return digests
 
     def _put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]], pace: Pace
@@ -153,10 +158,12 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
         unsynced: dict[Path, list[int]] = {}
         for index, (spec, segments) in enumerate(items):
             try:
-                unsynced.setdefault(self._put_unsynced(spec, segments, pace).parent, []).append(index)
-                results.append(StoredObject(spec.key, spec.length))
+                directory, digests = self._put_unsynced(spec, segments, pace)
             except StorageError as error:
                 results.append(error)
+            else:
+                unsynced.setdefault(directory, []).append(index)
+                results.append(StoredObject(spec.key, spec.length, digests=digests))
         # One sync names all new objects of a directory: it is what dominates small uploads.
         for directory, indexes in unsynced.items():
             try:
@@ -167,24 +174,29 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
                     results[index] = error
         return results
 
-    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> Path:
+    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> tuple[Path, Digests]:
+        """Store, and answer which directory is to be synced."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
-            if not self._in_place(path, spec, segments):
+            digests = self._in_place(path, spec, segments)
+            if digests is None:
                 pace(spec.length)
-                copy_at_once(self._tree, path, spec, nonempty(segments))
-            return path
+                digests = copy_at_once(self._tree, path, spec, nonempty(segments))
+            return path.parent, digests
 
-    def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
-        """Answer whether the object is in its place, linked there now or by an earlier try."""
+    def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
+        """Answer the digests of an object in its place, linked there now or by an earlier try."""
         require_length(spec, segments)
         pieces = nonempty(segments)
         for _ in range(_TRIES):
             if _is_there(path, spec, pieces):
+                digests = _digests(Segment(path, spec.length), spec)
                 break
             try:
-                if len(pieces) != 1 or not self._link(path, pieces[0]):
-                    return False
+                linked = self._link(path, spec, pieces[0]) if len(pieces) == 1 else None
+                if linked is None:
+                    return None
+                digests = linked
                 break
             except FileExistsError:
                 continue  # by another worker, or not ours: the next look tells
@@ -194,25 +206,27 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
             raise TransientStoreError("The store's directory does not stay.", key=spec.key)
         if self._sync_linked:
             sync_path(path)
-        return True
+        return digests
 
-    def _link(self, path: Path, segment: Segment) -> bool:
+    def _link(self, path: Path, spec: ObjectSpec, segment: Segment) -> Digests | None:
         try:
             staged = segment.path.stat()
         except FileNotFoundError as error:
             raise StagingMissing(path=str(segment.path)) from error
         if staged.st_size < segment.length:
             raise StagingDamaged(path=str(segment.path), ends_at=staged.st_size)
-        if staged.st_size > segment.length:
-            return False
+        # What will have to be copied is read for its digests then, not before.
+        if staged.st_size > segment.length or (spec.digests and staged.st_dev != self._tree.device()):
+            return None
+        digests = _digests(segment, spec)
         self._tree.make_parents(path)
         try:
             path.hardlink_to(segment.path)
         except OSError as error:
             if error.errno in _NOT_LINKABLE:
-                return False
+                return None
             raise
-        return True
+        return digests
 
     def _stat(self, key: str) -> StoredObject | None:
         with translated(key):
@@ -233,6 +247,17 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
             except (FileNotFoundError, NotADirectoryError):
                 pass
             self._tree.prune(path)
+
+
+def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
+    """Read one file for the digests that are wanted; being read, it is compared as well."""
+    if not spec.digests:
+        return NO_DIGESTS
+    hashes = new_hashes(spec.digests)
+    crc = checksum_range([piece], 0, spec.length, fed=tuple(hashes.values())).crc64nvme
+    if spec.crc64nvme not in {None, crc}:
+        raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=crc)
+    return digests_of(hashes)
 
 
 def _unlimited(count: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Final
 
@@ -17,6 +18,7 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import AheadStore, ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
 from tusd_py.stores.bandwidth import Bandwidth
+from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
@@ -62,7 +64,7 @@ class S3Store(ObjectStore, AheadStore, Presigner):
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         require_length(spec, segments)
         key = self._prefix + spec.key
-        source = self._source(segments)
+        source = self._source(segments, spec.digests)
         head = await self._bucket.head(key)
         standing = await self._standing(head, spec, source)
         if standing is not _Standing.COMPLETE or head is None:
@@ -71,11 +73,13 @@ class S3Store(ObjectStore, AheadStore, Presigner):
             head = await self._send(spec, source, ledger, replace=standing is not _Standing.ABSENT)
         else:
             await self._drop_recorded(key, ledger)
-        return _stored(spec.key, head)
+        digests = await source.digest.finish(spec.length, spec.crc64nvme)
+        return replace(_stored(spec.key, head), digests=digests)
 
     async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
         plan, durable = self._plan(spec), sum(segment.length for segment in segments)
         if plan.whole_bytes(durable):
+            # Without digests: what is hashed now would be forgotten until the end.
             transfer = self._multipart(spec, self._source(segments), plan, ledger)
             await transfer.ahead(object_parameters(self._config, spec), durable)
         return plan.next_whole(durable)
@@ -103,8 +107,10 @@ class S3Store(ObjectStore, AheadStore, Presigner):
         }
         return await self._bucket.presign_get(self._prefix + key, parameters, expires_seconds)
 
-    def _source(self, segments: Sequence[Segment]) -> Source:
-        return Source(nonempty(segments), self._executor, self._bandwidth.flow() if self._bandwidth else None)
+    def _source(self, segments: Sequence[Segment], digests: frozenset[str] = frozenset()) -> Source:
+        pieces = nonempty(segments)
+        digest = ObjectDigest(pieces, self._executor, digests)
+        return Source(pieces, self._executor, digest, self._bandwidth.flow() if self._bandwidth else None)
 
     # --- what is there -------------------------------------------------------------------------
 

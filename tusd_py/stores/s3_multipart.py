@@ -18,12 +18,13 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
 from tusd_py.stores.bandwidth import Flow
+from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
 from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_object import plain_md5, sum_parameters
-from tusd_py.stores.source import RangeBody, RangeSums, checksum_range
+from tusd_py.stores.source import RangeBody, RangeSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +33,14 @@ class Source:
 
     segments: Sequence[Segment]
     executor: Executor
+    digest: ObjectDigest
+    """Every read of the staged bytes goes through it."""
     flow: Flow | None = None
     """Its share of a limited line; None: as fast as it goes."""
 
     async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
         """Read a range in a thread and answer its checksums."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self.executor,
-            lambda: checksum_range(self.segments, start, length, md5=md5, sha256=sha256),
-        )
+        return await self.digest.sums(start, length, md5=md5, sha256=sha256)
 
     def body(self, start: int, length: int) -> RangeBody:
         """Answer a range as the body of a request; the caller closes it."""

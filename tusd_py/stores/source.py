@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingMissing, TransientStoreError
@@ -251,10 +251,25 @@ class RangeSums:
     sha256: bytes | None = None
 
 
-def checksum_range(
-    segments: Sequence[Segment], start: int, length: int, *, md5: bool = False, sha256: bool = False
+class Fed(Protocol):
+    """Whatever looks at every byte of a read: a hash of hashlib."""
+
+    def update(self, data: memoryview, /) -> None:
+        """Take the next bytes."""
+
+
+def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
+    segments: Sequence[Segment],
+    start: int,
+    length: int,
+    *,
+    md5: bool = False,
+    sha256: bool = False,
+    fed: Sequence[Fed] = (),
 ) -> RangeSums:
     """Read a range once and answer its checksums. Blocks: call it in a thread; holds 1 MiB.
+
+    The bytes are also `fed` to whatever else needs them.
 
     Raises:
         StagingDamaged: a file is missing or shorter than it was recorded to be.
@@ -268,7 +283,7 @@ def checksum_range(
         while offset < length:
             chunk = buffer[: reader.read_into(buffer, offset)]
             crc = crc64.update(chunk, crc)
-            for running in (md5_hash, sha256_hash):
+            for running in (md5_hash, sha256_hash, *fed):
                 if running is not None:
                     running.update(chunk)
             offset += len(chunk)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py.errors import StorageError, TusdError
-from tusd_py.ports import AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
+from tusd_py.ports import NO_DIGESTS, AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Upload
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Transfers:
         store: ObjectStore,
         metrics: Metrics,
         purge_at_once: bool,
+        digests: frozenset[str] = frozenset(),
     ) -> None:
         self._jobs = jobs
         self._uploads = uploads
@@ -50,6 +51,7 @@ class Transfers:
         self._store = store
         self._metrics = metrics
         self._purge_at_once = purge_at_once
+        self._digests = digests
 
     # --- effects: to be stopped before the lease ends ----------------------------------------------
 
@@ -67,7 +69,10 @@ class Transfers:
         upload = job.upload
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
-        return await self._store.put(_spec(upload), segments, self._jobs.ledger(job))
+        stored = await self._store.put(self._spec(upload), segments, self._jobs.ledger(job))
+        if self._digests and stored.digests == NO_DIGESTS:
+            log.warning("digests_unknown", upload_id=str(upload.id), reason="its staged copy is gone")
+        return stored
 
     async def send_ahead(self, job: Job) -> int:
         """Send what is durable of an upload that is still being received.
@@ -79,14 +84,14 @@ class Transfers:
         upload = job.upload
         durable = min(upload.offset, job.wants + AHEAD_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
-        wants = await self._store.put_ahead(_spec(upload), [segment], self._jobs.ledger(job))
+        wants = await self._store.put_ahead(self._spec(upload), [segment], self._jobs.ledger(job))
         log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
         return wants
 
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
         """Bring many small uploads into the store at once; answer a result for each."""
         assert isinstance(self._store, BatchStore)  # `batchable` said so
-        return await self._store.put_batch([(_spec(job.upload), [self._staged(job.upload)]) for job in jobs])
+        return await self._store.put_batch([(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs])
 
     async def remove(self, job: Job) -> None:
         """Remove every trace of an upload that is gone: staged bytes, multipart upload, object."""
@@ -159,13 +164,13 @@ class Transfers:
         assert not any(part.state in RECEIVING for part in parts)  # a final completes with its last part
         return [self._staged(part) for part in parts]
 
-
-def _spec(upload: Upload) -> ObjectSpec:
-    return ObjectSpec(
-        upload_id=str(upload.id),
-        key=upload.object_key,
-        length=upload.offset if upload.length is None else upload.length,
-        crc64nvme=upload.crc64nvme if upload.complete else None,
-        content_type=upload.content_type or DEFAULT_TYPE,
-        filename=upload.filename,
-    )
+    def _spec(self, upload: Upload) -> ObjectSpec:
+        return ObjectSpec(
+            upload_id=str(upload.id),
+            key=upload.object_key,
+            length=upload.offset if upload.length is None else upload.length,
+            crc64nvme=upload.crc64nvme if upload.complete else None,
+            content_type=upload.content_type or DEFAULT_TYPE,
+            filename=upload.filename,
+            digests=self._digests,
+        )

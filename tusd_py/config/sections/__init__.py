@@ -10,7 +10,7 @@ from tusd_py.config.sections.http import UNIX_PEER, CorsConfig, LoggingConfig, O
 from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
 from tusd_py.config.sections.storage import FilesystemStoreConfig, S3ClientConfig, S3StoreConfig, StorageConfig
 from tusd_py.config.sections.uploads import LimitsConfig, TusConfig
-from tusd_py.config.sections.work import CleanupConfig, TransferConfig
+from tusd_py.config.sections.work import CleanupConfig, IntegrityConfig, TransferConfig
 
 __all__ = [
     "UNIX_PEER",
@@ -20,6 +20,7 @@ __all__ = [
     "DatabaseConfig",
     "DownloadsConfig",
     "FilesystemStoreConfig",
+    "IntegrityConfig",
     "JwtConfig",
     "LimitsConfig",
     "LoggingConfig",

@@ -31,6 +31,8 @@ def upload_view(upload: Upload, transfer: TransferView | None, *, downloads: boo
         "completed_at": upload.completed_at,
         "stored_at": upload.stored_at,
         "expires_at": upload.expires_at if upload.state in RECEIVING else None,
+        "sha256": upload.sha256.hex() if upload.sha256 else None,
+        "md5": upload.md5.hex() if upload.md5 else None,
         "error": upload.error,
         "attempts": transfer.attempts if transfer else 0,
         "bytes_transferred": transfer.bytes_done if transfer else 0,

@@ -1,0 +1,93 @@
+"""SHA-256 and MD5 of a whole object, in the reads that happen anyway.
+
+Parts are read several at a time, but a hash wants its bytes in order. So whoever reads the next
+bytes feeds the hash with them, one range after the other; what nobody reads, because an earlier
+worker has sent it, is read for the hash alone. The CRC of all that was fed says in the end whether
+these were the client's bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Protocol
+
+from tusd_py import crc64
+from tusd_py.errors import StagingDamaged
+from tusd_py.ports import NO_DIGESTS, Digests, Segment
+from tusd_py.stores.source import Fed, RangeSums, checksum_range
+
+
+class Hash(Fed, Protocol):
+    """What hashlib makes."""
+
+    def digest(self) -> bytes:
+        """Answer the hash of what was fed so far."""
+
+
+def new_hashes(names: Collection[str]) -> dict[str, Hash]:
+    """Answer an empty hash for each of `sha256` and `md5` that is wanted."""
+    return {name: hashlib.new(name, usedforsecurity=False) for name in sorted(names)}
+
+
+def digests_of(hashes: Mapping[str, Hash]) -> Digests:
+    """Answer what the hashes have come to."""
+    return Digests(**{name: running.digest() for name, running in hashes.items()})
+
+
+class ObjectDigest:
+    """The hashes of one object while it is sent. For one event loop."""
+
+    def __init__(self, segments: Sequence[Segment], executor: Executor, names: Collection[str]) -> None:
+        self._segments = segments
+        self._executor = executor
+        self._hashes = new_hashes(names)
+        self._turn = asyncio.Lock()  # first come, first served: parts come in order
+        self._fed = 0
+        self._crc = crc64.EMPTY
+
+    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+        """Read a range, answer its checksums, and feed the hashes if they have not had it yet.
+
+        Raises:
+            StagingDamaged: as `checksum_range` does.
+        """
+        if self._hashes:
+            async with self._turn:
+                if start >= self._fed:
+                    await self._catch_up(start)
+                    return await self._feed(start, length, md5=md5, sha256=sha256)
+        return await self._read(start, length, (), md5=md5, sha256=sha256)
+
+    async def finish(self, length: int, crc64nvme: int | None) -> Digests:
+        """Answer the digests of all `length` bytes; none if these are not those of the client.
+
+        That can only be where an earlier worker has stored the object: its staged copy may be gone.
+        """
+        if not self._hashes:
+            return NO_DIGESTS
+        async with self._turn:
+            try:
+                await self._catch_up(length)
+            except StagingDamaged:
+                return NO_DIGESTS
+        return digests_of(self._hashes) if crc64nvme in {None, self._crc} else NO_DIGESTS
+
+    async def _catch_up(self, start: int) -> None:
+        if start > self._fed:
+            await self._feed(self._fed, start - self._fed, md5=False, sha256=False)
+
+    async def _feed(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+        sums = await self._read(start, length, tuple(self._hashes.values()), md5=md5, sha256=sha256)
+        self._crc = crc64.combine(self._crc, sums.crc64nvme, length)
+        self._fed = start + length
+        return sums
+
+    async def _read(self, start: int, length: int, fed: Sequence[Hash], *, md5: bool, sha256: bool) -> RangeSums:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor,
+            lambda: checksum_range(self._segments, start, length, md5=md5, sha256=sha256, fed=fed),
+        )
