@@ -72,7 +72,7 @@ def serve(options: argparse.Namespace) -> int:
     from tusd_py.supervisor import Supervisor
 
     configure_logging(config.logging)
-    _warn_if_open(config)
+    _warn(config)
     return Supervisor(config).run()
 
 
@@ -82,6 +82,7 @@ def worker(options: argparse.Namespace) -> int:
     from tusd_py.logs import configure_logging
 
     configure_logging(config.logging)
+    _warn(config)
     with _database(config) as usable:
         from tusd_py.processes import run_worker
 
@@ -106,9 +107,13 @@ def migrate(options: argparse.Namespace) -> int:
 
 def check_config(options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked."""
+    from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
 
-    print(render_effective(configuration(options)), end="")
+    config = configuration(options)
+    for warning in warnings(config):
+        print(f"tusd-py: warning: {warning}", file=sys.stderr)
+    print(render_effective(config), end="")
     return OK
 
 
@@ -130,11 +135,16 @@ def _database(config: Config) -> Iterator[Config]:
         postgres.stop()
 
 
-def _warn_if_open(config: Config) -> None:
+def _warn(config: Config) -> None:
     import structlog
 
+    from tusd_py.config.checks import warnings
+
+    log = structlog.get_logger(__name__)
+    for warning in warnings(config):
+        log.warning("configuration", reason=warning)
     if config.auth.mode == "none":
-        structlog.get_logger(__name__).warning(
+        log.warning(
             "no_authentication",
             host=config.server.host,
             reason='auth.mode is "none": whoever reaches the server may upload',

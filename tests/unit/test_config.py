@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tusd_py.config import Config, load_config
-from tusd_py.config.checks import cross_problems, is_loopback
+from tusd_py.config.checks import cross_problems, is_loopback, warnings
 from tusd_py.config.example import render_example
 from tusd_py.config.render import MASK, render_effective
+from tusd_py.config.sections import ProfileObjectParameters
 from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
 from tusd_py.errors import ConfigError
 
@@ -66,7 +68,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def keys_in(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in table.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:  # an empty one is a value: no tags
             yield from keys_in(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -248,6 +250,9 @@ def test_a_section_in_the_environment_that_is_no_table_is_one_problem_of_many(
 # --- values ---------------------------------------------------------------------------------------
 
 
+ELEVEN_TAGS = "s3.object_parameters.tagging = { " + ", ".join(f"t{number} = 'x'" for number in range(11)) + " }"
+
+
 @pytest.mark.parametrize(
     ("section", "line"),
     [
@@ -312,6 +317,20 @@ def test_a_section_in_the_environment_that_is_no_table_is_one_problem_of_many(
         ("storage", "s3.verify_tls = 5"),
         ("storage", 's3.verify_tls = ""'),
         ("storage", 's3.part_size = "1MiB"'),
+        ("storage", 's3.region = ""'),
+        ("storage", 's3.proxies.http = "proxy.example.com"'),
+        ("storage", 's3.proxies.https = "http://[::1"'),
+        ("storage", 's3.sse = "SSE-C"'),
+        ("storage", 's3.custom_domain = "https://cdn.example.com"'),
+        ("storage", 's3.custom_domain = "cdn.example.com/path"'),
+        ("storage", 's3.custom_domain = "cdn..example.com"'),
+        ("storage", 's3.url_protocol = "ftp"'),
+        ("storage", 's3.object_parameters.expires = "tomorrow"'),
+        ("storage", 's3.object_parameters.metadata = { "tusd-upload-id" = "x" }'),
+        ("storage", 's3.object_parameters.metadata = { "Upper" = "x" }'),
+        ("storage", "s3.object_parameters.tagging = { a = 1 }"),
+        ("storage", ELEVEN_TAGS),
+        ("downloads", 'url_expiry = "7d1s"'),
         ("auth", 'jwt.algorithms = ["none"]'),
     ],
 )
@@ -494,6 +513,9 @@ def with_jwt(**changes: object) -> dict[str, Any]:
     return {"auth": {"mode": "jwt", "jwt": {"secret": SECRET, **changes}}}
 
 
+CLOUDFRONT: dict[str, Any] = {"cloudfront_key_file": __file__, "cloudfront_key_id": "K1"}
+
+
 def with_s3(**changes: object) -> dict[str, Any]:
     return {"storage": {"backend": "s3", "s3": {"bucket": "b", **changes}}}
 
@@ -541,6 +563,31 @@ def with_s3(**changes: object) -> dict[str, Any]:
         (with_s3(access_key="a", secret_key="b", profile="c"), "storage.s3.profile:"),
         (with_s3(location="/a"), "storage.s3.location:"),
         (with_s3(location="a/../b"), "storage.s3.location:"),
+        (with_s3(location=".."), "storage.s3.location:"),
+        (with_s3(location="a//b"), "storage.s3.location:"),
+        (with_s3(location="a/./b"), "storage.s3.location:"),
+        (with_s3(location="a\\b"), "storage.s3.location: must not contain"),
+        (with_s3(location="a\nb"), "storage.s3.location: must not contain"),
+        (with_s3(verify_tls="nowhere.pem"), "storage.s3.verify_tls: nowhere.pem is not"),
+        (with_s3(object_parameters={"bucket_key_enabled": True}), "storage.s3.object_parameters.bucket_key_enabled:"),
+        (with_s3(sse="AES256", sse_kms_key_id="k"), "storage.s3.sse_kms_key_id:"),
+        (with_s3(custom_domain="cdn.example.com"), "storage.s3.custom_domain: needs"),
+        (with_s3(custom_domain="cdn.example.com", cloudfront_key_id="K"), "storage.s3: cloudfront_key_file and"),
+        (with_s3(custom_domain="cdn.example.com", cloudfront_key_file=__file__), "storage.s3: cloudfront_key_file and"),
+        (with_s3(**CLOUDFRONT), "storage.s3.cloudfront_key_file: needs custom_domain"),
+        (
+            with_s3(custom_domain="cdn.example.com", cloudfront_key_file="nowhere", cloudfront_key_id="K"),
+            "storage.s3.cloudfront_key_file: nowhere is not",
+        ),
+        (
+            with_s3(custom_domain="cdn.example.com", querystring_auth=False, **CLOUDFRONT),
+            "storage.s3.querystring_auth: false contradicts",
+        ),
+        (
+            with_s3(custom_domain="cdn.example.com", public_endpoint_url="https://s3.example.com", **CLOUDFRONT),
+            "storage.s3.public_endpoint_url:",
+        ),
+        (with_jwt() | with_s3(querystring_auth=False), "storage.s3.querystring_auth: false goes only where"),
         (with_s3(sse_kms_key_id="k"), "storage.s3.sse_kms_key_id:"),
         ({"operations": {"port": 1080}}, "operations.port:"),
         ({"operations": {"port": 1080, "host": "0.0.0.0"}}, "operations.port:"),
@@ -577,7 +624,13 @@ def test_keys_that_do_not_go_together_are_refused(overrides: dict[str, Any], pro
         with_s3(),
         with_s3(access_key="a", secret_key="b", session_token="c"),
         with_s3(profile="c", location="a/b"),
-        with_s3(sse="aws:kms", sse_kms_key_id="k"),
+        with_s3(sse="aws:kms", sse_kms_key_id="k", object_parameters={"bucket_key_enabled": True}),
+        with_s3(location="a/b/"),
+        with_s3(querystring_auth=False, public_endpoint_url="https://s3.example.com"),
+        with_s3(querystring_auth=False, custom_domain="cdn.example.com:8443"),
+        with_jwt() | with_s3(custom_domain="cdn.example.com", **CLOUDFRONT),
+        with_s3(verify_tls=__file__),
+        with_s3(proxies={"https": "http://user:password@proxy.example.com:3128"}),
         {"storage": {"s3": {"access_key": "a"}}},
         {"operations": {"port": 1080, "enabled": False}},
         {"operations": {"port": 1080, "host": "127.0.0.2"}},
@@ -587,6 +640,67 @@ def test_keys_that_do_not_go_together_are_refused(overrides: dict[str, Any], pro
 )
 def test_keys_that_go_together_are_accepted(overrides: dict[str, Any]) -> None:
     assert cross_problems(load_config(None, overrides)) == []
+
+
+def test_every_problem_of_the_store_is_named_at_once() -> None:
+    wrong = with_jwt() | with_s3(
+        bucket="", access_key="a", location="/a", sse_kms_key_id="k", custom_domain="c", querystring_auth=False
+    )
+
+    found = problems_of(None, wrong)
+
+    assert [problem.partition(": ")[0] for problem in found] == [
+        "storage.s3.bucket",
+        "storage.s3",
+        "storage.s3.location",
+        "storage.s3.sse_kms_key_id",
+        "storage.s3.querystring_auth",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [
+        (with_s3(), []),
+        (with_s3(verify_tls=False), ["storage.s3.verify_tls"]),
+        (with_s3(querystring_auth=False, custom_domain="c", url_protocol="http"), ["storage.s3.url_protocol"]),
+        ({"storage": {"s3": {"verify_tls": False}}}, []),
+    ],
+)
+def test_what_is_allowed_may_still_be_warned_of(overrides: dict[str, Any], warned: list[str]) -> None:
+    assert [warning.partition(": ")[0] for warning in warnings(load_config(None, overrides))] == warned
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "expected"),
+    [
+        ('s3.object_parameters.tagging = { team = "a" }', "Tagging", {"team": "a"}),
+        ('s3.object_parameters.cache_control = ""', "CacheControl", None),
+        (
+            's3.object_parameters.expires = "Thu, 31 Dec 2099 23:59:59 GMT"',
+            "Expires",
+            datetime(2099, 12, 31, 23, 59, 59, tzinfo=UTC),
+        ),
+        ('s3.storage_class = "GLACIER_IR"', "StorageClass", "GLACIER_IR"),
+        ("s3.object_parameters.bucket_key_enabled = false", "BucketKeyEnabled", False),
+        ("", "CacheControl", "private, max-age=86400"),
+        ("", "ACL", None),
+    ],
+)
+def test_parameters_of_objects_are_named_as_s3_does(write: Files, written: str, key: str, expected: object) -> None:
+    path = write(f"[storage]\n{written}")
+    config = load_config(path)
+
+    assert config.storage.s3.named().get(key) == expected
+    assert load_config(write(render_effective(config), "effective.toml")) == config
+
+
+def test_the_parameters_of_a_profile_say_only_what_is_set() -> None:
+    assert ProfileObjectParameters().named() == {}
+    assert ProfileObjectParameters(storage_class="GLACIER_IR", cache_control="no-store").named() == {
+        "CacheControl": "no-store",
+        "StorageClass": "GLACIER_IR",
+    }
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import unquote
 
 import pytest
@@ -75,7 +76,7 @@ def test_parameters_are_named_as_s3_does() -> None:
         storage_class="STANDARD_IA",
         sse="aws:kms",
         sse_kms_key_id="key-1",
-        cache_control="no-store",
+        object_parameters={"cache_control": "no-store"},
     )
 
     sent = object_parameters(config, spec())
@@ -87,6 +88,32 @@ def test_parameters_are_named_as_s3_does() -> None:
         ("SSEKMSKeyId", "key-1"),
         ("CacheControl", "no-store"),
     }
+
+
+def test_no_setting_replaces_our_own_metadata() -> None:
+    said = replace(spec("name"), parameters={"Metadata": {"tusd-upload-id": "x", "origin": "mine"}})
+
+    assert object_parameters(AWS, said)["Metadata"] == {
+        "tusd-upload-id": "id-1",
+        "tusd-filename": "name",
+        "origin": "mine",
+    }
+
+
+@pytest.mark.parametrize(
+    ("filename", "expected"),
+    [
+        (None, "attachment"),
+        ("a b.txt", "attachment; filename*=UTF-8''a%20b.txt"),
+        ('x"; evil\r\n', "attachment; filename*=UTF-8''x%22%3B%20evil%0D%0A"),
+        ("\udc80", "attachment; filename*=UTF-8''%3F"),
+    ],
+)
+def test_without_signatures_an_object_says_itself_that_it_is_to_be_saved(filename: str | None, expected: str) -> None:
+    unsigned = S3StoreConfig(bucket="b", querystring_auth=False)
+
+    assert object_parameters(unsigned, spec(filename))["ContentDisposition"] == expected
+    assert "ContentDisposition" not in object_parameters(AWS, spec(filename))
 
 
 # --- checksums ------------------------------------------------------------------------------------

@@ -7,11 +7,13 @@ import re
 import string
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.config.s3_checks import s3_problems, s3_warnings
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from tusd_py.config.load import Config
-    from tusd_py.config.sections import CorsConfig, JwtConfig, S3StoreConfig
+    from tusd_py.config.sections import CorsConfig, JwtConfig
 
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
@@ -32,6 +34,11 @@ def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
     return [
         problem for sections, check in _CHECKS if sections.isdisjoint(broken) for problem in check(config)
     ]
+
+
+def warnings(config: Config) -> list[str]:
+    """Answer what is allowed and still worth a second look, as `key.path: message`."""
+    return list(s3_warnings(config)) if config.storage.backend == "s3" else []
 
 
 def is_loopback(host: str) -> bool:
@@ -103,7 +110,7 @@ def _cors_credentials(cors: CorsConfig) -> Iterator[str]:
 def _storage(config: Config) -> Iterator[str]:
     yield from _key_template(config.storage.key_template)
     if config.storage.backend == "s3":
-        yield from _s3(config.storage.s3)
+        yield from s3_problems(config)
 
 
 def _key_template(template: str) -> Iterator[str]:
@@ -124,21 +131,6 @@ def _key_template(template: str) -> Iterator[str]:
         yield "storage.key_template: must not start or end with a slash, nor contain //, . or .."
     if not template.isprintable() or "\\" in template:
         yield "storage.key_template: must not contain control characters or backslashes"
-
-
-def _s3(s3: S3StoreConfig) -> Iterator[str]:
-    if not s3.bucket:
-        yield "storage.s3.bucket: is required with backend = s3"
-    if bool(s3.access_key) != bool(s3.secret_key):
-        yield "storage.s3: access_key and secret_key go together"
-    if s3.session_token and not s3.access_key:
-        yield "storage.s3.session_token: needs access_key and secret_key"
-    if s3.profile and s3.access_key:
-        yield "storage.s3.profile: excludes access_key and secret_key"
-    if s3.location.startswith("/") or ".." in s3.location.split("/"):
-        yield "storage.s3.location: must not start with a slash nor contain .."
-    if s3.sse_kms_key_id and s3.sse != "aws:kms":
-        yield 'storage.s3.sse_kms_key_id: needs sse = "aws:kms"'
 
 
 def _listeners(config: Config) -> Iterator[str]:

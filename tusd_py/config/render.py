@@ -72,6 +72,9 @@ def _toml(value: object) -> str:
             return "true" if value else "false"
         case int() | float():
             return repr(value)
+        case dict():
+            items = [f"{_toml_text(key)} = {_toml(item)}" for key, item in value.items()]
+            return f"{{ {', '.join(items)} }}" if items else "{}"
         case list():
             return _toml_list([_toml(item) for item in value])
         case _:

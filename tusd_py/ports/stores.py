@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from tusd_py.errors import StorageError
@@ -34,6 +34,8 @@ class ObjectSpec:
     content_type: str
     filename: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the upload's profile says of its object, by the names of S3: it goes before the store's own."""
     digests: frozenset[str] = frozenset()
     """What to compute on the way, of `sha256` and `md5`."""
 

@@ -21,6 +21,7 @@ from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
+from tusd_py.stores.s3_domain import CustomDomain
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
@@ -51,6 +52,7 @@ class S3Store(ObjectStore, AheadStore, Presigner):
         self._bandwidth = bandwidth
         self._prefix = f"{config.location.strip('/')}/" if config.location.strip("/") else ""
         self._bucket = Bucket(config)
+        self._domain = CustomDomain(config) if config.custom_domain else None
         self._learner = Learner(Features.at_start(config))
         self._executor = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="s3-store")
 
@@ -100,6 +102,13 @@ class S3Store(ObjectStore, AheadStore, Presigner):
         await self._bucket.probe()
 
     async def presign(self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int) -> str:
+        if self._domain is not None:
+            return self._domain.link(
+                self._prefix + key,
+                content_type=content_type,
+                content_disposition=content_disposition,
+                expires_seconds=expires_seconds,
+            )
         # Always both: some stores forget the type of an object, and none knows the disposition.
         parameters = {
             "ResponseContentType": content_type,

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore import UNSIGNED
 
 from tusd_py import crc64
-from tusd_py.config.sections import S3StoreConfig
+from tusd_py.config.sections import S3ProxiesConfig, S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
@@ -82,10 +83,16 @@ class Bucket:
                 session = AioSession(profile=self._config.profile)
                 self._client = await self._enter_client(stack, session, endpoint)
                 # The host is signed: a URL for browsers needs the name by which they reach the store.
-                self._presigner = await self._enter_client(stack, session, public) if public else self._client
+                signed = self._config.querystring_auth
+                own = public is not None or not signed
+                self._presigner = (
+                    await self._enter_client(stack, session, public or endpoint, signed=signed) if own else self._client
+                )
             self._stack = stack.pop_all()
 
-    async def _enter_client(self, stack: AsyncExitStack, session: AioSession, endpoint: str | None) -> Any:
+    async def _enter_client(
+        self, stack: AsyncExitStack, session: AioSession, endpoint: str | None, *, signed: bool = True
+    ) -> Any:
         config = self._config
         return await stack.enter_async_context(
             session.create_client(
@@ -96,7 +103,7 @@ class Bucket:
                 aws_secret_access_key=config.secret_key and config.secret_key.get_secret_value(),
                 aws_session_token=config.session_token and config.session_token.get_secret_value(),
                 verify=config.verify_tls if isinstance(config.verify_tls, bool) else str(config.verify_tls),
-                config=_client_config(config, endpoint),
+                config=_client_config(config, endpoint, signed=signed),
             )
         )
 
@@ -260,7 +267,12 @@ class Bucket:
                 raise
 
     async def presign_get(self, key: str, parameters: Parameters, expires_seconds: int) -> str:
-        """Answer a signed URL for GET. Sends nothing, and takes about 0.1 ms."""
+        """Answer a URL for GET, signed with the parameters unless links are not to be signed.
+
+        Sends nothing, and takes about 0.1 ms.
+        """
+        if not self._config.querystring_auth:
+            parameters = {}  # S3 refuses to change an answer for somebody it does not know
         with translated("presign", key=key):
             url: str = await self._presigner.generate_presigned_url(
                 "get_object",
@@ -284,11 +296,11 @@ class _body_failures:  # noqa: N801 - used as a function
             raise self._body.failure from error
 
 
-def _client_config(config: S3StoreConfig, endpoint: str | None) -> AioConfig:
+def _client_config(config: S3StoreConfig, endpoint: str | None, *, signed: bool) -> AioConfig:
     style = config.addressing_style or ("path" if endpoint else "virtual")
     return AioConfig(
         # Left to itself, botocore still signs URLs for some endpoints with version 2.
-        signature_version="s3v4",
+        signature_version="s3v4" if signed else UNSIGNED,
         # Bodies are not signed, which would hash them on the event loop: they are covered by
         # checksums whose headers are signed.
         s3={"addressing_style": style, "payload_signing_enabled": False},
@@ -296,11 +308,18 @@ def _client_config(config: S3StoreConfig, endpoint: str | None) -> AioConfig:
         # AWS do not all know the trailers in which it would send them.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        proxies=_proxies(config.proxies),
         connect_timeout=config.client.connect_timeout,
         read_timeout=config.client.read_timeout,
         max_pool_connections=config.client.max_pool_connections,
         retries={"mode": "standard", "total_max_attempts": config.client.max_attempts},
     )
+
+
+def _proxies(config: S3ProxiesConfig) -> dict[str, str] | None:
+    chosen = {"http": config.http, "https": config.https}
+    # None: whatever the environment says.
+    return {scheme: url.get_secret_value() for scheme, url in chosen.items() if url} or None
 
 
 def _multipart_checksum(answer: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -67,6 +67,7 @@ PERMANENT: Final = UNSUPPORTED | frozenset(
         "InvalidObjectName",
         "InvalidSecurity",
         "InvalidStorageClass",
+        "InvalidTag",
         "InvalidToken",
         "KMS.DisabledException",
         "KMS.InvalidKeyUsageException",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
@@ -13,6 +14,7 @@ from tusd_py.ports import ObjectSpec
 from tusd_py.stores.s3_client import UPLOAD_ID_KEY, Head
 from tusd_py.stores.source import RangeSums
 
+_TABLES: Final = ("Metadata", "Tagging")
 FILENAME_KEY: Final = "tusd-filename"
 _MAX_METADATA_BYTES: Final = 2000
 """S3 takes 2 KiB, names and values together."""
@@ -22,23 +24,30 @@ _PLAIN_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]:
-    """Answer the parameters that PutObject and CreateMultipartUpload share."""
-    optional = {
-        "CacheControl": config.cache_control,
-        "ACL": config.acl,
-        "StorageClass": config.storage_class,
-        "ServerSideEncryption": config.sse,
-        "SSEKMSKeyId": config.sse_kms_key_id,
-    }
-    return {
-        "ContentType": spec.content_type,
-        "Metadata": object_metadata(spec),
-        **{name: value for name, value in optional.items() if value},
-    }
+    """Answer the parameters that PutObject and CreateMultipartUpload share.
+
+    What the configuration says of all objects is merged with what the spec says of this one: tags and
+    metadata one by one, everything else as a whole.
+    """
+    named = {"ContentType": spec.content_type, **config.named(), **spec.parameters}
+    tables = {name: config.named().get(name, {}) | spec.parameters.get(name, {}) for name in _TABLES}
+    named["Metadata"] = object_metadata(spec, tables["Metadata"])
+    named["Tagging"] = urlencode(tables["Tagging"], quote_via=quote)
+    if not config.querystring_auth:
+        # A link without a signature cannot say how the object is to be treated: it says so itself.
+        named.setdefault("ContentDisposition", _attachment(spec.filename))
+    return {name: value for name, value in named.items() if value != ""}
 
 
-def object_metadata(spec: ObjectSpec) -> dict[str, str]:
-    """Answer the metadata of an object: our id, the name, and what the client said of it.
+def _attachment(filename: str | None) -> str:
+    """Answer the Content-Disposition under which nothing a client sent is run by a browser (RFC 6266)."""
+    if not filename:
+        return "attachment"
+    return f"attachment; filename*=UTF-8''{quote(filename.encode('utf-8', 'replace'), safe='')}"
+
+
+def object_metadata(spec: ObjectSpec, configured: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Answer the metadata of an object: our id, the name, what is configured, what the client said.
 
     Values are percent-encoded UTF-8, since a header holds ASCII only. What does not fit into S3's
     limit, or has no name that a header can have, is left out: it is in the database anyway.
@@ -47,7 +56,7 @@ def object_metadata(spec: ObjectSpec) -> dict[str, str]:
     if spec.filename:
         metadata[FILENAME_KEY] = _encoded(spec.filename, _MAX_FILENAME_BYTES)
     room = _MAX_METADATA_BYTES - sum(len(name) + len(value) for name, value in metadata.items())
-    for raw_name, raw_value in sorted(spec.metadata.items()):
+    for raw_name, raw_value in [*sorted((configured or {}).items()), *sorted(spec.metadata.items())]:
         name, value = raw_name.lower(), _encoded(raw_value)
         if _METADATA_NAME.fullmatch(name) and name not in metadata and len(name) + len(value) <= room:
             metadata[name] = value

@@ -8,7 +8,9 @@ from tusd_py.config.sections.access import AuthConfig, DownloadsConfig, JwtConfi
 from tusd_py.config.sections.base import Section
 from tusd_py.config.sections.http import UNIX_PEER, CorsConfig, LoggingConfig, OperationsConfig, ServerConfig
 from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
-from tusd_py.config.sections.storage import FilesystemStoreConfig, S3ClientConfig, S3StoreConfig, StorageConfig
+from tusd_py.config.sections.objects import ObjectParameters, ProfileObjectParameters
+from tusd_py.config.sections.s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
+from tusd_py.config.sections.storage import FilesystemStoreConfig, StorageConfig
 from tusd_py.config.sections.uploads import LimitsConfig, TusConfig
 from tusd_py.config.sections.work import CleanupConfig, IntegrityConfig, TransferConfig
 
@@ -24,8 +26,11 @@ __all__ = [
     "JwtConfig",
     "LimitsConfig",
     "LoggingConfig",
+    "ObjectParameters",
     "OperationsConfig",
+    "ProfileObjectParameters",
     "S3ClientConfig",
+    "S3ProxiesConfig",
     "S3StoreConfig",
     "Section",
     "ServerConfig",

@@ -37,17 +37,18 @@ def number_in_text(value: object) -> object:
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
 
 
-def _empty_is_none(value: object) -> object:
+def empty_is_none(value: object) -> object:
+    """Answer None for an empty text, which is how TOML says it, and anything else as it is."""
     return None if value == "" else value
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-OptionalHttpUrl = Annotated[HttpUrl | None, BeforeValidator(_empty_is_none)]
-OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
-OptionalSecret = Annotated[Secret | None, BeforeValidator(_empty_is_none)]
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+OptionalHttpUrl = Annotated[HttpUrl | None, BeforeValidator(empty_is_none)]
+OptionalPath = Annotated[Path | None, BeforeValidator(empty_is_none)]
+OptionalSecret = Annotated[Secret | None, BeforeValidator(empty_is_none)]
+OptionalText = Annotated[str | None, BeforeValidator(empty_is_none)]
 Port = Annotated[int, Field(ge=0, le=65535)]
-OptionalPort = Annotated[Port | None, BeforeValidator(_empty_is_none)]
+OptionalPort = Annotated[Port | None, BeforeValidator(empty_is_none)]
 PositiveBytes = Annotated[Bytes, Field(gt=0)]
 PositiveSeconds = Annotated[Seconds, Field(gt=0)]
 
