@@ -8,13 +8,17 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tusd_py import __version__
 from tusd_py.config import Config, load_config
 from tusd_py.errors import ConfigError, TusdError
 
+if TYPE_CHECKING:
+    from tusd_py.ports import Proof
+
 OK, FAILED, USAGE = 0, 1, 2
+CONNECT_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="everything that is kept")
+        if name == "check-config":
+            sub.add_argument(
+                "--connect", action="store_true", help="try the database, the staging disk and every right in the store"
+            )
+            sub.add_argument(
+                "--timeout", type=float, default=CONNECT_SECONDS, metavar="SECONDS", help="longest wait of --connect"
+            )
         if name in {"serve", "check-config"}:
             sub.add_argument("--host", help="address to listen on")
             sub.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
@@ -106,15 +117,27 @@ def migrate(options: argparse.Namespace) -> int:
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """Print the effective configuration with secrets masked."""
+    """Print the effective configuration with secrets masked, or try what it leads to."""
     from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
 
     config = configuration(options)
     for warning in warnings(config):
         print(f"tusd-py: warning: {warning}", file=sys.stderr)
+    if options.connect:
+        with _database(config) as usable:
+            return _connect(usable, options.timeout)
     print(render_effective(config), end="")
     return OK
+
+
+def _connect(config: Config, timeout_seconds: float) -> int:
+    from tusd_py.preflight import run_checks
+
+    def show(proof: Proof) -> None:
+        print(f"{proof.outcome.value:<8}{proof.subject:<50}{proof.detail}".rstrip(), flush=True)
+
+    return OK if asyncio.run(run_checks(config, show, timeout_seconds=timeout_seconds)) else USAGE
 
 
 @contextlib.contextmanager

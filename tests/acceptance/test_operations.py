@@ -22,6 +22,7 @@ import pytest
 
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import is_alive, wait_until
+from tests.support.s3_servers import rclone_s3
 from tests.support.server import StartServer, to_toml
 from tests.support.tools import ROOT
 
@@ -254,6 +255,41 @@ def test_check_config_names_every_problem_with_its_key(tmp_path: Path):
     assert "server.prot: unknown key" in result.stderr
     assert "server.port:" in result.stderr
     assert "storage.s3.bucket:" in result.stderr
+
+
+def test_check_config_connects_and_shows_what_it_may(tmp_path: Path):
+    result = tusd_py("check-config", "--connect", "--data-dir", str(tmp_path / "data"))
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "ok      database: migrations" in result.stdout
+    assert "ok      staging: space" in result.stdout
+    assert "ok      store: rename" in result.stdout
+
+
+def test_check_config_names_the_right_that_is_missing(tmp_path: Path):
+    with rclone_s3(tmp_path) as server:
+        storage = server.storage_config()
+        storage["s3"] |= {"bucket": "another-bucket"}
+        file = tmp_path / "config.toml"
+        file.write_text(to_toml({"data_dir": str(tmp_path / "data"), "storage": storage}))
+
+        result = tusd_py("check-config", "--connect", "--timeout", "30", "--config", str(file))
+
+    assert result.returncode == 2, result.stdout + result.stderr
+    lines = [line.split() for line in result.stdout.splitlines() if " s3:" in line]
+    assert lines[0][:2] == ["FAILED", "s3:ListBucket"]
+    assert "NoSuchBucket:" in lines[0]
+    assert {line[0] for line in lines[1:]} == {"skipped"}
+
+
+def test_check_config_warns_of_what_is_allowed(tmp_path: Path):
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml({"storage": {"backend": "s3", "s3": {"bucket": "b", "verify_tls": False}}}))
+
+    result = tusd_py("check-config", "--config", str(file))
+
+    assert result.returncode == 0
+    assert "warning: storage.s3.verify_tls:" in result.stderr
 
 
 def test_a_missing_configuration_file_is_an_error(tmp_path: Path):

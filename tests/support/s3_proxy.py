@@ -79,6 +79,8 @@ class S3Proxy:
     seen: list[Seen] = field(default_factory=list)
     denied: set[str] = field(default_factory=set)
     """Rights that nobody has."""
+    unknown: set[str] = field(default_factory=set)
+    """Operations that the server does not know."""
     failing: int | None = None
     """The status with which every call is answered."""
 
@@ -95,6 +97,8 @@ class S3Proxy:
             return web.Response(status=self.failing)
         if ACTIONS[operation] in self.denied:
             return _denied()
+        if operation in self.unknown:
+            return _error(501, "NotImplemented")
         answer = await self._forward(request)
         # Who may not list a bucket is not told either that there is no such key in it.
         if operation == "HeadObject" and answer.status == 404 and "s3:ListBucket" in self.denied:
@@ -120,8 +124,12 @@ class S3Proxy:
 
 
 def _denied() -> web.Response:
-    text = "<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-    return web.Response(status=403, text=text, content_type="application/xml")
+    return _error(403, "AccessDenied")
+
+
+def _error(status: int, code: str) -> web.Response:
+    text = f"<Error><Code>{code}</Code><Message>So the proxy says.</Message></Error>"
+    return web.Response(status=status, text=text, content_type="application/xml")
 
 
 @contextlib.asynccontextmanager

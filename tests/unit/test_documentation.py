@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 from scripts.state_diagram import DOCUMENT, with_diagram
+from tests.support.s3_proxy import ACTIONS
+from tusd_py.stores.s3_rights import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +27,15 @@ def test_every_module_of_the_tree_exists_and_every_package_is_in_it():
 
     assert {name for name in packages if f"  {name}/" not in tree} == set()
     assert {name for name in modules if name not in tree} == set()
+
+
+def test_the_documented_policy_is_what_is_tried():
+    policy = json.loads((ROOT / "docs" / "s3.md").read_text(encoding="utf-8").split("```json")[1].split("```")[0])
+
+    allowed = {action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]}
+
+    assert set(allowed) == set(ACTIONS.values())
+    assert {action for action, resource in allowed.items() if not resource.endswith("/*")} == OF_BUCKET
 
 
 def test_every_link_of_the_readme_leads_somewhere():

@@ -26,6 +26,8 @@ from tusd_py.errors import MigrationError
 
 log = structlog.get_logger(__name__)
 
+OLDEST_SERVER: Final = (15,)
+
 _NAME: Final = re.compile(r"([0-9]{4})_[a-z0-9_]+\.sql")
 _NO_TRANSACTION: Final = "-- no-transaction"
 _STATEMENT_END: Final = re.compile(r"(?<=;)[ \t]*\n")
@@ -118,8 +120,8 @@ async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: f
     with translated_errors():
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, timeout=10)
         try:
-            if connection.get_server_version() < (15,):
-                raise MigrationError("PostgreSQL 15 or newer is needed.")
+            if connection.get_server_version() < OLDEST_SERVER:
+                raise MigrationError(f"PostgreSQL {OLDEST_SERVER[0]} or newer is needed.")
             await _lock(connection, timeout_seconds)
             return await _apply(connection, known)
         finally:

@@ -4,6 +4,7 @@ Adapters subclass these explicitly, so that the class line lists their capabilit
 checker reports a missing method where the adapter is built. Nothing here imports an adapter.
 """
 
+from tusd_py.ports.proofs import Outcome, Proof, Provable
 from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
@@ -38,8 +39,11 @@ __all__ = [
     "ObjectSpec",
     "ObjectStore",
     "OnContended",
+    "Outcome",
     "PartRecord",
     "Presigner",
+    "Proof",
+    "Provable",
     "Segment",
     "Staging",
     "StagingFile",

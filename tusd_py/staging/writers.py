@@ -38,6 +38,10 @@ Chunks = Sequence[bytes | memoryview]
 class Writer(Protocol):
     """Writes whole blocks at a position."""
 
+    @property
+    def name(self) -> str:
+        """The path that is taken, as the configuration names it."""
+
     def write(self, fd: int, path: str, chunks: Chunks, offset: int) -> None:
         """Write every byte of `chunks` at `offset`. Raises OSError, ENOSPC among them."""
 
@@ -59,12 +63,16 @@ def make_writer(write_path: WritePath) -> Writer:
 class PageCacheWriter(Writer):
     """`pwritev` into the page cache."""
 
+    name = "page-cache"
+
     def write(self, fd: int, path: str, chunks: Chunks, offset: int) -> None:
         write_all(fd, chunks, offset, 0)
 
 
 class DontCacheWriter(Writer):
     """`pwritev2` with `RWF_DONTCACHE`: written through the page cache and dropped from it."""
+
+    name = "dontcache"
 
     def write(self, fd: int, path: str, chunks: Chunks, offset: int) -> None:
         write_all(fd, chunks, offset, RWF_DONTCACHE)
@@ -76,6 +84,8 @@ class DirectWriter(Writer):
     The bytes are copied once, into an aligned buffer that belongs to the thread. A block that does not
     begin on a page goes through the page cache; the next one then does begin on one.
     """
+
+    name = "direct"
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -126,6 +136,11 @@ class FallbackWriter(Writer):
         self._name = name
         self._preferred: Writer | None = preferred
         self._fallback = fallback
+
+    @property
+    def name(self) -> str:
+        """That of whichever writes now: known after the first write."""
+        return (self._preferred or self._fallback).name
 
     def write(self, fd: int, path: str, chunks: Chunks, offset: int) -> None:
         if (preferred := self._preferred) is not None:

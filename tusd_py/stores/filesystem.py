@@ -12,11 +12,12 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
+from tusd_py.directory_check import prove_directory
 from tusd_py.errors import (
     PermanentStoreError,
     StagingDamaged,
@@ -31,6 +32,8 @@ from tusd_py.ports import (
     LocalObjects,
     ObjectSpec,
     ObjectStore,
+    Proof,
+    Provable,
     Segment,
     StoredObject,
     TransferLedger,
@@ -53,7 +56,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
+class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
@@ -99,6 +102,10 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore):
 
     async def probe(self) -> None:
         await self._run(self._tree.probe)
+
+    async def prove(self) -> AsyncGenerator[Proof]:
+        for proof in await self._run(lambda: list(prove_directory("store", self._tree.root))):
+            yield proof
 
     def local_path(self, key: str) -> Path:
         return self._tree.path(key)

@@ -8,15 +8,28 @@ else's is not replaced. Small objects go in one request, larger ones in parts (`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+import tempfile
+from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from enum import Enum, auto
+from pathlib import Path
 from typing import Final
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
-from tusd_py.ports import AheadStore, ObjectSpec, ObjectStore, Presigner, Segment, StoredObject, TransferLedger
+from tusd_py.ports import (
+    AheadStore,
+    ObjectSpec,
+    ObjectStore,
+    Presigner,
+    Proof,
+    Provable,
+    Segment,
+    StoredObject,
+    TransferLedger,
+)
 from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
@@ -26,6 +39,7 @@ from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_o
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
+from tusd_py.stores.s3_rights import RightsCheck
 from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 _READ_THREADS: Final = 8
@@ -42,7 +56,7 @@ class _Standing(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, AheadStore, Presigner):
+class S3Store(ObjectStore, AheadStore, Presigner, Provable):
     """Objects in one bucket."""
 
     name = "s3"
@@ -100,6 +114,13 @@ class S3Store(ObjectStore, AheadStore, Presigner):
 
     async def probe(self) -> None:
         await self._bucket.probe()
+
+    async def prove(self) -> AsyncGenerator[Proof]:
+        with tempfile.TemporaryDirectory(prefix="tusd-py-check-") as directory:
+            check = RightsCheck(self._bucket, self._config, self._prefix, self._executor, Path(directory))
+            async with contextlib.aclosing(check.run()) as proofs:
+                async for proof in proofs:
+                    yield proof
 
     async def presign(self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int) -> str:
         if self._domain is not None:

@@ -142,6 +142,24 @@ class Bucket:
             full_object=full_object,
         )
 
+    async def list_any(self, prefix: str) -> None:
+        """Ask for one key below a prefix; what there is does not matter."""
+        with translated("ListObjectsV2"):
+            await self._client.list_objects_v2(Bucket=self._config.bucket, Prefix=prefix, MaxKeys=1)
+
+    async def get(self, key: str) -> bytes | None:
+        """Answer the bytes of a small object, None if there is none."""
+        try:
+            with translated("GetObject", key=key):
+                answer = await self._client.get_object(Bucket=self._config.bucket, Key=key)
+                async with answer["Body"] as body:
+                    content: bytes = await body.read()
+        except StorageError as error:
+            if code_of(error) in NOT_FOUND:
+                return None
+            raise
+        return content
+
     async def put(self, key: str, body: RangeBody, parameters: Parameters) -> bool:
         """Send an object in one request; answer whether the server returned our checksum."""
         # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.

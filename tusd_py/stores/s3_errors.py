@@ -31,6 +31,9 @@ NOT_FOUND: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 NO_SUCH_UPLOAD: Final = "NoSuchUpload"
 PRECONDITION_FAILED: Final = "PreconditionFailed"
 
+DENIED: Final = frozenset({"403", "AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess"})
+"""Who is asking is known, and may not. A HEAD has no body, hence no other code than its status."""
+
 UNSUPPORTED: Final = frozenset(
     {
         "InvalidArgument",

@@ -1,0 +1,121 @@
+"""Shows that the database is the right one: its version, its schema, and what we may do in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from tusd_py.database.migrate import APPLIED, LEDGER_EXISTS, OLDEST_SERVER, Migration, load_migrations, pending
+from tusd_py.database.pool import UNAVAILABLE
+from tusd_py.errors import MigrationError
+from tusd_py.ports import Outcome, Proof, Provable
+
+if TYPE_CHECKING:
+    from tusd_py.config import DatabaseConfig
+
+_RIGHTS: Final = "SELECT, INSERT, UPDATE, DELETE"
+MISSING_RIGHTS: Final = """
+SELECT name, string_agg(one, ', ') AS missing
+  FROM unnest($1::text[]) AS name, unnest(string_to_array($2, ', ')) AS one
+ WHERE NOT has_table_privilege(name, one)
+ GROUP BY name ORDER BY name
+"""
+MAY_CREATE: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
+WHERE: Final = "SELECT current_user || ' in ' || current_database() || '.' || coalesce(current_schema(), '-')"
+
+_TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
+_REFUSED: Final = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
+
+
+class DatabaseProof(Provable):
+    """A database, looked at by connections that are closed again."""
+
+    def __init__(self, dsn: str, config: DatabaseConfig) -> None:
+        self._dsn = dsn
+        self._config = config
+
+    async def prove(self) -> AsyncGenerator[Proof]:
+        try:
+            connection = await self._connect(self._dsn)
+        except _REFUSED as error:
+            yield Proof("database: connect", Outcome.FAILED, _reason(error))
+            return
+        try:
+            async for proof in self._look_around(connection):
+                yield proof
+        except _REFUSED as error:
+            yield Proof("database", Outcome.FAILED, _reason(error))
+        finally:
+            await connection.close(timeout=1)
+        if self._config.listen_dsn is not None:
+            yield await self._listen(self._config.listen_dsn.get_secret_value())
+
+    async def _connect(self, dsn: str) -> asyncpg.Connection[asyncpg.Record]:
+        return await asyncpg.connect(
+            dsn,
+            timeout=self._config.connect_timeout,
+            command_timeout=self._config.command_timeout,
+            statement_cache_size=self._config.statement_cache_size,
+            server_settings={"application_name": "tusd_py check"},
+        )
+
+    async def _look_around(self, connection: asyncpg.Connection[asyncpg.Record]) -> AsyncGenerator[Proof]:
+        version = connection.get_server_version()
+        yield Proof("database: connect", detail=str(await connection.fetchval(WHERE)))
+        numbers = f"PostgreSQL {version.major}.{version.minor}"
+        if version < OLDEST_SERVER:
+            yield Proof("database: version", Outcome.FAILED, f"{numbers}; {OLDEST_SERVER[0]} or newer is needed")
+            return
+        yield Proof("database: version", detail=numbers)
+        known = load_migrations()
+        try:
+            missing = pending(known, await _applied(connection))
+        except MigrationError as error:
+            yield Proof("database: migrations", Outcome.FAILED, str(error))
+            return
+        yield self._migrations(missing)
+        yield await _rights(connection, known, missing)
+
+    def _migrations(self, missing: Sequence[Migration]) -> Proof:
+        names = ", ".join(migration.name for migration in missing)
+        if not missing:
+            return Proof("database: migrations", detail="up to date")
+        if self._config.migrate_at_start:
+            return Proof("database: migrations", detail=f"applied at the next start: {names}")
+        return Proof("database: migrations", Outcome.FAILED, f'run "tusd-py migrate"; missing: {names}')
+
+    async def _listen(self, dsn: str) -> Proof:
+        try:
+            connection = await self._connect(dsn)
+            await connection.execute("LISTEN tusd_py_check")
+            await connection.close(timeout=1)
+        except _REFUSED as error:
+            return Proof("database: listen_dsn", Outcome.FAILED, _reason(error))
+        return Proof("database: listen_dsn")
+
+
+async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple[int, str, str]]:
+    if not await connection.fetchval(LEDGER_EXISTS):
+        return []
+    return [(row["version"], row["name"], row["sha256"]) for row in await connection.fetch(APPLIED)]
+
+
+async def _rights(
+    connection: asyncpg.Connection[asyncpg.Record], known: Sequence[Migration], missing: Sequence[Migration]
+) -> Proof:
+    if missing and not await connection.fetchval(MAY_CREATE):
+        return Proof("database: rights", Outcome.FAILED, "GRANT CREATE on the schema, or migrate as its owner")
+    there = [migration for migration in known if migration not in missing]
+    tables = [name for migration in there for name in _TABLE.findall(migration.sql)]
+    lacking = await connection.fetch(MISSING_RIGHTS, tables, _RIGHTS)
+    if lacking:
+        grants = "; ".join(f"GRANT {row['missing']} ON {row['name']}" for row in lacking)
+        return Proof("database: rights", Outcome.FAILED, grants)
+    return Proof("database: rights", detail=f"{_RIGHTS} on {len(tables)} tables" if tables else "CREATE on the schema")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

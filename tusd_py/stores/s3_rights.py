@@ -1,0 +1,176 @@
+"""Shows which rights the configured keys have in the bucket, on a throw-away key under our prefix.
+
+Each call that transfers, downloads and removals make is made once. What is denied is named by the
+IAM action that allows it; whatever else goes wrong would go wrong again, so the rest is left out.
+Nothing stays behind, unless it is the right to remove that is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from tusd_py.config.sections import S3StoreConfig
+from tusd_py.errors import PermanentStoreError, StorageError
+from tusd_py.ports import ObjectSpec, Outcome, Proof, Segment
+from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3_errors import DENIED, UNSUPPORTED, code_of
+from tusd_py.stores.s3_object import object_parameters
+from tusd_py.stores.source import RangeBody
+
+log = structlog.get_logger(__name__)
+
+CLEANUP_SECONDS: Final = 5.0
+_CONTENT: Final = b"Written and removed by tusd-py check-config --connect.\n"
+_NO_UPLOAD: Final = "tusd-py-check"
+OF_BUCKET: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads"})
+"""Rights on the bucket itself; the others are on its objects."""
+
+Step = tuple[str, str, Callable[[], Awaitable[None]]]
+
+
+class RightsCheck:
+    """One look at a bucket; `run` and forget it."""
+
+    def __init__(self, bucket: Bucket, config: S3StoreConfig, prefix: str, executor: Executor, directory: Path) -> None:
+        self._bucket = bucket
+        self._config = config
+        self._prefix = prefix
+        self._executor = executor
+        self._file = directory / "sample"
+        self._name = f"tusd-py-check-{secrets.token_hex(8)}"
+        self._key = prefix + self._name
+        self._there = False
+        self._multipart_id: str | None = None
+
+    async def run(self) -> AsyncGenerator[Proof]:
+        """Try one right after the other."""
+        await asyncio.to_thread(self._file.write_bytes, _CONTENT)
+        reason = ""
+        try:
+            for action, what, call in self._steps():
+                if reason:
+                    yield Proof(f"{action} ({what})", Outcome.SKIPPED)
+                    continue
+                proof, go_on = await self._try(action, what, call)
+                yield proof
+                reason = "" if go_on else proof.detail
+        finally:
+            left = await self._clean_up()
+            if left:  # said here as well: after a cancellation nobody listens to a proof
+                log.warning("check_left_behind", what=left)
+        if left:
+            yield Proof("clean up", Outcome.FAILED, left)
+
+    def _steps(self) -> tuple[Step, ...]:
+        return (
+            ("s3:ListBucket", "list", self._list),
+            ("s3:ListBucketMultipartUploads", "list unfinished uploads", self._list_unfinished),
+            ("s3:PutObject", "put", self._put),
+            ("s3:GetObject", "head and get", self._get),
+            ("s3:PutObject", "multipart", self._begin),
+            ("s3:ListMultipartUploadParts", "list parts", self._list_parts),
+            ("s3:AbortMultipartUpload", "abort", self._abort),
+            ("s3:DeleteObject", "delete", self._delete),
+        )
+
+    async def _try(self, action: str, what: str, call: Callable[[], Awaitable[None]]) -> tuple[Proof, bool]:
+        subject = f"{action} ({what})"
+        try:
+            await call()
+        except StorageError as error:
+            if call == self._list_unfinished and code_of(error) in UNSUPPORTED:
+                # Then nobody looks for what a killed worker began and could not record.
+                return Proof(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
+            if code_of(error) in DENIED:
+                return Proof(subject, Outcome.FAILED, self._remedy(action)), True
+            return Proof(subject, Outcome.FAILED, _reason(error)), False
+        return Proof(subject), True
+
+    def _remedy(self, action: str) -> str:
+        actions = [action]
+        if action == "s3:PutObject":
+            actions += [name for name, needed in self._beside_put().items() if needed]
+        resource = self._config.bucket if action in OF_BUCKET else f"{self._config.bucket}/{self._prefix}*"
+        return f"denied: allow {', '.join(actions)} on arn:aws:s3:::{resource}"
+
+    def _beside_put(self) -> Mapping[str, bool]:
+        kms = self._config.sse == "aws:kms"
+        return {
+            "s3:PutObjectTagging": bool(self._config.object_parameters.tagging),
+            "s3:PutObjectAcl": bool(self._config.acl),
+            "kms:GenerateDataKey": kms,
+            "kms:Decrypt": kms,
+        }
+
+    # --- the calls -----------------------------------------------------------------------------
+
+    async def _list(self) -> None:
+        # Without it a missing key is not answered with 404 but with 403, and no transfer can begin.
+        await self._bucket.list_any(self._prefix)
+
+    async def _list_unfinished(self) -> None:
+        async for _ in self._bucket.multiparts(self._key):
+            pass
+
+    async def _put(self) -> None:
+        with contextlib.closing(self._body()) as body:
+            self._there = True  # whatever happens to the reply
+            try:
+                await self._bucket.put(self._key, body, self._parameters())
+            except PermanentStoreError:
+                self._there = False
+                raise
+
+    async def _get(self) -> None:
+        await self._bucket.head(self._key)
+        content = await self._bucket.get(self._key)
+        if content not in {None, _CONTENT}:
+            raise PermanentStoreError("The store answers something else than it was sent.", key=self._key)
+
+    async def _begin(self) -> None:
+        upload = await self._bucket.create_multipart(self._key, self._parameters())
+        self._multipart_id = upload.multipart_id
+        with contextlib.closing(self._body()) as body:
+            await self._bucket.upload_part(self._key, upload.multipart_id, 1, body, {})
+
+    async def _list_parts(self) -> None:
+        await self._bucket.list_parts(self._key, self._multipart_id or _NO_UPLOAD)
+
+    async def _abort(self) -> None:
+        await self._bucket.abort_multipart(self._key, self._multipart_id or _NO_UPLOAD)
+        self._multipart_id = None
+
+    async def _delete(self) -> None:
+        await self._bucket.delete(self._key)
+        self._there = False
+
+    def _body(self) -> RangeBody:
+        return RangeBody([Segment(self._file, len(_CONTENT))], 0, len(_CONTENT), self._executor)
+
+    def _parameters(self) -> dict[str, Any]:
+        return object_parameters(self._config, ObjectSpec(self._name, self._name, len(_CONTENT), None, "text/plain"))
+
+    async def _clean_up(self) -> str:
+        """Remove what is still there, also after a cancellation; answer what could not be removed."""
+        left = []
+        for there, call in ((self._multipart_id, self._abort), (self._there, self._delete)):
+            if there:
+                try:
+                    async with asyncio.timeout(CLEANUP_SECONDS):
+                        await call()
+                except (StorageError, TimeoutError):
+                    left.append("an unfinished upload" if there is self._multipart_id else "an object")
+        return f"{' and '.join(left)} may be left at {self._key}" if left else ""
+
+
+def _reason(error: StorageError) -> str:
+    facts = [str(error.context[name]) for name in ("code", "reason") if error.context.get(name)]
+    return ": ".join(facts) or error.detail
