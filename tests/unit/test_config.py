@@ -170,6 +170,9 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
         ("port = 1", "port"),
         ("[server]\nprot = 1", "server.prot"),
         ("[storage.s3.client]\ntimeout = 1", "storage.s3.client.timeout"),
+        ("[storage.s3]\nsse_customer_key = 'x'", "storage.s3.sse_customer_key"),
+        ("[storage.s3.object_parameters]\nSSECustomerKey = 'x'", "storage.s3.object_parameters.SSECustomerKey"),
+        ("[storage.s3.object_parameters]\nCacheControl = 'x'", "storage.s3.object_parameters.CacheControl"),
     ],
 )
 def test_an_unknown_key_is_named(write: Files, text: str, key: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -57,6 +58,50 @@ async def test_a_temporary_key_brings_its_token() -> None:
     _, _, query = await link(session_token="token")
 
     assert query["X-Amz-Security-Token"] == ["token"]
+
+
+async def test_without_keys_those_of_the_environment_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "FROM-ENVIRONMENT")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    _, _, own = await link()
+    _, _, query = await link(access_key=None, secret_key=None)
+
+    assert own["X-Amz-Credential"][0].startswith("AKID/")
+    assert query["X-Amz-Credential"][0].startswith("FROM-ENVIRONMENT/")
+
+
+async def test_a_profile_is_taken_from_the_configuration_of_aws(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "credentials").write_text("[mine]\naws_access_key_id = OF-PROFILE\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+
+    _, _, query = await link(access_key=None, secret_key=None, profile="mine")
+
+    assert query["X-Amz-Credential"][0].startswith("OF-PROFILE/")
+
+
+@pytest.mark.parametrize("expires_seconds", [1, 7 * 86400])
+async def test_a_link_lives_as_long_as_it_is_told(expires_seconds: int) -> None:
+    bucket = Bucket(S3StoreConfig(bucket="bucket", **KEYS))
+    await bucket.open()
+    url = await bucket.presign_get("key", {}, expires_seconds)
+    await bucket.close()
+
+    assert parse_qs(urlsplit(url).query)["X-Amz-Expires"] == [str(expires_seconds)]
+
+
+async def test_a_link_without_a_signature_names_the_public_endpoint_and_nothing_else() -> None:
+    for settings, expected in (
+        ({"region": "eu-west-1"}, ("bucket.s3.eu-west-1.amazonaws.com", "/a%20b/%C3%BC")),
+        (
+            {"endpoint_url": "http://minio:9000", "public_endpoint_url": "https://files.example.com"},
+            ("files.example.com", "/bucket/a%20b/%C3%BC"),
+        ),
+    ):
+        assert await link(querystring_auth=False, **settings) == (*expected, {})
 
 
 async def test_an_unknown_profile_is_refused_at_the_start() -> None:
