@@ -592,6 +592,7 @@ def with_s3(**changes: object) -> dict[str, Any]:
         ),
         (with_jwt() | with_s3(querystring_auth=False), "storage.s3.querystring_auth: false goes only where"),
         (with_s3(sse_kms_key_id="k"), "storage.s3.sse_kms_key_id:"),
+        (with_s3(part_concurrency=9), "storage.s3.client.max_pool_connections: must be at least 36"),
         ({"operations": {"port": 1080}}, "operations.port:"),
         ({"operations": {"port": 1080, "host": "0.0.0.0"}}, "operations.port:"),
         ({"operations": {"port": 1080, "host": "localhost"}}, "operations.port:"),

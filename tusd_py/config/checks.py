@@ -7,7 +7,7 @@ import re
 import string
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.config.s3_checks import s3_problems, s3_warnings
+from tusd_py.config.s3_checks import s3_connections, s3_problems, s3_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -156,6 +156,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"auth"}), _jwt),
     (frozenset({"cors"}), _cors),
     (frozenset({"storage"}), _storage),
+    (frozenset({"storage", "transfer"}), s3_connections),
     (frozenset({"server", "operations"}), _listeners),
     (frozenset({"transfer"}), _transfer),
 )

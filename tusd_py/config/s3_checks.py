@@ -21,6 +21,19 @@ def s3_problems(config: Config) -> Iterator[str]:
         yield f"storage.s3{problem}"
 
 
+def s3_connections(config: Config) -> Iterator[str]:
+    """Answer whether there is a connection for each part that is sent at once.
+
+    A part that waits for one could not be told from a part that the server does not take.
+    """
+    s3, needed = config.storage.s3, config.transfer.concurrency * config.storage.s3.part_concurrency
+    if config.storage.backend == "s3" and s3.client.max_pool_connections < needed:
+        yield (
+            f"storage.s3.client.max_pool_connections: must be at least {needed}, which is transfer.concurrency times "
+            "storage.s3.part_concurrency"
+        )
+
+
 def s3_warnings(config: Config) -> Iterator[str]:
     """Answer what is allowed in S3 and still worth a second look."""
     s3 = config.storage.s3

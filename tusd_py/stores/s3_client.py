@@ -71,6 +71,7 @@ class Bucket:
 
     def __init__(self, config: S3StoreConfig) -> None:
         self._config = config
+        self._patience = config.client.connect_timeout + config.client.read_timeout
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._presigner: Any = None
@@ -165,7 +166,8 @@ class Bucket:
         # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.
         sent = body if len(body) else b""
         with _body_failures(body), translated("PutObject", key=key):
-            answer = await self._client.put_object(Bucket=self._config.bucket, Key=key, Body=sent, **parameters)
+            async with body.sending(self._patience):
+                answer = await self._client.put_object(Bucket=self._config.bucket, Key=key, Body=sent, **parameters)
         return _crc(answer) is not None
 
     async def create_multipart(self, key: str, parameters: Parameters) -> MultipartInfo:
@@ -179,14 +181,15 @@ class Bucket:
     ) -> tuple[str, bool]:
         """Send a part; answer its ETag and whether the server returned our checksum."""
         with _body_failures(body), translated("UploadPart", key=key, part=number):
-            answer = await self._client.upload_part(
-                Bucket=self._config.bucket,
-                Key=key,
-                UploadId=multipart_id,
-                PartNumber=number,
-                Body=body,
-                **parameters,
-            )
+            async with body.sending(self._patience):
+                answer = await self._client.upload_part(
+                    Bucket=self._config.bucket,
+                    Key=key,
+                    UploadId=multipart_id,
+                    PartNumber=number,
+                    Body=body,
+                    **parameters,
+                )
         return answer["ETag"], _crc(answer) is not None
 
     async def list_parts(self, key: str, multipart_id: str) -> MultipartInfo | None:

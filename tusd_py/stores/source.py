@@ -7,6 +7,7 @@ descriptor. Reads are positioned, hence nothing here shares a file position betw
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -179,7 +180,28 @@ class RangeBody:
         self._executor = executor
         self._flow = flow
         self._position = 0
+        self._stall: asyncio.Timeout | None = None
+        self._patience = 0.0
         self.failure: StagingDamaged | TransientStoreError | None = None
+
+    @contextlib.asynccontextmanager
+    async def sending(self, patience_seconds: float) -> AsyncIterator[None]:
+        """Bound how long the receiver may take nothing of the body. Raises TimeoutError.
+
+        aiohttp has no such bound: its read timeout begins once a body is sent, so a server that stops
+        reading, or never says `100 Continue`, would keep a request for ever.
+        """
+        self._patience = patience_seconds
+        try:
+            async with asyncio.timeout(patience_seconds) as self._stall:
+                yield
+        finally:
+            self._stall = None
+
+    def _expect_progress(self, within_seconds: float | None) -> None:
+        if self._stall is not None and not self._stall.expired():
+            moment = None if within_seconds is None else asyncio.get_running_loop().time() + within_seconds
+            self._stall.reschedule(moment)
 
     def __len__(self) -> int:
         return self._reader.length
@@ -211,6 +233,7 @@ class RangeBody:
         loop = asyncio.get_running_loop()
         size = self._flow.block_bytes if self._flow else _BLOCK_BYTES
         while offset < len(self):
+            self._expect_progress(None)  # what follows is our own time, and not the receiver's
             # The bytes were read a moment ago for their checksum and are in the page cache, so most
             # reads need no thread; whatever would wait for the disk goes to one.
             block = self._read_cached(offset, size)
@@ -219,7 +242,9 @@ class RangeBody:
             offset += len(block)
             if self._flow:
                 await self._flow.take(len(block))
+            self._expect_progress(self._patience)
             yield block
+        self._expect_progress(None)
 
     def _read_cached(self, offset: int, size: int) -> memoryview | None:
         try:
