@@ -15,6 +15,9 @@ CREATE TABLE uploads (
     upload_offset  bigint      NOT NULL CHECK (upload_offset >= 0),
     -- CRC-64/NVME of the first upload_offset bytes, as a signed 64-bit number.
     crc64nvme      bigint,
+    -- In which protocol bytes are appended. In tus reaching the length completes an upload; in the other
+    -- one (Resumable Uploads for HTTP) the client says so, and all bytes may be here before that.
+    protocol       text        NOT NULL DEFAULT 'tus' CHECK (protocol IN ('tus', 'rufh')),
     -- Upload-Metadata and Upload-Concat exactly as sent: HEAD echoes them.
     metadata       text,
     concat         text        CHECK (concat IN ('partial', 'final')),

@@ -30,7 +30,7 @@ from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
 from tusd_py.metrics import Metrics
 from tusd_py.ports import AheadStore
-from tusd_py.protocol.tus_v1 import Features
+from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import UploadId
 from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.buffers import AppendSettings
@@ -75,6 +75,9 @@ def derive_features(config: Config) -> Features:
         max_parts=config.limits.max_parts,
         base_path=config.server.base_path,
         downloads=config.downloads.enabled,
+        rufh=config.rufh.enabled,
+        max_append_size=config.rufh.max_append_size,
+        expires_after_seconds=config.tus.expire_after,
     )
 
 

@@ -67,6 +67,18 @@ class LengthConflict(ProtocolError):
     code = "ERR_UPLOAD_LENGTH_CONFLICT"
 
 
+class ProtocolMismatch(ProtocolError):
+    """This upload was created in another protocol; continue it in that one."""
+
+    code = "ERR_PROTOCOL_MISMATCH"
+
+
+class UploadCompleted(ProtocolError):
+    """The upload is complete and takes no more bytes."""
+
+    code = "ERR_UPLOAD_COMPLETED"
+
+
 class InvalidOffset(ProtocolError):
     """Upload-Offset is missing or not a non-negative integer."""
 
@@ -155,6 +167,12 @@ class UploadTooLarge(ProtocolError):
     """The upload is larger than this server accepts."""
 
     code, status = "ERR_MAX_SIZE_EXCEEDED", 413
+
+
+class AppendTooLarge(UploadTooLarge):
+    """The body is larger than this server accepts in one request."""
+
+    code = "ERR_APPEND_SIZE_EXCEEDED"
 
 
 class LengthExceeded(ProtocolError):

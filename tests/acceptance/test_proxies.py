@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import raw_http
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.files import download, random_file, seeded
 from tests.support.node import run_node
+from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 from tests.support.proxies import PROXIES, Front
 from tests.support.server import Server
@@ -130,6 +132,31 @@ def test_the_log_names_the_client_and_not_the_proxy(proxy: str, server: Server, 
 
     # What a client claims of itself is not believed; here client and proxy share an address.
     assert '"client":"127.0.0.1"' in line
+
+
+async def test_an_upload_of_the_ietfs_dialect_is_announced_where_the_proxy_passes_that_on(
+    proxy: str, tmp_path: Path
+) -> None:
+    announces = proxy != "nginx"  # which takes the interim response for the answer
+    head = ["Upload-Draft-Interop-Version: 6", "Upload-Complete: ?1", f"Content-Length: {MIB}"]
+    interim = None
+    with contextlib.ExitStack() as running:
+        server = running.enter_context(Server(tmp_path / "server", {"rufh": {"interim_104": announces}}))
+        front = running.enter_context(behind(proxy, server, tmp_path))
+        connection = await raw_http.RawConnection.open(LOOPBACK, front.port)
+        lines = ["POST /files/ HTTP/1.1", f"Host: {LOOPBACK}:{front.port}", *head, "", ""]
+        await connection.send("\r\n".join(lines).encode())
+        await connection.send(bytes(MIB - 1))  # Caddy passes a request on with the first bytes of its body
+        if announces:
+            interim = await connection.interim_response()
+        await connection.send(b"!")
+        created = await connection.response("POST")
+        await connection.close()
+
+    assert (created.status, created.headers["upload-complete"], created.interim) == (201, "?1", [])
+    if interim is not None:
+        assert (interim.status, interim.headers["location"]) == (104, created.headers["location"])
+        assert interim.headers["upload-draft-interop-version"] == "6"
 
 
 def path_of(location: str) -> str:

@@ -67,6 +67,18 @@ WAYS: dict[str, dict[str, Any]] = {
     "parallel chunks": {"parallelUploads": 3, "chunkSize": 300 * KIB},
     "method override": {"override": True},
     "request ids": {"addRequestId": True},
+    "ietf-draft-03": {"protocol": "ietf-draft-03"},
+    "ietf-draft-03, chunks": {"protocol": "ietf-draft-03", "source": "buffer", "chunkSize": 500 * KIB},
+    "ietf-draft-03, stream": {"protocol": "ietf-draft-03", "source": "stream", "chunkSize": MIB},
+    "ietf-draft-03, data during creation": {"protocol": "ietf-draft-03", "dataDuringCreation": True},
+    "ietf-draft-05": {"protocol": "ietf-draft-05"},
+    "ietf-draft-05, chunks": {"protocol": "ietf-draft-05", "source": "buffer", "chunkSize": 500 * KIB},
+    "ietf-draft-05, deferred length": {
+        "protocol": "ietf-draft-05", "source": "stream", "chunkSize": MIB, "deferred": True,
+    },
+    "ietf-draft-05, data during creation, chunks": {
+        "protocol": "ietf-draft-05", "dataDuringCreation": True, "chunkSize": 700 * KIB,
+    },
 }  # fmt: skip
 
 
@@ -96,10 +108,14 @@ def test_a_web_stream_of_client_5_arrives_equal(server: Server, source: tuple[Pa
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_an_empty_file_is_complete_with_its_creation(client: int, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", ["tus-v1", "ietf-draft-03", "ietf-draft-05"])
+def test_an_empty_file_is_complete_with_its_creation(
+    protocol: str, client: int, server: Server, tmp_path: Path
+) -> None:
     (tmp_path / "empty").write_bytes(b"")
 
-    result = upload(server.url, tmp_path / "node.log", {"client": client, "file": str(tmp_path / "empty")})
+    options = {"client": client, "file": str(tmp_path / "empty"), "protocol": protocol}
+    result = upload(server.url, tmp_path / "node.log", options)
 
     assert result["ok"], result
     assert methods(result) == ["POST"]
@@ -153,6 +169,49 @@ def test_abort_with_termination_leaves_nothing(
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(gone, timeout=10)
     assert refused.value.code == 404
+
+
+IETF = pytest.mark.parametrize("protocol", ["ietf-draft-03", "ietf-draft-05"])
+
+
+@IETF
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_dialect_of_the_ietf_is_continued_after_cuts(
+    protocol: str, client: int, server: Server, source: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, sha256 = source
+    faults = [Cut(MIB, "rst"), Cut(MIB // 2, "fin"), DropReply("HEAD"), DropReply("PATCH")]
+
+    with CuttingProxy(server.port, *faults) as proxy:
+        options = {"client": client, "file": str(path), "protocol": protocol}
+        result = upload(proxy.url, tmp_path / "node.log", options)
+        sent = proxy.body_bytes
+
+    assert result["ok"], result
+    assert methods(result).count("POST") == 1
+    assert methods(result).count("HEAD") >= 3
+    assert sent < SIZE + 2 * MIB
+    assert stored_sha256(server, result["uploadId"]) == sha256
+
+
+@IETF
+@pytest.mark.parametrize("client", CLIENTS)
+def test_the_dialect_of_the_ietf_is_resumed_from_an_url_and_terminated(
+    protocol: str, client: int, server: Server, source: tuple[Path, str], tmp_path: Path
+) -> None:
+    path, sha256 = source
+    options = {"client": client, "file": str(path), "chunkSize": 500 * KIB, "protocol": protocol}
+    first = upload(server.url, tmp_path / "first.log", options | {"abortAfterBytes": MIB})
+    assert first["aborted"], first
+
+    second = upload(server.url, tmp_path / "second.log", options | {"uploadUrl": first["url"]})
+    third = upload(server.url, tmp_path / "third.log", options | {"abortAfterBytes": MIB, "terminate": True})
+
+    assert second["ok"], second
+    assert methods(second)[0] == "HEAD"
+    assert second["requests"][1]["offset"] >= 500 * KIB
+    assert stored_sha256(server, second["uploadId"]) == sha256
+    assert third["terminated"], third
 
 
 FAULTS: dict[str, list[Fault]] = {

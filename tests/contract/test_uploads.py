@@ -25,7 +25,7 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.ports import Job
-from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
+from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +260,25 @@ async def test_a_length_that_is_reached_already_completes_without_a_byte(world: 
     done = await world.advance(upload, 4, length=4)
 
     assert done.state is State.COMPLETED
+
+
+async def test_a_length_that_is_reached_completes_nothing_where_more_may_come(world: World) -> None:
+    upload = await world.create(length=4, protocol=UploadProtocol.RUFH)
+
+    reached = await world.advance(upload, 4, completes=False, expires_after_seconds=DAY)
+
+    assert (reached.state, reached.completed_at, reached.protocol) == (State.UPLOADING, None, UploadProtocol.RUFH)
+    assert reached.expires_at is not None
+    assert await world.jobs_of(upload) == []
+    assert (await world.advance(reached, 4)).state is State.COMPLETED
+    assert await world.jobs_of(upload) == [("transfer", "queued")]
+
+
+async def test_an_upload_may_begin_with_all_its_bytes_and_not_be_complete(world: World) -> None:
+    upload = await world.create(length=4, offset=4, completes=False)
+
+    assert upload.state is State.UPLOADING
+    assert await world.jobs_of(upload) == []
 
 
 async def test_a_length_that_is_known_is_not_replaced(world: World) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.http.rows import ROWS
 
 TESTS = Path(__file__).parents[1]
-ROW = re.compile(r"\b(?:GEN|CORE|CRE|DEF|CWU|EXP|CSUM|TRL|TERM|CAT|CATU|LOCK|CORS|AIO)-\d\d\b")
+ROW = re.compile(r"\b(?:GEN|CORE|CRE|DEF|CWU|EXP|CSUM|TRL|TERM|CAT|CATU|LOCK|CORS|AIO|RC|RH|RA|RD|RL|RP|RG|RX)-\d\d\b")
 
 
 def rows_named() -> set[str]:

@@ -7,6 +7,7 @@ import string
 
 import pytest
 
+from tests.http.rufh import PARTIAL_TYPE, Client
 from tests.http.support import OFFSET_TYPE
 from tests.support.raw_http import ConnectionLost
 
@@ -16,17 +17,20 @@ NAMES = [
     "Upload-Checksum", "Content-Type", "Content-Encoding", "Trailer", "X-HTTP-Method-Override", "Origin", "Range",
     "If-Range", "If-None-Match", "Authorization", "X-Request-ID", "X-Forwarded-Host", "X-Forwarded-For", "Forwarded",
     "Access-Control-Request-Method", "Access-Control-Request-Headers", "Expect", "Accept", "If-Modified-Since", "Host",
+    "Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version", "Content-Digest", "Content-Disposition",
 ]  # fmt: skip
 VALUES = [
     "", "1.0.0", "0", "1", "5", "-1", "9" * 19, "9" * 30, "partial", "final;", "final;/files/{token}", "final;http://[",
     "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1 AAAA", "filename YQ==", "a,,b", OFFSET_TYPE, "gzip", "Upload-Checksum",
     "PATCH", "DELETE", "HEAD", "GET", "https://a.example", "null", "http://[::1", "bytes=0-", "bytes=-1", '"x"', "*",
     "Bearer x.y.z", "192.0.2.1, [::1", 'host="a\\"b";proto=https', "100-continue", "text/html", "\x7f", "\x80\xff",
+    "?1", "?0", "?2", "3", "6", "8", "5;x=1", "application/partial-upload", "sha-256=:AAAA:", "a=(1 2);b, c", "-5",
+    'x; filename="a', "x; filename*=UTF-8''%ff", '"\\', "@1", '%"', "1.5",
     "\t", "a" * 300, "%00", "Sat, 29 Feb 2020 25:00:00 GMT", 'W/"', "x:y", "ä", "final;\u00a0", "🦥",
 ]  # fmt: skip
 
 
-def request(choose: random.Random, token: str) -> bytes:
+def request(choose: random.Random, token: str, other: str) -> bytes:
     path = choose.choice([
         "/files", "/files/", f"/files/{token}", f"/files/{token}/", f"/download/{token}", "/api/v1/uploads", "/",
         "/files/%ff", "/files/%", "/files/\xff", "//files//", "/files/?a=%zz", "/api/v1/uploads?before=%ff&limit=\x7f",
@@ -39,11 +43,14 @@ def request(choose: random.Random, token: str) -> bytes:
             ("POST", "/files/", ["Upload-Length: 5"]),
             ("POST", "/files/", ["Upload-Concat: final;/files/" + token]),
             ("PATCH", f"/files/{token}", ["Upload-Offset: 0", f"Content-Type: {OFFSET_TYPE}"]),
+            ("POST", "/files/", ["Upload-Complete: ?1", "Upload-Draft-Interop-Version: 8"]),
+            ("PATCH", f"/files/{other}", ["Upload-Offset: 0", "Upload-Complete: ?0", f"Content-Type: {PARTIAL_TYPE}"]),
+            ("HEAD", f"/files/{other}", ["Upload-Draft-Interop-Version: 6"]),
         ])  # fmt: skip
     else:
         right = []
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", *right]
-    if choose.random() < 0.7:
+    if choose.random() < 0.5:
         lines.append("Tus-Resumable: 1.0.0")
     for name in choose.sample(NAMES, choose.randrange(4)):
         value = choose.choice(VALUES).replace("{token}", token)
@@ -62,14 +69,18 @@ def request(choose: random.Random, token: str) -> bytes:
 async def test_no_request_makes_the_server_fail(serve, seed, capfd, caplog):
     """GEN-12 AIO-09 AIO-10"""
     served = await serve(
-        tus={"checksum_trailer": True}, server={"trusted_proxies": ["127.0.0.1"]}, limits={"max_size": 10**9}
+        tus={"checksum_trailer": True},
+        rufh={"interim_104": True},
+        server={"trusted_proxies": ["127.0.0.1"]},
+        limits={"max_size": 10**9},
     )
     choose = random.Random(seed)
     token = (await served.create(5, {"Upload-Concat": "partial"})).rpartition("/")[2]
+    other = (await Client(served, 8).created()).rpartition("/")[2]
 
     seen = set()
     for _ in range(ROUNDS):
-        data = request(choose, token)
+        data = request(choose, token, other)
         connection = await served.connect()
         await connection.send(data)
         try:
@@ -81,7 +92,7 @@ async def test_no_request_makes_the_server_fail(serve, seed, capfd, caplog):
         seen.add(response.status)
         await connection.close()
 
-    assert {200, 201, 400, 404, 405, 412} <= seen
+    assert {200, 201, 204, 400, 404, 405, 412, 415} <= seen
     output = "".join(capfd.readouterr()) + caplog.text
     assert "Traceback" not in output
     assert "request_failed" not in output

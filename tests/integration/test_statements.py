@@ -158,7 +158,7 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
     "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
-    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3], "uploads_pkey"),
+    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True], "uploads_pkey"),
     "transfer_view": (uploads.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
     "claim": (jobs.CLAIM, [NODE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
@@ -245,7 +245,7 @@ async def test_an_offset_moves_without_touching_an_index(world: World) -> None:
     async with world.database.transaction() as connection:
         before = await connection.fetchrow(UPDATES, "uploads")
         for offset in range(8):
-            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None, None)
+            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None, None, True)
         after = await connection.fetchrow(UPDATES, "uploads")
 
     assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

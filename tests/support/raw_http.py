@@ -68,8 +68,12 @@ class RawConnection:
 
     async def interim(self, *, seconds: float = 20) -> int:
         """Read one interim response and answer its status."""
+        return (await self.interim_response(seconds=seconds)).status
+
+    async def interim_response(self, *, seconds: float = 20) -> RawResponse:
+        """Read one interim response."""
         async with asyncio.timeout(seconds):
-            return (await self._read("HEAD")).status
+            return await self._read("HEAD")
 
     async def _read(self, method: str) -> RawResponse:
         try:

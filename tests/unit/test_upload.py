@@ -51,7 +51,7 @@ def test_an_append_at_another_offset_is_refused(offset):
 def test_an_append_within_the_length_is_planned():
     plan = plan_append(upload(), append(content_length=30), max_size=None)
 
-    assert (plan.start, plan.max_bytes, plan.length_known, plan.overlong) == (70, 30, True, LengthExceeded)
+    assert (plan.start, plan.max_bytes, plan.length, plan.overlong) == (70, 30, 100, LengthExceeded)
 
 
 def test_an_append_over_the_length_is_refused():

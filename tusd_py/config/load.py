@@ -35,6 +35,7 @@ from tusd_py.config.sections import (
     LimitsConfig,
     LoggingConfig,
     OperationsConfig,
+    RufhConfig,
     ServerConfig,
     StagingConfig,
     StorageConfig,
@@ -102,6 +103,7 @@ class Config(BaseSettings):
     cors: CorsConfig = Field(default_factory=CorsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     tus: TusConfig = Field(default_factory=TusConfig)
+    rufh: RufhConfig = Field(default_factory=RufhConfig)
     staging: StagingConfig = Field(default_factory=StagingConfig)
     database: DatabaseConfig = Field(default_factory=DatabaseConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)

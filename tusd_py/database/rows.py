@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.protocol.upload import Concat, State, Upload, UploadProtocol
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Row
@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 UPLOAD_COLUMNS: Final = (
     "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
-    "expires_at, completed_at, stored_at, etag, sha256, md5, error"
+    "expires_at, completed_at, stored_at, etag, sha256, md5, error, protocol"
 )
 _STATES: Final = {state.value: state for state in State}
+_PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
 _CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
 
 
@@ -51,6 +52,7 @@ def upload_from_row(row: Row) -> Upload:
         sha256=row["sha256"],
         md5=row["md5"],
         error=row["error"],
+        protocol=_PROTOCOLS[row["protocol"]],
     )
 
 

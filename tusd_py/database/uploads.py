@@ -41,15 +41,16 @@ SELECT {UPLOAD_COLUMNS} FROM uploads
  ORDER BY created_at DESC LIMIT $3
 """  # noqa: S608
 
+_COMPLETES: Final = "$8 AND $3 = coalesce(upload_length, $6)"
 ADVANCE: Final = f"""
 WITH changed AS (
     UPDATE uploads
        SET upload_offset = $3,
            upload_length = coalesce(upload_length, $6),
            crc64nvme = $4,
-           state = CASE WHEN $3 = coalesce(upload_length, $6) THEN 'completed' ELSE 'uploading' END,
-           completed_at = CASE WHEN $3 = coalesce(upload_length, $6) THEN now() END,
-           expires_at = CASE WHEN $3 = coalesce(upload_length, $6) AND concat IS DISTINCT FROM 'partial' THEN NULL
+           state = CASE WHEN {_COMPLETES} THEN 'completed' ELSE 'uploading' END,
+           completed_at = CASE WHEN {_COMPLETES} THEN now() END,
+           expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
                              ELSE greatest(expires_at, {expires("$5::float8")}) END,
            updated_at = now()
      WHERE id = $1 AND upload_offset = $2 AND $3 >= $2 AND state IN {IN_RECEIVING}
@@ -122,7 +123,7 @@ class PostgresUploads(UploadRepository):
         rows = await self._database.fetch(LIST, owner, before, limit, [state.value for state in hide])
         return [upload_from_row(row) for row in rows]
 
-    async def advance(
+    async def advance(  # noqa: PLR0913 -- each is one fact of the row
         self,
         upload: Upload,
         new_offset: int,
@@ -130,10 +131,11 @@ class PostgresUploads(UploadRepository):
         *,
         expires_after_seconds: float,
         length: int | None = None,
+        completes: bool = True,
     ) -> Upload:
         arguments = (
             upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
-            self._ahead_above,
+            self._ahead_above, completes,
         )  # fmt: skip
         if upload.concat is None:
             row = await self._database.fetchrow(ADVANCE, *arguments)

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from tusd_py.errors import BodyTimedOut, ClientDisconnected
 from tusd_py.http.trailers import received_trailers
 from tusd_py.ports import Body
-from tusd_py.protocol.tus_v1 import content_length
+from tusd_py.protocol.fields import content_length
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 QUIET_SECONDS: Final = 0.003

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from tusd_py.http.forwarded import TrustedProxies
     from tusd_py.metrics import Metrics
     from tusd_py.ports import Authenticator, ObjectStore
-    from tusd_py.protocol.tus_v1 import Features
+    from tusd_py.protocol.dialect import Dialect
+    from tusd_py.protocol.features import Features
     from tusd_py.services.catalog import Catalog
     from tusd_py.services.uploads import UploadService
 
@@ -48,5 +49,7 @@ CLOSE: Final = web.RequestKey("close", bool)
 """Drop the connection instead of answering."""
 PROBLEM: Final = web.RequestKey("problem", bool)
 """Errors are answered as problem+json."""
+DIALECT: Final[web.RequestKey[Dialect]] = web.RequestKey("dialect")
+"""How the request speaks; ask `dialect_of`, which chooses."""
 METHOD: Final = web.RequestKey("method", str)
 """The method that an override made of the request's own."""

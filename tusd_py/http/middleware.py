@@ -19,6 +19,7 @@ from tusd_py.errors import (
     TusdError,
     UploadNotFound,
 )
+from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import client_address
 from tusd_py.http.keys import BYTES_IN, CLOSE, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
@@ -156,7 +157,7 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
     context = request.app[WEB]
     headers = response.headers
     if not request.get(PROBLEM):
-        headers[fields.TUS_RESUMABLE] = fields.TUS_VERSION
+        headers.update(dialect_of(request).marks)
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Server"] = "tusd_py"
     if fields.CACHE_CONTROL not in headers:

@@ -23,7 +23,7 @@ from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
-    from tusd_py.protocol.tus_v1 import Features
+    from tusd_py.protocol.features import Features
 
 ASSETS_PATH: Final = "/assets"
 UPPY_VERSION: Final = "6.0.1"

@@ -19,16 +19,18 @@ from tusd_py.errors import (
     TusdError,
     UploadLocked,
 )
+from tusd_py.http.dialects import dialect_of
 from tusd_py.http.keys import CLOSE
-from tusd_py.protocol.tus_v1 import Reply, render_error
 
 if TYPE_CHECKING:
-    from tusd_py.protocol.tus_v1 import Features
+    from tusd_py.protocol.dialect import Reply
+    from tusd_py.protocol.features import Features
 
 REASONS: Final = {460: "Checksum Mismatch"}
 DROPPED: Final = (ClientDisconnected, TakenOver, BodyTimedOut, BodyTooSlow)
 """Endings that close the connection without an answer: any status would be fatal to a client that is
 in fact alive, while a closed connection makes it ask for the offset and go on."""
+SENDING: Final = frozenset({"POST", "PATCH"})
 
 
 def to_response(reply: Reply) -> web.Response:
@@ -40,21 +42,22 @@ def to_response(reply: Reply) -> web.Response:
         reason=REASONS.get(reply.status),
         headers=reply.headers,
         text=reply.body,
-        content_type="text/plain",
+        content_type=reply.media_type,
         charset="utf-8",
     )
 
 
 def error_response(request: web.Request, error: TusdError, method: str, features: Features) -> web.Response:
-    """Answer an error in the tus dialect.
+    """Answer an error in the dialect of the request.
 
     A HEAD never fails for a passing reason: tus-js-client throws the whole upload away on anything
     but 2xx and 423.
     """
-    if isinstance(error, DROPPED):
+    dialect = dialect_of(request)
+    if isinstance(error, DROPPED) or (dialect.announces and method in SENDING and _unlucky(error)):
         request[CLOSE] = True
     shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
-    response = to_response(render_error(shown, method, features))
+    response = to_response(dialect.render_error(shown, method, features))
     if isinstance(error, ServerDraining) or request.get(CLOSE):
         response.force_close()
     _tell_length(response, error)
@@ -64,6 +67,11 @@ def error_response(request: web.Request, error: TusdError, method: str, features
 def transient(error: TusdError) -> bool:
     """Tell whether the reason for an error may be gone in a moment."""
     return error.retryable or (error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not _lost(error))
+
+
+def _unlucky(error: TusdError) -> bool:
+    # Clients that were told of their upload give up after a 500, and continue after a lost connection.
+    return error.status in {500, 503} and transient(error)
 
 
 def _lost(error: TusdError) -> bool:

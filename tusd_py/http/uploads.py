@@ -1,4 +1,4 @@
-"""The tus routes: one short coroutine per verb, parse -> service -> reply."""
+"""The upload routes: one short coroutine per verb, parse -> service -> reply."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from aiohttp import web
 
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.body import FEW_BODIES, RequestBody
+from tusd_py.http.dialects import announcer, dialect_of
 from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
 from tusd_py.http.keys import BYTES_IN, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.policy import Intent, Principal
-from tusd_py.protocol import tus_v1
+from tusd_py.protocol import dialects
+from tusd_py.protocol.dialect import effective_method
 
 if TYPE_CHECKING:
+    from tusd_py.protocol.commands import Append
+    from tusd_py.protocol.features import Features
     from tusd_py.protocol.upload import Upload
 
 
@@ -29,7 +33,7 @@ async def creation_url(request: web.Request) -> web.StreamResponse:
     method = _method(request)
     if method == "OPTIONS":
         return options(request)
-    tus_v1.check_version(method, request.headers)
+    dialect_of(request).check_request(method, request.headers)
     if method != "POST" or request.method != "POST":
         raise _not_allowed(context, creation=True)
     return await create(context, request)
@@ -41,7 +45,7 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
     method = _method(request)
     if method == "OPTIONS":
         return options(request)
-    tus_v1.check_version(method, request.headers)
+    dialect_of(request).check_request(method, request.headers)
     if method not in context.features.allowed_methods(creation=False):
         raise _not_allowed(context, creation=False)
     token = request.match_info["token"]
@@ -54,22 +58,21 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
         case "DELETE":
             return await terminate(context, request, principal, token)
         case _:
-            upload = await context.uploads.load(principal, token, Intent.DOWNLOAD)
-            return await download(request, upload)
+            return await retrieve(context, request, principal, token)
 
 
 async def unknown_url(request: web.Request) -> web.StreamResponse:
     """Answer preflights for any path below the creation URL, and 404 to the rest."""
     if request.method == "OPTIONS":
         return options(request)
-    tus_v1.check_version(request.method, request.headers)
+    dialect_of(request).check_request(request.method, request.headers)
     raise UploadNotFound
 
 
 def options(request: web.Request) -> web.Response:
     """Answer what the server offers, and a browser's preflight with it. Needs no credential."""
     context = request.app[WEB]
-    response = to_response(tus_v1.render_options(_features(context, request)))
+    response = to_response(dialects.render_options(_features(context, request)))
     headers = request.headers
     response.headers.update(
         context.cors.preflight(
@@ -85,25 +88,42 @@ async def create(context: Web, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
     principal = _principal(context, request)
     context.uploads.permit(principal, Intent.CREATE)
-    command = tus_v1.parse_create(request.headers, _features(context, request))
+    dialect = dialect_of(request)
+
+    def locate(token: str) -> str:
+        return location(context, request, token)
+
+    command = dialect.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
-        created = await context.uploads.create(principal, command, body)
+        created = await context.uploads.create(principal, command, body, announcer(context, request, locate))
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     _count_completion(context, created.upload)
-    return to_response(tus_v1.render_created(created.upload, location(context, request, created.token)))
+    return to_response(dialect.render_created(created.upload, locate(created.token), context.features))
 
 
 async def status(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
     """HEAD: the offset, the length, the metadata as sent."""
     upload = await context.uploads.status(principal, token)
     request[UPLOAD_ID] = upload.id
-    return to_response(tus_v1.render_status(upload))
+    return to_response(dialect_of(request).render_status(upload, context.features))
+
+
+async def retrieve(context: Web, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
+    """GET: the bytes, or what the dialect says of an upload that is not complete."""
+    upload = await context.uploads.load(principal, token, Intent.DOWNLOAD)
+    unfinished = dialect_of(request).render_unfinished(upload, context.features)
+    return await download(request, upload) if unfinished is None else to_response(unfinished)
 
 
 async def append(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
     """PATCH: append the body at its offset."""
-    parse = partial(tus_v1.parse_append, request.headers, _features(context, request))
+    dialect = dialect_of(request)
+
+    def parse(upload: Upload) -> Append:
+        dialect.admit("PATCH", upload)
+        return dialect.parse_append(request.headers, _features(context, request))
+
     with _receiving(context, request) as body:
         try:
             upload = await context.uploads.append(principal, token, parse, body)
@@ -114,14 +134,15 @@ async def append(context: Web, request: web.Request, principal: Principal, token
     request[UPLOAD_ID] = upload.id
     if body.received:
         _count_completion(context, upload)
-    return to_response(tus_v1.render_appended(upload))
+    return to_response(dialect.render_appended(upload, context.features))
 
 
-async def terminate(context: Web, _request: web.Request, principal: Principal, token: str) -> web.Response:
+async def terminate(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
-    await context.uploads.terminate(principal, token)
+    dialect = dialect_of(request)
+    await context.uploads.terminate(principal, token, partial(dialect.admit, "DELETE"))
     context.metrics.uploads_terminated.inc()
-    return to_response(tus_v1.render_terminated())
+    return to_response(dialect.render_terminated())
 
 
 def location(context: Web, request: web.Request, token: str) -> str:
@@ -135,12 +156,12 @@ def location(context: Web, request: web.Request, token: str) -> str:
 
 
 def _method(request: web.Request) -> str:
-    method = tus_v1.effective_method(request.method, request.headers)
+    method = effective_method(request.method, request.headers)
     request[METHOD] = method
     return method
 
 
-def _features(context: Web, request: web.Request) -> tus_v1.Features:
+def _features(context: Web, request: web.Request) -> Features:
     """Answer what is offered to this connection: in a host's application there are no trailers."""
     if context.features.offers("checksum-trailer") and not keeps_trailers(request):
         return context.features.without("checksum-trailer")

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
-from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
+from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
 if TYPE_CHECKING:
     from tusd_py.protocol.concat import Joined
@@ -30,6 +30,9 @@ class NewUpload:
     content_type: str | None = None
     concat: Concat | None = None
     concat_header: str | None = None
+    protocol: UploadProtocol = UploadProtocol.TUS
+    completes: bool = True
+    """Reaching the length completes it."""
     object_key: str
     expires_after_seconds: float = 0
     """0: never."""
@@ -37,7 +40,8 @@ class NewUpload:
     @property
     def state(self) -> State:
         """The state this row starts in."""
-        if self.length is not None and self.length == self.offset and self.crc64nvme is not None:
+        reached = self.length is not None and self.length == self.offset
+        if reached and self.completes and self.crc64nvme is not None:
             return State.COMPLETED
         return State.UPLOADING if self.offset else State.CREATED
 
@@ -81,7 +85,7 @@ class UploadRepository(Protocol):
     async def parts(self, final_id: UploadId) -> list[Upload]:
         """Answer the parts of a final upload in order."""
 
-    async def advance(
+    async def advance(  # noqa: PLR0913 -- each is one fact of the row, and most are keywords
         self,
         upload: Upload,
         new_offset: int,
@@ -89,11 +93,12 @@ class UploadRepository(Protocol):
         *,
         expires_after_seconds: float,
         length: int | None = None,
+        completes: bool = True,
     ) -> Upload:
         """Record that bytes [upload.offset, new_offset) are durable. Call only after a sync.
 
         `length` is recorded with it where the upload has none. Reaching the length completes the
-        upload and queues its transfer in the same statement.
+        upload and queues its transfer in the same statement, unless `completes` is false.
 
         Raises:
             OffsetConflict: another writer moved the upload; nothing was changed.

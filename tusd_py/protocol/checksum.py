@@ -59,6 +59,34 @@ class Checksum:
         return _ALGORITHMS[self.algorithm][1]()
 
 
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    """Several digests of one body, of which every one must be right."""
+
+    checksums: tuple[Checksum, ...]
+
+    @property
+    def digest(self) -> bytes:
+        """The digests in a row."""
+        return b"".join(checksum.digest for checksum in self.checksums)
+
+    def hasher(self) -> Hasher:
+        """Answer a hasher that feeds one of each algorithm."""
+        return _Several([checksum.hasher() for checksum in self.checksums])
+
+
+class _Several:
+    def __init__(self, hashers: list[Hasher]) -> None:
+        self._hashers = hashers
+
+    def update(self, data: bytes | memoryview, /) -> None:
+        for hasher in self._hashers:
+            hasher.update(data)
+
+    def digest(self) -> bytes:
+        return b"".join(hasher.digest() for hasher in self._hashers)
+
+
 def parse_checksum(value: str, *, enabled: Iterable[str] = ALGORITHMS) -> Checksum:
     """Read `algorithm SP base64` (tus 1.0.0 §Upload-Checksum).
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tusd_py.errors import ProtocolError
-from tusd_py.protocol.checksum import Checksum
-from tusd_py.protocol.upload import Concat
+from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.upload import Concat, UploadProtocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,13 @@ class Create:
     """Bytes of the body, None for a chunked one."""
     unwanted_body: ProtocolError | None = None
     """What to answer should a chunked body, whose length nobody knows, turn out not to be empty."""
-    checksum: Checksum | None = None
+    checksum: Checksum | AllOf | None = None
     checksum_in_trailer: bool = False
+    protocol: UploadProtocol = UploadProtocol.TUS
+    completes: bool | None = None
+    """See `Append.completes`."""
+    max_body_bytes: int | None = None
+    """See `Append.max_body_bytes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +45,14 @@ class Append:
     """Bytes of the body, None for a chunked one."""
     length: int | None = None
     """Declares the length of an upload created without one."""
-    checksum: Checksum | None = None
+    checksum: Checksum | AllOf | None = None
     checksum_in_trailer: bool = False
+    completes: bool | None = None
+    """Whether the upload is complete after this body; None where reaching the length decides that."""
+    max_body_bytes: int | None = None
+    """Most bytes of this one body."""
+    overrun_is_fatal: bool = False
+    """An upload that is sent more than its length is given up."""
     flaw: ProtocolError | None = None
     """A malformed header of an extension: it counts only once the offset is known to be right."""
     url_unknown: bool = False

@@ -13,10 +13,14 @@ from typing import Final, Protocol, overload
 
 TUS_VERSION: Final = "1.0.0"
 OFFSET_MEDIA_TYPE: Final = "application/offset+octet-stream"
+PARTIAL_MEDIA_TYPE: Final = "application/partial-upload"
 MAX_INTEGER: Final = 2**63 - 1
 """Largest length and offset: what PostgreSQL's bigint holds."""
 
+ACCEPT_PATCH: Final = "Accept-Patch"
 CACHE_CONTROL: Final = "Cache-Control"
+CONTENT_DIGEST: Final = "Content-Digest"
+CONTENT_DISPOSITION: Final = "Content-Disposition"
 CONTENT_ENCODING: Final = "Content-Encoding"
 CONTENT_LENGTH: Final = "Content-Length"
 CONTENT_TYPE: Final = "Content-Type"
@@ -30,11 +34,15 @@ TUS_MAX_SIZE: Final = "Tus-Max-Size"
 TUS_RESUMABLE: Final = "Tus-Resumable"
 TUS_VERSION_HEADER: Final = "Tus-Version"
 UPLOAD_CHECKSUM: Final = "Upload-Checksum"
+UPLOAD_COMPLETE: Final = "Upload-Complete"
 UPLOAD_CONCAT: Final = "Upload-Concat"
 UPLOAD_DEFER_LENGTH: Final = "Upload-Defer-Length"
+UPLOAD_DRAFT_INTEROP_VERSION: Final = "Upload-Draft-Interop-Version"
 UPLOAD_EXPIRES: Final = "Upload-Expires"
 UPLOAD_ID: Final = "Upload-Id"
+UPLOAD_INCOMPLETE: Final = "Upload-Incomplete"
 UPLOAD_LENGTH: Final = "Upload-Length"
+UPLOAD_LIMIT: Final = "Upload-Limit"
 UPLOAD_METADATA: Final = "Upload-Metadata"
 UPLOAD_OFFSET: Final = "Upload-Offset"
 
@@ -73,6 +81,13 @@ def parse_integer(value: str | None) -> int | None:
         return None
     number = int(value)
     return number if number <= MAX_INTEGER else None
+
+
+def content_length(headers: Headers) -> int | None:
+    """Answer the bytes of the body, None for a chunked one (RFC 9112 §6.3)."""
+    if headers.get("Transfer-Encoding") is not None:
+        return None
+    return parse_integer(headers.get(CONTENT_LENGTH)) or 0
 
 
 def is_printable(value: str) -> bool:

@@ -6,8 +6,8 @@ protocol is ever an `if` in here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,12 +19,11 @@ from tusd_py.errors import (
     InvalidContentType,
     InvalidDeferLength,
     InvalidMetadata,
-    InvalidMethodOverride,
     InvalidOffset,
     InvalidUploadLength,
     LengthExceeded,
-    MethodNotAllowed,
     ProtocolError,
+    ProtocolMismatch,
     TusdError,
     UnsupportedContentEncoding,
     UnsupportedVersion,
@@ -33,108 +32,20 @@ from tusd_py.errors import (
 from tusd_py.protocol import fields
 from tusd_py.protocol.checksum import ALGORITHMS, Checksum, parse_checksum
 from tusd_py.protocol.commands import Append, Create
-from tusd_py.protocol.fields import Headers, parse_integer, single
+from tusd_py.protocol.dialect import Reply, error_headers
+from tusd_py.protocol.features import EXTENSIONS, Features
+from tusd_py.protocol.fields import Headers, content_length, parse_integer, single
 from tusd_py.protocol.metadata import parse_metadata
-from tusd_py.protocol.upload import RECEIVING, Concat, Upload
+from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadProtocol
 
-EXTENSIONS: Final = (
-    "creation",
-    "creation-with-upload",
-    "creation-defer-length",
-    "expiration",
-    "checksum",
-    "checksum-trailer",
-    "termination",
-    "concatenation",
-    "concatenation-unfinished",
-)
-OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})
-UPLOAD_METHODS: Final = ("OPTIONS", "HEAD", "GET", "PATCH", "DELETE")
-CREATION_METHODS: Final = ("OPTIONS", "POST")
-RETRY_AFTER_SECONDS: Final = "1"
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """What this server offers: derived once from configuration and capabilities."""
-
-    extensions: frozenset[str]
-    max_size: int | None = None
-    max_metadata: int = 16384
-    max_parts: int = 1000
-    base_path: str = "/files"
-    downloads: bool = True
-
-    @classmethod
-    def derive(  # noqa: PLR0913 -- each is one setting, and all are keywords
-        cls,
-        *,
-        disabled: Iterable[str] = (),
-        checksum_trailer: bool = False,
-        expires: bool = True,
-        max_size: int = 0,
-        max_metadata: int = 16384,
-        max_parts: int = 1000,
-        base_path: str = "/files",
-        downloads: bool = True,
-    ) -> Features:
-        """Take away what is switched off, and with it whatever cannot stand without it."""
-        extensions = set(EXTENSIONS) - set(disabled)
-        if not expires:
-            extensions.discard("expiration")
-        if not checksum_trailer or "checksum" not in extensions:
-            extensions.discard("checksum-trailer")
-        if "concatenation" not in extensions:
-            extensions.discard("concatenation-unfinished")
-        return cls(frozenset(extensions), max_size or None, max_metadata, max_parts, base_path, downloads)
-
-    def offers(self, extension: str) -> bool:
-        """Tell whether an extension is on."""
-        return extension in self.extensions
-
-    def without(self, extension: str) -> Features:
-        """Answer the same with one extension less."""
-        return replace(self, extensions=self.extensions - {extension})
-
-    def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
-        """Answer the methods of the creation URL or of an upload's URL."""
-        if creation:
-            return CREATION_METHODS
-        off = {"DELETE"} if not self.offers("termination") else set()
-        off |= set() if self.downloads else {"GET"}
-        return tuple(method for method in UPLOAD_METHODS if method not in off)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A response, free of any HTTP library."""
-
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: str | None = None
+marks: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
+announces: Final = False
 
 
 # --- requests ------------------------------------------------------------------------------------
 
 
-def effective_method(method: str, headers: Headers) -> str:
-    """Answer the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
-
-    Honoured on POST alone: an overridden GET would let a foreign page change things without a
-    CORS preflight.
-
-    Raises:
-        InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
-    """
-    override = headers.getall(fields.METHOD_OVERRIDE, [])
-    if not override or method != "POST":
-        return method
-    if len(override) > 1 or override[0] not in OVERRIDABLE:
-        raise InvalidMethodOverride
-    return override[0]
-
-
-def check_version(method: str, headers: Headers) -> None:
+def check_request(method: str, headers: Headers) -> None:
     """Demand the protocol version on everything but OPTIONS, HEAD and GET.
 
     Raises:
@@ -147,11 +58,10 @@ def check_version(method: str, headers: Headers) -> None:
         raise UnsupportedVersion
 
 
-def content_length(headers: Headers) -> int | None:
-    """Answer the bytes of the body, None for a chunked one (RFC 9112 §6.3)."""
-    if headers.get("Transfer-Encoding") is not None:
-        return None
-    return parse_integer(headers.get(fields.CONTENT_LENGTH)) or 0
+def admit(method: str, upload: Upload) -> None:
+    """Refuse to append to what another protocol created: only that one knows when it is complete."""
+    if method == "PATCH" and upload.protocol is not UploadProtocol.TUS:
+        raise ProtocolMismatch
 
 
 def parse_create(headers: Headers, features: Features) -> Create:
@@ -340,7 +250,12 @@ def render_options(features: Features) -> Reply:
     return Reply(200, headers)
 
 
-def render_created(upload: Upload, location: str) -> Reply:
+def render_interim(_upload: Upload, _location: str, _features: Features) -> Reply:
+    """Never asked for: tus has no interim responses."""
+    raise NotImplementedError
+
+
+def render_created(upload: Upload, location: str, _features: Features) -> Reply:
     """Answer 201. `Upload-Offset` always: tus-js-client demands it after data during creation."""
     headers = {fields.LOCATION: location, fields.UPLOAD_ID: str(upload.id)}
     if not upload.pending_final:
@@ -348,7 +263,7 @@ def render_created(upload: Upload, location: str) -> Reply:
     return Reply(201, headers | _expires(upload))
 
 
-def render_status(upload: Upload) -> Reply:
+def render_status(upload: Upload, _features: Features) -> Reply:
     """Answer a HEAD. 200, not 204: users of tus-js-client check for it."""
     headers = {fields.UPLOAD_ID: str(upload.id)}
     if not upload.pending_final:
@@ -364,7 +279,11 @@ def render_status(upload: Upload) -> Reply:
     return Reply(200, headers | _expires(upload))
 
 
-def render_appended(upload: Upload) -> Reply:
+def render_unfinished(_upload: Upload, _features: Features) -> None:
+    """An unfinished upload has nothing to read."""
+
+
+def render_appended(upload: Upload, _features: Features) -> Reply:
     """Answer 204 with the offset that is now durable."""
     headers = {fields.UPLOAD_OFFSET: str(upload.offset), **_expires(upload)}
     if upload.complete:
@@ -379,17 +298,11 @@ def render_terminated() -> Reply:
 
 def render_error(error: TusdError, method: str, features: Features) -> Reply:
     """Answer an error as `CODE: sentence`, with the headers that let a client recover."""
-    headers: dict[str, str] = {}
+    headers = error_headers(error)
     if isinstance(error, UnsupportedVersion):
         headers[fields.TUS_VERSION_HEADER] = fields.TUS_VERSION
     if isinstance(error, UploadTooLarge) and features.max_size is not None:
         headers[fields.TUS_MAX_SIZE] = str(features.max_size)
-    if isinstance(error, MethodNotAllowed):
-        headers["Allow"] = ", ".join(error.allow)
-    if error.status == 401:  # RFC 9110 §15.5.2
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.retryable:
-        headers[fields.RETRY_AFTER] = RETRY_AFTER_SECONDS
     if isinstance(error.upload, Upload) and method == "PATCH" and not error.upload.pending_final:
         # TUSKit trusts this header whatever the status, so it is the true offset or it is absent.
         headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)

@@ -7,13 +7,21 @@ take their lists from `TRANSITIONS`, so that picture, database and code cannot d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NewType
 from uuid import UUID
 
-from tusd_py.errors import FinalImmutable, LengthConflict, LengthExceeded, OffsetMismatch, UploadTooLarge
+from tusd_py.errors import (
+    AppendTooLarge,
+    FinalImmutable,
+    LengthConflict,
+    LengthExceeded,
+    OffsetMismatch,
+    UploadCompleted,
+    UploadTooLarge,
+)
 from tusd_py.protocol.fields import MAX_INTEGER
 
 if TYPE_CHECKING:
@@ -106,6 +114,13 @@ class Concat(StrEnum):
     FINAL = "final"
 
 
+class UploadProtocol(StrEnum):
+    """The protocol an upload was created in; bytes are appended to it in no other."""
+
+    TUS = "tus"
+    RUFH = "rufh"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """One upload as recorded. `offset` counts bytes that are durable in staging."""
@@ -135,6 +150,7 @@ class Upload:
     sha256: bytes | None = None
     md5: bytes | None = None
     error: str | None = None
+    protocol: UploadProtocol = UploadProtocol.TUS
 
     @property
     def complete(self) -> bool:
@@ -157,12 +173,26 @@ class AppendPlan:
 
     start: int
     max_bytes: int
-    length_known: bool
+    length: int | None
+    """The upload's length, where the row or this request tells it."""
+    overlong: type[LengthExceeded | UploadTooLarge]
+    """The error for a body that runs past `max_bytes`."""
 
-    @property
-    def overlong(self) -> type[LengthExceeded | UploadTooLarge]:
-        """The error for a body that runs past `max_bytes`."""
-        return LengthExceeded if self.length_known else UploadTooLarge
+    def bounded(self, append: Append) -> AppendPlan:
+        """Answer the same with what the body itself may and must be."""
+        plan = self
+        if append.max_body_bytes is not None and append.max_body_bytes < plan.max_bytes:
+            plan = replace(plan, max_bytes=append.max_body_bytes, overlong=AppendTooLarge)
+        if append.content_length is None:
+            return plan
+        if append.content_length > plan.max_bytes:
+            raise plan.overlong
+        if not append.completes:
+            return plan
+        end = plan.start + append.content_length
+        if plan.length is not None and plan.length != end:
+            raise LengthConflict("The last bytes do not reach the length of the upload.")
+        return replace(plan, length=end)
 
 
 def check_length(upload: Upload, declared: int | None, *, max_size: int | None) -> int | None:
@@ -191,6 +221,7 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
         OffsetMismatch: the client is not at our offset (tus 1.0.0 §PATCH).
         LengthConflict, UploadTooLarge: see `check_length`.
         LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.
+        UploadCompleted: more is to come, says the request, and nothing may.
         ProtocolError: the flaw of the request, which comes last.
     """
     if upload.concat is Concat.FINAL:
@@ -199,9 +230,14 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
         raise OffsetMismatch(current=upload.offset, received=append.offset)
     length = check_length(upload, append.length, max_size=max_size)
     limit = length if length is not None else (max_size if max_size is not None else MAX_INTEGER)
-    plan = AppendPlan(start=upload.offset, max_bytes=limit - upload.offset, length_known=length is not None)
-    if append.content_length is not None and append.content_length > plan.max_bytes:
-        raise plan.overlong
+    plan = AppendPlan(
+        start=upload.offset,
+        max_bytes=limit - upload.offset,
+        length=length,
+        overlong=UploadTooLarge if length is None else LengthExceeded,
+    ).bounded(append)
+    if append.completes is False and upload.state not in RECEIVING:
+        raise UploadCompleted
     if append.flaw is not None:
         raise append.flaw
     return plan

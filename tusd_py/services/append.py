@@ -11,6 +11,7 @@ import structlog
 
 from tusd_py.errors import (
     DatabaseUnavailable,
+    LengthExceeded,
     OffsetMismatch,
     StagingDamaged,
     TakenOver,
@@ -62,6 +63,8 @@ class Appender:
             except TusdError as error:
                 if not isinstance(error, UNCERTAIN):
                     error.upload = error.upload or upload
+                if isinstance(error, LengthExceeded) and append.overrun_is_fatal and upload.state in RECEIVING:
+                    await self._uploads.remove(upload.id)
                 raise
 
     async def _append_held(self, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
@@ -73,7 +76,8 @@ class Appender:
             plan = self._plan(upload, append)
         if upload.state not in RECEIVING:
             return await self._nothing_left(upload, plan, body)
-        if append.content_length == 0 and append.checksum is None and not self._changes_length(upload, append):
+        nothing_to_record = plan.length == upload.length and not append.completes
+        if append.content_length == 0 and append.checksum is None and nothing_to_record:
             return upload
         file = await self._open(upload, reload)
         try:
@@ -94,10 +98,10 @@ class Appender:
         if upload.state not in RECEIVING:
             return await self._nothing_left(upload, plan, body)
         await self._truncate(file, upload)
-        if self._changes_length(upload, append) and append.length != upload.offset:
-            # Before the body, which may never end. A length that is reached already completes the
-            # upload, and is recorded together with that.
-            upload = await self._uploads.declare_length(upload, append.length or 0)
+        if plan.length is not None and plan.length not in {upload.length, upload.offset}:
+            # Before the body, which may never end. A length that is reached already is recorded
+            # together with what follows from that.
+            upload = await self._uploads.declare_length(upload, plan.length)
         await body.accept()
         with self.budget:
             reception = Reception(self._uploads, file, upload, plan, append, body, self.budget, self._settings)
@@ -117,10 +121,6 @@ class Appender:
         file = await self._open(upload, reload)
         await file.close()
         return await reload()
-
-    @staticmethod
-    def _changes_length(upload: Upload, append: Append) -> bool:
-        return append.length is not None and append.length != upload.length
 
     async def _nothing_left(self, upload: Upload, plan: AppendPlan, body: Body) -> Upload:
         # A client that lost the reply to its last byte sends an empty body and must see success.

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,7 +17,7 @@ import structlog
 from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError
 from tusd_py.policy import Intent, Principal
 from tusd_py.ports import NewUpload
-from tusd_py.protocol.checksum import Checksum
+from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
@@ -44,6 +44,10 @@ class Created:
     token: str
 
 
+Announce = Callable[[Created], None]
+"""Tells a client of its upload before the bytes are read."""
+
+
 def render_key(template: str, upload_id: UploadId, owner: str | None, now: datetime) -> str:
     """Render an object key: our ids and dates only, never anything a client chose."""
     owner_hash = hashlib.sha256((owner or "").encode()).hexdigest()[:16]
@@ -62,8 +66,13 @@ class Creator:
         self._access = access
         self._settings = settings
 
-    async def create(self, principal: Principal, command: Create, body: Body) -> Created:
+    async def create(
+        self, principal: Principal, command: Create, body: Body, announce: Announce | None = None
+    ) -> Created:
         """Create an upload, with the bytes that came along.
+
+        With `announce` a client learns the URL before its bytes are read, and they are kept as those of
+        an append are; without it, it learns of none unless all goes well.
 
         Raises:
             AccessError, ProtocolError, StagingFull: nothing was created.
@@ -81,7 +90,7 @@ class Creator:
                 allow_unfinished=self._settings.allow_unfinished_parts,
             )
         elif command.has_body:
-            upload = await self._create_with_body(new, command, body)
+            upload = await self._create_with_body(new, token, command, body, announce)
         else:
             upload = await self._create_empty(new)
         log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
@@ -107,18 +116,26 @@ class Creator:
             content_type=text_value(command.pairs, "filetype", "type", "content_type"),
             concat=command.concat,
             concat_header=command.concat_header,
+            protocol=command.protocol,
+            completes=command.completes is not False,
             object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
             expires_after_seconds=self._settings.append.expires_after_seconds,
         )
         return new, token
 
     async def _create_empty(self, new: NewUpload) -> Upload:
-        if new.length != 0:
+        if new.length != 0 or not new.completes:
             return await self._uploads.create(new)
         # Complete at once: the transfer finds an empty file, like any other.
         return await self._create_stored(new, [])
 
-    async def _create_with_body(self, new: NewUpload, command: Create, body: Body) -> Upload:
+    async def _create_with_body(
+        self, new: NewUpload, token: str, command: Create, body: Body, announce: Announce | None
+    ) -> Upload:
+        if announce is not None:
+            upload = await self._uploads.create(new)
+            announce(Created(upload, token))
+            return await self._append_first(upload, command, body, url_unknown=False)
         with self._appender.budget as budget:
             small = command.content_length is not None and command.content_length <= budget.block_bytes
             if small and not command.checksum_in_trailer:
@@ -152,15 +169,8 @@ class Creator:
     async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
         orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
         upload = await self._uploads.create(orphaned)
-        append = Append(
-            offset=0,
-            content_length=command.content_length,
-            checksum=command.checksum,
-            checksum_in_trailer=command.checksum_in_trailer,
-            url_unknown=True,
-        )
         try:
-            return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
+            return await self._append_first(upload, command, body, url_unknown=True)
         except TusdError as error:
             if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
                 # Refused as a whole: the client gets no URL, so nothing may stay behind.
@@ -168,12 +178,25 @@ class Creator:
                     await self._uploads.remove(upload.id)
             raise
 
+    async def _append_first(self, upload: Upload, command: Create, body: Body, *, url_unknown: bool) -> Upload:
+        append = Append(
+            offset=0,
+            content_length=command.content_length,
+            checksum=command.checksum,
+            checksum_in_trailer=command.checksum_in_trailer,
+            completes=command.completes,
+            max_body_bytes=command.max_body_bytes,
+            overrun_is_fatal=not url_unknown,
+            url_unknown=url_unknown,
+        )
+        return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
+
 
 def _with_bytes(new: NewUpload, offset: int, crc64nvme: int) -> NewUpload:
     return replace(new, offset=offset, crc64nvme=crc64nvme)
 
 
-def _verify(checksum: Checksum, chunks: Sequence[bytes | memoryview]) -> None:
+def _verify(checksum: Checksum | AllOf, chunks: Sequence[bytes | memoryview]) -> None:
     hasher = checksum.hasher()
     for chunk in chunks:
         hasher.update(chunk)

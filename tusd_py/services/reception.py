@@ -19,6 +19,7 @@ from tusd_py.errors import (
     ChecksumMismatch,
     DatabaseUnavailable,
     IncompleteChunk,
+    LengthConflict,
     OffsetConflict,
     StagingDamaged,
     StorageError,
@@ -71,7 +72,7 @@ class Reception:
         self._settings = settings
         self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
-        self._length = upload.length if upload.length is not None else append.length
+        self._length = plan.length
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
         self._unknown_length = append.content_length is None
@@ -100,6 +101,10 @@ class Reception:
             if isinstance(ending, TusdError):
                 ending.upload = upload
             raise ending
+        if self._append.completes and self._upload.state in RECEIVING:
+            short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
+            short.upload = self._upload
+            raise short
         return self._upload
 
     async def _receive(self) -> None:
@@ -205,6 +210,7 @@ class Reception:
             self._written,
             self._crc,
             length=self._length,
+            completes=self._append.completes is not False,
             expires_after_seconds=self._expires_after_seconds,
         )
 
@@ -233,19 +239,26 @@ class Reception:
             if self._whole:
                 await self._settle_whole(ending)
             else:
-                await self._settle_rest()
+                await self._settle_rest(ending)
         except (StorageError, OffsetConflict, UploadNotFound) as error:
             if isinstance(error, StorageError):
                 error.upload = await self._keep_written()
             raise
         return self._upload
 
-    async def _settle_rest(self) -> None:
+    async def _settle_rest(self, ending: BaseException | None) -> None:
         await self._finish_writing()
+        if ending is None:
+            self._learn_length(self._written + self._block.size)
         arrived = self._block.size or self._written > self._upload.offset
         # A body without a byte may complete an upload, or end the time in which nobody knew its URL.
         if arrived or self._written == self._length or self._append.url_unknown:
             await self._record()
+
+    def _learn_length(self, end: int) -> None:
+        """Take the end of a body for the length, where the client called it the last and knew no length."""
+        if self._append.completes and self._length is None:
+            self._length = end
 
     async def _settle_whole(self, ending: BaseException | None) -> None:
         verified = False
@@ -255,6 +268,7 @@ class Reception:
                 chunks, self._block = self._block.chunks, Block()
                 await self._write(chunks, checkpoint=False)
                 await self._verify()
+                self._learn_length(self._written)
                 verified = True
         finally:
             if not verified:

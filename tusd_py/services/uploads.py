@@ -20,7 +20,7 @@ from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload, UploadId
 from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.append import Appender
-from tusd_py.services.creation import Created, Creator
+from tusd_py.services.creation import Announce, Created, Creator
 from tusd_py.services.waiting import until_free
 
 if TYPE_CHECKING:
@@ -70,9 +70,11 @@ class UploadService:
         """Raise unless `principal` may do this; see `policy.permits`."""
         self._access.permit(principal, intent, owner)
 
-    async def create(self, principal: Principal, command: Create, body: Body) -> Created:
+    async def create(
+        self, principal: Principal, command: Create, body: Body, announce: Announce | None = None
+    ) -> Created:
         """Create an upload, with the bytes that came along; see `Creator.create`."""
-        return await self._creator.create(principal, command, body)
+        return await self._creator.create(principal, command, body, announce)
 
     # --- ask, append, terminate ------------------------------------------------------------------
 
@@ -113,7 +115,7 @@ class UploadService:
         timeout = self._settings.append.lock_timeout_seconds
         await until_free(self._locks, upload.id, attempt, timeout_seconds=timeout)
 
-    async def append(self, principal: Principal, token: str, parse: Callable[[], Append], body: Body) -> Upload:
+    async def append(self, principal: Principal, token: str, parse: Callable[[Upload], Append], body: Body) -> Upload:
         """Append a body. `parse` runs after the upload was found, as the order of checks demands.
 
         Raises:
@@ -133,9 +135,9 @@ class UploadService:
         return after
 
     @staticmethod
-    def _parse(parse: Callable[[], Append], upload: Upload) -> Append:
+    def _parse(parse: Callable[[Upload], Append], upload: Upload) -> Append:
         try:
-            return parse()
+            return parse(upload)
         except TusdError as error:
             error.upload = upload
             raise
@@ -163,8 +165,10 @@ class UploadService:
         if len(self._empty_patches) > MAX_COUNTED_UPLOADS:
             del self._empty_patches[next(iter(self._empty_patches))]
 
-    async def terminate(self, principal: Principal, token: str) -> None:
+    async def terminate(self, principal: Principal, token: str, admit: Callable[[Upload], None]) -> None:
         """Make an upload gone for everybody; its bytes are removed in the background.
+
+        `admit` may refuse once the upload was found.
 
         A request that still writes to it is ended first and cannot bring it back.
 
@@ -172,6 +176,7 @@ class UploadService:
             UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress.
         """
         upload = await self.load(principal, token, Intent.TERMINATE)
+        admit(upload)
         if upload.state not in RECEIVING:
             await self._uploads.remove(upload.id)
         else:

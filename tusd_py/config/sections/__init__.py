@@ -11,7 +11,7 @@ from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
 from tusd_py.config.sections.objects import ObjectParameters, ProfileObjectParameters
 from tusd_py.config.sections.s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
 from tusd_py.config.sections.storage import FilesystemStoreConfig, StorageConfig
-from tusd_py.config.sections.uploads import LimitsConfig, TusConfig
+from tusd_py.config.sections.uploads import LimitsConfig, RufhConfig, TusConfig
 from tusd_py.config.sections.work import CleanupConfig, IntegrityConfig, TransferConfig
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ObjectParameters",
     "OperationsConfig",
     "ProfileObjectParameters",
+    "RufhConfig",
     "S3ClientConfig",
     "S3ProxiesConfig",
     "S3StoreConfig",

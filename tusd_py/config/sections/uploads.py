@@ -55,3 +55,16 @@ class TusConfig(Section):
     gone_status: Annotated[Literal[404, 410], BeforeValidator(number_in_text)] = Field(
         default=404, description="answer for an upload that is gone; some clients give up on 410"
     )
+
+
+class RufhConfig(Section):
+    """Resumable Uploads for HTTP of the IETF, beside tus at the same URLs."""
+
+    enabled: bool = Field(default=True, description="off: its requests are refused as tus without a version")
+    interim_104: bool = Field(
+        default=False,
+        description="tell clients their URL by 104 while they send; breaks behind nginx, fine with HAProxy, Caddy",
+    )
+    max_append_size: Bytes = Field(
+        default=0, ge=0, le=MAX_LENGTH, description="largest body of one request, for a proxy's limit; 0: none"
+    )

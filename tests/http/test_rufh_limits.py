@@ -1,0 +1,353 @@
+"""The IETF's dialect: limits and how they are found out, interim responses, digests, what proxies meet."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+
+import pytest
+
+from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
+from tests.http.support import chunked, eventually
+from tests.support.raw_http import ConnectionLost
+from tusd_py.errors import DatabaseUnavailable
+from tusd_py.protocol.upload import State
+
+CHUNKED = ("Transfer-Encoding", "chunked")
+WEEK = 7 * 86400
+
+
+def limits(response) -> dict[str, int]:
+    pairs = (member.split("=") for member in response.headers["upload-limit"].split(", "))
+    return {key: int(value) for key, value in pairs}
+
+
+def digest(algorithm: str, data: bytes) -> str:
+    return f":{base64.b64encode(hashlib.new(algorithm.replace('-', ''), data).digest()).decode()}:"
+
+
+@pytest.fixture
+async def limited(serve) -> Client:
+    """A client of the newest version, of a server with limits."""
+    return Client(await serve(limits={"max_size": 10}, rufh={"max_append_size": 6}), 8)
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+async def test_without_limits_something_is_said_all_the_same(serve):
+    """RL-01"""
+    served = await serve(tus={"expire_after": 0})
+    client = Client(served, 8)
+
+    created = await client.create(complete=False)
+
+    assert created.headers["upload-limit"] == "min-size=0"
+    assert (await client.head(created.headers["location"])).headers["upload-limit"] == "min-size=0"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_limits_are_told_as_the_version_knows_them(serve, version):
+    """RL-01 RC-03 RX-02"""
+    client = Client(await serve(limits={"max_size": 10}, rufh={"max_append_size": 6}), version)
+
+    created = await client.create(complete=False)
+
+    if version in {3, 4, 5}:
+        assert "upload-limit" not in created.headers
+        return
+    told = limits(created)
+    assert (told.pop("max-size"), told.pop("max-append-size")) == (10, 6)
+    ages = [told.pop("max-age"), *([told.pop("expires")] if version == 6 else [])]
+    assert told == {}
+    assert all(WEEK - 60 <= age <= WEEK for age in ages)
+
+
+async def test_the_end_of_an_uploads_life_never_comes_nearer(limited):
+    """RL-02 RX-02"""
+    path = await limited.created()
+    await limited.served.core.database.execute("UPDATE uploads SET expires_at = now() + interval '1 hour'")
+
+    before = limits(await limited.head(path))["max-age"]
+    after = limits(await limited.append(path, 0, b"hello", complete=False))["max-age"]
+
+    assert 3500 < before <= 3600
+    assert after >= before
+    assert "max-age" not in limits(await limited.append(path, 5, b"!", complete=True))
+
+
+@pytest.mark.parametrize("fields", [[], [("Upload-Complete", "?0")], [("Upload-Draft-Interop-Version", "8")]])
+async def test_options_tells_the_limits(limited, fields):
+    """RL-03"""
+    response = await limited.served.request("OPTIONS", "/files/", fields)
+
+    assert response.status == 200
+    assert limits(response) == {"max-size": 10, "max-append-size": 6, "max-age": WEEK}
+    assert (response.headers["accept-patch"], response.headers["tus-version"]) == (PARTIAL_TYPE, "1.0.0")
+
+
+@pytest.mark.parametrize(
+    ("body", "extra", "complete"),
+    [
+        (b"", [("Upload-Length", "11")], False),
+        (b"x" * 11, [], True),
+        (b"x" * 11, [], False),
+        (b"x" * 7, [], True),
+        (chunked(b"x" * 7), [CHUNKED], True),
+        (chunked(b"x" * 4, b"x" * 7), [CHUNKED], False),
+    ],
+)
+async def test_what_is_too_large_is_not_created(limited, body, extra, complete):
+    """RC-10 RC-11 RL-04"""
+    refused = await limited.create(body, *extra, complete=complete)
+
+    assert (refused.status, refused.headers["upload-complete"]) == (413, "?0")
+    assert limits(refused)["max-size"] == 10
+    assert "location" not in refused.headers
+    rows = await limited.served.core.database.fetch("SELECT 1 FROM uploads WHERE gone_at IS NULL")
+    assert rows == []
+
+
+@pytest.mark.parametrize("framing", [(), (CHUNKED,)])
+async def test_one_body_is_bounded_and_the_upload_survives(limited, framing):
+    """RA-12 RC-11 RL-04 RL-05"""
+    path = await limited.created(b"he")
+    body = b"x" * 7
+
+    refused = await limited.append(path, 2, chunked(body) if framing else body, *framing, complete=True)
+
+    assert (refused.status, limits(refused)["max-append-size"]) == (413, 6)
+    assert await limited.standing(path) == (2, False)
+    assert (await limited.append(path, 2, b"llo!", complete=True)).status == 204
+
+
+async def test_an_unknown_length_is_bounded_by_the_largest(limited):
+    """RC-10 RA-12"""
+    path = await limited.created(b"x" * 6)
+
+    refused = await limited.append(path, 6, b"x" * 5, complete=False)
+
+    assert refused.status == 413
+    assert await limited.standing(path) == (6, False)
+
+
+# --- problems ------------------------------------------------------------------------------------
+
+
+async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served):
+    """RP-01 RC-06 GEN-12"""
+    client = Client(served, 8)
+    missing = "/files/" + "a" * 32
+
+    told = await client.append(missing, 0, b"x", complete=True)
+
+    assert told.headers["content-type"] == "application/problem+json; charset=utf-8"
+    assert json.loads(told.body) == {
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "There is no such upload.",
+        "code": "ERR_UPLOAD_NOT_FOUND",
+    }
+    assert told.headers["upload-complete"] == "?0"
+    assert (await client.head(missing)).body == b""
+
+
+# --- interim responses ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def announcing(serve):
+    """A server that sends 104."""
+    return await serve(rufh={"interim_104": True})
+
+
+@pytest.mark.parametrize("version", [3, 4, 5, 6, 7, 8])
+async def test_the_url_is_told_before_the_content_is_read(announcing, version):
+    """RC-02 RC-05 RC-14 AIO-01"""
+    client = Client(announcing, version)
+    connection = await announcing.connect()
+    fields = [*client.mark, client.complete(True), ("Content-Length", "5"), ("Expect", "100-continue")]
+    await connection.send_head("POST", "/files/", fields)
+
+    offered = await connection.interim_response()
+    assert (offered.status, offered.headers["upload-draft-interop-version"]) == (104, str(version))
+    assert ("upload-limit" in offered.headers) == (version >= 6)
+    assert await connection.interim() == 100
+    await connection.send(b"hello")
+    created = await connection.response("POST")
+
+    assert (created.status, created.headers["location"]) == (201, offered.headers["location"])
+    assert client.says_complete(created)
+    assert await announcing.staged(offered.headers["location"]) == b"hello"
+
+
+async def test_the_connection_goes_on_after_an_interim_response(announcing):
+    """AIO-01"""
+    client = Client(announcing, 6)
+    connection = await announcing.connect()
+
+    for _ in range(2):
+        created = await connection.request("POST", "/files/", [*client.mark, client.complete(True)], b"hello")
+        assert (created.status, created.interim) == (201, [104])
+
+
+async def test_what_was_announced_is_kept_and_continued(announcing):
+    """RC-02 RC-09 RC-15"""
+    client = Client(announcing, 8)
+    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    path = (await connection.interim_response()).headers["location"]
+    await eventually(lambda: any(body.received == 3 for body in announcing.web.bodies))
+    connection.abort()
+    await eventually(lambda: not announcing.web.bodies)
+
+    response = await client.head(path)
+
+    assert (response.headers["upload-offset"], response.headers["upload-complete"]) == ("3", "?0")
+    assert response.headers["upload-length"] == "5"
+    assert (await client.append(path, 3, b"lo", complete=True)).headers["upload-complete"] == "?1"
+    assert await announcing.staged(path) == b"hello"
+
+
+async def test_a_failure_after_the_announcement_closes_the_connection(announcing, monkeypatch):
+    """RC-15 RC-09"""
+    client = Client(announcing, 8)
+    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    path = (await connection.interim_response()).headers["location"]
+    await eventually(lambda: any(body.received == 3 for body in announcing.web.bodies))
+
+    async def away(*_args, **_kwargs):
+        raise DatabaseUnavailable
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tusd_py.services.reception.ADVANCE_RETRY_SECONDS", ())
+        broken.setattr(announcing.core.uploads, "advance", away)
+        await connection.send(b"lo")
+        with pytest.raises(ConnectionLost):
+            await connection.response("POST")
+
+    assert await client.standing(path) == (0, False)
+    assert (await client.append(path, 0, b"hello", complete=True)).status == 204
+
+
+async def test_too_much_after_the_announcement_ends_the_upload(announcing):
+    """RA-06 RC-15"""
+    client = Client(announcing, 8)
+    fields = [*client.mark, client.complete(False), ("Upload-Length", "4"), CHUNKED]
+    connection = await announcing.connect()
+    await connection.send_head("POST", "/files/", fields)
+    path = (await connection.interim_response()).headers["location"]
+    await connection.send(chunked(b"hello"))
+
+    refused = await connection.response("POST")
+
+    assert (refused.status, "location" in refused.headers) == (400, False)
+    assert (await client.head(path)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("version", "fields"),
+    [(None, []), (8, [("Tus-Resumable", "1.0.0"), ("Upload-Length", "5"), ("Content-Type", PARTIAL_TYPE)])],
+)
+async def test_nobody_is_announced_anything_who_may_not_understand(announcing, version, fields):
+    """RC-02 GEN-01 GEN-03"""
+    client = Client(announcing, version)
+
+    answer = await client.create(b"hello", *fields, complete=True)
+
+    assert answer.interim == []
+
+
+async def test_an_old_http_version_has_no_interim_response(announcing):
+    """RC-02 AIO-01"""
+    connection = await announcing.connect()
+    head = ["POST /files/ HTTP/1.0", "Upload-Draft-Interop-Version: 8", "Upload-Complete: ?1", "Content-Length: 5"]
+    await connection.send("\r\n".join([*head, "", "hello"]).encode())
+
+    created = await connection.response("POST")
+
+    assert (created.status, created.interim) == (201, [])
+
+
+async def test_without_content_there_is_nothing_to_announce(announcing):
+    """RC-02"""
+    assert (await Client(announcing, 8).create(complete=False)).interim == []
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_interim_responses_are_off_unless_they_are_wanted(served, version):
+    """AIO-02 RC-02"""
+    client = Client(served, version)
+    path = await client.created(b"he")
+
+    assert (await client.create(b"hello", complete=True)).interim == []
+    assert (await client.append(path, 2, b"llo", complete=True)).interim == []
+
+
+# --- digests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_creation", [True, False])
+@pytest.mark.parametrize("algorithms", [["sha-256"], ["sha-512"], ["sha-256", "sha-512"], ["unixsum", "sha-256"]])
+@pytest.mark.parametrize("right", [True, False])
+async def test_content_is_compared_with_its_digest(served, in_creation, algorithms, right):
+    """RG-01"""
+    client = Client(served, 8)
+    told = [digest(name, b"hello" if right else b"hellO") if name != "unixsum" else ":AAAA:" for name in algorithms]
+    field = ("Content-Digest", ", ".join(f"{name}={value}" for name, value in zip(algorithms, told, strict=True)))
+
+    if in_creation:
+        response = await client.create(b"hello", field, complete=False)
+        assert response.status == (201 if right else 400)
+        return
+    path = await client.created()
+    response = await client.append(path, 0, b"hello", field, complete=True)
+
+    assert (response.status, response.headers["upload-complete"]) == ((204, "?1") if right else (400, "?0"))
+    assert await client.standing(path) == ((5, True) if right else (0, False))
+
+
+async def test_one_wrong_digest_among_several_is_enough(served):
+    """RG-01"""
+    client = Client(served, 8)
+    path = await client.created()
+    field = ("Content-Digest", f"sha-256={digest('sha-256', b'hello')}, sha-512={digest('sha-512', b'other')}")
+
+    refused = await client.append(path, 0, chunked(b"hello"), CHUNKED, field, complete=True)
+
+    assert (refused.status, json.loads(refused.body)["code"]) == (400, "ERR_CHECKSUM_MISMATCH")
+    assert await client.standing(path) == (0, False)
+    assert (await served.upload(path)).length is None
+
+
+@pytest.mark.parametrize("value", ["sha-256=:AAAA:", "sha-256", "sha-256=?1", "sha-256=:x", "md5=:AAAA:", "", "=", ","])
+async def test_a_digest_that_says_nothing_counts_for_nothing(served, value):
+    """RG-01 GEN-07"""
+    created = await Client(served, 8).create(b"hello", ("Content-Digest", value), complete=True)
+
+    assert (created.status, created.headers["upload-complete"]) == (201, "?1")
+
+
+async def test_content_with_a_digest_counts_wholly_or_not_at_all(served):
+    """RG-01"""
+    client = Client(served, 8)
+    path = await client.created()
+    fields = client.append_fields(0, ("Content-Digest", f"sha-256={digest('sha-256', b'hello')}"), complete=True)
+    connection = await client.begin("PATCH", path, fields, b"hel", announced=5)
+    await eventually(lambda: any(body.received == 3 for body in served.web.bodies))
+    await connection.close()
+
+    assert await client.standing(path) == (0, False)
+
+
+async def test_an_upload_of_this_dialect_reaches_the_store(served):
+    """RC-04"""
+    client = Client(served, 8)
+    path = (await client.create(b"hello", complete=True)).headers["location"]
+
+    async with served.working():
+        upload = await served.until_state(path, State.STORED)
+
+    assert upload.offset == 5
+    assert (await client.head(path)).headers["upload-complete"] == "?1"

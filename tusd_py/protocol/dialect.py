@@ -1,0 +1,108 @@
+"""What every dialect does: request headers to a command, an outcome to a reply.
+
+The HTTP side picks one dialect per request and asks it, so that no rule of a protocol is ever an
+`if` in a handler. A module of functions is a dialect as good as an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from tusd_py.errors import InvalidMethodOverride, MethodNotAllowed, TusdError
+from tusd_py.protocol import fields
+from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.features import Features
+from tusd_py.protocol.fields import Headers
+from tusd_py.protocol.upload import Upload
+
+OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})
+RETRY_AFTER_SECONDS: Final = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A response, free of any HTTP library."""
+
+    status: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | None = None
+    media_type: str = "text/plain"
+
+
+class Dialect(Protocol):
+    """One way to speak about uploads."""
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """Headers of every response in this dialect."""
+
+    @property
+    def announces(self) -> bool:
+        """Tell whether a client understands an interim response with its upload's URL.
+
+        Such a client continues after a connection that broke, and gives up after a 500.
+        """
+
+    def check_request(self, method: str, headers: Headers) -> None:
+        """Refuse what this dialect refuses whatever the resource. Raises `ProtocolError`."""
+
+    def admit(self, method: str, upload: Upload) -> None:
+        """Refuse a method on an upload of another dialect. Raises `ProtocolError`."""
+
+    def parse_create(self, headers: Headers, features: Features) -> Create:
+        """Read a POST to the creation URL. Raises `ProtocolError`; nothing was changed."""
+
+    def parse_append(self, headers: Headers, features: Features) -> Append:
+        """Read a PATCH. Raises `ProtocolError`; nothing was changed."""
+
+    def render_interim(self, upload: Upload, location: str, features: Features) -> Reply:
+        """Announce an upload before its bytes are read; only where `announces`."""
+
+    def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
+        """Answer a creation."""
+
+    def render_status(self, upload: Upload, features: Features) -> Reply:
+        """Answer a HEAD."""
+
+    def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
+        """Answer a GET of an upload that is not complete; None where it has no answer of its own."""
+
+    def render_appended(self, upload: Upload, features: Features) -> Reply:
+        """Answer a PATCH."""
+
+    def render_terminated(self) -> Reply:
+        """Answer a DELETE."""
+
+    def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
+        """Answer an error, with the headers that let a client recover."""
+
+
+def effective_method(method: str, headers: Headers) -> str:
+    """Answer the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
+
+    Honoured on POST alone: an overridden GET would let a foreign page change things without a
+    CORS preflight.
+
+    Raises:
+        InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
+    """
+    override = headers.getall(fields.METHOD_OVERRIDE, [])
+    if not override or method != "POST":
+        return method
+    if len(override) > 1 or override[0] not in OVERRIDABLE:
+        raise InvalidMethodOverride
+    return override[0]
+
+
+def error_headers(error: TusdError) -> dict[str, str]:
+    """Answer what HTTP itself says about an error, in any dialect."""
+    headers: dict[str, str] = {}
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allow)
+    if error.status == 401:  # RFC 9110 §15.5.2
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.retryable:
+        headers[fields.RETRY_AFTER] = RETRY_AFTER_SECONDS
+    return headers

@@ -1,0 +1,107 @@
+"""Which dialect a request speaks: a few looks at its headers, and the upload where these do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from tusd_py.errors import TusdError, UnsupportedVersion
+from tusd_py.protocol import fields, tus_v1
+from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.dialect import Dialect, Reply
+from tusd_py.protocol.features import Features
+from tusd_py.protocol.fields import Headers
+from tusd_py.protocol.rufh import structured
+from tusd_py.protocol.rufh.dialect import Rufh
+from tusd_py.protocol.rufh.render import render_options as render_rufh_options
+from tusd_py.protocol.rufh.versions import NEWEST, VERSIONS
+from tusd_py.protocol.upload import Upload, UploadProtocol
+
+
+class Undeclared(Dialect):
+    """A request that names no dialect: it may ask, and may end what the newest dialect created.
+
+    Clients of the finished RFC send no mark on HEAD, GET and DELETE. Everything else is judged as
+    tus, which refuses it for want of a version.
+    """
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """Those of tus: OPTIONS and errors are answered in it."""
+        return tus_v1.marks
+
+    @property
+    def announces(self) -> bool:
+        """Never: nobody said that an interim response is understood."""
+        return False
+
+    def check_request(self, method: str, headers: Headers) -> None:
+        if method != "DELETE":
+            tus_v1.check_request(method, headers)
+
+    def admit(self, method: str, upload: Upload) -> None:
+        """Demand of tus clients that they say so before they change anything."""
+        if upload.protocol is UploadProtocol.TUS or method != "DELETE":
+            raise UnsupportedVersion
+
+    def parse_create(self, headers: Headers, features: Features) -> Create:
+        return tus_v1.parse_create(headers, features)
+
+    def parse_append(self, headers: Headers, features: Features) -> Append:
+        return tus_v1.parse_append(headers, features)
+
+    def render_interim(self, upload: Upload, location: str, features: Features) -> Reply:
+        return tus_v1.render_interim(upload, location, features)
+
+    def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
+        return tus_v1.render_created(upload, location, features)
+
+    def render_status(self, upload: Upload, features: Features) -> Reply:
+        return _OF_UPLOADS[upload.protocol].render_status(upload, features)
+
+    def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
+        return _OF_UPLOADS[upload.protocol].render_unfinished(upload, features)
+
+    def render_appended(self, upload: Upload, features: Features) -> Reply:
+        return tus_v1.render_appended(upload, features)
+
+    def render_terminated(self) -> Reply:
+        return tus_v1.render_terminated()
+
+    def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
+        return tus_v1.render_error(error, method, features)
+
+
+UNDECLARED: Final = Undeclared()
+NEWEST_RUFH: Final = Rufh(NEWEST)
+_RUFH: Final = {number: Rufh(version) for number, version in VERSIONS.items()}
+_OF_UPLOADS: Final[Mapping[UploadProtocol, Dialect]] = {
+    UploadProtocol.TUS: tus_v1,
+    UploadProtocol.RUFH: NEWEST_RUFH,
+}
+
+
+def choose(headers: Headers, features: Features) -> Dialect:
+    """Answer the dialect that a request speaks.
+
+    `Tus-Resumable` decides whatever else is there: Apple's URLSession adds the headers of the other
+    dialect by itself, to the requests of tus clients too. A version that nobody here knows counts as
+    none.
+    """
+    if not features.rufh or headers.get(fields.TUS_RESUMABLE) is not None:
+        return tus_v1
+    if headers.get(fields.UPLOAD_DRAFT_INTEROP_VERSION) is not None:
+        number = structured.integer(headers, fields.UPLOAD_DRAFT_INTEROP_VERSION)
+        if number in _RUFH:
+            return _RUFH[number]
+    if structured.boolean(headers, fields.UPLOAD_COMPLETE) is not None:
+        return NEWEST_RUFH
+    return UNDECLARED
+
+
+def render_options(features: Features) -> Reply:
+    """Answer what the server offers: one response for every dialect."""
+    reply = tus_v1.render_options(features)
+    if features.rufh:
+        reply.headers.update(render_rufh_options(features).headers)
+    return reply

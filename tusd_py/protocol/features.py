@@ -1,0 +1,91 @@
+"""What this server offers, whatever dialect it is asked in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+EXTENSIONS: Final = (
+    "creation",
+    "creation-with-upload",
+    "creation-defer-length",
+    "expiration",
+    "checksum",
+    "checksum-trailer",
+    "termination",
+    "concatenation",
+    "concatenation-unfinished",
+)
+UPLOAD_METHODS: Final = ("OPTIONS", "HEAD", "GET", "PATCH", "DELETE")
+CREATION_METHODS: Final = ("OPTIONS", "POST")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this server offers: derived once from configuration and capabilities."""
+
+    extensions: frozenset[str]
+    max_size: int | None = None
+    max_metadata: int = 16384
+    max_parts: int = 1000
+    base_path: str = "/files"
+    downloads: bool = True
+    rufh: bool = True
+    """The dialect of the IETF is spoken as well."""
+    max_append_size: int | None = None
+    """Most bytes of one request in that dialect."""
+    max_age_seconds: int | None = None
+    """How long an unfinished upload is kept after its last byte."""
+
+    @classmethod
+    def derive(  # noqa: PLR0913 -- each is one setting, and all are keywords
+        cls,
+        *,
+        disabled: Iterable[str] = (),
+        checksum_trailer: bool = False,
+        expires: bool = True,
+        max_size: int = 0,
+        max_metadata: int = 16384,
+        max_parts: int = 1000,
+        base_path: str = "/files",
+        downloads: bool = True,
+        rufh: bool = True,
+        max_append_size: int = 0,
+        expires_after_seconds: float = 0,
+    ) -> Features:
+        """Take away what is switched off, and with it whatever cannot stand without it."""
+        extensions = set(EXTENSIONS) - set(disabled)
+        if not expires:
+            extensions.discard("expiration")
+        if not checksum_trailer or "checksum" not in extensions:
+            extensions.discard("checksum-trailer")
+        if "concatenation" not in extensions:
+            extensions.discard("concatenation-unfinished")
+        return cls(
+            frozenset(extensions),
+            max_size=max_size or None,
+            max_metadata=max_metadata,
+            max_parts=max_parts,
+            base_path=base_path,
+            downloads=downloads,
+            rufh=rufh,
+            max_append_size=max_append_size or None,
+            max_age_seconds=int(expires_after_seconds) or None if "expiration" in extensions else None,
+        )
+
+    def offers(self, extension: str) -> bool:
+        """Tell whether an extension is on."""
+        return extension in self.extensions
+
+    def without(self, extension: str) -> Features:
+        """Answer the same with one extension less."""
+        return replace(self, extensions=self.extensions - {extension})
+
+    def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
+        """Answer the methods of the creation URL or of an upload's URL."""
+        if creation:
+            return CREATION_METHODS
+        off = {"DELETE"} if not self.offers("termination") else set()
+        off |= set() if self.downloads else {"GET"}
+        return tuple(method for method in UPLOAD_METHODS if method not in off)

@@ -1,0 +1,146 @@
+"""Outcomes to replies, by the rules of one interop version."""
+
+from __future__ import annotations
+
+import http
+import json
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from tusd_py.errors import (
+    ChecksumMismatch,
+    InvalidContentType,
+    LengthConflict,
+    LengthExceeded,
+    OffsetMismatch,
+    StagingDamaged,
+    StagingMissing,
+    TusdError,
+    UploadCompleted,
+    UploadTooLarge,
+)
+from tusd_py.protocol import fields
+from tusd_py.protocol.dialect import Reply, error_headers
+from tusd_py.protocol.features import Features
+from tusd_py.protocol.rufh import structured
+from tusd_py.protocol.rufh.versions import NEWEST, Version
+from tusd_py.protocol.upload import RECEIVING, Upload
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+_PROBLEM_TYPES: Final = "https://iana.org/assignments/http-problem-types#"
+_PROBLEMS: Final[dict[type[TusdError], tuple[str, str]]] = {
+    OffsetMismatch: ("mismatching-upload-offset", "Mismatching Upload Offset"),
+    LengthConflict: ("inconsistent-upload-length", "Inconsistent Upload Length"),
+    LengthExceeded: ("inconsistent-upload-length", "Inconsistent Upload Length"),
+    UploadCompleted: ("completed-upload", "Upload Completed"),
+}
+_STATUSES: Final[dict[type[TusdError], int]] = {
+    LengthExceeded: 400,
+    ChecksumMismatch: 400,
+    StagingDamaged: 404,
+    StagingMissing: 404,
+}
+"""Errors whose status is another one than in tus."""
+_WITH_CONTENT: Final = frozenset({"POST", "PATCH", "PUT"})
+
+
+def limits(features: Features, version: Version = NEWEST, upload: Upload | None = None) -> dict[str, str]:
+    """Answer `Upload-Limit` (draft §Limits): a Dictionary that is never empty, hence `min-size=0`."""
+    if not version.tells_limits:
+        return {}
+    members = {
+        "max-size": features.max_size,
+        "max-append-size": features.max_append_size,
+        "max-age": _max_age_seconds(features, upload),
+    }
+    if version.calls_max_age_expires:
+        members["expires"] = members["max-age"]
+    told = {key: value for key, value in members.items() if value is not None}
+    return {fields.UPLOAD_LIMIT: structured.render_integers(told or {"min-size": 0})}
+
+
+def _max_age_seconds(features: Features, upload: Upload | None) -> int | None:
+    if upload is None:
+        return features.max_age_seconds
+    if upload.expires_at is None or upload.state not in RECEIVING:
+        return None
+    return max(0, int((upload.expires_at - datetime.now(UTC)).total_seconds()))
+
+
+def completeness(version: Version, *, complete: bool) -> dict[str, str]:
+    """Answer the field that tells whether the upload is complete, as the version calls it."""
+    if version.says_incomplete:
+        return {fields.UPLOAD_INCOMPLETE: structured.render_boolean(not complete)}
+    return {fields.UPLOAD_COMPLETE: structured.render_boolean(complete)}
+
+
+def standing(upload: Upload, features: Features, version: Version) -> dict[str, str]:
+    """Answer what every success tells of the upload, more of it than any one version demands."""
+    return {
+        fields.UPLOAD_OFFSET: str(upload.offset),
+        fields.UPLOAD_ID: str(upload.id),
+        **completeness(version, complete=upload.complete),
+        **limits(features, version, upload),
+    }
+
+
+def render_options(features: Features) -> Reply:
+    """Answer what a client may find out before it begins (draft §Limits)."""
+    return Reply(200, {fields.ACCEPT_PATCH: fields.PARTIAL_MEDIA_TYPE, **limits(features)})
+
+
+def render_interim(upload: Upload, location: str, features: Features, version: Version) -> Reply:
+    """Announce the URL before the content is read (draft §Informational Response)."""
+    mark = {} if version.number is None else {fields.UPLOAD_DRAFT_INTEROP_VERSION: str(version.number)}
+    return Reply(104, {fields.LOCATION: location, **mark, **limits(features, version, upload)})
+
+
+def render_created(upload: Upload, location: str, features: Features, version: Version) -> Reply:
+    """Answer 201, complete or not."""
+    return Reply(201, {fields.LOCATION: location, **standing(upload, features, version)})
+
+
+def render_status(upload: Upload, features: Features, version: Version) -> Reply:
+    """Answer 204, which every version takes (draft §Offset Retrieval)."""
+    length = {} if upload.length is None else {fields.UPLOAD_LENGTH: str(upload.length)}
+    return Reply(204, standing(upload, features, version) | length)
+
+
+def render_appended(upload: Upload, features: Features, version: Version) -> Reply:
+    """Answer an append; one that was not the last has a status of its own in older versions."""
+    status = 204 if upload.complete else version.more_to_come_status
+    return Reply(status, standing(upload, features, version))
+
+
+def render_error(error: TusdError, method: str, features: Features, version: Version) -> Reply:
+    """Answer an error as problem details (RFC 9457)."""
+    status = _STATUSES.get(type(error), error.status)
+    headers = error_headers(error)
+    if method in _WITH_CONTENT:
+        # It is the protocol that refuses, and not what an upload was made for.
+        headers |= completeness(version, complete=False)
+    if isinstance(error, UploadTooLarge):
+        headers |= limits(features, version)
+    if isinstance(error, InvalidContentType):
+        headers[fields.ACCEPT_PATCH] = fields.PARTIAL_MEDIA_TYPE
+    if isinstance(error.upload, Upload) and method == "PATCH":
+        headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)
+    body = None if method == "HEAD" else json.dumps(_problem(error, status)) + "\n"
+    return Reply(status, headers, body, PROBLEM_MEDIA_TYPE)
+
+
+def _problem(error: TusdError, status: int) -> dict[str, Any]:
+    kind, title = _PROBLEMS.get(type(error), (None, http.HTTPStatus(status).phrase))
+    problem: dict[str, Any] = {
+        "type": f"{_PROBLEM_TYPES}{kind}" if kind else "about:blank",
+        "title": title,
+        "status": status,
+        "detail": error.detail,
+        "code": error.code,
+    }
+    if isinstance(error, OffsetMismatch):
+        problem |= {
+            "expected-offset": error.context.get("current"),
+            "provided-offset": error.context.get("received"),
+        }
+    return problem
