@@ -18,6 +18,8 @@ CREATE TABLE uploads (
     -- In which protocol bytes are appended. In tus reaching the length completes an upload; in the other
     -- one (Resumable Uploads for HTTP) the client says so, and all bytes may be here before that.
     protocol       text        NOT NULL DEFAULT 'tus' CHECK (protocol IN ('tus', 'rufh')),
+    -- Digests that all bytes together must have, as promised at creation: "sha256 <base64>, …".
+    whole_checksum text,
     -- Upload-Metadata and Upload-Concat exactly as sent: HEAD echoes them.
     metadata       text,
     concat         text        CHECK (concat IN ('partial', 'final')),

@@ -133,6 +133,12 @@ class ChecksumMismatch(ProtocolError):
     code, status = "ERR_CHECKSUM_MISMATCH", 460
 
 
+class WholeChecksumMismatch(ChecksumMismatch):
+    """The upload does not match the digest that was promised for all of it; it was discarded."""
+
+    code, status = "ERR_WHOLE_CHECKSUM_MISMATCH", 400
+
+
 class IncompleteChunk(ProtocolError):
     """The body ended before its checksum could be verified; it was discarded."""
 

@@ -25,6 +25,7 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.ports import Job
+from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
 
@@ -272,6 +273,14 @@ async def test_a_length_that_is_reached_completes_nothing_where_more_may_come(wo
     assert await world.jobs_of(upload) == []
     assert (await world.advance(reached, 4)).state is State.COMPLETED
     assert await world.jobs_of(upload) == [("transfer", "queued")]
+
+
+async def test_a_promised_digest_is_kept(world: World) -> None:
+    promised = AllOf((Checksum("sha256", bytes(32)), Checksum("sha512", bytes(range(64)))))
+
+    upload = await world.create(length=4, whole_checksum=promised)
+
+    assert (await world.find(upload)).whole_checksum == upload.whole_checksum == promised
 
 
 async def test_an_upload_may_begin_with_all_its_bytes_and_not_be_complete(world: World) -> None:

@@ -25,13 +25,13 @@ ROWS = frozenset([
     *_span("LOCK", 9),
     *_span("CORS", 10),
     *_span("AIO", 17, without=(13, 17)),
-    # Resumable Uploads for HTTP. Left out: progress by 104, and the digest of a whole representation.
+    # Resumable Uploads for HTTP. Left out: progress by 104, and digests that are asked for.
     *_span("RC", 15, without=(13,)),
     *_span("RH", 8),
     *_span("RA", 14, without=(9,)),
     *_span("RD", 2),
     *_span("RL", 5),
     "RP-01",
-    "RG-01",
+    *_span("RG", 4, without=(3,)),
     *_span("RX", 3, without=(1,)),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -193,9 +194,10 @@ async def test_the_connection_goes_on_after_an_interim_response(announcing):
         assert (created.status, created.interim) == (201, [104])
 
 
-async def test_what_was_announced_is_kept_and_continued(announcing):
+@pytest.mark.parametrize("version", [3, 5, 6, 8])
+async def test_what_was_announced_is_kept_and_continued(announcing, version):
     """RC-02 RC-09 RC-15"""
-    client = Client(announcing, 8)
+    client = Client(announcing, version)
     connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
     path = (await connection.interim_response()).headers["location"]
     await eventually(lambda: any(body.received == 3 for body in announcing.web.bodies))
@@ -204,9 +206,9 @@ async def test_what_was_announced_is_kept_and_continued(announcing):
 
     response = await client.head(path)
 
-    assert (response.headers["upload-offset"], response.headers["upload-complete"]) == ("3", "?0")
+    assert (response.headers["upload-offset"], client.says_complete(response)) == ("3", False)
     assert response.headers["upload-length"] == "5"
-    assert (await client.append(path, 3, b"lo", complete=True)).headers["upload-complete"] == "?1"
+    assert client.says_complete(await client.append(path, 3, b"lo", complete=True))
     assert await announcing.staged(path) == b"hello"
 
 
@@ -339,6 +341,76 @@ async def test_content_with_a_digest_counts_wholly_or_not_at_all(served):
     await connection.close()
 
     assert await client.standing(path) == (0, False)
+
+
+def promise(data: bytes) -> tuple[str, str]:
+    return "Repr-Digest", f"sha-256={digest('sha-256', data)}, sha-512={digest('sha-512', data)}, id=:AA==:"
+
+
+@pytest.mark.parametrize("framing", [(), (CHUNKED,)])
+@pytest.mark.parametrize("right", [True, False])
+async def test_an_upload_in_one_request_is_compared_with_its_digest(served, framing, right):
+    """RG-02"""
+    body = chunked(b"hel", b"lo") if framing else b"hello"
+
+    created = await Client(served, 8).create(body, promise(b"hello" if right else b"hellO"), *framing, complete=True)
+
+    assert (created.status, created.headers["upload-complete"]) == (201 if right else 400, "?1")
+    rows = await served.core.database.fetch("SELECT state FROM uploads WHERE gone_at IS NULL")
+    assert [row["state"] for row in rows] == (["completed"] if right else [])
+
+
+@pytest.mark.parametrize("last", [b"lo", b""])
+@pytest.mark.parametrize("right", [True, False])
+async def test_all_bytes_are_compared_with_their_digest_at_the_end(served, last, right):
+    """RG-02 RG-04"""
+    client = Client(served, 8)
+    length = ("Upload-Length", "5")
+    path = await client.created(b"hello"[: 5 - len(last)], promise(b"hello" if right else b"hellO"), length)
+    assert await client.standing(path) == (5 - len(last), False)
+
+    done = await client.append(path, 5 - len(last), last, promise(b"something else"), complete=True)
+
+    assert (done.status, done.headers["upload-complete"]) == ((204 if right else 400), "?1")
+    if right:
+        assert await client.standing(path) == (5, True)
+    else:
+        assert json.loads(done.body)["code"] == "ERR_WHOLE_CHECKSUM_MISMATCH"
+        assert (await client.head(path)).status == 404
+        assert await served.count("jobs", await served.upload(path), "transfer") == 0
+
+
+async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
+    """RG-02"""
+    served = await serve(staging={"checkpoint_seconds": 0.01})
+    client = Client(served, 6)
+    path = await client.created(b"", promise(b"hellO"), ("Upload-Length", "5"))
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, client.append_fields(0, CHUNKED, complete=True))
+    await connection.send(b"4\r\nhell\r\n")
+    await eventually(lambda: any(body.received == 4 for body in served.web.bodies))
+    async with asyncio.timeout(10):
+        while (await served.upload(path)).offset < 4:
+            await asyncio.sleep(0.005)
+    await connection.send(b"1\r\no\r\n0\r\n\r\n")
+
+    assert (await connection.response("PATCH")).status == 400
+    assert (await client.head(path)).status == 404
+
+
+async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing):
+    """RG-02"""
+    client = Client(announcing, 8)
+    connection = await announcing.connect()
+    fields = [*client.mark, client.complete(True), promise(b"hellO"), ("Content-Length", "5")]
+    await connection.send_head("POST", "/files/", fields)
+    path = (await connection.interim_response()).headers["location"]
+    await connection.send(b"hello")
+
+    refused = await connection.response("POST")
+
+    assert (refused.status, refused.headers["upload-complete"]) == (400, "?1")
+    assert (await client.head(path)).status == 404
 
 
 async def test_an_upload_of_this_dialect_reaches_the_store(served):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.protocol.checksum import AllOf
 from tusd_py.protocol.upload import Concat, State, Upload, UploadProtocol
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 UPLOAD_COLUMNS: Final = (
     "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
-    "expires_at, completed_at, stored_at, etag, sha256, md5, error, protocol"
+    "expires_at, completed_at, stored_at, etag, sha256, md5, error, protocol, whole_checksum"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
@@ -53,6 +54,7 @@ def upload_from_row(row: Row) -> Upload:
         md5=row["md5"],
         error=row["error"],
         protocol=_PROTOCOLS[row["protocol"]],
+        whole_checksum=AllOf.from_text(promised) if (promised := row["whole_checksum"]) is not None else None,
     )
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
 if TYPE_CHECKING:
+    from tusd_py.protocol.checksum import AllOf
     from tusd_py.protocol.concat import Joined
 
 
@@ -30,6 +31,7 @@ class NewUpload:
     content_type: str | None = None
     concat: Concat | None = None
     concat_header: str | None = None
+    whole_checksum: AllOf | None = None
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool = True
     """Reaching the length completes it."""

@@ -74,6 +74,16 @@ class AllOf:
         """Answer a hasher that feeds one of each algorithm."""
         return _Several([checksum.hasher() for checksum in self.checksums])
 
+    def to_text(self) -> str:
+        """Write it down; `from_text` reads it."""
+        pairs = [(one.algorithm, base64.b64encode(one.digest).decode()) for one in self.checksums]
+        return ", ".join(f"{algorithm} {encoded}" for algorithm, encoded in pairs)
+
+    @classmethod
+    def from_text(cls, text: str) -> AllOf:
+        """Read what `to_text` wrote."""
+        return cls(tuple(parse_checksum(item) for item in text.split(", ")))
+
 
 class _Several:
     def __init__(self, hashers: list[Hasher]) -> None:

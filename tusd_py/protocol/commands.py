@@ -29,6 +29,8 @@ class Create:
     """What to answer should a chunked body, whose length nobody knows, turn out not to be empty."""
     checksum: Checksum | AllOf | None = None
     checksum_in_trailer: bool = False
+    whole_checksum: AllOf | None = None
+    """What all bytes of the upload together must have, verified when it is complete."""
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool | None = None
     """See `Append.completes`."""

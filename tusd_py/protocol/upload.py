@@ -25,6 +25,7 @@ from tusd_py.errors import (
 from tusd_py.protocol.fields import MAX_INTEGER
 
 if TYPE_CHECKING:
+    from tusd_py.protocol.checksum import AllOf
     from tusd_py.protocol.commands import Append
 
 UploadId = NewType("UploadId", UUID)
@@ -151,6 +152,8 @@ class Upload:
     md5: bytes | None = None
     error: str | None = None
     protocol: UploadProtocol = UploadProtocol.TUS
+    whole_checksum: AllOf | None = None
+    """What all bytes together must have, where the client promised that."""
 
     @property
     def complete(self) -> bool:

@@ -18,6 +18,7 @@ from tusd_py.errors import (
     TusdError,
     UploadGone,
     UploadNotFound,
+    WholeChecksumMismatch,
 )
 from tusd_py.protocol.upload import RECEIVING, AppendPlan, Upload, plan_append
 from tusd_py.services.buffers import AppendSettings, BufferBudget
@@ -63,7 +64,7 @@ class Appender:
             except TusdError as error:
                 if not isinstance(error, UNCERTAIN):
                     error.upload = error.upload or upload
-                if isinstance(error, LengthExceeded) and append.overrun_is_fatal and upload.state in RECEIVING:
+                if upload.state in RECEIVING and _is_fatal(error, append):
                     await self._uploads.remove(upload.id)
                 raise
 
@@ -160,3 +161,9 @@ class Appender:
         log.error("staging_damaged", upload_id=str(upload.id), offset=upload.offset, reason=str(error))
         with contextlib.suppress(DatabaseUnavailable):
             await self._uploads.record_damage(upload.id, str(error))
+
+
+def _is_fatal(error: TusdError, append: Append) -> bool:
+    """Tell whether nothing can become of the upload any more."""
+    overrun = isinstance(error, LengthExceeded) and append.overrun_is_fatal
+    return overrun or isinstance(error, WholeChecksumMismatch)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError
+from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError, WholeChecksumMismatch
 from tusd_py.policy import Intent, Principal
 from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
-from tusd_py.protocol.upload import Concat, TokenHash, Upload, UploadId
+from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
 from tusd_py.services.access import Access, UploadSettings, hash_token
 from tusd_py.services.append import Appender
 from tusd_py.services.buffers import Block
@@ -116,6 +116,7 @@ class Creator:
             content_type=text_value(command.pairs, "filetype", "type", "content_type"),
             concat=command.concat,
             concat_header=command.concat_header,
+            whole_checksum=command.whole_checksum,
             protocol=command.protocol,
             completes=command.completes is not False,
             object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
@@ -151,14 +152,18 @@ class Creator:
         block = Block()
         while chunk := await body.read():
             block.append(chunk)
-        if command.checksum is not None:
-            await asyncio.to_thread(_verify, command.checksum, block.chunks)
+        if command.checksum is not None and not await asyncio.to_thread(_matches, command.checksum, block.chunks):
+            raise ChecksumMismatch
         return await self._create_stored(new, block.chunks)
 
     async def _create_stored(self, new: NewUpload, chunks: Sequence[bytes | memoryview]) -> Upload:
+        received = replace(new, offset=sum(map(len, chunks)))
+        promised = new.whole_checksum if received.state is State.COMPLETED else None
+        if promised is not None and not await asyncio.to_thread(_matches, promised, chunks):
+            raise WholeChecksumMismatch
         crc = await self._staging.store_small(new.id, chunks)
         try:
-            return await self._uploads.create(_with_bytes(new, sum(map(len, chunks)), crc))
+            return await self._uploads.create(replace(received, crc64nvme=crc))
         except (DatabaseUnavailable, asyncio.CancelledError):
             # The row may have been written before the connection went away; the sweep finds out.
             raise
@@ -192,13 +197,8 @@ class Creator:
         return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
 
 
-def _with_bytes(new: NewUpload, offset: int, crc64nvme: int) -> NewUpload:
-    return replace(new, offset=offset, crc64nvme=crc64nvme)
-
-
-def _verify(checksum: Checksum | AllOf, chunks: Sequence[bytes | memoryview]) -> None:
+def _matches(checksum: Checksum | AllOf, chunks: Sequence[bytes | memoryview]) -> bool:
     hasher = checksum.hasher()
     for chunk in chunks:
         hasher.update(chunk)
-    if hasher.digest() != checksum.digest:
-        raise ChecksumMismatch
+    return hasher.digest() == checksum.digest

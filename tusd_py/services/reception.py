@@ -27,6 +27,7 @@ from tusd_py.errors import (
     UploadGone,
     UploadLocked,
     UploadNotFound,
+    WholeChecksumMismatch,
 )
 from tusd_py.protocol.checksum import parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
@@ -73,6 +74,7 @@ class Reception:
         self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
         self._length = plan.length
+        self._may_complete = append.completes is not False and upload.whole_checksum is None
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
         self._unknown_length = append.content_length is None
@@ -210,7 +212,7 @@ class Reception:
             self._written,
             self._crc,
             length=self._length,
-            completes=self._append.completes is not False,
+            completes=self._may_complete,
             expires_after_seconds=self._expires_after_seconds,
         )
 
@@ -220,6 +222,7 @@ class Reception:
         self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
         self._written += size
         self._block = Block()
+        await self._verify_whole_upload()
         for delay in (*ADVANCE_RETRY_SECONDS, None):
             try:
                 await self._advance()
@@ -288,6 +291,17 @@ class Reception:
             await self._file.feed(hasher, self._plan.start, self._written)
         if checksum is not None and hasher is not None and hasher.digest() != checksum.digest:
             raise ChecksumMismatch
+
+    async def _verify_whole_upload(self) -> None:
+        """Compare all bytes with what was promised at creation, once they are here."""
+        promised = self._upload.whole_checksum
+        if promised is None or self._append.completes is False or self._written != self._length:
+            return
+        hasher = promised.hasher()
+        await self._file.feed(hasher, 0, self._written)
+        if hasher.digest() != promised.digest:
+            raise WholeChecksumMismatch
+        self._may_complete = True
 
     async def _discard(self) -> None:
         self._file.size = max(self._file.size, self._written)

@@ -60,7 +60,8 @@ def parse_create(headers: Headers, features: Features, version: Version) -> Crea
         pairs=_representation(headers) | parse_metadata(metadata, max_bytes=features.max_metadata),
         has_body=body_length != 0,
         content_length=body_length,
-        checksum=_content_digest(headers) if body_length != 0 else None,
+        checksum=_digests(headers, fields.CONTENT_DIGEST) if body_length != 0 else None,
+        whole_checksum=_digests(headers, fields.REPR_DIGEST),
     )
 
 
@@ -86,7 +87,7 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
         length=structured.integer(headers, fields.UPLOAD_LENGTH),
         completes=_decides(completes, version),
         max_body_bytes=features.max_append_size,
-        checksum=_content_digest(headers),
+        checksum=_digests(headers, fields.CONTENT_DIGEST),
         overrun_is_fatal=True,
     )
 
@@ -147,11 +148,11 @@ def _filename(disposition: str) -> str | None:
     return plain
 
 
-def _content_digest(headers: Headers) -> AllOf | None:
-    """Answer the digests that the body must have (RFC 9530 §2); unknown algorithms count for nothing."""
+def _digests(headers: Headers, name: str) -> AllOf | None:
+    """Answer the digests of the body or of all (RFC 9530 §2, §3); unknown algorithms count for nothing."""
     known = [
         Checksum(algorithm, digest)
-        for key, digest in structured.byte_sequences(headers, fields.CONTENT_DIGEST).items()
+        for key, digest in structured.byte_sequences(headers, name).items()
         if key in _DIGESTS
         for algorithm, size in (_DIGESTS[key],)
         if len(digest) == size

@@ -18,6 +18,7 @@ from tusd_py.errors import (
     TusdError,
     UploadCompleted,
     UploadTooLarge,
+    WholeChecksumMismatch,
 )
 from tusd_py.protocol import fields
 from tusd_py.protocol.dialect import Reply, error_headers
@@ -117,8 +118,9 @@ def render_error(error: TusdError, method: str, features: Features, version: Ver
     status = _STATUSES.get(type(error), error.status)
     headers = error_headers(error)
     if method in _WITH_CONTENT:
-        # It is the protocol that refuses, and not what an upload was made for.
-        headers |= completeness(version, complete=False)
+        # It is the protocol that refuses, and not what an upload was made for; but to resume what is
+        # complete and wrong would help nobody.
+        headers |= completeness(version, complete=isinstance(error, WholeChecksumMismatch))
     if isinstance(error, UploadTooLarge):
         headers |= limits(features, version)
     if isinstance(error, InvalidContentType):
