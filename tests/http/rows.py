@@ -25,10 +25,10 @@ ROWS = frozenset([
     *_span("LOCK", 9),
     *_span("CORS", 10),
     *_span("AIO", 17, without=(13, 17)),
-    # Resumable Uploads for HTTP. Left out: progress by 104, and digests that are asked for.
-    *_span("RC", 15, without=(13,)),
+    # Resumable Uploads for HTTP. Left out: digests that are asked for, and a second look at permissions at the end.
+    *_span("RC", 15),
     *_span("RH", 8),
-    *_span("RA", 14, without=(9,)),
+    *_span("RA", 14),
     *_span("RD", 2),
     *_span("RL", 5),
     "RP-01",

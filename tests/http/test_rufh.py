@@ -376,6 +376,11 @@ async def test_get_of_a_complete_upload_is_a_download(client):
     response = await client.served.request("GET", path, client.mark)
 
     assert (response.status, response.body) == (200, b"hello")
+    assert (response.headers["upload-offset"], response.headers["upload-length"]) == ("5", "5")
+    if client.version is not None:
+        assert client.says_complete(response)
+    tus = await client.served.request("GET", path)
+    assert (tus.status, "upload-offset" in tus.headers) == (200, False)
 
 
 async def test_head_ends_a_running_append_and_tells_what_arrived(client):

@@ -28,6 +28,13 @@ def digest(algorithm: str, data: bytes) -> str:
     return f":{base64.b64encode(hashlib.new(algorithm.replace('-', ''), data).digest()).decode()}:"
 
 
+async def until_durable(served, path: str, offset: int) -> None:
+    """Wait until a checkpoint has recorded so much."""
+    async with asyncio.timeout(10):
+        while (await served.upload(path)).offset < offset:
+            await asyncio.sleep(0.005)
+
+
 @pytest.fixture
 async def limited(serve) -> Client:
     """A client of the newest version, of a server with limits."""
@@ -248,6 +255,68 @@ async def test_too_much_after_the_announcement_ends_the_upload(announcing):
     assert (await client.head(path)).status == 404
 
 
+@pytest.fixture
+async def progressing(serve, monkeypatch):
+    """A server that tells of every checkpoint, and makes many."""
+    monkeypatch.setattr("tusd_py.http.interim.PROGRESS_SECONDS", 0.0)
+    return await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
+
+
+@pytest.mark.parametrize("version", [5, 6, 7, 8])
+async def test_what_is_durable_is_told_while_more_comes(progressing, version):
+    """RC-13 RC-05"""
+    client = Client(progressing, version)
+    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    offered = await connection.interim_response()
+
+    told = await connection.interim_response()
+
+    assert (told.status, told.headers["upload-offset"]) == (104, "3")
+    assert told.headers["location"] == offered.headers["location"]
+    assert "upload-offset" not in offered.headers
+    await connection.send(b"lo")
+    assert (await connection.response("POST")).headers["location"] == offered.headers["location"]
+
+
+async def test_an_append_is_told_its_offset_and_no_url(progressing):
+    """RA-09"""
+    client = Client(progressing, 8)
+    path = await client.created(b"he")
+    connection = await client.begin("PATCH", path, client.append_fields(2, complete=True), b"l", announced=3)
+
+    told = await connection.interim_response()
+
+    assert (told.status, told.headers["upload-offset"], "location" in told.headers) == (104, "3", False)
+    await connection.send(b"lo")
+    assert (await connection.response("PATCH")).status == 204
+
+
+@pytest.mark.parametrize("version", [3, 4, None])
+async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing, version):
+    """RA-09 RC-13"""
+    client = Client(progressing, version)
+    path = await client.created()
+    connection = await client.begin("PATCH", path, client.append_fields(0, complete=True), b"hel", announced=5)
+    await until_durable(progressing, path, 3)
+    await connection.send(b"lo")
+
+    assert (await connection.response("PATCH")).interim == []
+
+
+async def test_progress_is_not_told_at_every_checkpoint(serve, monkeypatch):
+    """RC-13 RA-09"""
+    monkeypatch.setattr("tusd_py.http.interim.PROGRESS_SECONDS", 3600.0)
+    served = await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
+    client = Client(served, 8)
+    path = await client.created()
+    connection = await client.begin("PATCH", path, client.append_fields(0, complete=True), b"h", announced=3)
+    for offset, byte in ((1, b"e"), (2, b"l")):
+        await until_durable(served, path, offset)
+        await connection.send(byte)
+
+    assert (await connection.response("PATCH")).interim == [104]
+
+
 @pytest.mark.parametrize(
     ("version", "fields"),
     [(None, []), (8, [("Tus-Resumable", "1.0.0"), ("Upload-Length", "5"), ("Content-Type", PARTIAL_TYPE)])],
@@ -389,9 +458,7 @@ async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
     await connection.send_head("PATCH", path, client.append_fields(0, CHUNKED, complete=True))
     await connection.send(b"4\r\nhell\r\n")
     await eventually(lambda: any(body.received == 4 for body in served.web.bodies))
-    async with asyncio.timeout(10):
-        while (await served.upload(path)).offset < 4:
-            await asyncio.sleep(0.005)
+    await until_durable(served, path, 4)
     await connection.send(b"1\r\no\r\n0\r\n\r\n")
 
     assert (await connection.response("PATCH")).status == 400

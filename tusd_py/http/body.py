@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -18,6 +18,10 @@ from tusd_py.errors import BodyTimedOut, ClientDisconnected
 from tusd_py.http.trailers import received_trailers
 from tusd_py.ports import Body
 from tusd_py.protocol.fields import content_length
+
+if TYPE_CHECKING:
+    from tusd_py.http.interim import Interim
+    from tusd_py.protocol.upload import Upload
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 QUIET_SECONDS: Final = 0.003
@@ -45,6 +49,7 @@ class RequestBody(Body):
         self._salvaged = False
         self._last_until = math.inf
         self._reading: asyncio.Timeout | None = None
+        self.interim: Interim | None = None
 
     async def accept(self) -> None:
         request = self._request
@@ -151,6 +156,10 @@ class RequestBody(Body):
         while not self._content.at_eof() and (piece := self._content._read_nowait(-1)):  # noqa: SLF001
             pieces.append(piece)
         return b"".join(pieces)
+
+    def acknowledge(self, upload: Upload) -> None:
+        if self.interim is not None:
+            self.interim.progress(upload)
 
     def trailer(self, name: str) -> str | None:
         return received_trailers(self._request).get(name.lower())

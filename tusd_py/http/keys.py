@@ -51,5 +51,7 @@ PROBLEM: Final = web.RequestKey("problem", bool)
 """Errors are answered as problem+json."""
 DIALECT: Final[web.RequestKey[Dialect]] = web.RequestKey("dialect")
 """How the request speaks; ask `dialect_of`, which chooses."""
+DESCRIPTION: Final[web.RequestKey[dict[str, str]]] = web.RequestKey("description")
+"""Headers that tell of the upload whose bytes are the response."""
 METHOD: Final = web.RequestKey("method", str)
 """The method that an override made of the request's own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import random
 import re
 import time
@@ -21,7 +22,7 @@ from tusd_py.errors import (
 )
 from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import client_address
-from tusd_py.http.keys import BYTES_IN, CLOSE, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
 from tusd_py.logs import shorten_token
 from tusd_py.protocol import fields
@@ -158,6 +159,8 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
     headers = response.headers
     if not request.get(PROBLEM):
         headers.update(dialect_of(request).marks)
+    if response.status < http.HTTPStatus.BAD_REQUEST and (description := request.get(DESCRIPTION)) is not None:
+        headers.update(description)
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Server"] = "tusd_py"
     if fields.CACHE_CONTROL not in headers:

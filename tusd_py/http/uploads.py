@@ -11,10 +11,11 @@ from aiohttp import web
 
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.body import FEW_BODIES, RequestBody
-from tusd_py.http.dialects import announcer, dialect_of
+from tusd_py.http.dialects import dialect_of
 from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
-from tusd_py.http.keys import BYTES_IN, METHOD, UPLOAD_ID, WEB, Web
+from tusd_py.http.interim import interim_of
+from tusd_py.http.keys import BYTES_IN, DESCRIPTION, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.policy import Intent, Principal
@@ -89,13 +90,12 @@ async def create(context: Web, request: web.Request) -> web.Response:
     principal = _principal(context, request)
     context.uploads.permit(principal, Intent.CREATE)
     dialect = dialect_of(request)
-
-    def locate(token: str) -> str:
-        return location(context, request, token)
-
+    locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
-        created = await context.uploads.create(principal, command, body, announcer(context, request, locate))
+        interim = body.interim = interim_of(context, request, locate)
+        announce = None if interim is None else interim.announce
+        created = await context.uploads.create(principal, command, body, announce)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     _count_completion(context, created.upload)
@@ -112,8 +112,11 @@ async def status(context: Web, request: web.Request, principal: Principal, token
 async def retrieve(context: Web, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
     """GET: the bytes, or what the dialect says of an upload that is not complete."""
     upload = await context.uploads.load(principal, token, Intent.DOWNLOAD)
-    unfinished = dialect_of(request).render_unfinished(upload, context.features)
-    return await download(request, upload) if unfinished is None else to_response(unfinished)
+    dialect = dialect_of(request)
+    if (unfinished := dialect.render_unfinished(upload, context.features)) is not None:
+        return to_response(unfinished)
+    request[DESCRIPTION] = dialect.describe(upload, context.features)
+    return await download(request, upload)
 
 
 async def append(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
@@ -125,6 +128,7 @@ async def append(context: Web, request: web.Request, principal: Principal, token
         return dialect.parse_append(request.headers, _features(context, request))
 
     with _receiving(context, request) as body:
+        body.interim = interim_of(context, request, partial(location, context, request))
         try:
             upload = await context.uploads.append(principal, token, parse, body)
         except BodyError as error:

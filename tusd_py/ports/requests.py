@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from tusd_py.policy import Principal
-from tusd_py.protocol.upload import UploadId
+from tusd_py.protocol.upload import Upload, UploadId
 
 OnContended = Callable[[], None]
 """Called when a newer request wants what is held: stop, store, let go."""
@@ -45,6 +45,9 @@ class Body(Protocol):
         Raises:
             BodyError: the body ended without its end. What had arrived was answered before.
         """
+
+    def acknowledge(self, upload: Upload) -> None:
+        """Say how much is durable, if the client listens to that while it sends."""
 
     def trailer(self, name: str) -> str | None:
         """Answer a trailer field. Only after the end of the body."""

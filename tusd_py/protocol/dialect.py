@@ -57,14 +57,20 @@ class Dialect(Protocol):
     def parse_append(self, headers: Headers, features: Features) -> Append:
         """Read a PATCH. Raises `ProtocolError`; nothing was changed."""
 
-    def render_interim(self, upload: Upload, location: str, features: Features) -> Reply:
-        """Announce an upload before its bytes are read; only where `announces`."""
+    def render_interim(self, upload: Upload, location: str | None, features: Features) -> Reply | None:
+        """Tell of an upload while its bytes are read, None for nothing; asked only where `announces`.
+
+        `location` is the URL of an upload that this request creates.
+        """
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
         """Answer a creation."""
 
     def render_status(self, upload: Upload, features: Features) -> Reply:
         """Answer a HEAD."""
+
+    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
+        """Answer the headers that tell of a complete upload beside its bytes."""
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
         """Answer a GET of an upload that is not complete; None where it has no answer of its own."""

@@ -50,14 +50,17 @@ class Undeclared(Dialect):
     def parse_append(self, headers: Headers, features: Features) -> Append:
         return tus_v1.parse_append(headers, features)
 
-    def render_interim(self, upload: Upload, location: str, features: Features) -> Reply:
-        return tus_v1.render_interim(upload, location, features)
+    def render_interim(self, _upload: Upload, _location: str | None, _features: Features) -> None:
+        """Tell nothing."""
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
         return tus_v1.render_created(upload, location, features)
 
     def render_status(self, upload: Upload, features: Features) -> Reply:
         return _OF_UPLOADS[upload.protocol].render_status(upload, features)
+
+    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
+        return _OF_UPLOADS[upload.protocol].describe(upload, features)
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
         return _OF_UPLOADS[upload.protocol].render_unfinished(upload, features)

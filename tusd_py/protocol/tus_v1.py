@@ -250,9 +250,8 @@ def render_options(features: Features) -> Reply:
     return Reply(200, headers)
 
 
-def render_interim(_upload: Upload, _location: str, _features: Features) -> Reply:
-    """Never asked for: tus has no interim responses."""
-    raise NotImplementedError
+def render_interim(_upload: Upload, _location: str | None, _features: Features) -> None:
+    """Tell nothing: tus has no interim responses."""
 
 
 def render_created(upload: Upload, location: str, _features: Features) -> Reply:
@@ -277,6 +276,11 @@ def render_status(upload: Upload, _features: Features) -> Reply:
     if upload.concat_header is not None:
         headers[fields.UPLOAD_CONCAT] = upload.concat_header
     return Reply(200, headers | _expires(upload))
+
+
+def describe(_upload: Upload, _features: Features) -> dict[str, str]:
+    """Answer nothing: a download is plain HTTP."""
+    return {}
 
 
 def render_unfinished(_upload: Upload, _features: Features) -> None:

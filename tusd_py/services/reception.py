@@ -175,6 +175,8 @@ class Reception:
         except DatabaseUnavailable as error:
             # Going on costs nothing: the next checkpoint records these bytes as well.
             log.warning("checkpoint_postponed", upload_id=str(self._upload.id), reason=str(error))
+        else:
+            self._body.acknowledge(self._upload)
 
     async def _finish_writing(self) -> None:
         if (writing := self._writing) is None:

@@ -51,7 +51,7 @@ class Rufh(Dialect):
     def parse_append(self, headers: Headers, features: Features) -> Append:
         return parse.parse_append(headers, features, self._version)
 
-    def render_interim(self, upload: Upload, location: str, features: Features) -> Reply:
+    def render_interim(self, upload: Upload, location: str | None, features: Features) -> Reply | None:
         return render.render_interim(upload, location, features, self._version)
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
@@ -59,6 +59,9 @@ class Rufh(Dialect):
 
     def render_status(self, upload: Upload, features: Features) -> Reply:
         return render.render_status(upload, features, self._version)
+
+    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
+        return self.render_status(upload, features).headers
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
         return self.render_status(upload, features) if upload.state in RECEIVING else None

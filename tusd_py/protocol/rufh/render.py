@@ -90,10 +90,14 @@ def render_options(features: Features) -> Reply:
     return Reply(200, {fields.ACCEPT_PATCH: fields.PARTIAL_MEDIA_TYPE, **limits(features)})
 
 
-def render_interim(upload: Upload, location: str, features: Features, version: Version) -> Reply:
-    """Announce the URL before the content is read (draft §Informational Response)."""
-    mark = {} if version.number is None else {fields.UPLOAD_DRAFT_INTEROP_VERSION: str(version.number)}
-    return Reply(104, {fields.LOCATION: location, **mark, **limits(features, version, upload)})
+def render_interim(upload: Upload, location: str | None, features: Features, version: Version) -> Reply | None:
+    """Announce the URL of a creation, and tell what is durable of anything (draft §Informational Response)."""
+    progress = {fields.UPLOAD_OFFSET: str(upload.offset)} if upload.offset else {}
+    if progress and not version.tells_progress:
+        return None
+    url = {} if location is None else {fields.LOCATION: location}
+    mark = {fields.UPLOAD_DRAFT_INTEROP_VERSION: str(version.number)}
+    return Reply(104, url | mark | progress | limits(features, version, upload))
 
 
 def render_created(upload: Upload, location: str, features: Features, version: Version) -> Reply:

@@ -24,6 +24,8 @@ class Version:
     """
     more_to_come_status: int = 204
     """The answer to an append that was not the last; 201 through -05."""
+    tells_progress: bool = True
+    """Interim responses may tell an offset (-03 and later)."""
     tells_limits: bool = True
     """`Upload-Limit` is known (-04 and later)."""
     calls_max_age_expires: bool = False
@@ -35,8 +37,22 @@ NEWEST: Final = Version(None)
 VERSIONS: Final = {
     version.number: version
     for version in (
-        Version(3, says_incomplete=True, typed_appends=False, more_to_come_status=201, tells_limits=False),
-        Version(4, typed_appends=False, length_completes=True, more_to_come_status=201, tells_limits=False),
+        Version(
+            3,
+            says_incomplete=True,
+            typed_appends=False,
+            more_to_come_status=201,
+            tells_progress=False,
+            tells_limits=False,
+        ),
+        Version(
+            4,
+            typed_appends=False,
+            length_completes=True,
+            more_to_come_status=201,
+            tells_progress=False,
+            tells_limits=False,
+        ),
         Version(5, typed_appends=False, length_completes=True, more_to_come_status=201, tells_limits=False),
         Version(6, length_completes=True, more_to_come_status=201, calls_max_age_expires=True),
         Version(7),
