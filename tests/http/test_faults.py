@@ -14,7 +14,7 @@ import pytest
 
 from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
-from tusd_py.errors import DatabaseUnavailable, StagingFull, StorageError
+from tusd_py.errors import DatabaseUnavailable, OffsetConflict, StagingFull, StorageError
 
 BODY = {"Content-Type": OFFSET_TYPE}
 MIB = 2**20
@@ -210,6 +210,34 @@ async def test_a_checkpoint_whose_answer_got_lost_does_not_end_the_body(serve, m
 
     assert (done.status, done.headers["upload-offset"]) == (204, str(4 * MIB))
     assert 0 < lost[0] < 4 * MIB
+
+
+async def test_a_checkpoint_may_fall_on_the_last_byte(serve):
+    """CORE-13 CORE-19"""
+    served = await serve(staging={"checkpoint_bytes": MIB})
+    path = await served.create(MIB)
+
+    done = await served.patch(path, 0, b"x" * MIB)
+
+    assert (done.status, done.headers["upload-offset"]) == (204, str(MIB))
+    upload = await served.upload(path)
+    assert upload.complete
+    assert await served.count("jobs", upload, "transfer") == 1
+
+
+async def test_a_row_that_somebody_else_moved_tells_no_offset(serve, monkeypatch):
+    """GEN-16 LOCK-08"""
+    served = await serve()
+    path = await served.create(5)
+
+    async def moved(*_arguments, **_keywords):
+        raise OffsetConflict
+
+    monkeypatch.setattr(served.core.uploads, "advance", moved)
+
+    refused = await served.patch(path, 0, b"hello")
+
+    assert (refused.status, "upload-offset" in refused.headers) == (423, False)
 
 
 # --- the disk --------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ _T = TypeVar("_T")
 ADVANCE_RETRY_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 ORPHAN_SECONDS: Final = 3600.0
 """Life of an upload whose URL nobody learned, because the request that made it was cut short."""
-UNCERTAIN: Final = (DatabaseUnavailable, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
+UNCERTAIN: Final = (DatabaseUnavailable, OffsetConflict, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
 """After these nobody knows the offset at which the client may go on: it is not told any."""
 
 
@@ -253,6 +253,9 @@ class Reception:
 
     async def _settle_rest(self, ending: BaseException | None) -> None:
         await self._finish_writing()
+        if self._upload.state not in RECEIVING:
+            # The last byte was due for a checkpoint, which has completed the upload.
+            return
         if ending is None:
             self._learn_length(self._written + self._block.size)
         arrived = self._block.size or self._written > self._upload.offset
