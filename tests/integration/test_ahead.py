@@ -14,7 +14,7 @@ from tusd_py import crc64
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.ports import AheadStore, ObjectSpec, PartRecord, Segment, TransferLedger
-from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.protocol.upload import Concat, State, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
 
 CONTENT = b"0123456789abcdef"
@@ -68,12 +68,17 @@ async def world(shared_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
         yield opened
 
 
-async def receive(world: World, upload: Upload, end: int) -> Upload:
+async def receive(world: World, upload: Upload, end: int, *, completes: bool = True) -> Upload:
     """Receive the bytes up to `end`, as a checkpoint of a long PATCH does."""
     path = world.staging.path(upload.id)
     path.write_bytes(CONTENT[:end])
     return await world.uploads.advance(
-        upload, end, crc64.update(CONTENT[:end]), expires_after_seconds=3600, length=upload.length
+        upload,
+        end,
+        crc64.update(CONTENT[:end]),
+        expires_after_seconds=3600,
+        length=upload.length,
+        completes=completes,
     )
 
 
@@ -111,6 +116,23 @@ async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> 
 
         upload = await receive(world, upload, 2 * PART)
         await is_true(lambda: store.sent_of(upload) == "1 2 ", "the second part is sent")
+
+
+async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_send_ahead(world: World) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600, protocol=UploadProtocol.RUFH)
+    store = Ahead(world.store)
+    async with working(world, store):
+        upload = await receive(world, upload, 3 * PART)
+        await is_true(lambda: resting(world, upload, len(CONTENT)), "the job rests")
+        upload = await receive(world, upload, len(CONTENT), completes=False)
+        for content in (b"0123", b"4567"):
+            await reaches(world, await world.received(content), State.STORED)
+        assert store.calls == [3 * PART]
+
+        await receive(world, upload, len(CONTENT))
+        await reaches(world, upload, State.STORED)
+
+    assert world.object(upload) == CONTENT
 
 
 async def resting(world: World, upload: Upload, wants: int) -> bool:

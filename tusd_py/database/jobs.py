@@ -38,12 +38,14 @@ SELECT id, state, worker, attempt, started_at FROM jobs
  WHERE node = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE}
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 # Finished uploads come first. Beside them those that have a part to send, and those with nothing left
-# to send ahead, whose jobs are then closed.
+# to send ahead, whose jobs are then closed. One that has all its bytes and waits for the client's last
+# word is neither.
 _DUE_AHEAD: Final = f"""
 SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
   FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
  WHERE jobs.node = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
-   AND (uploads.upload_offset >= jobs.wants OR uploads.state NOT IN {IN_RECEIVING})
+   AND (uploads.upload_offset >= jobs.wants AND uploads.upload_offset < uploads.upload_length
+        OR uploads.state NOT IN {IN_RECEIVING})
  ORDER BY jobs.due_at LIMIT greatest(0, least($8, $4 - (SELECT count(*) FROM large)))
    FOR NO KEY UPDATE OF jobs SKIP LOCKED
 """  # noqa: S608
