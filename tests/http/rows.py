@@ -25,13 +25,13 @@ ROWS = frozenset([
     *_span("LOCK", 9),
     *_span("CORS", 10),
     *_span("AIO", 17, without=(13, 17)),
-    # Resumable Uploads for HTTP. Left out: digests that are asked for, and a second look at permissions at the end.
+    # Resumable Uploads for HTTP. Left out: a second look at permissions at the end.
     *_span("RC", 15),
     *_span("RH", 8),
     *_span("RA", 14),
     *_span("RD", 2),
     *_span("RL", 5),
     "RP-01",
-    *_span("RG", 4, without=(3,)),
+    *_span("RG", 4),
     *_span("RX", 3, without=(1,)),
 ])  # fmt: skip

@@ -465,6 +465,35 @@ async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
     assert (await client.head(path)).status == 404
 
 
+@pytest.mark.parametrize("in_one", [True, False])
+@pytest.mark.parametrize("framing", [(), (CHUNKED,)])
+@pytest.mark.parametrize(
+    ("wanted", "algorithm"),
+    [("sha-256=10", "sha-256"), ("sha-256=1, sha-512=9, md5=10", "sha-512"), ("sha-256=0, x=9", None), ("=", None)],
+)
+async def test_the_digest_of_all_bytes_is_told_to_whom_wants_it(served, in_one, framing, wanted, algorithm):
+    """RG-03"""
+    client, field = Client(served, 8), ("Want-Repr-Digest", wanted)
+    if in_one:
+        body = chunked(b"hello") if framing else b"hello"
+        done = await client.create(body, field, *framing, complete=True)
+    else:
+        path = await client.created(b"hel")
+        body = chunked(b"lo") if framing else b"lo"
+        done = await client.append(path, 3, body, field, *framing, complete=True)
+
+    assert done.headers["upload-complete"] == "?1"
+    expected = None if algorithm is None else f"{algorithm}={digest(algorithm, b'hello')}"
+    assert done.headers.get("repr-digest") == expected
+
+
+async def test_a_promise_that_was_kept_is_told(served):
+    """RG-02 RG-03"""
+    created = await Client(served, 8).create(b"hello", promise(b"hello"), complete=True)
+
+    assert created.headers["repr-digest"] == ", ".join(f"{n}={digest(n, b'hello')}" for n in ("sha-256", "sha-512"))
+
+
 async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing):
     """RG-02"""
     client = Client(announcing, 8)
@@ -478,6 +507,17 @@ async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing):
 
     assert (refused.status, refused.headers["upload-complete"]) == (400, "?1")
     assert (await client.head(path)).status == 404
+
+
+async def test_a_last_word_without_a_byte_is_counted_as_a_completion_and_only_once(served):
+    """RA-11 RA-10"""
+    client = Client(served, 8)
+    path = await client.created(b"hello")
+
+    for _ in range(2):
+        assert (await client.append(path, 5, complete=True)).status == 204
+
+    assert served.web.metrics.registry.get_sample_value("tusd_uploads_completed_total") == 1
 
 
 async def test_an_upload_of_this_dialect_reaches_the_store(served):

@@ -98,7 +98,8 @@ async def create(context: Web, request: web.Request) -> web.Response:
         created = await context.uploads.create(principal, command, body, announce)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
-    _count_completion(context, created.upload)
+    if created.upload.complete:
+        context.metrics.uploads_completed.inc()
     return to_response(dialect.render_created(created.upload, locate(created.token), context.features))
 
 
@@ -130,15 +131,15 @@ async def append(context: Web, request: web.Request, principal: Principal, token
     with _receiving(context, request) as body:
         body.interim = interim_of(context, request, partial(location, context, request))
         try:
-            upload = await context.uploads.append(principal, token, parse, body)
+            appended = await context.uploads.append(principal, token, parse, body)
         except BodyError as error:
             context.metrics.bodies_ended.labels(error.code).inc()
             request[UPLOAD_ID] = getattr(error.upload, "id", None)
             raise
-    request[UPLOAD_ID] = upload.id
-    if body.received:
-        _count_completion(context, upload)
-    return to_response(dialect.render_appended(upload, context.features))
+    request[UPLOAD_ID] = appended.upload.id
+    if appended.completed:
+        context.metrics.uploads_completed.inc()
+    return to_response(dialect.render_appended(appended.upload, context.features))
 
 
 async def terminate(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
@@ -216,8 +217,3 @@ def _count_client(context: Web, request: web.Request) -> str | None:
         raise TooManyConnections
     context.clients[client] = context.clients.get(client, 0) + 1
     return client
-
-
-def _count_completion(context: Web, upload: Upload) -> None:
-    if upload.complete:
-        context.metrics.uploads_completed.inc()

@@ -59,6 +59,11 @@ class Checksum:
         return _ALGORITHMS[self.algorithm][1]()
 
 
+def new_hasher(algorithm: str) -> Hasher:
+    """Answer a fresh hasher."""
+    return _ALGORITHMS[algorithm][1]()
+
+
 @dataclass(frozen=True, slots=True)
 class AllOf:
     """Several digests of one body, of which every one must be right."""

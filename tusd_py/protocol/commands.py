@@ -31,6 +31,8 @@ class Create:
     checksum_in_trailer: bool = False
     whole_checksum: AllOf | None = None
     """What all bytes of the upload together must have, verified when it is complete."""
+    wanted_digest: str | None = None
+    """See `Append.wanted_digest`."""
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool | None = None
     """See `Append.completes`."""
@@ -53,6 +55,8 @@ class Append:
     """Whether the upload is complete after this body; None where reaching the length decides that."""
     max_body_bytes: int | None = None
     """Most bytes of this one body."""
+    wanted_digest: str | None = None
+    """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
     overrun_is_fatal: bool = False
     """An upload that is sent more than its length is given up."""
     flaw: ProtocolError | None = None

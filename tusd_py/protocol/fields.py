@@ -46,6 +46,7 @@ UPLOAD_LENGTH: Final = "Upload-Length"
 UPLOAD_LIMIT: Final = "Upload-Limit"
 UPLOAD_METADATA: Final = "Upload-Metadata"
 UPLOAD_OFFSET: Final = "Upload-Offset"
+WANT_REPR_DIGEST: Final = "Want-Repr-Digest"
 
 _INTEGER: Final = re.compile(r"[0-9]{1,19}")
 _UNPRINTABLE: Final = re.compile(r"[^\t -~]")

@@ -17,7 +17,7 @@ import structlog
 from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError, WholeChecksumMismatch
 from tusd_py.policy import Intent, Principal
 from tusd_py.ports import NewUpload
-from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import text_value
@@ -92,7 +92,7 @@ class Creator:
         elif command.has_body:
             upload = await self._create_with_body(new, token, command, body, announce)
         else:
-            upload = await self._create_empty(new)
+            upload = await self._create_empty(new, command)
         log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
         return Created(upload, token)
 
@@ -124,11 +124,11 @@ class Creator:
         )
         return new, token
 
-    async def _create_empty(self, new: NewUpload) -> Upload:
+    async def _create_empty(self, new: NewUpload, command: Create) -> Upload:
         if new.length != 0 or not new.completes:
             return await self._uploads.create(new)
         # Complete at once: the transfer finds an empty file, like any other.
-        return await self._create_stored(new, [])
+        return await self._create_stored(new, command, [])
 
     async def _create_with_body(
         self, new: NewUpload, token: str, command: Create, body: Body, announce: Announce | None
@@ -154,22 +154,23 @@ class Creator:
             block.append(chunk)
         if command.checksum is not None and not await asyncio.to_thread(_matches, command.checksum, block.chunks):
             raise ChecksumMismatch
-        return await self._create_stored(new, block.chunks)
+        return await self._create_stored(new, command, block.chunks)
 
-    async def _create_stored(self, new: NewUpload, chunks: Sequence[bytes | memoryview]) -> Upload:
+    async def _create_stored(self, new: NewUpload, command: Create, chunks: Sequence[bytes | memoryview]) -> Upload:
         received = replace(new, offset=sum(map(len, chunks)))
-        promised = new.whole_checksum if received.state is State.COMPLETED else None
-        if promised is not None and not await asyncio.to_thread(_matches, promised, chunks):
-            raise WholeChecksumMismatch
+        digest: AllOf | None = None
+        if received.state is State.COMPLETED and (command.whole_checksum or command.wanted_digest):
+            digest = await asyncio.to_thread(_look_at_the_whole, command, chunks)
         crc = await self._staging.store_small(new.id, chunks)
         try:
-            return await self._uploads.create(replace(received, crc64nvme=crc))
+            upload = await self._uploads.create(replace(received, crc64nvme=crc))
         except (DatabaseUnavailable, asyncio.CancelledError):
             # The row may have been written before the connection went away; the sweep finds out.
             raise
         except BaseException:
             await asyncio.shield(self._staging.remove([new.id]))
             raise
+        return upload if digest is None else replace(upload, whole_checksum=digest)
 
     async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
         orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
@@ -190,6 +191,7 @@ class Creator:
             checksum=command.checksum,
             checksum_in_trailer=command.checksum_in_trailer,
             completes=command.completes,
+            wanted_digest=command.wanted_digest,
             max_body_bytes=command.max_body_bytes,
             overrun_is_fatal=not url_unknown,
             url_unknown=url_unknown,
@@ -197,8 +199,20 @@ class Creator:
         return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
 
 
+def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> AllOf | None:
+    """Compare all bytes with what was promised, and answer the digest that is wanted."""
+    if command.whole_checksum is not None and not _matches(command.whole_checksum, chunks):
+        raise WholeChecksumMismatch
+    if (wanted := command.wanted_digest) is None:
+        return None
+    return AllOf((Checksum(wanted, _digest(new_hasher(wanted), chunks)),))
+
+
 def _matches(checksum: Checksum | AllOf, chunks: Sequence[bytes | memoryview]) -> bool:
-    hasher = checksum.hasher()
+    return _digest(checksum.hasher(), chunks) == checksum.digest
+
+
+def _digest(hasher: Hasher, chunks: Sequence[bytes | memoryview]) -> bytes:
     for chunk in chunks:
         hasher.update(chunk)
-    return hasher.digest() == checksum.digest
+    return hasher.digest()

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
@@ -29,7 +30,7 @@ from tusd_py.errors import (
     UploadNotFound,
     WholeChecksumMismatch,
 )
-from tusd_py.protocol.checksum import parse_checksum
+from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher, parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
 from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
 from tusd_py.services.buffers import AppendSettings, Block, BufferBudget, RateGuard
@@ -74,6 +75,7 @@ class Reception:
         self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
         self._length = plan.length
+        self._wanted: AllOf | None = None
         self._may_complete = append.completes is not False and upload.whole_checksum is None
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
@@ -107,7 +109,7 @@ class Reception:
             short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
             short.upload = self._upload
             raise short
-        return self._upload
+        return self._upload if self._wanted is None else replace(self._upload, whole_checksum=self._wanted)
 
     async def _receive(self) -> None:
         while True:
@@ -224,7 +226,7 @@ class Reception:
         self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
         self._written += size
         self._block = Block()
-        await self._verify_whole_upload()
+        await self._look_at_the_whole()
         for delay in (*ADVANCE_RETRY_SECONDS, None):
             try:
                 await self._advance()
@@ -297,16 +299,20 @@ class Reception:
         if checksum is not None and hasher is not None and hasher.digest() != checksum.digest:
             raise ChecksumMismatch
 
-    async def _verify_whole_upload(self) -> None:
-        """Compare all bytes with what was promised at creation, once they are here."""
-        promised = self._upload.whole_checksum
-        if promised is None or self._append.completes is False or self._written != self._length:
+    async def _look_at_the_whole(self) -> None:
+        """Compare all bytes, once they are here, with what was promised, and take the digest that is wanted."""
+        if self._append.completes is False or self._written != self._length:
             return
-        hasher = promised.hasher()
+        if (promised := self._upload.whole_checksum) is not None:
+            if await self._digest(promised.hasher()) != promised.digest:
+                raise WholeChecksumMismatch
+            self._may_complete = True
+        if (wanted := self._append.wanted_digest) is not None:
+            self._wanted = AllOf((Checksum(wanted, await self._digest(new_hasher(wanted))),))
+
+    async def _digest(self, hasher: Hasher) -> bytes:
         await self._file.feed(hasher, 0, self._written)
-        if hasher.digest() != promised.digest:
-            raise WholeChecksumMismatch
-        self._may_complete = True
+        return hasher.digest()
 
     async def _discard(self) -> None:
         self._file.size = max(self._file.size, self._written)

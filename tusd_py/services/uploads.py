@@ -32,6 +32,14 @@ MAX_COUNTED_UPLOADS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
+class Appended:
+    """The upload as an append left it, and whether it was the one that completed it."""
+
+    upload: Upload
+    completed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Staged:
     """The bytes are in staging, in these files and this order."""
 
@@ -115,7 +123,7 @@ class UploadService:
         timeout = self._settings.append.lock_timeout_seconds
         await until_free(self._locks, upload.id, attempt, timeout_seconds=timeout)
 
-    async def append(self, principal: Principal, token: str, parse: Callable[[Upload], Append], body: Body) -> Upload:
+    async def append(self, principal: Principal, token: str, parse: Callable[[Upload], Append], body: Body) -> Appended:
         """Append a body. `parse` runs after the upload was found, as the order of checks demands.
 
         Raises:
@@ -129,10 +137,11 @@ class UploadService:
         if append.content_length:
             self._check_space(upload, append.content_length)
         after = await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
-        if after.complete and not upload.complete:
+        completed = after.complete and not upload.complete
+        if completed:
             log.info("upload_completed", upload_id=str(after.id), length=after.length)
         self._limit_empty_patches(after, moved=after.offset != append.offset)
-        return after
+        return Appended(after, completed)
 
     @staticmethod
     def _parse(parse: Callable[[Upload], Append], upload: Upload) -> Append:

@@ -17,16 +17,15 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.protocol import fields
-from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers, content_length, single
 from tusd_py.protocol.metadata import parse_metadata
 from tusd_py.protocol.rufh import structured
+from tusd_py.protocol.rufh.digests import parse_digests, parse_wanted
 from tusd_py.protocol.rufh.versions import Version
 from tusd_py.protocol.upload import UploadProtocol
 
-_DIGESTS: Final = {"sha-256": ("sha256", 32), "sha-512": ("sha512", 64)}
 _FILENAME: Final = re.compile(
     r""";\s*(?P<coded>filename\*)\s*=\s*UTF-8'[^']*'(?P<value>[^;\s]*)"""
     r"""|;\s*filename\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^;\s"]+))""",
@@ -60,8 +59,9 @@ def parse_create(headers: Headers, features: Features, version: Version) -> Crea
         pairs=_representation(headers) | parse_metadata(metadata, max_bytes=features.max_metadata),
         has_body=body_length != 0,
         content_length=body_length,
-        checksum=_digests(headers, fields.CONTENT_DIGEST) if body_length != 0 else None,
-        whole_checksum=_digests(headers, fields.REPR_DIGEST),
+        checksum=parse_digests(headers, fields.CONTENT_DIGEST) if body_length != 0 else None,
+        whole_checksum=parse_digests(headers, fields.REPR_DIGEST),
+        wanted_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
     )
 
 
@@ -87,7 +87,8 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
         length=structured.integer(headers, fields.UPLOAD_LENGTH),
         completes=_decides(completes, version),
         max_body_bytes=features.max_append_size,
-        checksum=_digests(headers, fields.CONTENT_DIGEST),
+        checksum=parse_digests(headers, fields.CONTENT_DIGEST),
+        wanted_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
         overrun_is_fatal=True,
     )
 
@@ -146,15 +147,3 @@ def _filename(disposition: str) -> str | None:
         quoted = found["quoted"]
         plain = found["token"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
     return plain
-
-
-def _digests(headers: Headers, name: str) -> AllOf | None:
-    """Answer the digests of the body or of all (RFC 9530 §2, §3); unknown algorithms count for nothing."""
-    known = [
-        Checksum(algorithm, digest)
-        for key, digest in structured.byte_sequences(headers, name).items()
-        if key in _DIGESTS
-        for algorithm, size in (_DIGESTS[key],)
-        if len(digest) == size
-    ]
-    return AllOf(tuple(known)) if known else None

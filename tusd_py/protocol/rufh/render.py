@@ -24,6 +24,7 @@ from tusd_py.protocol import fields
 from tusd_py.protocol.dialect import Reply, error_headers
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.rufh import structured
+from tusd_py.protocol.rufh.digests import render_digests
 from tusd_py.protocol.rufh.versions import NEWEST, Version
 from tusd_py.protocol.upload import RECEIVING, Upload
 
@@ -77,7 +78,10 @@ def completeness(version: Version, *, complete: bool) -> dict[str, str]:
 
 def standing(upload: Upload, features: Features, version: Version) -> dict[str, str]:
     """Answer what every success tells of the upload, more of it than any one version demands."""
-    return {
+    digest = {}
+    if upload.complete and upload.whole_checksum is not None:
+        digest[fields.REPR_DIGEST] = render_digests(upload.whole_checksum)
+    return digest | {
         fields.UPLOAD_OFFSET: str(upload.offset),
         fields.UPLOAD_ID: str(upload.id),
         **completeness(version, complete=upload.complete),

@@ -50,14 +50,12 @@ def boolean(headers: Headers, name: str) -> bool | None:
 
 def byte_sequences(headers: Headers, name: str) -> dict[str, bytes]:
     """Answer the members of the field's Dictionary that are Byte Sequences; none if it is malformed."""
-    text = _joined(headers, name)
-    if text is None:
-        return {}
-    try:
-        members = _Reader(text).dictionary()
-    except _Malformed:
-        return {}
-    return {key: value for key, value in members.items() if isinstance(value, bytes)}
+    return {key: value for key, value in _members(headers, name).items() if isinstance(value, bytes)}
+
+
+def weights(headers: Headers, name: str) -> dict[str, int]:
+    """Answer the members of the field's Dictionary that are Integers; none if it is malformed."""
+    return {key: value for key, value in _members(headers, name).items() if type(value) is int}
 
 
 def render_boolean(value: bool) -> str:  # noqa: FBT001 -- it is what is rendered
@@ -65,9 +63,24 @@ def render_boolean(value: bool) -> str:  # noqa: FBT001 -- it is what is rendere
     return "?1" if value else "?0"
 
 
+def render_byte_sequences(members: Mapping[str, bytes]) -> str:
+    """Write a Dictionary of Byte Sequences."""
+    return ", ".join(f"{key}=:{base64.b64encode(value).decode()}:" for key, value in members.items())
+
+
 def render_integers(members: Mapping[str, int]) -> str:
     """Write a Dictionary of Integers."""
     return ", ".join(f"{key}={value}" for key, value in members.items())
+
+
+def _members(headers: Headers, name: str) -> dict[str, Bare | None]:
+    text = _joined(headers, name)
+    if text is None:
+        return {}
+    try:
+        return _Reader(text).dictionary()
+    except _Malformed:
+        return {}
 
 
 def _item(headers: Headers, name: str) -> Bare | None:
