@@ -32,7 +32,10 @@ def config_for(s3: S3Server) -> dict[str, Any]:
     storage = s3.storage_config()
     storage["s3"] |= {"part_size": PART, "multipart_threshold": PART}
     storage["s3"]["client"] = {"max_attempts": 1, "connect_timeout": "1s"}
-    transfer = {"eager_above": PART, "retry_delay": "200ms", "retry_max_delay": "400ms", "lease": "2s", "max_retries": 1000}
+    transfer = {
+        "eager_above": PART, "lease": "2s",
+        "retry_delay": "200ms", "retry_max_delay": "400ms", "max_retries": 1000,
+    }  # fmt: skip
     return {"storage": storage, "transfer": transfer, "tus": {"expire_after": "1h"}}
 
 
