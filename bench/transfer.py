@@ -1,0 +1,294 @@
+"""What moving uploads to S3 costs, beside `aws s3 cp` of the same bytes to the same server in the same run.
+
+    python bench/transfer.py                 # three rounds of 1 GiB: about two minutes
+    python bench/transfer.py --size 256 --rounds 1 --pace 50
+
+Two questions. How fast is the worker, and at which cost: an upload that is complete waits for the worker,
+and the time from `completed_at` to `stored_at` is set against the AWS CLI with the same part size and the
+same number of requests at once. And how long after its last byte is an upload stored that arrives at the
+pace of a network, with `transfer.eager` and without.
+
+The server is `rclone serve s3` on loopback, which shares the two CPUs with whoever sends. Both senders read
+a file that is not in the page cache. `aws` comes from PyPI into `.venv/awscli`, since it pins botocore.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from processes import Tree, peak_kib, reset_peaks
+
+from tests.support.s3_servers import ACCESS_KEY, REGION, SECRET_KEY, S3Server, rclone_s3
+from tests.support.server import Server
+
+MIB: Final = 2**20
+GIB: Final = 2**30
+PART_MIB: Final = 16
+CONCURRENCY: Final = 4
+"""Parts at once, of either sender."""
+PIECE: Final = MIB
+DEADLINE_SECONDS: Final = 300.0
+AWS: Final = ROOT / ".venv" / "awscli" / "bin" / "aws"
+INSTALL_SECONDS: Final = 300
+
+MOST_MEMORY_MIB: Final = 150
+MOST_EAGER_SECONDS: Final = 2.0
+
+
+@dataclass
+class Case:
+    """The rounds of one sender."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    peak_mib: float = 0.0
+
+    def row(self, size: int) -> str:
+        """Render a line of the table."""
+        speed = size / MIB / statistics.median(self.seconds)
+        cpu = statistics.median(self.cpu_seconds) / (size / GIB)
+        spread = f"{min(self.seconds):.2f} - {max(self.seconds):.2f}"
+        return (
+            f"| {self.name} | {len(self.seconds)} | {statistics.median(self.seconds):.2f} | {spread} "
+            f"| {speed:,.0f} | {cpu:.2f} | {self.peak_mib:.0f} |"
+        )
+
+
+def say(what: str) -> None:
+    """Tell what is going on, beside the report."""
+    print(f"bench: {what}", file=sys.stderr, flush=True)
+
+
+# --- the bytes -------------------------------------------------------------------------------------
+
+
+def random_file(path: Path, size: int) -> Path:
+    """Write so many random bytes, durably."""
+    with path.open("wb") as file:
+        for _ in range(0, size, PIECE):
+            file.write(os.urandom(PIECE))
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+def forget(path: Path) -> None:
+    """Drop a file from the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
+# --- the AWS CLI -----------------------------------------------------------------------------------
+
+
+def aws_environment(folder: Path) -> dict[str, str]:
+    """Answer the environment in which the AWS CLI does as we do: parts and requests alike."""
+    config = folder / "aws.config"
+    config.write_text(
+        f"[default]\nregion = {REGION}\ns3 =\n  max_concurrent_requests = {CONCURRENCY}\n"
+        f"  multipart_threshold = {PART_MIB}MB\n  multipart_chunksize = {PART_MIB}MB\n  addressing_style = path\n"
+    )
+    keys = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    return {**os.environ, **keys, "AWS_CONFIG_FILE": str(config), "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+def install_aws() -> Path:
+    """Answer the AWS CLI's program, installed if it is not there."""
+    if not AWS.exists():
+        say("installing awscli into .venv/awscli")
+        home = AWS.parents[1]
+        subprocess.run([sys.executable, "-m", "venv", home], check=True, timeout=INSTALL_SECONDS)
+        subprocess.run([home / "bin" / "pip", "-q", "install", "awscli>=1.46"], check=True, timeout=INSTALL_SECONDS)
+    return AWS
+
+
+def aws_copy(program: Path, path: Path, s3: S3Server, key: str, environment: dict[str, str]) -> tuple[float, float, float]:
+    """Copy a file; answer seconds on the wall, seconds of CPU and peak memory in MiB."""
+    command = [program, "s3", "cp", "--only-show-errors", "--endpoint-url", s3.endpoint_url, path, f"s3://{s3.bucket}/{key}"]
+    started = time.monotonic()
+    process = subprocess.Popen(command, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    took = time.monotonic() - started
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit("bench: aws s3 cp failed")
+    return took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+# --- our server ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def our_server(folder: Path, s3: S3Server, *, eager: bool) -> Iterator[Server]:
+    """Run the real server with S3 behind it."""
+    storage = s3.storage_config()
+    storage["s3"] |= {"part_size": PART_MIB * MIB, "multipart_threshold": PART_MIB * MIB, "part_concurrency": CONCURRENCY}
+    with Server(folder, {"storage": storage, "transfer": {"eager": eager}}) as server:
+        yield server
+
+
+def send(server: Server, path: Path, pace_mib: float | None) -> str:
+    """Upload a file in one PATCH, at a pace if there is one; answer the upload's id."""
+    size = path.stat().st_size
+    parts = urlsplit(server.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=DEADLINE_SECONDS)
+    with contextlib.closing(connection):
+        connection.request("POST", parts.path, headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(size)})
+        created = connection.getresponse()
+        created.read()
+        connection.putrequest("PATCH", urlsplit(created.headers["Location"]).path)
+        for name, value in (
+            ("Tus-Resumable", "1.0.0"),
+            ("Upload-Offset", "0"),
+            ("Content-Type", "application/offset+octet-stream"),
+            ("Content-Length", str(size)),
+        ):
+            connection.putheader(name, value)
+        connection.endheaders()
+        started = time.monotonic()
+        with path.open("rb") as file:
+            sent = 0
+            while piece := file.read(PIECE):
+                connection.send(piece)
+                sent += len(piece)
+                if pace_mib:
+                    time.sleep(max(0.0, started + sent / MIB / pace_mib - time.monotonic()))
+        answer = connection.getresponse()
+        answer.read()
+    if answer.status != 204:
+        raise SystemExit(f"bench: the upload was answered {answer.status}")
+    return str(created.headers["Upload-Id"])
+
+
+def wait_stored(server: Server, upload_id: str) -> dict[str, Any]:
+    """Wait until an upload is stored; answer what the API says of it."""
+    ends_at = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < ends_at:
+        with urllib.request.urlopen(f"{server.origin}/api/v1/uploads/{upload_id}", timeout=10) as response:
+            seen: dict[str, Any] = json.load(response)
+        if seen["state"] == "stored":
+            return seen
+        if seen["state"] == "transfer_failed":
+            raise SystemExit(f"bench: the transfer failed: {seen['last_error']}")
+        time.sleep(0.05)
+    raise SystemExit("bench: the upload is not stored in time")
+
+
+def seconds_to_store(seen: dict[str, Any]) -> float:
+    """Answer the time from the last byte to the object, by the database's clock."""
+    moments = [datetime.fromisoformat(seen[name]) for name in ("completed_at", "stored_at")]
+    return (moments[1] - moments[0]).total_seconds()
+
+
+def measured_transfer(server: Server, path: Path) -> tuple[float, float, float]:
+    """Upload a file as fast as it goes; answer what its transfer took: seconds, CPU, peak in MiB."""
+    workers = server.ready.worker_pids
+    tree = Tree(workers, dict.fromkeys(workers, "worker"))
+    reset_peaks(workers)
+    before = tree.cpu_seconds()["worker"]
+    seen = wait_stored(server, send(server, path, None))
+    tree.wait_until_idle(5)
+    cpu = tree.cpu_seconds()["worker"] - before
+    return seconds_to_store(seen), cpu, max(peak_kib(pid) for pid in workers) / 1024
+
+
+# --- the report ------------------------------------------------------------------------------------
+
+
+def compare_senders(path: Path, s3: S3Server, folder: Path, rounds: int) -> list[Case]:
+    """Let both senders send the file in turn."""
+    aws, environment = install_aws(), aws_environment(folder)
+    tiny = random_file(folder / "tiny", PIECE)
+    start = Case("`aws s3 cp` of 1 MiB: its start")
+    theirs, ours = Case(f"`aws s3 cp`, {CONCURRENCY} requests at once"), Case(f"worker, {CONCURRENCY} parts at once")
+    with our_server(folder / "transfer", s3, eager=False) as server:
+        for number in range(rounds):
+            say(f"round {number + 1} of {rounds}")
+            for case, source in ((start, tiny), (theirs, path)):
+                forget(source)
+                add(case, aws_copy(aws, source, s3, f"aws-{number}-{source.name}", environment))
+            forget(path)
+            add(ours, measured_transfer(server, path))
+    return [start, theirs, ours]
+
+
+def add(case: Case, figures: tuple[float, float, float]) -> None:
+    """Record a round."""
+    case.seconds.append(figures[0])
+    case.cpu_seconds.append(figures[1])
+    case.peak_mib = max(case.peak_mib, figures[2])
+
+
+def last_byte_to_stored(path: Path, s3: S3Server, folder: Path, rounds: int, pace: float) -> dict[bool, list[float]]:
+    """Upload at a pace; answer the seconds from the last byte to the object, eager and not."""
+    found: dict[bool, list[float]] = {}
+    for eager in (False, True):
+        with our_server(folder / f"eager-{eager}", s3, eager=eager) as server:
+            for number in range(rounds):
+                say(f"transfer.eager = {str(eager).lower()}, round {number + 1} of {rounds}")
+                seen = wait_stored(server, send(server, path, pace))
+                found.setdefault(eager, []).append(seconds_to_store(seen))
+    return found
+
+
+def verdict(good: bool) -> str:
+    """Render a verdict."""
+    return "**meets**" if good else "**misses**"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the upload (default: 1024)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each case (default: 3)")
+    parser.add_argument("--pace", type=float, default=100, help="MiB/s of the paced client (default: 100)")
+    parser.add_argument("--dir", type=Path, help="where the data go (default: the temporary folder)")
+    options = parser.parse_args()
+    size = options.size * MIB
+    with tempfile.TemporaryDirectory(prefix="tusd-bench-", dir=options.dir) as name:
+        folder = Path(name)
+        path = random_file(folder / "file", size)
+        with rclone_s3(folder) as s3:
+            start, theirs, ours = compare_senders(path, s3, folder, options.rounds)
+            stored = last_byte_to_stored(path, s3, folder, options.rounds, options.pace)
+    print(f"| {options.size} MiB to rclone | rounds | median s | range s | MiB/s | CPU s/GiB | peak MiB |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for case, of in ((start, MIB), (theirs, size), (ours, size)):
+        print(case.row(of))
+    alone = statistics.median(theirs.seconds) - statistics.median(start.seconds)
+    print(f"\n| {options.size} MiB at {options.pace:.0f} MiB/s | rounds | last byte to stored, median s | range s |")
+    print("|---|---:|---:|---:|")
+    for eager, times in stored.items():
+        label = f"transfer.eager = {str(eager).lower()}"
+        print(f"| {label} | {len(times)} | {statistics.median(times):.2f} | {min(times):.2f} - {max(times):.2f} |")
+    mine, late = statistics.median(ours.seconds), statistics.median(stored[True])
+    print("\n| expectation | measured | verdict |\n|---|---:|---|")
+    print(f"| not slower than `aws s3 cp`, its start left out ({alone:.2f} s) | {mine:.2f} s | {verdict(mine <= alone)} |")
+    print(f"| worker's memory ≤ {MOST_MEMORY_MIB} MiB | {ours.peak_mib:.0f} | {verdict(ours.peak_mib <= MOST_MEMORY_MIB)} |")
+    print(f"| eager: stored ≤ {MOST_EAGER_SECONDS:.0f} s after the last byte | {late:.2f} s | {verdict(late <= MOST_EAGER_SECONDS)} |")
+
+
+if __name__ == "__main__":
+    main()
