@@ -24,6 +24,9 @@ CREATE TABLE uploads (
     metadata       text,
     concat         text        CHECK (concat IN ('partial', 'final')),
     concat_header  text,
+    -- Whose rules hold for it, and what begins its transfer: both as configured when it was created.
+    profile        text        NOT NULL DEFAULT 'default',
+    trigger        text        NOT NULL DEFAULT 'complete' CHECK (trigger IN ('complete', 'commit', 'manual')),
     filename       text,
     content_type   text,
     -- Rendered once; every attempt of a transfer writes the same key.
@@ -42,6 +45,8 @@ CREATE TABLE uploads (
     updated_at     timestamptz NOT NULL DEFAULT now(),
     expires_at     timestamptz,
     completed_at   timestamptz,
+    -- When the application said that it wants to keep it.
+    committed_at   timestamptz,
     stored_at      timestamptz,
     -- Since when nobody may use it any more; its row goes some time after.
     gone_at        timestamptz,

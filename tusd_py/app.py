@@ -29,9 +29,10 @@ from tusd_py.http.forwarded import TrustedProxies
 from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
 from tusd_py.metrics import Metrics
+from tusd_py.policy import Rules
 from tusd_py.ports import AheadStore
 from tusd_py.protocol.features import Features
-from tusd_py.protocol.upload import UploadId
+from tusd_py.protocol.upload import Trigger, UploadId
 from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.buffers import AppendSettings
 from tusd_py.services.catalog import Catalog
@@ -212,8 +213,15 @@ def upload_settings(config: Config, features: Features) -> UploadSettings:
         allow_unfinished_parts=features.offers("concatenation-unfinished"),
         max_empty_patches=config.limits.max_empty_patches,
         gone_status=config.tus.gone_status,
-        create_scope=config.auth.jwt.create_scope,
-        read_any_scope=config.auth.jwt.read_any_scope,
+        rules=Rules(
+            create_scope=config.auth.jwt.create_scope,
+            read_any_scope=config.auth.jwt.read_any_scope,
+            admin_scope=config.auth.jwt.admin_scope,
+            downloads={name: profile.perm_download for name, profile in config.profiles.items()},
+        ),
+        triggers={
+            name: Trigger(profile.trigger or config.transfer.trigger) for name, profile in config.profiles.items()
+        },
     )
 
 
@@ -231,7 +239,12 @@ def make_work(core: Core) -> Work:
     transfer = config.transfer
     worker = f"{socket.gethostname()}:{os.getpid()}"
     jobs = PostgresJobs(core.database, node=config.node, worker=worker, lease_seconds=transfer.lease)
-    sweep = PostgresSweep(core.database, core.wakeups, node=config.node)
+    sweep = PostgresSweep(
+        core.database,
+        core.wakeups,
+        node=config.node,
+        uncommitted_after_seconds=config.cleanup.uncommitted_after,
+    )
     transfers = Transfers(
         jobs=jobs,
         uploads=core.uploads,
@@ -241,6 +254,7 @@ def make_work(core: Core) -> Work:
         metrics=core.metrics,
         digests=config.integrity.digests,
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
+        object_parameters={name: profile.object_parameters.named() for name, profile in config.profiles.items()},
     )
     settings = WorkerSettings(
         concurrency=transfer.concurrency,

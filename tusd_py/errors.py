@@ -220,6 +220,12 @@ class Forbidden(AccessError):
     code, status = "ERR_FORBIDDEN", 403
 
 
+class UnknownProfile(AccessError):
+    """The token names a profile that this server does not have."""
+
+    code, status = "ERR_UNKNOWN_PROFILE", 403
+
+
 class OriginNotAllowed(AccessError):
     """This origin may not use the server."""
 

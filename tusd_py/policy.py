@@ -5,11 +5,16 @@ Whoever is asking was found out before (`tusd_py.auth`); here is only the rule.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from tusd_py.errors import Forbidden, Unauthenticated, UploadNotFound
+from tusd_py.errors import Forbidden, Unauthenticated, UnknownProfile, UploadNotFound
+from tusd_py.protocol.upload import DEFAULT_PROFILE
+
+OWNER: Final = "owner"
+PUBLIC: Final = "public"
 
 
 class Intent(StrEnum):
@@ -22,6 +27,10 @@ class Intent(StrEnum):
     DOWNLOAD = "download"
     READ = "read"
     LIST = "list"
+    COMMIT = "commit"
+    TRANSFER = "transfer"
+    REMOVE = "remove"
+    FORCE = "force"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +45,35 @@ class Principal:
     scopes: frozenset[str]
     expired: bool = False
     anonymous: bool = False
+    profile: str = DEFAULT_PROFILE
+    """Under which profile its uploads are made. Not known to exist."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says about who may do what. An empty scope is held by nobody."""
+
+    create_scope: str = ""
+    """The scope without which nobody creates; empty: none is needed."""
+    read_any_scope: str = ""
+    admin_scope: str = ""
+    downloads: Mapping[str, str] = field(default_factory=lambda: {DEFAULT_PROFILE: OWNER})
+    """Every profile, and who may download its uploads: "owner", "public", or a scope."""
+
+    @property
+    def serves_nobody_in_particular(self) -> bool:
+        """Tell whether there are uploads that everybody may download."""
+        return PUBLIC in self.downloads.values()
+
+    def may_download(self, profile: str) -> str:
+        """Answer who may download the uploads of a profile; one that is configured no more is private."""
+        return self.downloads.get(profile, OWNER)
 
 
 ANONYMOUS: Final = Principal(subject=None, scopes=frozenset(), anonymous=True)
 """Everybody, on a server that runs without authentication."""
+NOBODY: Final = Principal(subject=None, scopes=frozenset())
+"""Who shows no credential where one is asked for."""
 
 _RESUMING: Final = frozenset({Intent.HEAD, Intent.WRITE})
 """What an expired token still allows: a 401 here makes clients forget a half-done upload."""
@@ -47,30 +81,55 @@ _RESUMING: Final = frozenset({Intent.HEAD, Intent.WRITE})
 _READING: Final = frozenset({Intent.READ, Intent.DOWNLOAD, Intent.LIST})
 """What the scope for other people's uploads allows. HEAD is no reading: it serves to resume."""
 
+_MANAGING: Final = frozenset({Intent.READ, Intent.LIST, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE})
+"""What the scope of operators allows. They see that an upload is there, and not what is in it."""
+
 
 def permits(
-    principal: Principal, intent: Intent, owner: str | None, *, create_scope: str, read_any_scope: str
+    principal: Principal, intent: Intent, owner: str | None, rules: Rules, *, profile: str = DEFAULT_PROFILE
 ) -> None:
-    """Return if `principal` may do this to an upload of `owner`, raise otherwise.
+    """Return if `principal` may do this to an upload of `owner` under `profile`, raise otherwise.
 
-    `owner` does not matter for CREATE; for LIST it is whose uploads are wanted, None for everybody's.
-    An empty `create_scope` asks for no scope, an empty `read_any_scope` is held by nobody.
+    Both do not matter for CREATE, which asks for the profile of the principal; for LIST `owner` is
+    whose uploads are wanted, None for everybody's.
 
     Raises:
         Unauthenticated: nobody in particular is asking, or the token expired.
-        Forbidden: the token lacks the scope to create.
+        Forbidden: the token lacks the scope to create, to list other people's uploads, or to use force.
+        UnknownProfile: the token asks for a profile that is not configured.
         UploadNotFound: the upload is somebody else's, whose existence is nobody's business.
     """
-    if principal.anonymous:
+    if principal.anonymous or (intent is Intent.DOWNLOAD and rules.may_download(profile) == PUBLIC):
         return
     if principal.subject is None or (principal.expired and intent not in _RESUMING):
         raise Unauthenticated(intent=str(intent), expired=principal.expired)
     if intent is Intent.CREATE:
-        if create_scope and create_scope not in principal.scopes:
-            raise Forbidden(intent=str(intent), subject=principal.subject, missing_scope=create_scope)
-    elif owner != principal.subject and not _may_read_any(principal, intent, read_any_scope):
+        _permit_creation(principal, rules)
+    elif not _may_any(principal, intent, rules, profile):
+        _permit_own(principal, intent, owner)
+
+
+def _permit_creation(principal: Principal, rules: Rules) -> None:
+    if rules.create_scope and rules.create_scope not in principal.scopes:
+        raise Forbidden(intent="create", subject=principal.subject, missing_scope=rules.create_scope)
+    if principal.profile not in rules.downloads:
+        raise UnknownProfile(subject=principal.subject, profile=principal.profile)
+
+
+def _may_any(principal: Principal, intent: Intent, rules: Rules, profile: str) -> bool:
+    """Tell whether a scope allows this, whoever owns the upload."""
+    scopes = set()
+    if intent in _READING:
+        scopes.add(rules.read_any_scope)
+    if intent in _MANAGING:
+        scopes.add(rules.admin_scope)
+    if intent is Intent.DOWNLOAD and rules.may_download(profile) != OWNER:
+        scopes.add(rules.may_download(profile))
+    return bool((scopes - {""}) & principal.scopes)
+
+
+def _permit_own(principal: Principal, intent: Intent, owner: str | None) -> None:
+    if intent is Intent.FORCE or (intent is Intent.LIST and owner != principal.subject):
+        raise Forbidden(intent=str(intent), subject=principal.subject)
+    if owner != principal.subject:
         raise UploadNotFound(intent=str(intent), subject=principal.subject)
-
-
-def _may_read_any(principal: Principal, intent: Intent, read_any_scope: str) -> bool:
-    return intent in _READING and bool(read_any_scope) and read_any_scope in principal.scopes

@@ -25,6 +25,7 @@ from tests.contract.destinations import (
     S3Account,
     S3Destination,
 )
+from tests.integration.support import World, open_world, shared_database
 from tests.support.s3_servers import ACCESS_KEY, BUCKET, S3_SERVERS, SECRET_KEY
 from tusd_py.ports import ObjectStore, Segment
 
@@ -135,6 +136,20 @@ def content() -> Callable[[int], bytes]:
         return whole[:length]
 
     return cut
+
+
+@pytest.fixture(scope="session")
+def shared_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """One database for the contracts of everything that is kept in one."""
+    with shared_database(postgres_dsn, template_database) as dsn:
+        yield dsn
+
+
+@pytest.fixture(params=["postgres"])
+async def world(shared_dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
+    """The database layer, empty."""
+    async with open_world(shared_dsn, tmp_path, pool_size=20) as opened:
+        yield opened
 
 
 @pytest.fixture

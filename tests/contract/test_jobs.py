@@ -5,30 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.integration.support import World, open_world, shared_database, stored
+from tests.integration.support import World, stored
 from tusd_py.database.jobs import KEPT_ATTEMPTS
 from tusd_py.errors import TransferCancelled, TransientStoreError
 from tusd_py.ports import LARGE_BYTES, Digests, Job, PartRecord
 from tusd_py.protocol.upload import Concat, State
 
 ERROR = TransientStoreError("The store is away.", reason="refused")
-
-
-@pytest.fixture(scope="module")
-def shared_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    with shared_database(postgres_dsn, template_database) as dsn:
-        yield dsn
-
-
-@pytest.fixture(params=["postgres"])
-async def world(shared_dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    async with open_world(shared_dsn, tmp_path, pool_size=20) as opened:
-        yield opened
 
 
 async def claimed(world: World, **changes: object) -> Job:
@@ -121,7 +107,7 @@ async def test_a_job_whose_upload_has_moved_on_is_not_runnable(world: World) -> 
 async def test_a_failed_transfer_that_is_queued_again_may_run(world: World) -> None:
     job = await claimed(world)
     await world.jobs().fail(job, ERROR, code="ERR")
-    await world.uploads.requeue(job.upload.id)
+    await world.uploads.request_transfer(job.upload.id)
 
     (again,) = await world.jobs().claim(1)
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.support import DAY, NODE, World, new_upload, open_world, shared_database, stored
+from tests.integration.support import DAY, NODE, World, new_upload, open_world, stored
 from tusd_py import crc64
 from tusd_py.errors import (
     InvalidConcat,
-    InvalidTransition,
     LengthConflict,
     OffsetConflict,
     PartInUse,
@@ -27,18 +25,6 @@ from tusd_py.errors import (
 from tusd_py.ports import Job
 from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
-
-
-@pytest.fixture(scope="module")
-def shared_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    with shared_database(postgres_dsn, template_database) as dsn:
-        yield dsn
-
-
-@pytest.fixture(params=["postgres"])
-async def world(shared_dsn: str, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    async with open_world(shared_dsn, tmp_path, pool_size=20) as opened:
-        yield opened
 
 
 async def fail_transfer(world: World, upload: Upload) -> None:
@@ -669,99 +655,3 @@ async def test_by_force_and_a_record_at_once_agree(world: World, round_number: i
     for upload in uploads:
         assert await world.state(upload) is State.REMOVING
     assert {job.id for job in jobs if (await world.find(job.upload)).remote_present} == recorded
-
-
-# --- try again -------------------------------------------------------------------------------------
-
-
-async def test_a_failed_transfer_is_tried_again_with_all_its_retries(world: World) -> None:
-    upload = await world.completed()
-    await fail_transfer(world, upload)
-
-    again = await world.uploads.requeue(upload.id)
-
-    assert again.state is State.TRANSFER_FAILED
-    columns = "state, attempt, failures, length"
-    assert await world.jobs_of(upload, columns) == [("failed", 1, 1, 10), ("queued", 0, 0, 10)]
-    (job,) = await world.jobs().claim(1)
-    assert (job.attempt, job.failures, job.runnable) == (1, 0, True)
-    assert await world.state(upload) is State.TRANSFERRING
-
-
-async def test_asking_again_while_it_waits_or_runs_changes_nothing(world: World) -> None:
-    upload = await world.completed()
-    await fail_transfer(world, upload)
-
-    await asyncio.gather(*(world.uploads.requeue(upload.id) for _ in range(3)))
-    await world.jobs().claim(1)
-    await world.uploads.requeue(upload.id)
-
-    assert await world.jobs_of(upload) == [("transfer", "failed"), ("transfer", "running")]
-
-
-@pytest.mark.parametrize("state", [State.CREATED, State.UPLOADING, State.STORED])
-async def test_what_has_not_failed_is_not_tried_again(world: World, state: State) -> None:
-    upload = await world.force_state(await world.create(), state)
-
-    with pytest.raises(InvalidTransition):
-        await world.uploads.requeue(upload.id)
-
-
-async def test_what_is_gone_is_not_tried_again(world: World) -> None:
-    upload = await world.completed()
-    await fail_transfer(world, upload)
-    await world.uploads.remove(upload.id)
-
-    for upload_id in (upload.id, UploadId(uuid.uuid4())):
-        with pytest.raises(UploadNotFound):
-            await world.uploads.requeue(upload_id)
-
-
-async def test_old_jobs_are_forgotten_however_often_it_is_tried(world: World) -> None:
-    upload = await world.completed()
-    for _ in range(15):
-        await fail_transfer(world, upload)
-        await world.uploads.requeue(upload.id)
-
-    states = [state for (state,) in await world.jobs_of(upload, "state")]
-    assert states == ["failed"] * 10 + ["queued"]
-    assert len(await world.attempts_of(upload)) == 10
-
-
-# --- how a transfer stands -------------------------------------------------------------------------
-
-
-async def test_people_see_how_the_latest_transfer_stands(world: World) -> None:
-    upload = await world.completed()
-    queue = world.jobs()
-    assert await world.uploads.transfer_view((await world.create()).id) is None
-
-    waiting = await world.uploads.transfer_view(upload.id)
-    (job,) = await queue.claim(1)
-    await queue.ledger(job).progress(6)
-    running = await world.uploads.transfer_view(upload.id)
-    error = PermanentStoreError(code="AccessDenied", key="secret/path")
-    await queue.retry(job, error, code="ERR_STORE_REFUSED", delay_seconds=60)
-    failed_once = await world.uploads.transfer_view(upload.id)
-
-    assert waiting is not None
-    assert running is not None
-    assert failed_once is not None
-    assert (waiting.state, waiting.attempts, waiting.next_attempt_at is None) == ("queued", 0, False)
-    assert (running.state, running.attempts, running.bytes_done, running.next_attempt_at) == ("running", 1, 6, None)
-    assert (failed_once.state, failed_once.failures, failed_once.error_code) == ("retry_wait", 1, "ERR_STORE_REFUSED")
-    assert failed_once.next_attempt_at is not None
-    assert failed_once.last_error == "The store refused, and a retry cannot help. (AccessDenied)"
-
-
-async def test_what_people_see_names_no_path_and_operators_see_all(world: World) -> None:
-    upload = await world.completed()
-    queue = world.jobs()
-    (job,) = await queue.claim(1)
-
-    await queue.fail(job, PermanentStoreError(path="/srv/data", reason="nul\0"), code="ERR_STORE_REFUSED")
-
-    view = await world.uploads.transfer_view(upload.id)
-    assert view is not None
-    assert "/srv" not in f"{view.last_error}{(await world.find(upload)).error}"
-    assert "/srv/data" in await world.value("SELECT error FROM job_attempts")

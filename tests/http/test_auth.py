@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 
 import jwt
 import pytest
@@ -157,3 +158,55 @@ async def test_an_override_needs_the_same_permission(guarded):
 
     assert refused.status == 404
     assert (await guarded.head(path, bearer())).status == 200
+
+
+# --- profiles --------------------------------------------------------------------------------------
+
+PROFILES = {"open": {"perm_download": "public"}, "team": {"perm_download": "team:read"}}
+
+
+async def test_a_token_picks_the_profile_of_its_uploads(serve):
+    served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
+
+    uploads = [await served.upload(await served.create(5, bearer(**claims))) for claims in ({}, {"profile": "team"})]
+
+    assert [upload.profile for upload in uploads] == ["default", "team"]
+
+
+@pytest.mark.parametrize("profile", ["nowhere", "", 7, None])
+async def test_a_profile_that_is_not_configured_is_refused(serve, profile):
+    served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
+    path = await served.create(5, bearer())
+
+    refused = await served.request("POST", "/files/", bearer(profile=profile) | {"Upload-Length": "5"})
+    resumed = await served.patch(path, 0, b"hello", bearer(profile=profile))
+
+    assert (refused.status, resumed.status) == (403, 204)
+    assert refused.body.startswith(b"ERR_UNKNOWN_PROFILE: ")
+
+
+async def test_a_profile_says_who_may_download(serve):
+    served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
+    readers = [{}, {"Authorization": "Bearer x"}, bearer("bob"), bearer("bob", scope="team:read"), bearer()]
+    statuses = {}
+    for profile in ("default", "open", "team"):
+        path = await served.create(5, BODY | bearer(profile=profile), b"hello")
+        link = f"/download/{(await served.upload(path)).id}"
+        answers = [await served.request("GET", link, headers) for headers in readers]
+        statuses[profile] = [answer.status for answer in answers]
+        assert all(answer.body == b"hello" for answer in answers if answer.status == 200)
+        shown = [await served.request("GET", f"/api/v1/uploads/{link[10:]}", headers) for headers in readers]
+        assert [answer.status for answer in shown] == [401, 401, 404, 404, 200]
+
+    assert statuses == {
+        "default": [401, 401, 404, 404, 200],
+        "open": [200, 200, 200, 200, 200],
+        "team": [401, 401, 404, 200, 200],
+    }
+    assert (await served.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401
+
+
+async def test_where_nothing_is_public_nobody_gets_as_far_as_the_database(guarded):
+    await guarded.core.database.close()
+
+    assert (await guarded.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401

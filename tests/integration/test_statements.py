@@ -19,7 +19,7 @@ import pytest
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import NODE, World
-from tusd_py.database import jobs, ledger, removal, statistics, sweep, uploads
+from tusd_py.database import jobs, ledger, removal, statistics, sweep, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, sources
 
@@ -159,12 +159,15 @@ PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
     "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
     "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True], "uploads_pkey"),
-    "transfer_view": (uploads.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
+    "transfer_view": (transfers.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
+    "latest_transfer": (transfers.LATEST_TRANSFER, [NOBODY], "jobs_upload|jobs_pkey"),
+    "commit": (transfers.COMMIT, [NOBODY], "uploads_pkey"),
+    "attempts": (transfers.ATTEMPTS, [NOBODY, 100], "jobs_upload|jobs_pkey|jobs_live"),
     "claim": (jobs.CLAIM, [NODE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
     "next_due": (jobs.NEXT_DUE, [NODE, True, LARGE_BYTES], "jobs_due"),
     "lock_transfer": (removal.LOCK_TRANSFER, [NOBODY], "jobs_live|jobs_upload"),
-    "overdue": (sweep.OVERDUE, [NODE, 500, []], "uploads_unsettled"),
+    "overdue": (sweep.OVERDUE, [NODE, 60.0, 500, []], "uploads_unsettled"),
     "purgeable": (sweep.PURGEABLE, [NODE, 60.0, 500], "uploads_purgeable"),
     "requeue_failed": (sweep.REQUEUE_FAILED, [NODE, 60.0, 500], "uploads_unsettled"),
     "adopt_jobless": (sweep.ADOPT_JOBLESS, [NODE, 500], "uploads_unsettled"),

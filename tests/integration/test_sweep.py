@@ -11,18 +11,19 @@ from typing import Any
 
 import pytest
 
-from tests.integration.support import DAY, World, stored
+from tests.integration.support import DAY, NODE, World, stored
 from tests.integration.workers import Failing, is_true, reaches, working
+from tusd_py.database.sweep import PostgresSweep
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
-from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.protocol.upload import Concat, State, Trigger, Upload
 from tusd_py.worker import sweep as module
 from tusd_py.worker.sweep import Sweep, SweepSettings
 
 OLD = 7200.0
 
 
-def sweep(world: World, **changes: Any) -> Sweep:
+def sweep(world: World, *, records: PostgresSweep | None = None, **changes: Any) -> Sweep:
     values: dict[str, Any] = {
         "interval_seconds": 60.0,
         "delete_local": True,
@@ -32,7 +33,7 @@ def sweep(world: World, **changes: Any) -> Sweep:
         "orphans_after_seconds": 3600.0,
         "events_after_seconds": 3600.0,
     }
-    return Sweep(world.sweep, world.staging, SweepSettings(**(values | changes)), Metrics())
+    return Sweep(records or world.sweep, world.staging, SweepSettings(**(values | changes)), Metrics())
 
 
 async def age(world: World, upload: Upload, *columns: str) -> None:
@@ -114,6 +115,47 @@ async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: 
     assert done["expired"] == 0
 
 
+async def test_what_nobody_committed_expires_after_its_time(world: World) -> None:
+    """U11: uploads that waited for a commit, are not on hold, and that nobody wants transferred either."""
+    forgotten = await world.received(trigger=Trigger.COMMIT)
+    final = await world.final([await world.part(b"abc")], trigger=Trigger.COMMIT)
+    kept = [await world.received(trigger=Trigger.COMMIT) for _ in range(4)]
+    young, held, committed, wanted = kept
+    others = [await world.received(trigger=trigger) for trigger in (Trigger.COMPLETE, Trigger.MANUAL)]
+    await world.sql("UPDATE uploads SET hold = true WHERE id = $1", held.id)
+    await world.uploads.commit(committed.id)
+    await world.uploads.request_transfer(wanted.id)
+    for upload in (forgotten, final, held, committed, wanted, *others):
+        await age(world, upload, "completed_at")
+    records = PostgresSweep(world.database, world.wakeups, node=NODE, uncommitted_after_seconds=3600)
+
+    assert (await sweep(world).once())["expired"] == 0
+    done = await sweep(world, records=records).once()
+
+    assert done["expired"] == 2
+    for upload in (young, held, committed, wanted, *others):
+        assert await world.state(upload) is State.COMPLETED
+    for upload in (forgotten, final):
+        assert await world.state(upload) is State.EXPIRED
+        assert await world.jobs_of(upload) == [("remove", "queued")]
+    await world.sql("DELETE FROM jobs WHERE kind = 'transfer'")
+    async with working(world):
+        await is_true(lambda: not world.staged(forgotten), "its bytes are gone")
+    assert world.staged(young)
+
+
+async def test_what_was_committed_in_the_last_moment_stays(world: World) -> None:
+    upload = await world.received(trigger=Trigger.COMMIT)
+    await age(world, upload, "completed_at")
+    records = PostgresSweep(world.database, world.wakeups, node=NODE, uncommitted_after_seconds=3600)
+    assert [overdue.id for overdue in await records.overdue(10)] == [upload.id]
+
+    await world.uploads.commit(upload.id)
+
+    assert not await records.expire(upload.id)
+    assert await world.jobs_of(upload) == [("transfer", "queued")]
+
+
 async def test_another_nodes_uploads_are_its_own_affair(world: World) -> None:
     upload = await world.create(node="there")
     await world.run_out_of_time(upload)
@@ -143,7 +185,7 @@ async def test_parts_stay_while_a_final_needs_them_however_overdue(world: World)
         for _ in ("completed", "transfer_failed"):
             assert (await sweep(world).once())["expired"] == 0
             await reaches(world, final, State.TRANSFER_FAILED)
-        await world.uploads.requeue(final.id)
+        await world.uploads.request_transfer(final.id)
         await reaches(world, final, State.STORED)
         assert world.object(final) == b"abab"
 
@@ -383,6 +425,20 @@ async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
     await age(world, upload, "updated_at")
 
     assert (await sweep(world, tombstones_after_seconds=DAY).once())["adopted"] == 0
+
+
+async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> None:
+    committed, waiting = [await world.completed(trigger=Trigger.COMMIT) for _ in range(2)]
+    manual = await world.completed(trigger=Trigger.MANUAL)
+    await world.uploads.commit(committed.id)
+    await world.uploads.commit(manual.id)
+    await world.sql("DELETE FROM jobs")
+    for upload in (committed, waiting, manual):
+        await age(world, upload, "updated_at")
+
+    assert (await sweep(world).once())["adopted"] == 1
+    found = [await world.jobs_of(upload) for upload in (committed, waiting, manual)]
+    assert found == [[("transfer", "queued")], [], []]
 
 
 # --- rows and events -------------------------------------------------------------------------------

@@ -110,6 +110,21 @@ def test_scopes_are_read_in_every_usual_form(granted: dict[str, object], expecte
 
 
 @pytest.mark.parametrize(
+    ("claims", "expected"),
+    [
+        ({}, "default"),
+        ({"profile": "photos"}, "photos"),
+        ({"profile": ""}, ""),
+        ({"profile": None}, ""),
+        ({"profile": ["photos"]}, ""),
+        ({"profile": 1}, ""),
+    ],
+)
+def test_a_token_may_name_a_profile(claims: dict[str, object], expected: str) -> None:
+    assert by_secret().authenticate(bearing(token(**claims))).profile == expected
+
+
+@pytest.mark.parametrize(
     "header",
     [
         None,

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tusd_py.config import Config, load_config
+from tusd_py.config import Config, ProfileConfig, load_config
 from tusd_py.config.checks import cross_problems, is_loopback, warnings
 from tusd_py.config.example import render_example
 from tusd_py.config.render import MASK, render_effective
@@ -62,6 +62,8 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from keys_of(field.annotation, f"{prefix}{name}.")
+        elif name == "profiles":
+            yield from keys_of(ProfileConfig, "profiles.default.")
         else:
             yield prefix + name
 
@@ -765,3 +767,60 @@ def test_the_configuration_cannot_be_changed() -> None:
 
 def test_a_dump_is_json() -> None:
     assert json.loads(Config().model_dump_json())["server"]["port"] == 1080
+
+
+# --- profiles --------------------------------------------------------------------------------------
+
+
+def test_there_is_always_the_profile_of_those_who_name_none(write: Files) -> None:
+    assert set(load_config().profiles) == {"default"}
+
+    profiles = load_config(write('[profiles.photos]\nperm_download = "public"\ntrigger = "commit"')).profiles
+
+    assert set(profiles) == {"default", "photos"}
+    assert (profiles["photos"].trigger, profiles["photos"].perm_download) == ("commit", "public")
+    assert (profiles["default"].trigger, profiles["default"].perm_download) == (None, "owner")
+
+
+def test_the_profile_of_those_who_name_none_can_be_configured(write: Files) -> None:
+    config = load_config(write('[profiles.default]\nobject_parameters = { cache_control = "no-store" }'))
+
+    assert config.profiles["default"].object_parameters.named() == {"CacheControl": "no-store"}
+
+
+def test_a_profile_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUSD_PROFILES__PHOTOS__PERM_DOWNLOAD", "files:photos")
+    monkeypatch.setenv("TUSD_PROFILES__PHOTOS__OBJECT_PARAMETERS", '{"storage_class": "GLACIER"}')
+
+    photos = load_config().profiles["photos"]
+
+    assert (photos.perm_download, photos.object_parameters.storage_class) == ("files:photos", "GLACIER")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[profiles.photos]\nx = 1", "profiles.photos.x: unknown key"),
+        ("[profiles.photos]\ntrigger = 'never'", "profiles.photos.trigger:"),
+        ("[profiles.photos]\nperm_download = ''", "profiles.photos.perm_download:"),
+        ("[profiles.photos]\nperm_download = 'two scopes'", "profiles.photos.perm_download:"),
+        ("[profiles.photos]\nobject_parameters = { a = 1 }", "profiles.photos.object_parameters.a: unknown key"),
+        ("[profiles.Photos]", "profiles.Photos"),
+        ("[profiles.'a b']", "profiles.a b"),
+        ("[profiles.'']", "profiles."),
+        ("[profiles]\nphotos = 1", "profiles.photos:"),
+        ("[transfer]\ntrigger = 'never'", "transfer.trigger:"),
+    ],
+)
+def test_a_profile_that_makes_no_sense_is_refused(write: Files, text: str, path: str) -> None:
+    (problem,) = problems_of(write(text))
+
+    assert problem.startswith(path)
+
+
+def test_profiles_are_shown_as_they_are_read(write: Files) -> None:
+    config = load_config(
+        write('[profiles.photos]\ntrigger = "manual"\nobject_parameters.metadata = { ab = "c", d = "e" }')
+    )
+
+    assert load_config(write(render_effective(config), "effective.toml")) == config

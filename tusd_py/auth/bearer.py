@@ -22,6 +22,7 @@ from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
 from tusd_py.policy import Principal
 from tusd_py.ports import Authenticator
+from tusd_py.protocol.upload import DEFAULT_PROFILE
 
 MAX_TOKEN_LENGTH: Final = 16 * 1024
 """Longer tokens are refused before anything is parsed."""
@@ -89,7 +90,7 @@ class BearerAuthenticator(Authenticator):
         if (now := self._now()) >= grace_until:
             raise Unauthenticated(reason="expired", expires_at=expires_at)
         expired = now >= fresh_until
-        principal = Principal(_subject(claims), _scopes(claims), expired=expired)
+        principal = Principal(_subject(claims), _scopes(claims), expired=expired, profile=_profile(claims))
         return _Verified(principal, until=grace_until if expired else fresh_until)
 
     def _claims(self, token: str) -> Mapping[str, Any]:
@@ -177,3 +178,9 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
     if not isinstance(granted, list):
         return frozenset()
     return frozenset(scope for scope in granted if isinstance(scope, str))
+
+
+def _profile(claims: Mapping[str, Any]) -> str:
+    """Answer the profile that the token asks for; what is no text names none that there is."""
+    profile = claims.get("profile", DEFAULT_PROFILE)
+    return profile if isinstance(profile, str) else ""

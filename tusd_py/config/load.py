@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_origin
+from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -35,6 +35,8 @@ from tusd_py.config.sections import (
     LimitsConfig,
     LoggingConfig,
     OperationsConfig,
+    ProfileConfig,
+    Profiles,
     RufhConfig,
     ServerConfig,
     StagingConfig,
@@ -43,6 +45,7 @@ from tusd_py.config.sections import (
     TusConfig,
 )
 from tusd_py.errors import ConfigError
+from tusd_py.protocol.upload import DEFAULT_PROFILE
 
 MAX_PORT: Final = 65535
 ENV_PREFIX: Final = "TUSD_"
@@ -110,6 +113,7 @@ class Config(BaseSettings):
     transfer: TransferConfig = Field(default_factory=TransferConfig)
     integrity: IntegrityConfig = Field(default_factory=IntegrityConfig)
     auth: AuthConfig = Field(default_factory=AuthConfig)
+    profiles: Profiles = Field(default_factory=lambda: {DEFAULT_PROFILE: ProfileConfig()})
     downloads: DownloadsConfig = Field(default_factory=DownloadsConfig)
     cleanup: CleanupConfig = Field(default_factory=CleanupConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
@@ -210,6 +214,9 @@ def _may_name_a_key(steps: list[str]) -> bool:
 
 
 def _is_section(annotation: object) -> bool:
+    """Tell whether there are keys below: a section, or a table of sections by name."""
+    if get_origin(annotation) is dict:
+        return _is_section(get_args(annotation)[1])
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 

@@ -6,6 +6,7 @@ Two callers: `check-config`, which shows the effective values and masks the secr
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,19 +34,29 @@ def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iter
     """Answer the lines of `model` and of every table in it, keys before tables as TOML demands."""
     fields = type(model).model_fields
     values = {name: getattr(model, name) for name in fields}
+    tables = {name: list(_tables(name, value)) for name, value in values.items()}
     for name, field in fields.items():
-        if not isinstance(values[name], BaseModel):
+        if not tables[name]:
             yield from comment(field.description or "")
             yield f"{name} = {_toml(_readable(values[name], field))}"
-    for name, value in values.items():
-        if isinstance(value, BaseModel):
-            path = f"{table}.{name}" if table else name
-            yield ""
-            yield from comment((type(value).__doc__ or "").split("\n", 1)[0])
-            yield f"[{path}]"
-            yield from render_lines(value, comment=comment, table=path)
+    for name, value in itertools.chain.from_iterable(tables.values()):
+        path = f"{table}.{name}" if table else name
+        yield ""
+        yield from comment((type(value).__doc__ or "").split("\n", 1)[0])
+        yield f"[{path}]"
+        yield from render_lines(value, comment=comment, table=path)
     if not table:
         yield ""
+
+
+def _tables(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
+    """Answer the tables that a value is written as: none, its own, or one for each of its names."""
+    if isinstance(value, BaseModel):
+        yield name, value
+    elif isinstance(value, dict):
+        for below, section in value.items():
+            if isinstance(section, BaseModel):
+                yield f"{name}.{below}", section
 
 
 def _readable(value: object, field: FieldInfo) -> object:
@@ -77,6 +88,9 @@ def _toml(value: object) -> str:
             return f"{{ {', '.join(items)} }}" if items else "{}"
         case list():
             return _toml_list([_toml(item) for item in value])
+        case dict():
+            items = [f"{_toml_text(key)} = {_toml(item)}" for key, item in value.items()]
+            return f"{{ {', '.join(items)} }}" if items else "{}"
         case _:
             return _toml_text(str(value))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.protocol.checksum import AllOf
-from tusd_py.protocol.upload import Concat, State, Upload, UploadProtocol
+from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Row
@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 UPLOAD_COLUMNS: Final = (
     "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
-    "expires_at, completed_at, stored_at, etag, sha256, md5, error, protocol, whole_checksum"
+    "expires_at, completed_at, committed_at, stored_at, etag, sha256, md5, error, profile, trigger, protocol, "
+    "whole_checksum"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
 _CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
+_TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
 
 def upload_columns(alias: str) -> str:
@@ -48,6 +50,7 @@ def upload_from_row(row: Row) -> Upload:
         updated_at=row["updated_at"],
         expires_at=row["expires_at"],
         completed_at=row["completed_at"],
+        committed_at=row["committed_at"],
         stored_at=row["stored_at"],
         etag=row["etag"],
         sha256=row["sha256"],
@@ -55,6 +58,8 @@ def upload_from_row(row: Row) -> Upload:
         error=row["error"],
         protocol=_PROTOCOLS[row["protocol"]],
         whole_checksum=AllOf.from_text(promised) if (promised := row["whole_checksum"]) is not None else None,
+        profile=row["profile"],
+        trigger=_TRIGGERS[row["trigger"]],
     )
 
 

@@ -26,7 +26,7 @@ FOLLOW_COMPLETION: Final = """
 queued AS (
     INSERT INTO jobs (upload_id, kind, node, length)
     SELECT id, 'transfer', node, upload_length FROM changed
-     WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial'
+     WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'
 ), told AS (
     INSERT INTO events (upload_id, kind, payload)
     SELECT id, CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END,
@@ -42,7 +42,7 @@ SEND_AHEAD: Final = """
 ahead AS (
     INSERT INTO jobs (upload_id, kind, node, length)
     SELECT id, 'ahead', node, upload_length FROM changed
-     WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL
+     WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
     ON CONFLICT DO NOTHING
 )
 """
@@ -72,8 +72,8 @@ CREATE: Final = f"""
 WITH changed AS (
     INSERT INTO uploads (id, token_hash, owner, node, state, upload_length, upload_offset, crc64nvme,
                          metadata, concat, concat_header, filename, content_type, object_key,
-                         protocol, whole_checksum, expires_at, completed_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17,
+                         protocol, whole_checksum, profile, trigger, expires_at, completed_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19,
             CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
             CASE WHEN $5 = 'completed' THEN now() END)
     RETURNING {UPLOAD_COLUMNS}
@@ -88,5 +88,5 @@ def create_arguments(new: NewUpload) -> tuple[Any, ...]:
         new.id, new.token_hash, new.owner, new.node, new.state, new.length, new.offset, signed(new.crc64nvme),
         new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
         float(new.expires_after_seconds), new.protocol,
-        None if new.whole_checksum is None else new.whole_checksum.to_text(),
+        None if new.whole_checksum is None else new.whole_checksum.to_text(), new.profile, new.trigger,
     )  # fmt: skip

@@ -24,18 +24,22 @@ NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = lin
              WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTS})
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 _OVERDUE: Final = f"""
-node = $1 AND NOT hold AND expires_at <= now() AND {_NOT_NEEDED}
-AND (state IN {IN_RECEIVING} OR (state = 'completed' AND concat = 'partial'))
-"""
+node = $1 AND NOT hold AND {_NOT_NEEDED}
+AND ((state IN {IN_RECEIVING} AND expires_at <= now())
+     OR (state = 'completed' AND concat = 'partial' AND expires_at <= now())
+     OR (state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'commit' AND committed_at IS NULL
+         AND $2::float8 > 0 AND completed_at <= now() - make_interval(secs => $2)
+         AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})))
+"""  # noqa: S608
 OVERDUE: Final = f"""
-SELECT {UPLOAD_COLUMNS} FROM uploads WHERE {_OVERDUE} AND id <> ALL ($3::uuid[]) ORDER BY created_at LIMIT $2
+SELECT {UPLOAD_COLUMNS} FROM uploads WHERE {_OVERDUE} AND id <> ALL ($4::uuid[]) ORDER BY created_at LIMIT $3
 """  # noqa: S608
 # Locked first and looked at anew: a final that was being made of it meanwhile is then seen.
 LOCK_OVERDUE: Final = "SELECT FROM uploads WHERE id = $1 FOR NO KEY UPDATE"
 EXPIRE: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'expired', gone_at = now(), updated_at = now()
-     WHERE id = $2 AND state = ANY ($3::text[]) AND {_OVERDUE}
+     WHERE id = $3 AND state = ANY ($4::text[]) AND {_OVERDUE}
     RETURNING id, node
 ), {DISOWN_LOCAL}
 INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved ON CONFLICT DO NOTHING
@@ -73,7 +77,9 @@ SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node,
        CASE state WHEN 'removing' THEN 0 ELSE upload_length END
   FROM uploads
  WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_JOBLESS}
-   AND (state = 'removing' OR (state IN ('completed', 'transferring') AND concat IS DISTINCT FROM 'partial'))
+   AND (state IN ('removing', 'transferring')
+        OR (state = 'completed' AND concat IS DISTINCT FROM 'partial'
+            AND (trigger = 'complete' OR (trigger = 'commit' AND committed_at IS NOT NULL))))
  LIMIT $2
 ON CONFLICT DO NOTHING
 RETURNING upload_id
@@ -120,18 +126,24 @@ SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
 class PostgresSweep(SweepRepository):
     """The cleanup queries of one node."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, node: str) -> None:
+    def __init__(
+        self, database: Database, wakeups: Wakeups, *, node: str, uncommitted_after_seconds: float = 0
+    ) -> None:
+        """`uncommitted_after_seconds` is how long a complete upload waits for its commit; 0: for ever."""
         self._database = database
         self._wakeups = wakeups
         self._node = node
+        self._uncommitted_after_seconds = float(uncommitted_after_seconds)
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
-        return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, self._node, limit, skip)]
+        arguments = (self._node, self._uncommitted_after_seconds, limit, skip)
+        return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, *arguments)]
 
     async def expire(self, upload_id: UploadId) -> bool:
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_OVERDUE, upload_id)
-            moved = await connection.fetchrow(EXPIRE, self._node, upload_id, sources(Event.EXPIRE))
+            arguments = (self._node, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
+            moved = await connection.fetchrow(EXPIRE, *arguments)
         return self._announce(0 if moved is None else 1) > 0
 
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:

@@ -10,21 +10,27 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.finals import PARTS, complete_finals, create_final, prolong_finals
-from tusd_py.database.removal import LOCK_UPLOAD, remove_upload
+from tusd_py.database.removal import remove_upload
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
 from tusd_py.database.statements import (
     CREATE,
     FOLLOW_COMPLETION,
-    FORGET_OLD_JOBS,
     IN_RECEIVING,
-    LIVE,
     SEND_AHEAD,
     create_arguments,
     expires,
 )
-from tusd_py.errors import InvalidTransition, LengthConflict, OffsetConflict, UploadNotFound
-from tusd_py.ports import NewUpload, TransferView, UploadRepository
-from tusd_py.protocol.upload import GONE, State, TokenHash, Upload, UploadId
+from tusd_py.database.transfers import (
+    ATTEMPTS,
+    TRANSFER_VIEW,
+    attempt_view,
+    commit_upload,
+    request_transfer,
+    transfer_view,
+)
+from tusd_py.errors import LengthConflict, OffsetConflict
+from tusd_py.ports import AttemptView, NewUpload, TransferOrder, TransferView, UploadRepository
+from tusd_py.protocol.upload import State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database, Row
@@ -70,25 +76,6 @@ RETURNING {UPLOAD_COLUMNS}
 DAMAGE: Final = f"""
 UPDATE uploads SET error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
 """  # noqa: S608
-
-HAS_LIVE_TRANSFER: Final = f"""
-SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND state IN {LIVE})
-"""  # noqa: S608
-# The upload stays `transfer_failed`, and says why, until a worker claims the new job.
-REQUEUE: Final = f"""
-WITH queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'transfer', node, upload_length FROM uploads WHERE id = $1 AND state = 'transfer_failed'
-    ON CONFLICT DO NOTHING
-    RETURNING upload_id
-), {FORGET_OLD_JOBS}
-SELECT upload_id FROM queued
-"""  # noqa: S608
-
-TRANSFER_VIEW: Final = """
-SELECT attempt, failures, state, due_at, bytes_done, last_error, error_code FROM jobs
- WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
-"""
 
 
 class PostgresUploads(UploadRepository):
@@ -179,36 +166,31 @@ class PostgresUploads(UploadRepository):
         self._wakeups.ring(upload.node)
         return upload
 
-    async def requeue(self, upload_id: UploadId) -> Upload:
+    async def commit(self, upload_id: UploadId) -> Upload:
         async with self._database.transaction() as connection:
-            row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
-            if row is None or State(row["state"]) in GONE:
-                raise UploadNotFound
-            upload = upload_from_row(row)
-            if upload.state is State.TRANSFER_FAILED:
-                await connection.execute(REQUEUE, upload_id)
-            elif not await connection.fetchval(HAS_LIVE_TRANSFER, upload_id):
-                raise InvalidTransition
-        self._wakeups.ring(upload.node)
+            upload = await commit_upload(connection, upload_id)
+        if upload.trigger is Trigger.COMMIT:
+            self._wakeups.ring(upload.node)
         return upload
+
+    async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
+        async with self._database.transaction() as connection:
+            order = await request_transfer(connection, upload_id)
+        if order.queued:
+            self._wakeups.ring(order.upload.node)
+        return order
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
         row = await self._database.read(TRANSFER_VIEW, upload_id)
-        if row is None:
-            return None
-        return TransferView(
-            state=row["state"],
-            attempts=row["attempt"],
-            failures=row["failures"],
-            bytes_done=row["bytes_done"],
-            next_attempt_at=row["due_at"] if row["state"] in {"queued", "retry_wait"} else None,
-            last_error=row["last_error"],
-            error_code=row["error_code"],
-        )
+        return None if row is None else transfer_view(row)
+
+    async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
+        return [attempt_view(row) for row in await self._database.fetch(ATTEMPTS, upload_id, limit)]
 
     def _announce(self, upload: Upload) -> Upload:
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
-        if upload.state is State.COMPLETED or self._is_sent_ahead(upload):
+        queued = upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
+        if queued or self._is_sent_ahead(upload):
             self._wakeups.ring(upload.node)
         return upload
 
@@ -218,6 +200,7 @@ class PostgresUploads(UploadRepository):
             above is not None
             and upload.state is State.UPLOADING
             and upload.concat is None
+            and upload.trigger is Trigger.COMPLETE
             and upload.length is not None
             and upload.length > above
         )

@@ -22,12 +22,20 @@ from tusd_py.ports.stores import (
     StoredObject,
     TransferLedger,
 )
-from tusd_py.ports.uploads import NewUpload, SweepRepository, TransferView, UploadRepository
+from tusd_py.ports.uploads import (
+    AttemptView,
+    NewUpload,
+    SweepRepository,
+    TransferOrder,
+    TransferView,
+    UploadRepository,
+)
 
 __all__ = [
     "LARGE_BYTES",
     "NO_DIGESTS",
     "AheadStore",
+    "AttemptView",
     "Authenticator",
     "BatchStore",
     "Body",
@@ -51,6 +59,7 @@ __all__ = [
     "StoredObject",
     "SweepRepository",
     "TransferLedger",
+    "TransferOrder",
     "TransferView",
     "UploadLocks",
     "UploadRepository",

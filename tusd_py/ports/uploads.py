@@ -8,7 +8,16 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
-from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
+from tusd_py.protocol.upload import (
+    DEFAULT_PROFILE,
+    Concat,
+    State,
+    TokenHash,
+    Trigger,
+    Upload,
+    UploadId,
+    UploadProtocol,
+)
 
 if TYPE_CHECKING:
     from tusd_py.protocol.checksum import AllOf
@@ -36,6 +45,8 @@ class NewUpload:
     completes: bool = True
     """Reaching the length completes it."""
     object_key: str
+    profile: str = DEFAULT_PROFILE
+    trigger: Trigger = Trigger.COMPLETE
     expires_after_seconds: float = 0
     """0: never."""
 
@@ -57,6 +68,7 @@ class NewUpload:
 class TransferView:
     """What people may know of the latest transfer of an upload."""
 
+    id: int
     state: str
     attempts: int
     failures: int
@@ -64,6 +76,34 @@ class TransferView:
     next_attempt_at: datetime | None
     last_error: str | None
     error_code: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOrder:
+    """The answer to somebody who wants an upload transferred."""
+
+    upload: Upload
+    """As it was found."""
+    transfer_id: int | None
+    """None for an upload that is stored and whose jobs are forgotten."""
+    queued: bool = False
+    """It was queued only now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptView:
+    """One claim of a job, and how it ended. `worker` and `error` are for operators."""
+
+    job_id: int
+    kind: str
+    number: int
+    worker: str | None
+    outcome: str | None
+    """None while it runs."""
+    error_code: str | None
+    error: str | None
+    started_at: datetime
+    finished_at: datetime | None
 
 
 class UploadRepository(Protocol):
@@ -122,16 +162,31 @@ class UploadRepository(Protocol):
             UploadNotFound, UploadHeld, PartInUse, TransferInProgress: nothing was changed.
         """
 
-    async def requeue(self, upload_id: UploadId) -> Upload:
-        """Try a failed transfer again, with all its retries. Once more while it waits or runs is fine.
+    async def commit(self, upload_id: UploadId) -> Upload:
+        """Record that the application keeps a complete upload; queue its transfer if it waited for that.
+
+        Once more is fine and changes nothing.
 
         Raises:
             UploadNotFound: there is none, or it is gone.
-            InvalidTransition: there is no failed transfer to repeat.
+            NotReady: bytes are still missing.
+            InvalidTransition: it is a partial upload.
+        """
+
+    async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
+        """Queue the transfer of a complete upload, or try a failed one again, with all its retries.
+
+        One that waits or runs is answered as it is; so is the last one of a stored upload.
+
+        Raises:
+            UploadNotFound, NotReady, InvalidTransition: as `commit` does.
         """
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
         """Answer how the latest transfer stands, None if there is none."""
+
+    async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
+        """Answer the latest attempts of an upload's jobs, newest first."""
 
 
 class SweepRepository(Protocol):

@@ -33,6 +33,9 @@ UploadId = NewType("UploadId", UUID)
 TokenHash = NewType("TokenHash", bytes)
 """SHA-256 of the token in the tus URL. The token itself is a write capability and is not kept."""
 
+DEFAULT_PROFILE: Final = "default"
+"""The profile of everybody whose token names none."""
+
 
 class State(StrEnum):
     """Where an upload stands."""
@@ -122,6 +125,14 @@ class UploadProtocol(StrEnum):
     RUFH = "rufh"
 
 
+class Trigger(StrEnum):
+    """What begins the transfer of an upload. Decided when it is created, whatever is configured later."""
+
+    COMPLETE = "complete"
+    COMMIT = "commit"
+    MANUAL = "manual"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
     """One upload as recorded. `offset` counts bytes that are durable in staging."""
@@ -154,6 +165,9 @@ class Upload:
     protocol: UploadProtocol = UploadProtocol.TUS
     whole_checksum: AllOf | None = None
     """What all bytes together must have, where the client promised that."""
+    profile: str = DEFAULT_PROFILE
+    trigger: Trigger = Trigger.COMPLETE
+    committed_at: datetime | None = None
 
     @property
     def complete(self) -> bool:

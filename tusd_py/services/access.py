@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from tusd_py.errors import TusdError, UploadGone, UploadNotFound
-from tusd_py.policy import Intent, Principal, permits
+from tusd_py.policy import Intent, Principal, Rules, permits
 from tusd_py.protocol.fields import is_upload_token
-from tusd_py.protocol.upload import TokenHash, Upload, UploadId
+from tusd_py.protocol.upload import DEFAULT_PROFILE, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import UploadRepository
@@ -27,8 +28,9 @@ class UploadSettings:
     allow_unfinished_parts: bool
     max_empty_patches: int
     gone_status: int
-    create_scope: str
-    read_any_scope: str
+    rules: Rules
+    triggers: Mapping[str, Trigger]
+    """By profile: what begins the transfer of its uploads."""
 
 
 def hash_token(token: str) -> TokenHash:
@@ -43,15 +45,16 @@ class Access:
         self._uploads = uploads
         self._settings = settings
 
-    def permit(self, principal: Principal, intent: Intent, owner: str | None = None) -> None:
+    @property
+    def rules(self) -> Rules:
+        """The rules that hold here."""
+        return self._settings.rules
+
+    def permit(
+        self, principal: Principal, intent: Intent, owner: str | None = None, *, profile: str = DEFAULT_PROFILE
+    ) -> None:
         """Raise unless `principal` may do this; see `policy.permits`."""
-        permits(
-            principal,
-            intent,
-            owner,
-            create_scope=self._settings.create_scope,
-            read_any_scope=self._settings.read_any_scope,
-        )
+        permits(principal, intent, owner, self.rules, profile=profile)
 
     async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
         """Answer the upload behind a tus URL, for somebody who may use it so.
@@ -80,7 +83,8 @@ class Access:
 
     def _permit_on(self, upload: Upload | None, principal: Principal, intent: Intent) -> None:
         # An unknown upload is checked as one's own: an invalid token is told so, everybody else gets 404.
-        self.permit(principal, intent, upload.owner if upload is not None else principal.subject)
+        owner, profile = (principal.subject, "") if upload is None else (upload.owner, upload.profile)
+        self.permit(principal, intent, owner, profile=profile)
 
     def gone(self) -> TusdError:
         """Answer the error for an upload that is there no more."""

@@ -23,6 +23,11 @@ class Catalog:
         self._uploads = uploads
         self._access = access
 
+    @property
+    def has_public_uploads(self) -> bool:
+        """Tell whether some uploads may be downloaded by everybody."""
+        return self._access.rules.serves_nobody_in_particular
+
     async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
         """Answer an upload for somebody who may see it; see `Access.view`."""
         return await self._access.view(principal, upload_id, intent)

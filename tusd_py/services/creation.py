@@ -120,6 +120,8 @@ class Creator:
             protocol=command.protocol,
             completes=command.completes is not False,
             object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
+            profile=principal.profile,
+            trigger=self._settings.triggers[principal.profile],
             expires_after_seconds=self._settings.append.expires_after_seconds,
         )
         return new, token

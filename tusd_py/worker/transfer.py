@@ -6,9 +6,9 @@ store looks before it sends. The record is fenced: only the owner of the lease m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -42,8 +42,10 @@ class Transfers:
         store: ObjectStore,
         metrics: Metrics,
         purge_at_once: bool,
+        object_parameters: Mapping[str, Mapping[str, Any]] | None = None,
         digests: frozenset[str] = frozenset(),
     ) -> None:
+        """`object_parameters` are those of each profile."""
         self._jobs = jobs
         self._uploads = uploads
         self._sweep = sweep
@@ -52,6 +54,7 @@ class Transfers:
         self._metrics = metrics
         self._purge_at_once = purge_at_once
         self._digests = digests
+        self._object_parameters = object_parameters or {}
 
     # --- effects: to be stopped before the lease ends ----------------------------------------------
 
@@ -173,4 +176,5 @@ class Transfers:
             content_type=upload.content_type or DEFAULT_TYPE,
             filename=upload.filename,
             digests=self._digests,
+            parameters=self._object_parameters.get(upload.profile, {}),
         )

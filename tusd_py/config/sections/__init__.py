@@ -9,6 +9,7 @@ from tusd_py.config.sections.base import Section
 from tusd_py.config.sections.http import UNIX_PEER, CorsConfig, LoggingConfig, OperationsConfig, ServerConfig
 from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
 from tusd_py.config.sections.objects import ObjectParameters, ProfileObjectParameters
+from tusd_py.config.sections.profiles import ProfileConfig, Profiles
 from tusd_py.config.sections.s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
 from tusd_py.config.sections.storage import FilesystemStoreConfig, StorageConfig
 from tusd_py.config.sections.uploads import LimitsConfig, RufhConfig, TusConfig
@@ -28,7 +29,9 @@ __all__ = [
     "LoggingConfig",
     "ObjectParameters",
     "OperationsConfig",
+    "ProfileConfig",
     "ProfileObjectParameters",
+    "Profiles",
     "RufhConfig",
     "S3ClientConfig",
     "S3ProxiesConfig",

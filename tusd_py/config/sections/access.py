@@ -38,6 +38,10 @@ class JwtConfig(Section):
     read_any_scope: str = Field(
         default="files:read:any", description="scope that may see and download everybody's uploads"
     )
+    admin_scope: str = Field(
+        default="files:admin",
+        description="scope that may see, transfer and remove everybody's uploads, by force if need be",
+    )
     leeway: Seconds = Field(default=30, ge=0, description="tolerated difference between clocks")
     resume_grace: Seconds = Field(
         default=86400,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat
 
-from tusd_py.config.sections.base import MIB, PositiveSeconds, Section
+from tusd_py.config.sections.base import MIB, PositiveSeconds, Section, empty_is_none
 from tusd_py.config.units import Bytes, Seconds
 
+Trigger = Literal["complete", "commit", "manual"]
+OptionalTrigger = Annotated[Trigger | None, BeforeValidator(empty_is_none)]
 MIN_BANDWIDTH: Final = 64 * 2**10
 """Bytes per second. On a slower line the store takes a waiting connection for a dead one."""
 
@@ -22,6 +24,10 @@ def _line_speed(value: int) -> int:
 class TransferConfig(Section):
     """The worker that moves finished uploads to the store."""
 
+    trigger: Trigger = Field(
+        default="complete",
+        description="what begins a transfer: the last byte, the application's commit, or only a request for it",
+    )
     workers: int = Field(
         default=1, ge=0, le=16, description='worker processes of "serve"; 0: run "tusd-py worker" elsewhere'
     )
@@ -68,6 +74,11 @@ class CleanupConfig(Section):
     interval: PositiveSeconds = Field(default=60, description="time between two passes")
     tombstones_after: Seconds = Field(
         default=7 * 86400, ge=0, description="rows of removed uploads are kept for so long"
+    )
+    uncommitted_after: Seconds = Field(
+        default=48 * 3600,
+        ge=0,
+        description="an upload with trigger = commit that nobody committed is removed after so long; 0: never",
     )
     orphans_after: Annotated[Seconds, Field(ge=60)] = Field(
         default=86400, description="staging files without a row are removed after so long"

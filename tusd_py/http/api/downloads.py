@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from tusd_py.errors import Unauthenticated
 from tusd_py.http.api.requests import principal_of, resource, upload_id_of
 from tusd_py.http.api.views import DOWNLOAD_PATH
 from tusd_py.http.downloads import download
 from tusd_py.http.keys import WEB
-from tusd_py.policy import Intent
+from tusd_py.policy import NOBODY, Intent, Principal
 
 
 def routes() -> list[web.RouteDef]:
@@ -19,6 +20,15 @@ def routes() -> list[web.RouteDef]:
 
 async def download_by_id(request: web.Request) -> web.StreamResponse:
     """Serve a complete upload; a filename in the path is for people and changes nothing."""
-    context = request.app[WEB]
-    upload = await context.catalog.view(principal_of(request), upload_id_of(request), Intent.DOWNLOAD)
+    upload = await request.app[WEB].catalog.view(_reader(request), upload_id_of(request), Intent.DOWNLOAD)
     return await download(request, upload)
+
+
+def _reader(request: web.Request) -> Principal:
+    """Answer who is asking; nobody in particular will do where some uploads are for everybody."""
+    try:
+        return principal_of(request)
+    except Unauthenticated:
+        if not request.app[WEB].catalog.has_public_uploads:
+            raise
+        return NOBODY

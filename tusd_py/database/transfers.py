@@ -1,0 +1,133 @@
+"""Transfers as people see and order them: commit, ask for one, look at how they went.
+
+The queue's statements lock a job before its upload. These lock the upload alone: whether it has a
+live job they read without a lock, and they insert one only where there is none.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tusd_py.database.removal import LOCK_UPLOAD
+from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
+from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE
+from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
+from tusd_py.ports import AttemptView, TransferOrder, TransferView
+from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Upload, UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Connection, Row
+
+COMMIT: Final = f"""
+WITH changed AS (
+    UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = $1
+    RETURNING {UPLOAD_COLUMNS}
+), queued AS (
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'transfer', node, upload_length FROM changed
+     WHERE state = 'completed' AND trigger = 'commit'
+       AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND jobs.state IN {LIVE})
+    ON CONFLICT DO NOTHING
+), told AS (
+    INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
+)
+SELECT * FROM changed
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+
+LATEST_TRANSFER: Final = f"""
+SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+"""  # noqa: S608
+# The upload keeps its state, and what failed says why, until a worker claims the new job.
+QUEUE_TRANSFER: Final = f"""
+WITH queued AS (
+    INSERT INTO jobs (upload_id, kind, node, length)
+    SELECT id, 'transfer', node, upload_length FROM uploads WHERE id = $1
+    ON CONFLICT DO NOTHING
+    RETURNING id, upload_id
+), {FORGET_OLD_JOBS}
+SELECT id FROM queued
+"""  # noqa: S608
+
+TRANSFER_VIEW: Final = """
+SELECT id, attempt, failures, state, due_at, bytes_done, last_error, error_code FROM jobs
+ WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+"""
+ATTEMPTS: Final = """
+SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,
+       past.started_at, past.finished_at
+  FROM jobs job JOIN job_attempts past ON past.job_id = job.id
+ WHERE job.upload_id = $1
+ UNION ALL
+SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
+ WHERE upload_id = $1 AND state = 'running'
+ ORDER BY 1 DESC, 3 DESC LIMIT $2
+"""
+
+
+async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
+    """Record that the application keeps the upload, once, inside the caller's transaction.
+
+    Raises:
+        UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.commit`.
+    """
+    upload = await _lock_whole(connection, upload_id)
+    if upload.committed_at is not None:
+        return upload
+    row = await connection.fetchrow(COMMIT, upload_id)
+    assert row is not None  # it is locked
+    return upload_from_row(row)
+
+
+async def request_transfer(connection: Connection, upload_id: UploadId) -> TransferOrder:
+    """Answer the upload's transfer, queued if there is none, inside the caller's transaction.
+
+    Raises:
+        UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.request_transfer`.
+    """
+    upload = await _lock_whole(connection, upload_id)
+    latest = await connection.fetchrow(LATEST_TRANSFER, upload_id)
+    if upload.state is State.STORED or (latest is not None and latest["live"]):
+        return TransferOrder(upload=upload, transfer_id=None if latest is None else latest["id"])
+    return TransferOrder(upload=upload, transfer_id=await connection.fetchval(QUEUE_TRANSFER, upload_id), queued=True)
+
+
+async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
+    """Lock an upload of which every byte is here."""
+    row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
+    upload = upload_from_row(row) if row is not None else None
+    if upload is None or upload.state in GONE:
+        raise UploadNotFound
+    if upload.state in RECEIVING:
+        raise NotReady
+    if upload.concat is Concat.PARTIAL:
+        raise InvalidTransition("A partial upload is stored with the final one that is made of it.")
+    return upload
+
+
+def transfer_view(row: Row) -> TransferView:
+    """Build what people may know of a transfer from a row of `TRANSFER_VIEW`."""
+    return TransferView(
+        id=row["id"],
+        state=row["state"],
+        attempts=row["attempt"],
+        failures=row["failures"],
+        bytes_done=row["bytes_done"],
+        next_attempt_at=row["due_at"] if row["state"] in {"queued", "retry_wait"} else None,
+        last_error=row["last_error"],
+        error_code=row["error_code"],
+    )
+
+
+def attempt_view(row: Row) -> AttemptView:
+    """Build an attempt from a row of `ATTEMPTS`."""
+    return AttemptView(
+        job_id=row["id"],
+        kind=row["kind"],
+        number=row["attempt"],
+        worker=row["worker"],
+        outcome=row["outcome"],
+        error_code=row["error_code"],
+        error=row["error"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+    )
