@@ -21,7 +21,7 @@ from tusd_py.database.migrate import migrate
 from tusd_py.database.pool import Database, Notifications
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
-from tusd_py.database.wakeups import JOBS_CHANNEL, NOTIFY, RELEASE_CHANNEL, Wakeups
+from tusd_py.database.wakeups import JOBS_CHANNEL, NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL, Wakeups
 from tusd_py.errors import ConfigError, DatabaseUnavailable
 from tusd_py.http.application import build_application
 from tusd_py.http.cors import CorsPolicy
@@ -37,6 +37,7 @@ from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.buffers import AppendSettings
 from tusd_py.services.catalog import Catalog
 from tusd_py.services.uploads import UploadService
+from tusd_py.services.watch import Watch
 from tusd_py.staging import StagingArea
 from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.worker.runner import Runner, WorkerSettings
@@ -176,11 +177,14 @@ def make_web(core: Core) -> Web:
     features = derive_features(config)
     settings = upload_settings(config, features)
     access = Access(core.uploads, settings)
+    watch = Watch()
+    core.notifications.subscribe(UPLOADS_CHANNEL, watch.changed)
     return Web(
         config=config,
         features=features,
         uploads=UploadService(core.uploads, core.staging, locks, access, settings),
-        catalog=Catalog(core.uploads, access),
+        catalog=Catalog(core.uploads, access, watch),
+        watch=watch,
         store=core.store,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
@@ -238,7 +242,9 @@ def make_work(core: Core) -> Work:
     config = core.config
     transfer = config.transfer
     worker = f"{socket.gethostname()}:{os.getpid()}"
-    jobs = PostgresJobs(core.database, node=config.node, worker=worker, lease_seconds=transfer.lease)
+    jobs = PostgresJobs(
+        core.database, node=config.node, worker=worker, lease_seconds=transfer.lease, wakeups=core.wakeups
+    )
     sweep = PostgresSweep(
         core.database,
         core.wakeups,

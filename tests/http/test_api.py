@@ -26,9 +26,14 @@ async def test_an_upload_is_shown_as_it_stands(served):
 
     assert shown | {"id": 0, "created_at": 0, "updated_at": 0, "expires_at": 0} == {
         "id": 0, "state": "uploading", "length": 5, "offset": 2, "filename": "a.txt", "content_type": None,
-        "location": "local", "download_url": None, "created_at": 0, "updated_at": 0, "completed_at": None,
-        "stored_at": None, "expires_at": 0, "sha256": None, "md5": None, "error": None, "attempts": 0,
-        "bytes_transferred": 0, "last_error": None, "error_code": None, "next_attempt_at": None,
+        "profile": "default", "trigger": "complete", "location": "local", "download_url": None, "created_at": 0,
+        "updated_at": 0, "completed_at": None, "committed_at": None, "stored_at": None, "expires_at": 0, "sha256": None,
+        "md5": None, "error": None, "transfer_id": None, "attempts": 0, "bytes_transferred": 0, "last_error": None,
+        "error_code": None, "next_attempt_at": None,
+        "links": {
+            "self": f"/api/v1/uploads/{shown['id']}", "attempts": f"/api/v1/uploads/{shown['id']}/attempts",
+            "download": None, "commit": None, "transfer": None,
+        },
     }  # fmt: skip
     assert datetime.fromisoformat(shown["created_at"]).tzinfo is not None
     assert path.rpartition("/")[2] not in json.dumps(shown)
@@ -78,7 +83,7 @@ async def test_uploads_are_listed_newest_first_in_pages(served):
     [
         "limit=0", "limit=201", "limit=x", "limit=", "limit=-1", "limit=00000000199999", "limit=%D9%A3", "before=x",
         "before=2026-01-01", "before=2026-01-01T00:00:00", "before=0001-01-01T00:00:00%2B14:00",
-        "before=9999-12-31T23:59:59-14:00",
+        "before=9999-12-31T23:59:59-14:00", "state=", "state=lost", "all=yes",
     ],
 )  # fmt: skip
 async def test_a_malformed_parameter_is_refused(served, query):
@@ -88,6 +93,37 @@ async def test_a_malformed_parameter_is_refused(served, query):
     problem = json.loads(response.body)
     assert response.headers["content-type"] == "application/problem+json"
     assert (problem["status"], problem["code"]) == (400, "ERR_BAD_PARAMETER")
+
+
+async def test_a_list_can_be_of_one_state(served):
+    done, removed = await served.create(5, BODY, b"hello"), await served.create(6)
+    await served.create(7)
+    await served.request("DELETE", removed)
+
+    async def lengths(query):
+        page = json.loads((await served.request("GET", f"/api/v1/uploads?{query}", [])).body)
+        return [upload["length"] for upload in page["uploads"]]
+
+    assert await lengths("state=completed") == [5]
+    assert await lengths("state=removing&limit=1") == [6]
+    assert await lengths("state=transfer_failed") == []
+    upload = await served.upload(done)
+    await served.core.database.execute("UPDATE uploads SET state = 'transfer_failed' WHERE id = $1", upload.id)
+    assert await lengths("state=transfer_failed") == [5]
+    assert await lengths("state=transfer_failed&before=2020-01-01T00:00:00Z") == []
+
+
+async def test_the_links_of_a_whole_upload_lead_somewhere(served):
+    path = await served.create(5, BODY, b"hello")
+    shown = await show(served, path)
+    own = f"/api/v1/uploads/{shown['id']}"
+
+    assert shown["links"] == {
+        "self": own, "attempts": f"{own}/attempts", "download": f"/download/{shown['id']}",
+        "commit": f"{own}/commit", "transfer": f"{own}/transfer",
+    }  # fmt: skip
+    for name, method in (("self", "GET"), ("attempts", "GET"), ("download", "GET"), ("commit", "POST")):
+        assert (await served.request(method, shown["links"][name], [])).status == 200
 
 
 @pytest.mark.parametrize("upload_id", [str(uuid.uuid4()), "x", "%00", "%2e%2e", "0" * 32, "*"])

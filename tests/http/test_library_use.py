@@ -47,7 +47,7 @@ async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_con
         async with asyncio.timeout(20):
             while True:
                 async with client.get(f"{origin}/media/api/v1/uploads/{upload_id}") as seen:
-                    if (await seen.json())["state"] == "stored":
+                    if (shown := await seen.json())["state"] == "stored":
                         break
                 await asyncio.sleep(0.02)
         async with client.get(f"{origin}{location}") as download, client.get(f"{origin}/") as page:
@@ -56,6 +56,8 @@ async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_con
             assert "Tus-Resumable" not in page.headers
 
     assert location.startswith("/media/files/")
+    assert shown["download_url"] == f"/media/download/{upload_id}"
+    assert shown["links"]["self"] == f"/media/api/v1/uploads/{upload_id}"
 
 
 async def test_two_mounted_servers_keep_apart(make_config, tmp_path):

@@ -178,6 +178,8 @@ PLANS = {
 HIDDEN = ["expired", "removing", "removed"]
 LISTS = {
     "list of an owner": (uploads.LIST, ["owner-1", None, 50, HIDDEN], "uploads_owner"),
+    "failed ones": (uploads.LIST_IN_STATE, [None, None, 50, "transfer_failed"], "uploads_unsettled"),
+    "stored ones of an owner": (uploads.LIST_IN_STATE, ["owner-1", None, 50, "stored"], "uploads_owner"),
     "list of all": (uploads.LIST, [None, None, 50, HIDDEN], "uploads_created"),
 }
 

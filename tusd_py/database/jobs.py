@@ -20,6 +20,7 @@ from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
+    from tusd_py.database.wakeups import Wakeups
 
 RELEASE_SECONDS: Final = 1.0
 """What is left of a lease that is let go: for what the worker had under way to come to its end."""
@@ -209,11 +210,15 @@ SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
 class PostgresJobs(JobQueue):
     """The queue of one worker on one node."""
 
-    def __init__(self, database: Database, *, node: str, worker: str, lease_seconds: float) -> None:
+    def __init__(
+        self, database: Database, *, node: str, worker: str, lease_seconds: float, wakeups: Wakeups | None = None
+    ) -> None:
+        """`wakeups` tell those who wait for an upload what became of it; None: they find out by looking."""
         self._database = database
         self._node = node
         self._worker = worker
         self._lease_seconds = lease_seconds
+        self._wakeups = wakeups
 
     async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
         rows = await self._database.fetch(
@@ -227,7 +232,7 @@ class PostgresJobs(JobQueue):
             sources(Event.TRANSFER),
             ahead,
         )
-        return [
+        jobs = [
             Job(
                 id=row["job_id"],
                 kind=row["kind"],
@@ -241,6 +246,8 @@ class PostgresJobs(JobQueue):
             )
             for row in rows
         ]
+        self._changed(jobs)
+        return jobs
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
         rows = await self._database.fetch(RENEW, *self._fences(jobs), self._lease_seconds)
@@ -260,18 +267,24 @@ class PostgresJobs(JobQueue):
             [stored.digests.sha256 for _, stored in done],
             [stored.digests.md5 for _, stored in done],
         )
+        self._changed([job for job, _ in done])
         return {row["id"] for row in rows}
 
     async def finish_removals(self, jobs: Sequence[Job]) -> None:
         await self._database.execute(FINISH_REMOVALS, *self._fences(jobs))
+        self._changed(jobs)
 
     async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
         arguments = (delay_seconds, _sentence(error), code, _text(error))
-        return await self._database.execute(RETRY, *self._fence(job), *arguments) > 0
+        ours = await self._database.execute(RETRY, *self._fence(job), *arguments) > 0
+        self._changed([job])
+        return ours
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         arguments = (_sentence(error), code, _text(error), sources(Event.GIVE_UP))
-        return await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
+        ours = await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
+        self._changed([job])
+        return ours
 
     async def rest(self, job: Job, *, wants: int) -> bool:
         return await self._database.execute(REST, *self._fence(job), wants) > 0
@@ -285,6 +298,10 @@ class PostgresJobs(JobQueue):
 
     def ledger(self, job: Job) -> TransferLedger:
         return PostgresLedger(self._database, job, self._worker)
+
+    def _changed(self, jobs: Sequence[Job]) -> None:
+        if jobs and self._wakeups is not None:
+            self._wakeups.changed(*(job.upload.id for job in jobs))
 
     def _fence(self, job: Job) -> tuple[int, int, str]:
         return job.id, job.attempt, self._worker

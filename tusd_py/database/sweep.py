@@ -144,6 +144,8 @@ class PostgresSweep(SweepRepository):
             await connection.execute(LOCK_OVERDUE, upload_id)
             arguments = (self._node, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
             moved = await connection.fetchrow(EXPIRE, *arguments)
+        if moved is not None:
+            self._wakeups.changed(upload_id)
         return self._announce(0 if moved is None else 1) > 0
 
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:

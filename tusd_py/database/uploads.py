@@ -47,6 +47,13 @@ SELECT {UPLOAD_COLUMNS} FROM uploads
  ORDER BY created_at DESC LIMIT $3
 """  # noqa: S608
 
+LIST_IN_STATE: Final = f"""
+SELECT {UPLOAD_COLUMNS} FROM uploads
+ WHERE state = $4 AND ($1::text IS NULL OR owner = $1) AND concat IS DISTINCT FROM 'partial'
+   AND ($2::timestamptz IS NULL OR created_at < $2)
+ ORDER BY created_at DESC LIMIT $3
+"""  # noqa: S608
+
 _COMPLETES: Final = "$8 AND $3 = coalesce(upload_length, $6)"
 ADVANCE: Final = f"""
 WITH changed AS (
@@ -106,8 +113,13 @@ class PostgresUploads(UploadRepository):
         row = await self._database.read(FIND, upload_id)
         return upload_from_row(row) if row else None
 
-    async def newest(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
-        rows = await self._database.fetch(LIST, owner, before, limit, [state.value for state in hide])
+    async def newest(
+        self, owner: str | None, *, before: object, limit: int, hide: Sequence[State], state: State | None = None
+    ) -> list[Upload]:
+        if state is None:
+            rows = await self._database.fetch(LIST, owner, before, limit, [hidden.value for hidden in hide])
+        else:
+            rows = await self._database.fetch(LIST_IN_STATE, owner, before, limit, state.value)
         return [upload_from_row(row) for row in rows]
 
     async def advance(  # noqa: PLR0913 -- each is one fact of the row
@@ -130,7 +142,10 @@ class PostgresUploads(UploadRepository):
             row = await self._advance_part(arguments)
         if row is None:
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
-        return self._announce(upload_from_row(row))
+        after = upload_from_row(row)
+        if after.state is not upload.state:
+            self._wakeups.changed(after.id)
+        return self._announce(after)
 
     async def _advance_part(self, arguments: tuple[object, ...]) -> Row | None:
         async with self._database.transaction() as connection:
@@ -164,11 +179,13 @@ class PostgresUploads(UploadRepository):
         async with self._database.transaction() as connection:
             upload = await remove_upload(connection, upload_id, force=force)
         self._wakeups.ring(upload.node)
+        self._wakeups.changed(upload.id)
         return upload
 
     async def commit(self, upload_id: UploadId) -> Upload:
         async with self._database.transaction() as connection:
             upload = await commit_upload(connection, upload_id)
+        self._wakeups.changed(upload.id)
         if upload.trigger is Trigger.COMMIT:
             self._wakeups.ring(upload.node)
         return upload
@@ -178,6 +195,7 @@ class PostgresUploads(UploadRepository):
             order = await request_transfer(connection, upload_id)
         if order.queued:
             self._wakeups.ring(order.upload.node)
+            self._wakeups.changed(upload_id)
         return order
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:

@@ -2,12 +2,13 @@
 
 PostgreSQL takes a global lock for a transaction that notifies, until it is durable. A trigger would
 therefore line up every completing upload of the whole server; one statement for many does not.
-A notification that gets lost costs a worker one poll interval, nothing else.
+A notification that gets lost costs whoever waits for it one poll interval, nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,40 +17,63 @@ from tusd_py.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
+    from tusd_py.protocol.upload import UploadId
 
 log = structlog.get_logger(__name__)
 
 JOBS_CHANNEL: Final = "tusd_jobs"
 RELEASE_CHANNEL: Final = "tusd_release"
+UPLOADS_CHANNEL: Final = "tusd_uploads"
 NOTIFY: Final = "SELECT pg_notify($1, $2)"
+NOTIFY_ALL: Final = """
+SELECT pg_notify(channel, payload) FROM unnest($1::text[], $2::text[]) AS note (channel, payload)
+"""
 GATHER_SECONDS: Final = 0.03
+IDS_PER_NOTIFICATION: Final = 200
+"""A payload has less than 8000 bytes, and an id 36."""
 
 
 class Wakeups:
-    """Rings the workers of a node."""
+    """Rings the workers of a node, and tells who waits for uploads that they have changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._nodes: set[str] = set()
+        self._uploads: set[UploadId] = set()
         self._task: asyncio.Task[None] | None = None
 
     def ring(self, node: str) -> None:
         """Wake the workers of `node` soon. Never blocks and never fails."""
         self._nodes.add(node)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send(), name="database-wakeups")
+        self._send_soon()
+
+    def changed(self, *upload_ids: UploadId) -> None:
+        """Wake those who wait for a change of these uploads. Never blocks and never fails."""
+        self._uploads.update(upload_ids)
+        self._send_soon()
 
     async def close(self) -> None:
         """Send what is gathered."""
         if self._task is not None:
             await self._task
 
+    def _send_soon(self) -> None:
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send(), name="database-wakeups")
+
     async def _send(self) -> None:
-        while self._nodes:
+        while self._nodes or self._uploads:
             await asyncio.sleep(GATHER_SECONDS)
-            nodes, self._nodes = self._nodes, set()
-            for node in nodes:
-                try:
-                    await self._database.execute(NOTIFY, JOBS_CHANNEL, node)
-                except DatabaseUnavailable as error:
-                    log.warning("wakeup_failed", node=node, error=str(error))
+            notes = list(self._gathered())
+            try:
+                await self._database.execute(NOTIFY_ALL, *map(list, zip(*notes, strict=True)))
+            except DatabaseUnavailable as error:
+                log.warning("wakeup_failed", notifications=len(notes), error=str(error))
+
+    def _gathered(self) -> Iterator[tuple[str, str]]:
+        nodes, self._nodes = self._nodes, set()
+        upload_ids, self._uploads = [str(upload_id) for upload_id in self._uploads], set()
+        for node in nodes:
+            yield JOBS_CHANNEL, node
+        for start in range(0, len(upload_ids), IDS_PER_NOTIFICATION):
+            yield UPLOADS_CHANNEL, ",".join(upload_ids[start : start + IDS_PER_NOTIFICATION])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tusd_py.protocol.features import Features
     from tusd_py.services.catalog import Catalog
     from tusd_py.services.uploads import UploadService
+    from tusd_py.services.watch import Watch
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Web:
     features: Features
     uploads: UploadService
     catalog: Catalog
+    watch: Watch
     store: ObjectStore
     authenticator: Authenticator
     cors: CorsPolicy

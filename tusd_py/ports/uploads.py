@@ -77,6 +77,11 @@ class TransferView:
     last_error: str | None
     error_code: str | None
 
+    @property
+    def over(self) -> bool:
+        """Tell whether it will not be tried again by itself."""
+        return self.state in {"succeeded", "failed", "cancelled"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOrder:
@@ -121,8 +126,13 @@ class UploadRepository(Protocol):
     async def find(self, upload_id: UploadId) -> Upload | None:
         """Answer an upload by its public id, whatever its state."""
 
-    async def newest(self, owner: str | None, *, before: object, limit: int, hide: Sequence[State]) -> list[Upload]:
-        """Answer the newest uploads of an owner (None: everybody's) created before a moment."""
+    async def newest(
+        self, owner: str | None, *, before: object, limit: int, hide: Sequence[State], state: State | None = None
+    ) -> list[Upload]:
+        """Answer the newest uploads of an owner (None: everybody's) created before a moment.
+
+        With a `state` only those in it, else all but those in a state to `hide`.
+        """
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
         """Answer the parts of a final upload in order."""

@@ -65,6 +65,10 @@ class Access:
         upload = await self._uploads.find_by_token(hash_token(token)) if is_upload_token(token) else None
         return self._usable(upload, principal, intent)
 
+    async def usable(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
+        """Answer an upload by its public id, for somebody who may use it so; raises as `load` does."""
+        return self._usable(await self._uploads.find(upload_id), principal, intent)
+
     async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
         """Answer an upload by its public id, for somebody who may see it; gone ones as well."""
         upload = await self._uploads.find(upload_id)

@@ -1,44 +1,172 @@
-"""Uploads by their public id: seeing them, one or many."""
+"""Uploads by their public id: seeing them, waiting for them, committing them, having them transferred."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
+from tusd_py.errors import UploadNotFound
 from tusd_py.policy import Intent, Principal
-from tusd_py.protocol.upload import RECEIVING, State, Upload, UploadId
+from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import TransferView, UploadRepository
+    from tusd_py.ports import AttemptView, TransferOrder, TransferView, UploadRepository
     from tusd_py.services.access import Access
+    from tusd_py.services.watch import Watch
+
+log = structlog.get_logger(__name__)
 
 HIDDEN_IN_LISTS: Final = (State.EXPIRED, State.REMOVING, State.REMOVED)
+LOOK_SECONDS: Final = 5.0
+"""Between two looks at an upload that somebody waits for, should a notification get lost."""
+MAX_ATTEMPTS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An upload, and how its latest transfer stands (None: it has none)."""
+
+    upload: Upload
+    transfer: TransferView | None
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """What somebody who waits wants to see change."""
+        upload, transfer = self.upload, self.transfer
+        told = () if transfer is None else (transfer.id, transfer.state, transfer.attempts, transfer.failures)
+        return upload.state, upload.committed_at, *told
+
+    @property
+    def settled(self) -> bool:
+        """Tell whether nothing more happens to it by itself."""
+        if self.upload.state is State.TRANSFER_FAILED:
+            return self.transfer is None or self.transfer.over
+        return self.upload.state is State.STORED or self.upload.state in GONE - {State.REMOVING}
 
 
 class Catalog:
     """What people and applications ask of uploads. Knows no HTTP, no SQL and no adapter."""
 
-    def __init__(self, uploads: UploadRepository, access: Access) -> None:
+    def __init__(self, uploads: UploadRepository, access: Access, watch: Watch) -> None:
         self._uploads = uploads
         self._access = access
+        self._watch = watch
 
     @property
     def has_public_uploads(self) -> bool:
         """Tell whether some uploads may be downloaded by everybody."""
         return self._access.rules.serves_nobody_in_particular
 
+    # --- seeing ------------------------------------------------------------------------------------
+
     async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
         """Answer an upload for somebody who may see it; see `Access.view`."""
         return await self._access.view(principal, upload_id, intent)
 
-    async def newest(self, principal: Principal, *, before: datetime | None, limit: int) -> Sequence[Upload]:
-        """Answer the newest uploads that `principal` may see."""
-        owner = principal.subject
+    async def newest(
+        self,
+        principal: Principal,
+        *,
+        before: datetime | None,
+        limit: int,
+        state: State | None = None,
+        everybody: bool = False,
+    ) -> Sequence[Upload]:
+        """Answer the newest uploads of `principal`, or those of everybody, in one state if it is given.
+
+        Raises:
+            AccessError: he may not see them.
+        """
+        owner = None if everybody else principal.subject
         if not principal.anonymous:
             self._access.permit(principal, Intent.LIST, owner)
-        return await self._uploads.newest(owner, before=before, limit=limit, hide=HIDDEN_IN_LISTS)
+        hide = HIDDEN_IN_LISTS if state is None else ()
+        return await self._uploads.newest(owner, before=before, limit=limit, hide=hide, state=state)
 
-    async def transfer_view(self, upload: Upload) -> TransferView | None:
-        """Answer how the transfer of an upload stands."""
-        return None if upload.state in RECEIVING else await self._uploads.transfer_view(upload.id)
+    async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
+        """Answer how the upload's jobs went so far, newest first."""
+        upload = await self._access.view(principal, upload_id, Intent.READ)
+        return await self._uploads.attempts(upload.id, MAX_ATTEMPTS)
+
+    def operates(self, principal: Principal) -> bool:
+        """Tell whether `principal` may see what is for operators."""
+        return principal.anonymous or bool({self._access.rules.admin_scope} - {""} & principal.scopes)
+
+    async def look(
+        self,
+        principal: Principal,
+        upload_id: UploadId,
+        *,
+        wait_seconds: float = 0,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Seen:
+        """Answer how an upload stands, as soon as that differs from now or the time is over.
+
+        What is stored, failed or gone is answered at once. `wanted` tells whether somebody still
+        waits for the answer. No connection to the database is held meanwhile.
+
+        Raises:
+            UploadNotFound, AccessError: for this caller there is no such upload.
+        """
+        upload = await self._access.view(principal, upload_id, Intent.READ)
+        if not wait_seconds:
+            return await self._with_transfer(upload)
+        with self._watch.on(upload_id) as changed:
+            # Looked at once more with the watch in place: from here on no change is missed.
+            first = seen = await self._see(upload_id)
+            deadline = asyncio.get_running_loop().time() + wait_seconds
+            while seen.mark == first.mark and not seen.settled and wanted() and not self._watch.full:
+                left = deadline - asyncio.get_running_loop().time()
+                if left <= 0:
+                    break
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, LOOK_SECONDS)):
+                        await changed.wait()
+                if self._watch.closed:
+                    break
+                changed.clear()
+                seen = await self._see(upload_id)
+        return seen
+
+    async def _see(self, upload_id: UploadId) -> Seen:
+        upload = await self._uploads.find(upload_id)
+        if upload is None:
+            raise UploadNotFound
+        return await self._with_transfer(upload)
+
+    async def _with_transfer(self, upload: Upload) -> Seen:
+        transfer = None if upload.state in RECEIVING else await self._uploads.transfer_view(upload.id)
+        return Seen(upload, transfer)
+
+    # --- acting ------------------------------------------------------------------------------------
+
+    async def commit(self, principal: Principal, upload_id: UploadId) -> Upload:
+        """Record that the application keeps an upload; see `UploadRepository.commit`.
+
+        Raises:
+            UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
+            NotReady, InvalidTransition: it cannot be committed.
+        """
+        upload = await self._access.usable(principal, upload_id, Intent.COMMIT)
+        committed = await self._uploads.commit(upload.id)
+        log.info("upload_committed", upload_id=str(upload.id), again=upload.committed_at is not None)
+        return committed
+
+    async def request_transfer(self, principal: Principal, upload_id: UploadId) -> TransferOrder:
+        """Have an upload transferred now; see `UploadRepository.request_transfer`.
+
+        Raises:
+            UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
+            NotReady, InvalidTransition: it cannot be transferred.
+        """
+        upload = await self._access.usable(principal, upload_id, Intent.TRANSFER)
+        order = await self._uploads.request_transfer(upload.id)
+        if order.queued:
+            log.info("transfer_requested", upload_id=str(upload.id), transfer_id=order.transfer_id)
+        return order

@@ -186,14 +186,25 @@ class UploadService:
         """
         upload = await self.load(principal, token, Intent.TERMINATE)
         admit(upload)
+        await self._terminate(upload)
+
+    async def remove(self, principal: Principal, upload_id: UploadId, *, force: bool = False) -> None:
+        """Terminate an upload by its public id; with `force` a transfer under way is stopped.
+
+        Raises: as `terminate` does; with force no TransferInProgress.
+        """
+        intent = Intent.FORCE if force else Intent.REMOVE
+        await self._terminate(await self._access.usable(principal, upload_id, intent), force=force)
+
+    async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
         if upload.state not in RECEIVING:
-            await self._uploads.remove(upload.id)
+            await self._uploads.remove(upload.id, force=force)
         else:
             async with self._locks.hold(upload.id, _no_body):
                 if self._staging.probe(upload.id) is None:
                     await self._wait_for_other_process(upload)
-                await self._uploads.remove(upload.id)
-        log.info("upload_terminated", upload_id=str(upload.id), state=upload.state.value)
+                await self._uploads.remove(upload.id, force=force)
+        log.info("upload_terminated", upload_id=str(upload.id), state=upload.state.value, force=force)
 
     # --- read --------------------------------------------------------------------------------------
 

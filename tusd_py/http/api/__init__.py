@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from tusd_py.http.api import actions, uploads
 from tusd_py.http.api import downloads as files
-from tusd_py.http.api import uploads
 
 
 def routes(*, downloads: bool) -> list[web.RouteDef]:
     """Answer the routes below the application's root."""
-    return [*uploads.routes(), *(files.routes() if downloads else ())]
+    return [*uploads.routes(), *actions.routes(), *(files.routes() if downloads else ())]

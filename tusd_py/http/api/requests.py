@@ -71,6 +71,19 @@ def whole_number(request: web.Request, name: str, *, default: int, least: int, m
     return int(text)
 
 
+def flag(request: web.Request, name: str) -> bool:
+    """Answer a switch in the query, off if it is not there. Raises `BadParameter`."""
+    text = request.query.get(name, "0")
+    if text not in {"0", "1"}:
+        raise BadParameter(f"{name} is 0 or 1.")
+    return text == "1"
+
+
+def prefix_of(request: web.Request) -> str:
+    """Answer the path under which a host has mounted the application, empty if it is its own host."""
+    return request.rel_url.raw_path.partition("/api/")[0]
+
+
 def moment(request: web.Request, name: str) -> datetime | None:
     """Answer a moment in the query, None if it is not there. Raises `BadParameter`."""
     text = request.query.get(name)

@@ -1,41 +1,92 @@
-"""Uploads as a resource: the list, and each with the state of its transfer."""
+"""Uploads as a resource: the list, and each with the state of its transfer and its history."""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
-from tusd_py.http.api.requests import moment, principal_of, resource, upload_id_of, whole_number
-from tusd_py.http.api.views import API_PATH, upload_view
+from tusd_py.errors import BadParameter
+from tusd_py.http.api.requests import flag, moment, prefix_of, principal_of, resource, upload_id_of, whole_number
+from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
-from tusd_py.policy import Intent
+from tusd_py.protocol.upload import State, Upload
 
 MAX_PAGE: Final = 200
 DEFAULT_PAGE: Final = 50
+MAX_WAIT_SECONDS: Final = 60
 
 
 def routes() -> list[web.RouteDef]:
     """Answer the routes of uploads."""
-    return [resource(API_PATH, GET=list_uploads), resource(f"{API_PATH}/{{id}}", GET=show_upload)]
+    return [
+        resource(API_PATH, GET=list_uploads),
+        resource(f"{API_PATH}/{{id}}", GET=show_upload, DELETE=remove_upload),
+        resource(f"{API_PATH}/{{id}}/attempts", GET=list_attempts),
+    ]
 
 
 async def list_uploads(request: web.Request) -> web.Response:
-    """Answer the caller's newest uploads, `?limit=` of them, older than `?before=`."""
-    context = request.app[WEB]
+    """Answer the caller's newest uploads, `?limit=` of them, older than `?before=`, in `?state=`.
+
+    `?all=1` asks for those of everybody.
+    """
     principal = principal_of(request)
     limit = whole_number(request, "limit", default=DEFAULT_PAGE, least=1, most=MAX_PAGE)
-    uploads = await context.catalog.newest(principal, before=moment(request, "before"), limit=limit)
-    page = [upload_view(upload, None, downloads=context.config.downloads.enabled) for upload in uploads]
+    uploads = await request.app[WEB].catalog.newest(
+        principal,
+        before=moment(request, "before"),
+        limit=limit,
+        state=_state(request),
+        everybody=flag(request, "all"),
+    )
     following = uploads[-1].created_at.isoformat() if len(uploads) == limit else None
-    return json_response({"uploads": page, "next_before": following})
+    return json_response({"uploads": [_view(request, upload) for upload in uploads], "next_before": following})
 
 
 async def show_upload(request: web.Request) -> web.Response:
-    """Answer one upload with the state of its transfer."""
+    """Answer one upload with the state of its transfer; with `?wait=` as soon as that changes."""
     context = request.app[WEB]
-    upload = await context.catalog.view(principal_of(request), upload_id_of(request), Intent.READ)
-    request[UPLOAD_ID] = upload.id
-    transfer = await context.catalog.transfer_view(upload)
-    return json_response(upload_view(upload, transfer, downloads=context.config.downloads.enabled))
+    principal = principal_of(request)
+    upload_id = request[UPLOAD_ID] = upload_id_of(request)
+    seen = await context.catalog.look(
+        principal,
+        upload_id,
+        wait_seconds=whole_number(request, "wait", default=0, least=0, most=MAX_WAIT_SECONDS),
+        wanted=lambda: request.transport is not None and not request.transport.is_closing(),
+    )
+    return json_response(_view(request, seen.upload) | transfer_view(seen.transfer))
+
+
+async def remove_upload(request: web.Request) -> web.Response:
+    """Make an upload gone for everybody; its bytes follow. `?force=1` stops a transfer that is under way."""
+    context = request.app[WEB]
+    principal = principal_of(request)
+    upload_id = request[UPLOAD_ID] = upload_id_of(request)
+    await context.uploads.remove(principal, upload_id, force=flag(request, "force"))
+    context.metrics.uploads_terminated.inc()
+    return web.Response(status=204)
+
+
+async def list_attempts(request: web.Request) -> web.Response:
+    """Answer every claim of the upload's jobs and how it ended, newest first."""
+    catalog, principal = request.app[WEB].catalog, principal_of(request)
+    upload_id = request[UPLOAD_ID] = upload_id_of(request)
+    operator = catalog.operates(principal)
+    attempts = await catalog.attempts(principal, upload_id)
+    return json_response({"attempts": [attempt_view(attempt, operator=operator) for attempt in attempts]})
+
+
+def _view(request: web.Request, upload: Upload) -> dict[str, Any]:
+    return upload_view(
+        upload, prefix=prefix_of(request), downloads=request.app[WEB].config.downloads.enabled
+    )
+
+
+def _state(request: web.Request) -> State | None:
+    text = request.query.get("state")
+    try:
+        return None if text is None else State(text)
+    except ValueError:
+        raise BadParameter(f"state is one of {', '.join(State)}.") from None

@@ -1,22 +1,22 @@
-"""What the JSON API says of an upload."""
+"""What the JSON API says of an upload, its transfer and its history."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from tusd_py.protocol.upload import GONE, RECEIVING
+from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State
 
 if TYPE_CHECKING:
-    from tusd_py.ports import TransferView
+    from tusd_py.ports import AttemptView, TransferView
     from tusd_py.protocol.upload import Upload
 
 API_PATH: Final = "/api/v1/uploads"
 DOWNLOAD_PATH: Final = "/download"
 
 
-def upload_view(upload: Upload, transfer: TransferView | None, *, downloads: bool) -> dict[str, Any]:
-    """Answer the JSON of an upload; `transfer` is how its latest transfer stands, None if there is none."""
-    servable = downloads and upload.state not in GONE and upload.state not in RECEIVING
+def upload_view(upload: Upload, *, prefix: str = "", downloads: bool = True) -> dict[str, Any]:
+    """Answer the JSON of an upload. `prefix` is the path under which the application is mounted."""
+    links = upload_links(upload, prefix=prefix, downloads=downloads)
     return {
         "id": str(upload.id),
         "state": upload.state.value,
@@ -24,19 +24,58 @@ def upload_view(upload: Upload, transfer: TransferView | None, *, downloads: boo
         "offset": upload.offset,
         "filename": upload.filename,
         "content_type": upload.content_type,
+        "profile": upload.profile,
+        "trigger": upload.trigger.value,
         "location": "remote" if upload.remote_present else "local" if upload.local_present else None,
-        "download_url": f"{DOWNLOAD_PATH}/{upload.id}" if servable else None,
+        "download_url": links["download"],
         "created_at": upload.created_at,
         "updated_at": upload.updated_at,
         "completed_at": upload.completed_at,
+        "committed_at": upload.committed_at,
         "stored_at": upload.stored_at,
         "expires_at": upload.expires_at if upload.state in RECEIVING else None,
         "sha256": upload.sha256.hex() if upload.sha256 else None,
         "md5": upload.md5.hex() if upload.md5 else None,
         "error": upload.error,
+        "links": links,
+    }
+
+
+def upload_links(upload: Upload, *, prefix: str, downloads: bool) -> dict[str, str | None]:
+    """Answer where to go on from here; None is what would be refused as the upload stands."""
+    own = f"{prefix}{API_PATH}/{upload.id}"
+    whole = upload.state not in GONE and upload.state not in RECEIVING
+    actionable = whole and upload.concat is not Concat.PARTIAL
+    return {
+        "self": own,
+        "attempts": f"{own}/attempts",
+        "download": f"{prefix}{DOWNLOAD_PATH}/{upload.id}" if whole and downloads else None,
+        "commit": f"{own}/commit" if actionable else None,
+        "transfer": f"{own}/transfer" if actionable and upload.state is not State.STORED else None,
+    }
+
+
+def transfer_view(transfer: TransferView | None) -> dict[str, Any]:
+    """Answer how the latest transfer of an upload stands, None if there is none."""
+    return {
+        "transfer_id": transfer.id if transfer else None,
         "attempts": transfer.attempts if transfer else 0,
         "bytes_transferred": transfer.bytes_done if transfer else 0,
         "last_error": transfer.last_error if transfer else None,
         "error_code": transfer.error_code if transfer else None,
         "next_attempt_at": transfer.next_attempt_at if transfer else None,
     }
+
+
+def attempt_view(attempt: AttemptView, *, operator: bool) -> dict[str, Any]:
+    """Answer one attempt; the worker's name and the whole error are for operators."""
+    view: dict[str, Any] = {
+        "transfer_id": attempt.job_id,
+        "kind": attempt.kind,
+        "attempt": attempt.number,
+        "outcome": attempt.outcome,
+        "error_code": attempt.error_code,
+        "started_at": attempt.started_at,
+        "finished_at": attempt.finished_at,
+    }
+    return view | {"worker": attempt.worker, "error": attempt.error} if operator else view

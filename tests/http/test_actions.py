@@ -1,0 +1,286 @@
+"""Commit, transfer and removal by public id, and the history of attempts."""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+import pytest
+
+from tests.http.support import OFFSET_TYPE
+from tests.http.test_auth import SECRET, bearer
+from tests.support.raw_http import ConnectionLost
+from tusd_py.errors import PermanentStoreError
+from tusd_py.protocol.upload import State, Trigger
+
+BODY = {"Content-Type": OFFSET_TYPE}
+JWT = {"mode": "jwt", "jwt": {"secret": SECRET, "admin_scope": "ops"}}
+OPERATOR = bearer("root", scope="ops")
+
+
+@pytest.fixture
+async def guarded(serve):
+    return await serve(auth=JWT, profiles={"shop": {"trigger": "commit"}, "lab": {"trigger": "manual"}})
+
+
+async def act(served, path, action, headers=None):
+    """POST an action on the upload behind a tus path; answer the status and the JSON."""
+    return await post(served, (await served.upload(path)).id, action, headers)
+
+
+async def post(served, upload_id, action, headers=None):
+    response = await served.request("POST", f"/api/v1/uploads/{upload_id}/{action}", headers or {})
+    return response.status, json.loads(response.body)
+
+
+async def delete(served, upload_id, query="", headers=None):
+    response = await served.request("DELETE", f"/api/v1/uploads/{upload_id}{query}", headers or {})
+    return response.status, json.loads(response.body)["code"] if response.body else None
+
+
+async def claim_one(served):
+    (job,) = await served.work.runner._jobs.claim(1)
+    return job
+
+
+async def fail_transfer(served):
+    job = await claim_one(served)
+    error = PermanentStoreError(code="AccessDenied", path="/srv/secret")
+    await served.work.runner._jobs.fail(job, error, code=error.code)
+    return job
+
+
+# --- commit ----------------------------------------------------------------------------------------
+
+
+async def test_an_upload_waits_for_its_commit_and_is_then_transferred(guarded):
+    path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
+    async with guarded.working():
+        first = await act(guarded, path, "commit", bearer())
+        await guarded.until_state(path, State.STORED)
+    again = await act(guarded, path, "commit", bearer())
+
+    assert first == again
+    status, body = first
+    assert (status, body["trigger"], body["profile"]) == (200, "commit", "shop")
+    assert body["committed_at"] is not None
+    upload = await guarded.upload(path)
+    assert await guarded.count("events", upload, "upload.committed") == 1
+
+
+async def test_without_its_commit_nothing_is_queued_and_the_bytes_are_served_from_staging(guarded):
+    for profile in ("shop", "lab"):
+        path = await guarded.create(5, BODY | bearer(profile=profile), b"hello")
+        upload = await guarded.upload(path)
+        assert await guarded.count("jobs", upload, "transfer") == 0
+        assert (await guarded.request("GET", f"/download/{upload.id}", bearer())).body == b"hello"
+
+
+async def test_a_small_upload_that_waits_is_one_statement_as_well(guarded):
+    statements = []
+    original = guarded.core.database.fetchrow
+
+    async def counted(sql, *arguments):
+        statements.append(sql)
+        return await original(sql, *arguments)
+
+    guarded.core.database.fetchrow = counted
+    await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
+
+    assert len(statements) == 1
+
+
+@pytest.mark.parametrize(("profile", "trigger"), [("default", "complete"), ("lab", "manual")])
+async def test_a_commit_that_nothing_waits_for_is_recorded(guarded, profile, trigger):
+    path = await guarded.create(5, BODY | bearer(profile=profile), b"hello")
+    before = await guarded.count("jobs", await guarded.upload(path), "transfer")
+
+    status, body = await act(guarded, path, "commit", bearer())
+
+    assert (status, body["trigger"], before) == (200, trigger, 1 if trigger == "complete" else 0)
+    upload = await guarded.upload(path)
+    assert upload.committed_at is not None
+    assert await guarded.count("jobs", upload, "transfer") == before
+
+
+async def test_the_trigger_of_an_upload_is_that_of_its_creation(serve):
+    before = await serve(transfer={"trigger": "manual"})
+    path = await before.create(5)
+    after = await serve(transfer={"trigger": "complete"})
+
+    await after.patch(path, 0, b"hello")
+
+    upload = await after.upload(path)
+    assert (upload.state, upload.trigger) == (State.COMPLETED, Trigger.MANUAL)
+    assert await after.count("jobs", upload, "transfer") == 0
+
+
+@pytest.mark.parametrize("action", ["commit", "transfer"])
+async def test_an_action_needs_every_byte_and_permission(guarded, action):
+    whole = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
+    half = await guarded.create(5, BODY | bearer(profile="shop"), b"he")
+    part = await guarded.create(5, BODY | bearer() | {"Upload-Concat": "partial"}, b"hello")
+    gone = await guarded.create(5, BODY | bearer(), b"hello")
+    gone_id = (await guarded.upload(gone)).id
+    await guarded.request("DELETE", gone, bearer())
+
+    def told(answer):
+        return answer[0], answer[1]["code"]
+
+    assert told(await act(guarded, half, action, bearer())) == (409, "ERR_NOT_READY")
+    assert told(await act(guarded, part, action, bearer())) == (409, "ERR_INVALID_TRANSITION")
+    assert told(await post(guarded, gone_id, action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert told(await post(guarded, uuid.uuid4(), action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert told(await act(guarded, whole, action, bearer("bob"))) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert told(await act(guarded, whole, action, bearer("bob", scope="files:read:any")))[0] == 404
+    assert told(await act(guarded, whole, action)) == (401, "ERR_UNAUTHENTICATED")
+    upload = await guarded.upload(whole)
+    assert (upload.committed_at, await guarded.count("jobs", upload, "transfer")) == (None, 0)
+
+
+async def test_operators_transfer_for_others_and_do_not_commit(guarded):
+    path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
+
+    assert (await act(guarded, path, "commit", OPERATOR))[0] == 404
+    assert (await act(guarded, path, "transfer", OPERATOR))[0] == 202
+
+
+# --- transfer --------------------------------------------------------------------------------------
+
+
+async def test_a_transfer_is_asked_for_and_watched(guarded):
+    path = await guarded.create(5, BODY | bearer(profile="lab"), b"hello")
+
+    status, first = await act(guarded, path, "transfer", bearer())
+    again = await act(guarded, path, "transfer", bearer())
+    job = await claim_one(guarded)
+    running = await act(guarded, path, "transfer", bearer())
+
+    assert (status, first["state"], first["transfer_id"]) == (202, "completed", job.id)
+    assert (again[0], again[1]["transfer_id"]) == (running[0], running[1]["transfer_id"]) == (202, job.id)
+    await guarded.work.runner._jobs.release([job])
+    async with guarded.working():
+        await guarded.until_state(path, State.STORED)
+    status, stored = await act(guarded, path, "transfer", bearer())
+    assert (status, stored["transfer_id"], stored["state"]) == (200, job.id, "stored")
+    assert await guarded.count("jobs", await guarded.upload(path), "transfer") == 1
+
+
+async def test_a_failed_transfer_is_listed_and_tried_again_by_hand(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+    failed = await fail_transfer(guarded)
+
+    listed = await guarded.request("GET", "/api/v1/uploads?state=transfer_failed", bearer())
+    (entry,) = json.loads(listed.body)["uploads"]
+    everybodys = await guarded.request("GET", "/api/v1/uploads?state=transfer_failed&all=1", OPERATOR)
+    refused = await guarded.request("GET", "/api/v1/uploads?state=transfer_failed&all=1", bearer())
+    status, order = await act(guarded, path, "transfer", bearer())
+
+    assert entry["error"] == "The store refused, and a retry cannot help. (AccessDenied)"
+    assert [entry["id"]] == [other["id"] for other in json.loads(everybodys.body)["uploads"]]
+    assert refused.status == 403
+    assert (status, order["state"]) == (202, "transfer_failed")
+    assert order["transfer_id"] > failed.id
+    async with guarded.working():
+        await guarded.until_state(path, State.STORED)
+
+
+async def test_the_history_shows_every_attempt_and_its_secrets_to_operators_only(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+    await fail_transfer(guarded)
+    await act(guarded, path, "transfer", bearer())
+    running = await claim_one(guarded)
+    target = f"/api/v1/uploads/{(await guarded.upload(path)).id}/attempts"
+
+    mine = await guarded.request("GET", target, bearer())
+    theirs = await guarded.request("GET", target, OPERATOR)
+
+    now, past = json.loads(mine.body)["attempts"]
+    assert (now["transfer_id"], now["outcome"], now["finished_at"]) == (running.id, None, None)
+    assert (past["outcome"], past["error_code"], past["attempt"]) == ("failed", "ERR_STORE_REFUSED", 1)
+    assert b"/srv/secret" not in mine.body
+    assert b"/srv/secret" in theirs.body
+    assert "worker" not in past
+    assert (await guarded.request("GET", target, bearer("bob"))).status == 404
+
+
+# --- removal ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["created", "uploading", "completed", "stored", "transfer_failed"])
+async def test_an_upload_is_removed_by_its_public_id(guarded, state):
+    content = {"created": b"", "uploading": b"he"}.get(state, b"hello")
+    path = await guarded.create(5, (BODY if content else {}) | bearer(), content)
+    upload = await guarded.upload(path)
+    if state == "transfer_failed":
+        await fail_transfer(guarded)
+    if state == "stored":
+        async with guarded.working():
+            await guarded.until_state(path, state)
+    statuses = [await delete(guarded, upload.id, "", bearer("bob")), await delete(guarded, upload.id, "", bearer())]
+    async with guarded.working():
+        await guarded.until_state(path, State.REMOVED)
+
+    assert statuses == [(404, "ERR_UPLOAD_NOT_FOUND"), (204, None)]
+    assert await delete(guarded, upload.id, "", bearer()) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert (await guarded.head(path, bearer())).status == 404
+    assert not guarded.core.staging.path(upload.id).exists()
+    assert not guarded.core.store.local_path(upload.object_key).exists()
+
+
+async def test_a_removal_ends_a_request_that_still_writes(served):
+    path = await served.create(100)
+    connection = await served.begin(path, 0, b"x" * 10, ("Content-Length", "100"))
+    upload_id = (await served.upload(path)).id
+
+    assert await delete(served, upload_id) == (204, None)
+    with pytest.raises(ConnectionLost):
+        await connection.response()
+
+    assert (await served.head(path)).status == 404
+
+
+async def test_operators_remove_for_others(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+
+    assert await delete(guarded, (await guarded.upload(path)).id, "", OPERATOR) == (204, None)
+
+
+async def test_a_transfer_under_way_is_stopped_by_force_only_and_by_operators_only(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+    job = await claim_one(guarded)
+
+    refusals = [
+        await delete(guarded, job.upload.id, "", bearer()),
+        await delete(guarded, job.upload.id, "?force=1", bearer()),
+        await delete(guarded, job.upload.id, "?force=1", bearer("bob")),
+        await delete(guarded, job.upload.id, "?force=yes", OPERATOR),
+        await delete(guarded, job.upload.id, "?force=0", OPERATOR),
+    ]
+
+    assert refusals == [
+        (409, "ERR_TRANSFER_IN_PROGRESS"), (403, "ERR_FORBIDDEN"), (403, "ERR_FORBIDDEN"),
+        (400, "ERR_BAD_PARAMETER"), (409, "ERR_TRANSFER_IN_PROGRESS"),
+    ]  # fmt: skip
+    assert (await guarded.upload(path)).state is State.TRANSFERRING
+    assert await delete(guarded, job.upload.id, "?force=1", OPERATOR) == (204, None)
+    assert (await guarded.upload(path)).state is State.REMOVING
+    assert await guarded.work.runner._jobs.renew([job]) == set()
+
+
+async def test_without_authentication_everybody_may_use_force(served):
+    await served.create(5, BODY, b"hello")
+    job = await claim_one(served)
+
+    assert await delete(served, job.upload.id) == (409, "ERR_TRANSFER_IN_PROGRESS")
+    assert await delete(served, job.upload.id, "?force=1") == (204, None)
+
+
+async def test_what_is_on_hold_is_not_removed(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+    upload = await guarded.upload(path)
+    await guarded.core.database.execute("UPDATE uploads SET hold = true WHERE id = $1", upload.id)
+
+    for query, headers in (("", bearer()), ("?force=1", OPERATOR)):
+        assert await delete(guarded, upload.id, query, headers) == (403, "ERR_UPLOAD_HELD")
+    assert (await guarded.upload(path)).state is State.COMPLETED
