@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
+from tusd_py.ports import Figures
+
+TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "failed", "lost", "cancelled")
+UNSETTLED: Final = ("created", "uploading", "completed", "transferring", "transfer_failed", "removing")
+LIVE_JOBS: Final = ("queued", "running", "retry_wait")
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
 
 
@@ -40,14 +47,20 @@ class Metrics:
         )
         self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
         self.transfers = Counter(
-            "tusd_transfers", "Attempts to move an upload to the store.", ["outcome"], registry=self.registry
-        )
+            "tusd_transfers", "Attempts to move an upload to the store that have ended.", ["outcome"],
+            registry=self.registry,
+        )  # fmt: skip
+        for outcome in TRANSFER_OUTCOMES:
+            # Shown from the start: an alert on a rate sees the first one as well.
+            self.transfers.labels(outcome)
         self.transferred_bytes = Counter(
-            "tusd_transferred_bytes", "Bytes of uploads that reached the store.", registry=self.registry
+            "tusd_transferred_bytes",
+            "Bytes that the store has acknowledged, part by part.",
+            registry=self.registry,
         )
         self.store_seconds = Histogram(
             "tusd_completed_to_stored_seconds",
-            "Time from the last byte to the store.",
+            "Time from the last byte to the store, where nobody had to ask for the transfer.",
             buckets=_SECONDS,
             registry=self.registry,
         )
@@ -62,3 +75,25 @@ class Metrics:
             counter = self._request_counters[key] = self._requests.labels(method, str(status))
         counter.inc()
         self.request_seconds.observe(seconds)
+
+
+def figure_gauges(figures: Figures) -> list[Metric]:
+    """Answer what is read from the database as gauges; every state is there, with 0 if it has none."""
+    uploads = GaugeMetricFamily("tusd_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])
+    for state in UNSETTLED:
+        uploads.add_metric([state], figures.uploads.get(state, 0))
+    jobs = GaugeMetricFamily("tusd_jobs", "Jobs of this node that are not finished.", labels=["state"])
+    for state in LIVE_JOBS:
+        jobs.add_metric([state], figures.jobs.get(state, 0))
+    return [
+        uploads,
+        jobs,
+        GaugeMetricFamily(
+            "tusd_oldest_unfinished_seconds", "Age of the oldest upload that misses bytes.",
+            figures.oldest_unfinished_seconds,
+        ),
+        GaugeMetricFamily(
+            "tusd_oldest_due_job_seconds", "How long the job that is due longest has waited for a worker.",
+            figures.oldest_due_job_seconds,
+        ),
+    ]  # fmt: skip

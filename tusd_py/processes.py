@@ -15,7 +15,7 @@ import resource
 import shutil
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -34,7 +34,7 @@ from tusd_py.http.application import build_application
 from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
-from tusd_py.metrics import Metrics
+from tusd_py.metrics import Metrics, figure_gauges
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -114,38 +114,26 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
     _run(config, main)
 
 
-class Figures(Collector):
+class Gauges(Collector):
     """Figures that are read rather than counted: from the database and the disk."""
 
-    def __init__(self, values: Mapping[str, tuple[str, float]]) -> None:
-        self._values = values
+    def __init__(self, gauges: Sequence[Metric]) -> None:
+        self._gauges = gauges
 
     def collect(self) -> Iterator[Metric]:
-        for name, (text, value) in self._values.items():
-            yield GaugeMetricFamily(name, text, value)
+        yield from self._gauges
 
 
 async def _collect(config: Config, database: Database) -> CollectorRegistry:
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    values = {
-        "tusd_staging_free_bytes": (
-            "Free space of the staging disk.",
-            float(shutil.disk_usage(config.staging_directory).free),
-        )
-    }
+    free = float(shutil.disk_usage(config.staging_directory).free)
+    gauges: list[Metric] = [GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", free)]
     with contextlib.suppress(DatabaseUnavailable):
         # What the processes counted is worth seeing above all while the database is away.
-        figures = await read_figures(database, config.node)
-        values |= {
-            "tusd_uploads_unfinished": ("Uploads that still miss bytes.", figures.unfinished_uploads),
-            "tusd_oldest_unfinished_seconds": ("Age of the oldest of them.", figures.oldest_unfinished_seconds),
-            "tusd_uploads_failed": ("Uploads whose transfer was given up.", figures.failed_uploads),
-            "tusd_jobs_waiting": ("Jobs of this node that are not finished.", figures.waiting_jobs),
-            "tusd_oldest_job_seconds": ("Age of the oldest of them.", figures.oldest_job_seconds),
-        }
-    registry.register(Figures(values))
+        gauges += figure_gauges(await read_figures(database, config.node))
+    registry.register(Gauges(gauges))
     return registry
 
 

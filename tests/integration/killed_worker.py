@@ -1,4 +1,8 @@
-"""A worker that kills itself at a given point: `python -m tests.integration.killed_worker DSN ROOT POINT`."""
+"""A worker that kills or stops itself at a given point.
+
+`python -m tests.integration.killed_worker DSN ROOT POINT SIGKILL|SIGSTOP`; one that was stopped and is
+continued does what it still has to do, and ends.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,14 @@ POINTS: Final = (
 )
 
 
+how = signal.SIGKILL
+continued = asyncio.Event()
+
+
 def die() -> None:
-    """End like a process that the kernel kills for its memory."""
-    os.kill(os.getpid(), signal.SIGKILL)
+    """End like a process that the kernel kills for its memory, or be frozen like one whose machine sleeps."""
+    os.kill(os.getpid(), how)
+    continued.set()
 
 
 class Deadly(InParts):
@@ -64,8 +73,9 @@ async def main(dsn: str, root: Path, point: str) -> None:
 
         world.staging.remove = remove_or_die  # type: ignore[method-assign]
         async with working(world, store, name="killed"):
-            await asyncio.sleep(60)
+            await continued.wait()
 
 
 if __name__ == "__main__":
+    how = signal.Signals[sys.argv[4]]
     asyncio.run(main(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))

@@ -14,7 +14,7 @@ from tusd_py import crc64
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.ports import AheadStore, ObjectSpec, PartRecord, Segment, TransferLedger
-from tusd_py.protocol.upload import Concat, State, Upload, UploadProtocol
+from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
 
 CONTENT = b"0123456789abcdef"
@@ -289,8 +289,16 @@ async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
 
     figures = await read_figures(world.database, "here")
 
-    assert (figures.waiting_jobs, figures.oldest_job_seconds) == (0, 0)
+    assert (figures.jobs, figures.oldest_due_job_seconds) == ({}, 0)
     assert await world.jobs().next_due_seconds() is None
+
+
+@pytest.mark.parametrize("trigger", [Trigger.COMMIT, Trigger.MANUAL])
+async def test_what_waits_to_be_asked_for_is_not_sent_ahead(world: World, trigger: Trigger) -> None:
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600, trigger=trigger)
+    await receive(world, upload, PART)
+
+    assert await world.jobs_of(upload) == []
 
 
 async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> None:

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.killed_worker import POINTS
 from tests.integration.support import World
-from tests.integration.workers import InParts, reaches, working
+from tests.integration.workers import InParts, is_true, reaches, working
+from tests.support.process import Child
+from tusd_py.errors import TransferInProgress
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import State
 from tusd_py.worker.sweep import Sweep, SweepSettings
@@ -28,9 +31,12 @@ SENT = {
 }
 
 
+def command(world: World, point: str, how: str) -> list[str]:
+    return [sys.executable, "-m", "tests.integration.killed_worker", world.dsn, str(world.root), point, how]
+
+
 def run_until_killed(world: World, point: str) -> None:
-    command = [sys.executable, "-m", "tests.integration.killed_worker", world.dsn, str(world.root), point]
-    ended = subprocess.run(command, cwd=ROOT, timeout=30, capture_output=True)
+    ended = subprocess.run(command(world, point, "SIGKILL"), cwd=ROOT, timeout=30, capture_output=True)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
@@ -73,6 +79,32 @@ async def test_an_upload_that_a_killed_worker_left_behind_is_removed(world: Worl
     assert store.puts == []
     assert store.aborted == [(upload.object_key, f"multipart of {upload.id}")]
     assert await world.sql("SELECT 1 FROM transfer_parts") == []
+
+
+@pytest.mark.parametrize("point", POINTS[:4])
+async def test_a_frozen_worker_that_is_thawed_cannot_bring_a_removed_upload_back(
+    world: World, tmp_path: Path, point: str
+) -> None:
+    upload = await world.received(CONTENT)
+    with Child(command(world, point, "SIGSTOP"), log=tmp_path / "frozen.log", cwd=ROOT) as frozen:
+        process = psutil.Process(frozen.pid)
+        await is_true(lambda: process.status() == psutil.STATUS_STOPPED, "the worker has stopped")
+        with pytest.raises(TransferInProgress):
+            await world.uploads.remove(upload.id)
+        await world.uploads.remove(upload.id, force=True)
+        await world.end_leases()
+        async with working(world, InParts(world.store), name="worker-2"):
+            await reaches(world, upload, State.REMOVED)
+        assert not world.staged(upload)
+
+        frozen.signal(signal.SIGCONT)
+
+        assert frozen.wait(20) == 0, frozen.log_text()
+    assert world.object(upload) is None
+    assert not world.staged(upload)
+    assert await world.state(upload) is State.REMOVED
+    assert await world.sql("SELECT 1 FROM transfer_parts") == []
+    assert await world.jobs_of(upload) == [("transfer", "cancelled"), ("remove", "succeeded")]
 
 
 def sweep(world: World) -> Sweep:

@@ -23,6 +23,7 @@ from tusd_py.database.statistics import ping, read_figures
 from tusd_py.database.wakeups import NOTIFY, Wakeups
 from tusd_py.embedded_postgres import EmbeddedPostgres
 from tusd_py.errors import DatabaseUnavailable
+from tusd_py.ports import Figures
 from tusd_py.protocol.upload import State
 
 CONFIG = DatabaseConfig(connect_timeout=2, command_timeout=5)
@@ -243,7 +244,7 @@ async def test_everything_works_without_prepared_statements(shared_dsn: str, tmp
         await world.uploads.remove(upload.id)
         await reaches(world, upload, State.REMOVED)
         assert (await world.find(final)).length == 2
-        assert (await read_figures(world.database, "here")).unfinished_uploads == 0
+        assert "uploading" not in (await read_figures(world.database, "here")).uploads
 
 
 async def test_with_no_statement_cache_nothing_is_kept_prepared(server: EmbeddedPostgres) -> None:
@@ -445,11 +446,16 @@ async def test_figures_count_what_operators_watch(world: World) -> None:
     await world.completed(node="there")
     await world.force_state(await world.completed(), State.TRANSFER_FAILED)
     await world.sql("UPDATE uploads SET created_at = now() - interval '1 hour'")
-    await world.sql("UPDATE jobs SET created_at = now() - interval '2 hours'")
+    await world.sql("UPDATE jobs SET due_at = now() - interval '2 hours'")
+    later, running = await world.completed(), await world.completed()
+    for upload, state, days in ((later, "retry_wait", 1), (running, "running", -1)):
+        due = "UPDATE jobs SET state = $2, due_at = now() + make_interval(days => $3) WHERE upload_id = $1"
+        await world.sql(due, upload.id, state, days)
 
     figures = await read_figures(world.database, "here")
 
-    assert (empty.unfinished_uploads, empty.oldest_unfinished_seconds, empty.oldest_job_seconds) == (0, 0, 0)
-    assert (figures.unfinished_uploads, figures.failed_uploads, figures.waiting_jobs) == (1, 1, 2)
+    assert empty == Figures({}, 0, {}, 0)
+    assert figures.uploads == {"created": 1, "completed": 4, "transfer_failed": 1}
+    assert figures.jobs == {"queued": 2, "retry_wait": 1, "running": 1}
     assert 3600 <= figures.oldest_unfinished_seconds < 3700
-    assert 7200 <= figures.oldest_job_seconds < 7300
+    assert 7200 <= figures.oldest_due_job_seconds < 7300

@@ -563,6 +563,21 @@ async def test_by_force_the_worker_stops_at_its_next_look_at_the_ledger(world: W
     assert [outcome for kind, _, outcome in await world.attempts_of(upload) if kind == "transfer"] == ["cancelled"]
 
 
+async def test_by_force_a_worker_that_hangs_is_stopped_by_its_heartbeat(world: World) -> None:
+    upload = await world.received()
+    store = Gated(world.store)
+
+    async with working(world, store, lease_seconds=3.0):
+        await store.reached.wait()
+        await world.uploads.remove(upload.id, force=True)
+        await reaches(world, upload, State.REMOVED)
+
+    assert store.cancelled == 1
+    # Had the removal waited for the end of the lease, the attempt would be a lost one.
+    assert [outcome for kind, _, outcome in await world.attempts_of(upload) if kind == "transfer"] == ["cancelled"]
+    assert world.object(upload) is None
+
+
 @pytest.mark.parametrize("made", [False, True], ids=["about to make the object", "made the object"])
 async def test_by_force_an_object_that_is_made_all_the_same_is_taken_back(world: World, made: bool) -> None:
     upload = await world.received()

@@ -70,7 +70,8 @@ WITH small AS (
     UPDATE jobs SET state = 'running', worker = $5, attempt = jobs.attempt + 1, started_at = now(),
                     due_at = now() + make_interval(secs => $6)
       FROM due WHERE jobs.id = due.id
-    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.wants
+    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.wants,
+              due.state = 'running' AS lost
 ), moved AS (
     UPDATE uploads SET state = 'transferring', updated_at = now()
       FROM claimed WHERE uploads.id = claimed.upload_id AND claimed.kind = 'transfer'
@@ -78,6 +79,7 @@ WITH small AS (
     RETURNING uploads.id
 )
 SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at, claimed.wants,
+       claimed.lost,
        upload.multipart_id, {upload_columns("upload")},
        CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
                          WHEN 'ahead' THEN upload.state IN {IN_RECEIVING}
@@ -193,7 +195,7 @@ WITH closed AS (
      WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
     RETURNING id, upload_id, kind, attempt, started_at
 ), hastened AS (
-    UPDATE jobs SET due_at = now()
+    UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4))
       FROM closed WHERE closed.kind IN ('transfer', 'ahead') AND jobs.upload_id = closed.upload_id
                     AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
 )
@@ -243,6 +245,7 @@ class PostgresJobs(JobQueue):
                 multipart_id=row["multipart_id"],
                 runnable=row["runnable"],
                 wants=row["wants"],
+                lost=row["lost"],
             )
             for row in rows
         ]
@@ -289,8 +292,8 @@ class PostgresJobs(JobQueue):
     async def rest(self, job: Job, *, wants: int) -> bool:
         return await self._database.execute(REST, *self._fence(job), wants) > 0
 
-    async def discard(self, job: Job) -> None:
-        await self._database.execute(DISCARD, *self._fence(job))
+    async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
+        return await self._database.execute(DISCARD, *self._fence(job), float(settle_seconds)) > 0
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
         row = await self._database.read(NEXT_DUE, self._node, large, LARGE_BYTES)
@@ -300,8 +303,10 @@ class PostgresJobs(JobQueue):
         return PostgresLedger(self._database, job, self._worker)
 
     def _changed(self, jobs: Sequence[Job]) -> None:
-        if jobs and self._wakeups is not None:
-            self._wakeups.changed(*(job.upload.id for job in jobs))
+        # What is sent ahead changes nothing that anybody waits for.
+        changed = [job.upload.id for job in jobs if job.kind != "ahead"]
+        if changed and self._wakeups is not None:
+            self._wakeups.changed(*changed)
 
     def _fence(self, job: Job) -> tuple[int, int, str]:
         return job.id, job.attempt, self._worker

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from tusd_py.database.statements import LIVE
+from tusd_py.ports import Figures
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
 
-FIGURES: Final = """
-SELECT (SELECT count(*) FROM uploads WHERE state IN ('created', 'uploading')) AS unfinished,
+# Settled uploads, which are most of a large table, are not counted.
+FIGURES: Final = f"""
+SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
+          FROM (SELECT state, count(*) AS n FROM uploads
+                 WHERE state IN ('created', 'uploading', 'completed', 'transferring', 'transfer_failed', 'removing')
+                 GROUP BY state) AS counted) AS uploads,
        (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
           FROM uploads WHERE state IN ('created', 'uploading')) AS oldest_unfinished,
-       (SELECT count(*) FROM uploads WHERE state = 'transfer_failed') AS failed,
-       (SELECT count(*) FROM jobs
-         WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait') AND kind <> 'ahead') AS jobs,
-       (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
+       (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
+          FROM (SELECT state, count(*) AS n FROM jobs
+                 WHERE node = $1 AND state IN {LIVE} AND kind <> 'ahead' GROUP BY state) AS counted) AS jobs,
+       (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
-         WHERE node = $1 AND state IN ('queued', 'running', 'retry_wait') AND kind <> 'ahead') AS oldest_job
-"""
+         WHERE node = $1 AND state IN ('queued', 'retry_wait') AND kind <> 'ahead' AND due_at <= now()) AS oldest_due_job
+"""  # noqa: S608 -- only a constant is inserted
 PING: Final = "SELECT 1"
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Counts, and ages in seconds."""
-
-    unfinished_uploads: int
-    oldest_unfinished_seconds: float
-    failed_uploads: int
-    waiting_jobs: int
-    oldest_job_seconds: float
 
 
 async def read_figures(database: Database, node: str) -> Figures:
     """Read the figures; jobs are those of `node`."""
     row = await database.read(FIGURES, node)
     assert row is not None  # a SELECT without FROM always answers one row
-    return Figures(row["unfinished"], row["oldest_unfinished"], row["failed"], row["jobs"], row["oldest_job"])
+    return Figures(row["uploads"], row["oldest_unfinished"], row["jobs"], row["oldest_due_job"])
 
 
 async def ping(database: Database) -> None:

@@ -5,7 +5,7 @@ checker reports a missing method where the adapter is built. Nothing here import
 """
 
 from tusd_py.ports.proofs import Outcome, Proof, Provable
-from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue
+from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
 from tusd_py.ports.stores import (
@@ -40,6 +40,7 @@ __all__ = [
     "BatchStore",
     "Body",
     "Digests",
+    "Figures",
     "Job",
     "JobQueue",
     "LocalObjects",

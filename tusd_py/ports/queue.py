@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
@@ -29,6 +29,20 @@ class Job:
     """False: the upload has moved on, and nothing is left to do."""
     wants: int = 0
     """Of a job `ahead`: so many bytes had to be durable for this claim."""
+    lost: bool = False
+    """Its worker fell silent, and this claim took it away from him."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What operators watch: counts by state, ages in seconds. States without any are left out."""
+
+    uploads: Mapping[str, int]
+    """Of those that have somewhere to go, or failed to get there."""
+    oldest_unfinished_seconds: float
+    jobs: Mapping[str, int]
+    oldest_due_job_seconds: float
+    """Since when a job could have been claimed that nobody has claimed."""
 
 
 class JobQueue(Protocol):
@@ -66,8 +80,11 @@ class JobQueue(Protocol):
     async def rest(self, job: Job, *, wants: int) -> bool:
         """Let a job `ahead` lie until `wants` bytes are durable. Answers as `retry` does."""
 
-    async def discard(self, job: Job) -> None:
-        """Close a job that has nothing left to do, or was cancelled: a removal may go on at once."""
+    async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
+        """Close a job that has nothing left to do, or was cancelled: a removal may go on.
+
+        It does so after `settle_seconds`, for what was under way. Answers whether the job was still ours.
+        """
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
         """Answer how long until the next job may be claimed, None if there is none.

@@ -36,6 +36,8 @@ DATABASE_PAUSE_SECONDS: Final = 1.0
 BUSY_PAUSE_SECONDS: Final = 0.05
 """When a due job is in somebody else's hands at this very moment."""
 RENEWALS_PER_LEASE: Final = 3
+SETTLE_SECONDS: Final = 1.0
+"""For requests on their way to the store whose work was stopped in the middle."""
 LEASE_SHARE: Final = 0.9
 """What the worker uses of a lease. The rest is for requests on their way to the store."""
 
@@ -78,6 +80,8 @@ class Work:
     leased: bool = True
     """False once only records are left to be made: those are fenced and need no lease."""
     told_to_stop: bool = False
+    taken_away: bool = False
+    """The database said so: cancelled, or somebody else's by now."""
 
     @property
     def large(self) -> bool:
@@ -181,6 +185,7 @@ class Runner:
         return asyncio.get_running_loop().time() + self._settings.lease_seconds * LEASE_SHARE
 
     async def _start_all(self, group: asyncio.TaskGroup, jobs: Sequence[Job], until: float) -> None:
+        self._transfers.count_lost(jobs)
         runnable = [job for job in jobs if job.runnable]
         batch = [job for job in runnable if self._transfers.batchable(job)]
         if batch:
@@ -190,7 +195,7 @@ class Runner:
                 self._start(group, Work([job], until), self._performers[job.kind])
         for job in jobs:
             if not job.runnable:
-                await self._jobs.discard(job)
+                await self._transfers.discard(job)
 
     def _start(self, group: asyncio.TaskGroup, work: Work, perform: Perform) -> None:
         first = work.jobs[0]
@@ -204,7 +209,7 @@ class Runner:
         try:
             await perform(work)
         except asyncio.CancelledError:
-            await self._release(work.jobs)
+            await (self._acknowledge(work.jobs) if work.taken_away else self._release(work.jobs))
             if not work.told_to_stop:
                 raise
         except Exception as error:  # noqa: BLE001 -- the worker outlives every job; `_settle` logs it
@@ -255,7 +260,7 @@ class Runner:
         try:
             if isinstance(error, TransferCancelled):
                 log.info("transfer_cancelled", upload_id=str(job.upload.id))
-                await self._jobs.discard(job)
+                await self._transfers.discard(job)
             elif isinstance(error, DatabaseUnavailable):
                 # Not the store's fault, so it uses up no retry.
                 log.warning("job_interrupted", job=job.id, upload_id=str(job.upload.id), reason=str(error))
@@ -263,7 +268,7 @@ class Runner:
             elif not await self._record_failure(job, error):
                 # Somebody else's by now, which makes this a no-op, or cancelled: whoever waits for our
                 # end need not wait any longer.
-                await self._jobs.discard(job)
+                await self._transfers.discard(job)
         except DatabaseUnavailable as away:
             # The lease ends by itself, and the job is claimed again.
             log.warning("job_outcome_not_recorded", job=job.id, reason=str(away))
@@ -303,6 +308,14 @@ class Runner:
             )
         return ours
 
+    async def _acknowledge(self, jobs: Sequence[Job]) -> None:
+        """Say that the work has stopped, for a removal that waits for that; a no-op for what was lost."""
+        try:
+            for job in jobs:
+                await self._transfers.discard(job, settle_seconds=SETTLE_SECONDS)
+        except DatabaseUnavailable as away:
+            log.warning("end_not_acknowledged", jobs=[job.id for job in jobs], reason=str(away))
+
     async def _release(self, jobs: Sequence[Job]) -> None:
         try:
             await self._jobs.release(jobs)
@@ -327,6 +340,7 @@ class Runner:
                 if all(job.id in ours for job in work.jobs):
                     work.until = until
                 else:
+                    work.taken_away = True
                     self._tell_to_stop(work, "lease_lost")
 
     def _look_at_lease(self, work: Work) -> None:

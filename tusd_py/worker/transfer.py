@@ -14,7 +14,8 @@ import structlog
 
 from tusd_py.errors import StorageError, TusdError
 from tusd_py.ports import NO_DIGESTS, AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
-from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Upload
+from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Trigger, Upload
+from tusd_py.worker.metered import MeteredLedger
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
@@ -53,8 +54,8 @@ class Transfers:
         self._store = store
         self._metrics = metrics
         self._purge_at_once = purge_at_once
-        self._digests = digests
         self._object_parameters = object_parameters or {}
+        self._digests = digests
 
     # --- effects: to be stopped before the lease ends ----------------------------------------------
 
@@ -72,7 +73,9 @@ class Transfers:
         upload = job.upload
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
-        stored = await self._store.put(self._spec(upload), segments, self._jobs.ledger(job))
+        ledger = self._ledger(job)
+        stored = await self._store.put(self._spec(upload), segments, ledger)
+        ledger.reached(stored.length)
         if self._digests and stored.digests == NO_DIGESTS:
             log.warning("digests_unknown", upload_id=str(upload.id), reason="its staged copy is gone")
         return stored
@@ -87,14 +90,19 @@ class Transfers:
         upload = job.upload
         durable = min(upload.offset, job.wants + AHEAD_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
-        wants = await self._store.put_ahead(self._spec(upload), [segment], self._jobs.ledger(job))
+        wants = await self._store.put_ahead(self._spec(upload), [segment], self._ledger(job))
         log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
         return wants
+
+    def _ledger(self, job: Job) -> MeteredLedger:
+        return MeteredLedger(self._jobs.ledger(job), self._metrics.transferred_bytes.inc)
 
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
         """Bring many small uploads into the store at once; answer a result for each."""
         assert isinstance(self._store, BatchStore)  # `batchable` said so
-        return await self._store.put_batch([(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs])
+        results = await self._store.put_batch([(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs])
+        self._metrics.transferred_bytes.inc(sum(one.length for one in results if isinstance(one, StoredObject)))
+        return results
 
     async def remove(self, job: Job) -> None:
         """Remove every trace of an upload that is gone: staged bytes, multipart upload, object."""
@@ -146,13 +154,22 @@ class Transfers:
             log.info("transfer_undone", upload_id=str(job.upload.id))
         else:
             log.warning("transfer_lease_lost", upload_id=str(job.upload.id), attempt=job.attempt)
-        await self._jobs.discard(job)
+        await self.discard(job)
+
+    async def discard(self, job: Job, *, settle_seconds: float = 0) -> None:
+        """Close a job that has nothing left to do, or was cancelled; see `JobQueue.discard`."""
+        if await self._jobs.discard(job, settle_seconds=settle_seconds) and job.kind == "transfer":
+            self._metrics.transfers.labels("cancelled").inc()
+
+    def count_lost(self, jobs: Sequence[Job]) -> None:
+        """Count the attempts that these claims have ended, since their workers fell silent."""
+        self._metrics.transfers.labels("lost").inc(sum(job.lost and job.kind == "transfer" for job in jobs))
 
     def _count(self, job: Job, stored: StoredObject) -> None:
         upload = job.upload
         self._metrics.transfers.labels("succeeded").inc()
-        self._metrics.transferred_bytes.inc(stored.length)
-        if upload.completed_at is not None:
+        # An upload that had to wait for somebody says nothing about how quick the worker is.
+        if upload.completed_at is not None and upload.trigger is Trigger.COMPLETE:
             waited = (datetime.now(UTC) - upload.completed_at).total_seconds()
             self._metrics.store_seconds.observe(max(0.0, waited))
         log.info("transfer_succeeded", upload_id=str(upload.id), key=stored.key, length=stored.length)
@@ -175,6 +192,6 @@ class Transfers:
             crc64nvme=upload.crc64nvme if upload.complete else None,
             content_type=upload.content_type or DEFAULT_TYPE,
             filename=upload.filename,
-            digests=self._digests,
             parameters=self._object_parameters.get(upload.profile, {}),
+            digests=self._digests,
         )
