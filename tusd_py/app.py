@@ -53,14 +53,20 @@ WORKER_PAUSE_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
-class Core:
-    """What the HTTP side and the worker share within one process."""
+class Records:
+    """The record of uploads, and how its changes are told."""
 
     config: Config
     database: Database
     notifications: Notifications
     wakeups: Wakeups
     uploads: PostgresUploads
+
+
+@dataclass(slots=True)
+class Core(Records):
+    """What the HTTP side and the worker share within one process."""
+
     staging: StagingArea
     store: ObjectStore
     metrics: Metrics
@@ -119,8 +125,8 @@ def database_dsn(config: Config) -> str:
     return config.database.dsn.get_secret_value()
 
 
-def make_core(config: Config, metrics: Metrics) -> Core:
-    """Wire what both sides need. Opens nothing.
+def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
+    """Wire the record alone, for a command. Opens nothing; `ahead_above` as `PostgresUploads` takes it.
 
     Raises:
         ConfigError: see `database_dsn`.
@@ -129,9 +135,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
     listen = config.database.listen_dsn
     database = Database(dsn, config.database)
     wakeups = Wakeups(database)
-    store = make_store(config)
-    eager = config.transfer.eager and isinstance(store, AheadStore)
-    return Core(
+    return Records(
         config=config,
         database=database,
         notifications=Notifications(listen.get_secret_value() if listen else dsn, config.database),
@@ -140,12 +144,42 @@ def make_core(config: Config, metrics: Metrics) -> Core:
             database,
             wakeups,
             max_size=config.limits.max_size or None,
-            ahead_above=config.transfer.eager_above if eager else None,
+            ahead_above=ahead_above,
         ),
+    )
+
+
+def make_core(config: Config, metrics: Metrics) -> Core:
+    """Wire what both sides need. Opens nothing.
+
+    Raises:
+        ConfigError: see `database_dsn`.
+    """
+    store = make_store(config)
+    eager = config.transfer.eager and isinstance(store, AheadStore)
+    records = make_records(config, ahead_above=config.transfer.eager_above if eager else None)
+    return Core(
+        config=config,
+        database=records.database,
+        notifications=records.notifications,
+        wakeups=records.wakeups,
+        uploads=records.uploads,
         staging=StagingArea(config.staging_directory, config.staging),
         store=store,
         metrics=metrics,
     )
+
+
+@contextlib.asynccontextmanager
+async def reachable(records: Records) -> AsyncIterator[None]:
+    """Open the record, last of all the notifications, and close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(records.database.close)
+        await records.database.open()
+        stack.push_async_callback(records.wakeups.close)
+        stack.push_async_callback(records.notifications.close)
+        await records.notifications.open()
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -177,8 +211,7 @@ def make_web(core: Core) -> Web:
     features = derive_features(config)
     settings = upload_settings(config, features)
     access = Access(core.uploads, settings)
-    watch = Watch()
-    core.notifications.subscribe(UPLOADS_CHANNEL, watch.changed)
+    watch = make_watch(core)
     return Web(
         config=config,
         features=features,
@@ -190,6 +223,30 @@ def make_web(core: Core) -> Web:
         cors=CorsPolicy(config.cors),
         trusted=TrustedProxies(config.server.trusted_proxies),
         metrics=core.metrics,
+    )
+
+
+def make_watch(records: Records) -> Watch:
+    """Wire who waits for uploads with who tells of their changes. To be said before anything is opened."""
+    watch = Watch()
+    records.notifications.subscribe(UPLOADS_CHANNEL, watch.changed)
+    return watch
+
+
+def make_catalog(records: Records) -> Catalog:
+    """Wire what people ask of uploads, for a command. To be said before anything is opened."""
+    settings = upload_settings(records.config, derive_features(records.config))
+    return Catalog(records.uploads, Access(records.uploads, settings), make_watch(records))
+
+
+def make_sweep_records(records: Records) -> PostgresSweep:
+    """Wire what cleanup asks of the record."""
+    config = records.config
+    return PostgresSweep(
+        records.database,
+        records.wakeups,
+        node=config.node,
+        uncommitted_after_seconds=config.cleanup.uncommitted_after,
     )
 
 
@@ -245,12 +302,7 @@ def make_work(core: Core) -> Work:
     jobs = PostgresJobs(
         core.database, node=config.node, worker=worker, lease_seconds=transfer.lease, wakeups=core.wakeups
     )
-    sweep = PostgresSweep(
-        core.database,
-        core.wakeups,
-        node=config.node,
-        uncommitted_after_seconds=config.cleanup.uncommitted_after,
-    )
+    sweep = make_sweep_records(core)
     transfers = Transfers(
         jobs=jobs,
         uploads=core.uploads,

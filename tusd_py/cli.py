@@ -9,10 +9,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from tusd_py import __version__
 from tusd_py.config import Config, load_config
+from tusd_py.config.units import parse_duration
 from tusd_py.errors import ConfigError, TusdError
+from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import Proof
@@ -44,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         ("serve", serve, "serve uploads and move them to the store"),
         ("worker", worker, "only move finished uploads to the store"),
         ("migrate", migrate, "bring the database schema up to date"),
+        ("transfer", transfer, "move an upload to the store, or try failed ones again, and say how it goes"),
         ("check-config", check_config, "print the effective configuration, or every problem with it"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
@@ -60,6 +64,15 @@ def _parser() -> argparse.ArgumentParser:
         if name in {"serve", "check-config"}:
             sub.add_argument("--host", help="address to listen on")
             sub.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+        if name == "transfer":
+            which = sub.add_mutually_exclusive_group(required=True)
+            which.add_argument("id", nargs="?", type=UUID, metavar="ID", help="public id of the upload")
+            which.add_argument(
+                "--failed", action="store_true", help="queue every failed transfer of this node again, and do not wait"
+            )
+            sub.add_argument(
+                "--timeout", type=_duration, default=600.0, metavar="TIME", help='longest wait, such as "90s" (10m)'
+            )
     return parser
 
 
@@ -114,6 +127,32 @@ def migrate(options: argparse.Namespace) -> int:
     if not names:
         print("the schema is up to date")
     return OK
+
+
+def transfer(options: argparse.Namespace) -> int:
+    """Queue one transfer and follow it to its end, or queue all failed ones. A running worker does the work."""
+    config = configuration(options)
+    from tusd_py.commands import requeue_failed, transfer_one
+    from tusd_py.logs import configure_logging
+
+    configure_logging(config.logging)
+    with _database(config) as usable:
+        if options.failed:
+            print(f"{asyncio.run(requeue_failed(usable))} queued")
+            return OK
+        upload_id = UploadId(options.id)
+        return OK if asyncio.run(transfer_one(usable, upload_id, timeout_seconds=options.timeout, say=_say)) else FAILED
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _duration(text: str) -> float:
+    try:
+        return float(parse_duration(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_config(options: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -44,6 +45,10 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         stored = server.wait_for_state(upload_id, "stored", deadline=30)
 
         assert stored["attempts"] > 1
+        assert server.metrics()['tusd_transfers_total{outcome="retry"}'] == stored["attempts"] - 1
+        _, history = get(f"{server.origin}/api/v1/uploads/{upload_id}/attempts")
+        outcomes = [past["outcome"] for past in json.loads(history)["attempts"]]
+        assert outcomes == ["succeeded", *["retry"] * (stored["attempts"] - 1)]
         assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(content).hexdigest()
         assert len(s3.object_keys()) == 1
         wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")

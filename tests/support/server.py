@@ -202,6 +202,13 @@ class Server:
             body: dict[str, Any] = json.load(response)
         return body
 
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by its name and labels."""
+        with urllib.request.urlopen(f"{self.ready.operations_url}/metrics", timeout=10) as response:
+            lines = response.read().decode().splitlines()
+        samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
+        return {name: float(value) for name, _, value in samples}
+
     def wait_for_state(self, upload_id: str, state: str, *, deadline: float = 20) -> dict[str, Any]:
         """Wait until the upload is in the state; answer its JSON."""
         last: dict[str, Any] = {}

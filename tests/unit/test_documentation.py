@@ -8,6 +8,8 @@ from pathlib import Path
 
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS
+from tusd_py.metrics import Metrics, figure_gauges
+from tusd_py.ports import Figures
 from tusd_py.stores.s3_rights import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,3 +44,11 @@ def test_every_link_of_the_readme_leads_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
 
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_readme_names_every_metric():
+    families = [*Metrics().registry.collect(), *figure_gauges(Figures({}, 0, {}, 0))]
+    names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert {name for name in names if f"`{name}`" not in readme and f"`{name}{{" not in readme} == set()

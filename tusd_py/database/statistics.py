@@ -23,7 +23,8 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
                  WHERE node = $1 AND state IN {LIVE} AND kind <> 'ahead' GROUP BY state) AS counted) AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
-         WHERE node = $1 AND state IN ('queued', 'retry_wait') AND kind <> 'ahead' AND due_at <= now()) AS oldest_due_job
+         WHERE node = $1 AND state IN ('queued', 'retry_wait') AND kind <> 'ahead' AND due_at <= now()
+       ) AS oldest_due_job
 """  # noqa: S608 -- only a constant is inserted
 PING: Final = "SELECT 1"
 

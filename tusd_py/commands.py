@@ -1,0 +1,82 @@
+"""What the commands do with uploads, beside the processes of a server that runs or does not."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from tusd_py.app import make_catalog, make_records, make_sweep_records, reachable
+from tusd_py.policy import ANONYMOUS
+from tusd_py.protocol.upload import State, UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+    from tusd_py.services.catalog import Catalog, Seen
+
+UNCLAIMED_SECONDS: Final = 5.0
+"""After so long without a claim somebody may have forgotten to start a worker."""
+BATCH: Final = 500
+
+
+async def transfer_one(
+    config: Config, upload_id: UploadId, *, timeout_seconds: float, say: Callable[[str], None]
+) -> bool:
+    """Have an upload transferred, say each change, and tell whether it is stored in the end.
+
+    The work is a worker's: this process only asks for it and looks on.
+
+    Raises:
+        UploadNotFound, NotReady, InvalidTransition, DatabaseUnavailable.
+    """
+    records = make_records(config)
+    catalog = make_catalog(records)
+    async with reachable(records):
+        await catalog.request_transfer(ANONYMOUS, upload_id)
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        return await _follow(catalog, upload_id, deadline, say)
+
+
+async def _follow(catalog: Catalog, upload_id: UploadId, deadline: float, say: Callable[[str], None]) -> bool:
+    seen = await catalog.look(ANONYMOUS, upload_id)
+    say(_describe(seen))
+    warned = False
+    while not seen.settled:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            say("the time is over; the transfer goes on without this command")
+            return False
+        before = seen
+        seen = await catalog.look(ANONYMOUS, upload_id, wait_seconds=min(left, UNCLAIMED_SECONDS))
+        if seen.mark != before.mark:
+            say(_describe(seen))
+        elif not warned and seen.transfer is not None and seen.transfer.state == "queued":
+            say(f'no worker has claimed it: is one running for the node "{seen.upload.node}"?')
+            warned = True
+    return seen.upload.state is State.STORED
+
+
+def _describe(seen: Seen) -> str:
+    upload, transfer = seen.upload, seen.transfer
+    words = [upload.state.value]
+    if transfer is not None:
+        words.append(f"transfer {transfer.id} {transfer.state}, attempt {transfer.attempts}")
+        if transfer.last_error is not None:
+            words.append(transfer.last_error)
+        if transfer.state == "retry_wait" and transfer.next_attempt_at is not None:
+            words.append(f"next try {transfer.next_attempt_at:%H:%M:%S} UTC")
+    return ": ".join(words[:2]) + "".join(f"; {word}" for word in words[2:])
+
+
+async def requeue_failed(config: Config) -> int:
+    """Queue every failed transfer of this node again and answer how many."""
+    records = make_records(config)
+    sweep = make_sweep_records(records)
+    total = 0
+    started = time.monotonic()
+    async with reachable(records):
+        # Not those that a worker has given up meanwhile, or this might never end.
+        while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
+            total += count
+    return total
