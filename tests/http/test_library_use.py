@@ -11,22 +11,28 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.http.support import eventually
 from tusd_py import create_app, runner_options
 from tusd_py.config import Config
 from tusd_py.errors import ConfigError
+from tusd_py.http.keys import WEB
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
 
 @contextlib.asynccontextmanager
-async def hosted(config: Config, prefix: str, **options) -> AsyncIterator[str]:
+async def hosted(
+    config: Config, prefix: str, *, mounted: list[web.Application] | None = None, **options
+) -> AsyncIterator[str]:
     app = web.Application()
 
     async def own(_: web.Request) -> web.Response:
         return web.Response(text="the host's own page")
 
     app.router.add_get("/", own)
-    app.add_subapp(prefix, create_app(config, **options))
+    app.add_subapp(prefix, below := create_app(config, **options))
+    if mounted is not None:
+        mounted.append(below)
     runner = web.AppRunner(app, **runner_options(config))
     await runner.setup()
     listening = socket.socket()
@@ -81,3 +87,20 @@ def test_an_application_without_a_database_is_refused(make_config):
         create_app(load_config())
 
     assert "database.dsn" in refusal.value.problems[0]
+
+
+async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_config):
+    mounted: list[web.Application] = []
+    async with aiohttp.ClientSession(headers=TUS) as client:
+
+        async def wait_for(target: str) -> str:
+            async with client.get(target) as response:
+                return (await response.json())["state"]
+
+        async with hosted(make_config(), "/media", mounted=mounted, run_worker=False) as origin:
+            async with client.post(f"{origin}/media/files/", headers={"Upload-Length": "5"}) as created:
+                target = f"{origin}/media/api/v1/uploads/{created.headers['Upload-Id']}?wait=60"
+            waiter = asyncio.create_task(wait_for(target))
+            await eventually(lambda: mounted[0][WEB].watch.waiting == 1)
+        async with asyncio.timeout(20):
+            assert await waiter == "created"

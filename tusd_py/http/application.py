@@ -43,6 +43,7 @@ def build_application(context: Web) -> web.Application:
     app = web.Application(middlewares=[observe])
     app[WEB] = context
     app.on_response_prepare.append(shared_headers)
+    app.on_shutdown.append(end_waiting)
     base = context.config.server.base_path
     # No redirect between the two spellings: a 301 turns a POST into a GET.
     for path, handler in (
@@ -61,6 +62,11 @@ def build_application(context: Web) -> web.Application:
         web.RouteDef(route.method, route.path, route.handler, kwargs).register(app.router)
     app.router.add_route("*", "/{tail:.*}", nowhere, expect_handler=defer_continue)
     return app
+
+
+async def end_waiting(app: web.Application) -> None:
+    """Answer those who wait for an upload: a host that shuts down would wait for them."""
+    app[WEB].watch.close()
 
 
 async def nowhere(request: web.Request) -> web.StreamResponse:
