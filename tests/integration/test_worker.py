@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,22 @@ async def test_a_staged_copy_is_kept_where_it_is_to_be_kept(world: World) -> Non
 
     assert world.staged(upload)
     assert (await world.find(upload)).local_present
+
+
+async def test_the_store_is_told_what_a_profile_wants_of_its_objects(world: World) -> None:
+    class Attentive(OneByOne):
+        async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+            told[spec.upload_id] = spec.parameters
+
+    told: dict[str, Mapping[str, Any]] = {}
+    parameters = {"photos": {"StorageClass": "GLACIER_IR"}, "default": {"CacheControl": "no-store"}}
+    uploads = {name: await world.received(profile=name) for name in ("photos", "default", "configured no more")}
+
+    async with working(world, Attentive(world.store), object_parameters=parameters):
+        for upload in uploads.values():
+            await reaches(world, upload, State.STORED)
+
+    assert {name: told[str(upload.id)] for name, upload in uploads.items()} == parameters | {"configured no more": {}}
 
 
 async def test_several_workers_store_each_upload_once(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from tests.integration.support import World
@@ -44,6 +44,7 @@ async def working(
     jobs: JobQueue | None = None,
     purge: bool = True,
     digests: frozenset[str] = frozenset(),
+    object_parameters: Mapping[str, Mapping[str, str]] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Runner]:
     """A worker that runs meanwhile, and has ended in good order afterwards."""
@@ -59,6 +60,7 @@ async def working(
         metrics=metrics,
         purge_at_once=purge,
         digests=digests,
+        object_parameters=object_parameters,
     )
     runner = Runner(queue, transfers, chosen, metrics)
     task = asyncio.create_task(runner.run())
