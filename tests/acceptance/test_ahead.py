@@ -119,10 +119,12 @@ def test_an_s3_that_is_away_does_not_slow_the_client(start_server: StartServer, 
         url, upload_id = create(server)
         s3.child.stop()
 
-        for start in range(0, LENGTH, PART):
+        append(url, 0, PART)
+        # Otherwise the whole of it may be here before the worker has looked at its beginning.
+        wait_until(lambda: "ahead_retry" in server.log_text(), deadline=20, what="sending ahead has failed")
+        for start in range(PART, LENGTH, PART):
             append(url, start, min(start + PART, LENGTH))
         assert server.upload_json(upload_id)["state"] in {"completed", "transferring"}
-        wait_until(lambda: "ahead_retry" in server.log_text(), deadline=20, what="sending ahead has failed")
 
         s3.child.start()
         server.wait_for_state(upload_id, "stored", deadline=40)
