@@ -32,14 +32,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from processes import Tree, peak_kib, reset_peaks
 
 from tests.support.s3_servers import ACCESS_KEY, REGION, SECRET_KEY, S3Server, rclone_s3
 from tests.support.server import Server
 
+ROOT: Final = Path(__file__).resolve().parents[1]
 MIB: Final = 2**20
 GIB: Final = 2**30
 PART_MIB: Final = 16
@@ -125,9 +125,12 @@ def install_aws() -> Path:
     return AWS
 
 
-def aws_copy(program: Path, path: Path, s3: S3Server, key: str, environment: dict[str, str]) -> tuple[float, float, float]:
+def aws_copy(
+    program: Path, path: Path, s3: S3Server, key: str, environment: dict[str, str]
+) -> tuple[float, float, float]:
     """Copy a file; answer seconds on the wall, seconds of CPU and peak memory in MiB."""
-    command = [program, "s3", "cp", "--only-show-errors", "--endpoint-url", s3.endpoint_url, path, f"s3://{s3.bucket}/{key}"]
+    options = ["--only-show-errors", "--endpoint-url", s3.endpoint_url]
+    command = [program, "s3", "cp", *options, path, f"s3://{s3.bucket}/{key}"]
     started = time.monotonic()
     process = subprocess.Popen(command, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
@@ -144,7 +147,8 @@ def aws_copy(program: Path, path: Path, s3: S3Server, key: str, environment: dic
 def our_server(folder: Path, s3: S3Server, *, eager: bool) -> Iterator[Server]:
     """Run the real server with S3 behind it."""
     storage = s3.storage_config()
-    storage["s3"] |= {"part_size": PART_MIB * MIB, "multipart_threshold": PART_MIB * MIB, "part_concurrency": CONCURRENCY}
+    part = PART_MIB * MIB
+    storage["s3"] |= {"part_size": part, "multipart_threshold": part, "part_concurrency": CONCURRENCY}
     with Server(folder, {"storage": storage, "transfer": {"eager": eager}}) as server:
         yield server
 
@@ -253,11 +257,6 @@ def last_byte_to_stored(path: Path, s3: S3Server, folder: Path, rounds: int, pac
     return found
 
 
-def verdict(good: bool) -> str:
-    """Render a verdict."""
-    return "**meets**" if good else "**misses**"
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -285,9 +284,12 @@ def main() -> None:
         print(f"| {label} | {len(times)} | {statistics.median(times):.2f} | {min(times):.2f} - {max(times):.2f} |")
     mine, late = statistics.median(ours.seconds), statistics.median(stored[True])
     print("\n| expectation | measured | verdict |\n|---|---:|---|")
-    print(f"| not slower than `aws s3 cp`, its start left out ({alone:.2f} s) | {mine:.2f} s | {verdict(mine <= alone)} |")
-    print(f"| worker's memory ≤ {MOST_MEMORY_MIB} MiB | {ours.peak_mib:.0f} | {verdict(ours.peak_mib <= MOST_MEMORY_MIB)} |")
-    print(f"| eager: stored ≤ {MOST_EAGER_SECONDS:.0f} s after the last byte | {late:.2f} s | {verdict(late <= MOST_EAGER_SECONDS)} |")
+    for expectation, measured, good in (
+        (f"not slower than `aws s3 cp`, its start left out ({alone:.2f} s)", f"{mine:.2f} s", mine <= alone),
+        (f"worker's memory ≤ {MOST_MEMORY_MIB} MiB", f"{ours.peak_mib:.0f}", ours.peak_mib <= MOST_MEMORY_MIB),
+        (f"eager: stored ≤ {MOST_EAGER_SECONDS:.0f} s after the end", f"{late:.2f} s", late <= MOST_EAGER_SECONDS),
+    ):
+        print(f"| {expectation} | {measured} | **{'meets' if good else 'misses'}** |")
 
 
 if __name__ == "__main__":
