@@ -52,6 +52,8 @@ class Abilities:
     tells_crc64nvme: bool = True
     """HeadObject returns the CRC64NVME of an object that was sent in parts."""
     honours_if_none_match: bool = True
+    tells_begin: bool = True
+    """ListMultipartUploads says when each was begun."""
     checks_key_id: bool = True
     checks_secret: bool = True
     expires_links: bool = True
@@ -77,6 +79,8 @@ MOTO = Abilities(
     verifies_md5=False,
     # It computes the checksum by itself and tells it, but compares it with nothing it was told.
     full_object_checksum=False,
+    # It says of all of them that they were begun in 2010.
+    tells_begin=False,
     checks_key_id=False,
     checks_secret=False,
     expires_links=False,

@@ -13,6 +13,8 @@ from tusd_py.ports.stores import (
     AheadStore,
     BatchStore,
     Digests,
+    ListableStore,
+    ListedObject,
     LocalObjects,
     ObjectSpec,
     ObjectStore,
@@ -21,6 +23,7 @@ from tusd_py.ports.stores import (
     Segment,
     StoredObject,
     TransferLedger,
+    UnfinishedObject,
 )
 from tusd_py.ports.uploads import (
     AttemptView,
@@ -43,6 +46,8 @@ __all__ = [
     "Figures",
     "Job",
     "JobQueue",
+    "ListableStore",
+    "ListedObject",
     "LocalObjects",
     "NewUpload",
     "ObjectSpec",
@@ -62,6 +67,7 @@ __all__ = [
     "TransferLedger",
     "TransferOrder",
     "TransferView",
+    "UnfinishedObject",
     "UploadLocks",
     "UploadRepository",
 ]

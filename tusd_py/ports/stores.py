@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
@@ -184,3 +184,43 @@ class BatchStore(Protocol):
         An item's failure is its result and leaves the others alone. There is no ledger: an object
         small enough for a batch is sent again rather than continued.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """An object as a listing shows it."""
+
+    key: str
+    length: int
+    modified_at: float
+    """Seconds since the epoch, by the store's clock."""
+    etag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedObject:
+    """What may still become an object: an unfinished multipart upload, a half-made file."""
+
+    key: str
+    id: str
+    """What `ObjectStore.abort` takes."""
+    begun_at: float
+    """Seconds since the epoch; of a half-made file, when it last grew."""
+
+
+@runtime_checkable
+class ListableStore(Protocol):
+    """A store that tells what it holds. Listings are read in pages and never gathered.
+
+    Only what lies below the store's own prefix is listed, and keys are without it. Somebody else's
+    objects are listed as well: a listing does not tell whose they are.
+    """
+
+    keeps_ids: bool
+    """Whether an object carries the id of its upload, so that `stat` proves whose it is."""
+
+    def list_objects(self) -> AsyncIterator[ListedObject]:
+        """Answer all objects, in the order of their keys' code points where the store keeps to it."""
+
+    def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
+        """Answer everything that is unfinished, in any order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -22,6 +23,7 @@ from tusd_py.stores.digest import digests_of, new_hashes
 from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
 from tusd_py.stores.source import STEP_BYTES, RangeReader
 
+_HALF_MADE: Final = re.compile(r"[0-9a-f]{16}")
 HOP_BYTES: Final = 64 * 2**20
 """Copied by one call of `step`: between two, progress is told and a cancellation is heard."""
 
@@ -29,6 +31,15 @@ HOP_BYTES: Final = 64 * 2**20
 def discard_leftovers(path: Path) -> None:
     """Remove what a killed copy to this path left behind."""
     shutil.rmtree(_workshop(path), ignore_errors=True)
+
+
+def discard_half_made(path: Path, name: str) -> None:
+    """Remove one half-made file of a copy to this path; nothing there is fine."""
+    if _HALF_MADE.fullmatch(name):
+        workshop = _workshop(path)
+        (workshop / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another copy is at work there, or it is gone
+            workshop.rmdir()
 
 
 def _workshop(path: Path) -> Path:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import stat
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
@@ -29,6 +30,8 @@ from tusd_py.ports import (
     NO_DIGESTS,
     BatchStore,
     Digests,
+    ListableStore,
+    ListedObject,
     LocalObjects,
     ObjectSpec,
     ObjectStore,
@@ -37,16 +40,19 @@ from tusd_py.ports import (
     Segment,
     StoredObject,
     TransferLedger,
+    UnfinishedObject,
 )
+from tusd_py.stores import file_listing
 from tusd_py.stores.bandwidth import Bandwidth, Flow
 from tusd_py.stores.digest import digests_of, new_hashes
-from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_leftovers
+from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_half_made, discard_leftovers
 from tusd_py.stores.file_tree import FileTree, sync_path, translated
 from tusd_py.stores.source import checksum_range, nonempty, require_length
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
+_LISTED_AT_ONCE: Final = 500
 _TRIES: Final = 3
 """Of linking into a directory that another process may prune at the same moment."""
 
@@ -56,7 +62,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
+class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
@@ -65,6 +71,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
     """
 
     name = "filesystem"
+    keeps_ids = False
 
     def __init__(
         self, root: Path, *, sync_linked: bool = False, bandwidth: Bandwidth | None = None, threads: int = 4
@@ -98,7 +105,8 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
         await self._run(self._remove, key)
 
     async def abort(self, key: str, multipart_id: str) -> None:
-        """Do nothing: files have no multipart uploads."""
+        """Remove a half-made file; every try has one of its own."""
+        await self._run(self._abort, key, multipart_id)
 
     async def probe(self) -> None:
         await self._run(self._tree.probe)
@@ -109,6 +117,18 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
 
     def local_path(self, key: str) -> Path:
         return self._tree.path(key)
+
+    def list_objects(self) -> AsyncIterator[ListedObject]:
+        return self._in_pages(file_listing.objects(self._tree.root))
+
+    def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
+        return self._in_pages(file_listing.half_made(self._tree.root))
+
+    async def _in_pages(self, found: Iterator[T]) -> AsyncIterator[T]:
+        await self._run(self._tree.probe)
+        while page := await self._run(_next_page, found):
+            for each in page:
+                yield each
 
     async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
@@ -243,6 +263,12 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable):
                 return None
         return StoredObject(key, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
+    def _abort(self, key: str, name: str) -> None:
+        path = self._tree.path(key)
+        with translated(key):
+            discard_half_made(path, name)
+            self._tree.prune(path)
+
     def _remove(self, key: str) -> None:
         path = self._tree.path(key)
         with translated(key):
@@ -269,6 +295,11 @@ def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
 
 def _unlimited(count: int) -> None:
     """Wait for nothing."""
+
+
+def _next_page(found: Iterator[T]) -> list[T]:
+    with translated(""):
+        return list(itertools.islice(found, _LISTED_AT_ONCE))
 
 
 def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from enum import Enum, auto
@@ -21,6 +21,8 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
     AheadStore,
+    ListableStore,
+    ListedObject,
     ObjectSpec,
     ObjectStore,
     Presigner,
@@ -29,7 +31,9 @@ from tusd_py.ports import (
     Segment,
     StoredObject,
     TransferLedger,
+    UnfinishedObject,
 )
+from tusd_py.stores import s3_listing
 from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
@@ -56,10 +60,11 @@ class _Standing(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, AheadStore, Presigner, Provable):
+class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
     """Objects in one bucket."""
 
     name = "s3"
+    keeps_ids = True
 
     def __init__(self, config: S3StoreConfig, *, bandwidth: Bandwidth | None = None) -> None:
         self._config = config
@@ -136,6 +141,12 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable):
             "ResponseContentDisposition": content_disposition,
         }
         return await self._bucket.presign_get(self._prefix + key, parameters, expires_seconds)
+
+    def list_objects(self) -> AsyncIterator[ListedObject]:
+        return s3_listing.objects(self._bucket, self._prefix)
+
+    def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
+        return s3_listing.multiparts(self._bucket, self._prefix)
 
     def _source(self, segments: Sequence[Segment], digests: frozenset[str] = frozenset()) -> Source:
         pieces = nonempty(segments)

@@ -250,15 +250,7 @@ class Bucket:
         """Answer the ids of the unfinished multipart uploads of exactly this key."""
         markers: dict[str, str] = {}
         while True:
-            try:
-                with translated("ListMultipartUploads", key=key):
-                    answer = await self._client.list_multipart_uploads(
-                        Bucket=self._config.bucket, Prefix=key, **markers
-                    )
-            except StorageError as error:
-                if code_of(error) == NO_SUCH_UPLOAD:  # so rclone says that the bucket has none
-                    return
-                raise
+            answer = await self.multiparts_page(key, markers)
             for upload in answer.get("Uploads", ()):
                 if upload["Key"] == key:
                     yield upload["UploadId"]
@@ -266,6 +258,27 @@ class Bucket:
             if not answer.get("IsTruncated") or answer.get("NextKeyMarker", "") != key:
                 return
             markers = {"KeyMarker": key, "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+    async def multiparts_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
+        """Answer a page of the unfinished multipart uploads below a prefix, as S3 names things."""
+        try:
+            with translated("ListMultipartUploads", key=prefix):
+                answer: Mapping[str, Any] = await self._client.list_multipart_uploads(
+                    Bucket=self._config.bucket, Prefix=prefix, **parameters
+                )
+        except StorageError as error:
+            if code_of(error) == NO_SUCH_UPLOAD:  # so rclone says that the bucket has none
+                return {}
+            raise
+        return answer
+
+    async def objects_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
+        """Answer a page of the objects below a prefix, as S3 names things."""
+        with translated("ListObjectsV2", key=prefix):
+            answer: Mapping[str, Any] = await self._client.list_objects_v2(
+                Bucket=self._config.bucket, Prefix=prefix, **parameters
+            )
+        return answer
 
     async def abort_strays(self, key: str) -> None:
         """Abort what a worker began under this key and could not record before it was killed.

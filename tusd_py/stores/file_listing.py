@@ -1,0 +1,74 @@
+"""What lies below the root of the filesystem store, in the order of keys, without gathering it.
+
+A directory may hold any number of objects. It is read as often as it takes, each time for the next
+few thousand names, so that memory does not grow with it. Symbolic links are neither followed nor
+listed. Everything here blocks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from tusd_py.ports import ListedObject, UnfinishedObject
+from tusd_py.stores.file_tree import TEMPORARY_SUFFIX
+
+NAMES_AT_ONCE: Final = 10_000
+
+
+def objects(root: Path) -> Iterator[ListedObject]:
+    """Answer every regular file that is no half-made one."""
+    for key, path in _walk(str(root), ""):
+        if (facts := _regular(path)) is not None:
+            yield ListedObject(key, facts.st_size, facts.st_mtime)
+
+
+def half_made(root: Path) -> Iterator[UnfinishedObject]:
+    """Answer every file that `FileCopy` began and did not publish."""
+    for key, workshop in _walk(str(root), "", workshops=True):
+        for name, _ in _sorted_names(workshop):
+            if (facts := _regular(f"{workshop}/{name}")) is not None:
+                yield UnfinishedObject(key.removesuffix(TEMPORARY_SUFFIX), name, facts.st_mtime)
+
+
+def _walk(directory: str, prefix: str, *, workshops: bool = False) -> Iterator[tuple[str, str]]:
+    """Answer files, or else the directories that hold half-made ones."""
+    for name, is_directory in _sorted_names(directory):
+        # No Path: it interns every name, in a table that grows with their number.
+        key, path = prefix + name, f"{directory}/{name}"
+        if is_directory and name.endswith(TEMPORARY_SUFFIX):
+            if workshops:
+                yield key, path
+        elif is_directory:
+            yield from _walk(path, f"{key}/", workshops=workshops)
+        elif not workshops:
+            yield key, path
+
+
+def _sorted_names(directory: str) -> Iterator[tuple[str, bool]]:
+    # A directory sorts as its objects' keys do, with a slash behind its name: "a.b" before "a/c".
+    last = ""
+    while True:
+        try:
+            with os.scandir(directory) as entries:
+                names = (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
+                found = heapq.nsmallest(NAMES_AT_ONCE, (name for name in names if name > last))
+        except (FileNotFoundError, NotADirectoryError):
+            return  # pruned since its name was read
+        for name in found:
+            yield name.removesuffix("/"), name.endswith("/")
+        if len(found) < NAMES_AT_ONCE:
+            return
+        last = found[-1]
+
+
+def _regular(path: str) -> os.stat_result | None:
+    try:
+        facts = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return facts if stat.S_ISREG(facts.st_mode) else None

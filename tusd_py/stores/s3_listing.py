@@ -1,0 +1,57 @@
+"""What lies below our prefix of a bucket, page by page. A listing that does not go on is an error.
+
+For what is not listed counts as not there, an end that is none must not look like one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+
+from tusd_py.errors import TransientStoreError
+from tusd_py.ports import ListedObject, UnfinishedObject
+from tusd_py.stores.s3_client import Bucket
+
+PAGE: Final = 1000
+"""S3 answers no more at once."""
+
+
+async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
+    """Answer all objects below the prefix, with keys without it."""
+    position: dict[str, Any] = {}
+    while True:
+        page = await bucket.objects_page(prefix, {"MaxKeys": PAGE, **position})
+        for entry in page.get("Contents", ()):
+            if entry["Key"].startswith(prefix):
+                yield ListedObject(
+                    entry["Key"].removeprefix(prefix),
+                    entry["Size"],
+                    entry["LastModified"].timestamp(),
+                    entry.get("ETag"),
+                )
+        if not page.get("IsTruncated"):
+            return
+        position = _moved(position, {"ContinuationToken": page.get("NextContinuationToken")})
+
+
+async def multiparts(bucket: Bucket, prefix: str) -> AsyncIterator[UnfinishedObject]:
+    """Answer all unfinished multipart uploads below the prefix, with keys without it."""
+    position: dict[str, Any] = {}
+    while True:
+        page = await bucket.multiparts_page(prefix, {"MaxUploads": PAGE, **position})
+        for entry in page.get("Uploads", ()):
+            if entry["Key"].startswith(prefix):  # not every server heeds it
+                yield UnfinishedObject(
+                    entry["Key"].removeprefix(prefix), entry["UploadId"], entry["Initiated"].timestamp()
+                )
+        if not page.get("IsTruncated"):
+            return
+        markers = {"KeyMarker": page.get("NextKeyMarker"), "UploadIdMarker": page.get("NextUploadIdMarker")}
+        position = _moved(position, markers)
+
+
+def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    position = {name: value for name, value in after.items() if value}
+    if not position or position == before:
+        raise TransientStoreError("The store's listing does not go on.", position=str(before))
+    return position
