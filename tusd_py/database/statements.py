@@ -15,6 +15,13 @@ LIVE: Final = "('queued', 'running', 'retry_wait')"
 NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
 """States of a final upload that still reads its parts. A stored one reads the store instead."""
 
+WANTS_TRANSFER: Final = """
+(state = 'transferring'
+ OR (state = 'completed' AND concat IS DISTINCT FROM 'partial'
+     AND (trigger = 'complete' OR (trigger = 'commit' AND committed_at IS NOT NULL))))
+"""
+"""Of an upload that is to have a live transfer job."""
+
 
 def expires(seconds: str) -> str:
     """Answer the moment that lies `seconds` (an SQL expression) ahead, NULL for 0."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import DISOWN_LOCAL, FORGET_OLD_JOBS, IN_RECEIVING, LIVE, NEEDING_PARTS
+from tusd_py.database.statements import DISOWN_LOCAL, FORGET_OLD_JOBS, IN_RECEIVING, LIVE, NEEDING_PARTS, WANTS_TRANSFER
 from tusd_py.ports import SweepRepository
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
@@ -77,9 +77,7 @@ SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node,
        CASE state WHEN 'removing' THEN 0 ELSE upload_length END
   FROM uploads
  WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_JOBLESS}
-   AND (state IN ('removing', 'transferring')
-        OR (state = 'completed' AND concat IS DISTINCT FROM 'partial'
-            AND (trigger = 'complete' OR (trigger = 'commit' AND committed_at IS NOT NULL))))
+   AND (state = 'removing' OR {WANTS_TRANSFER})
  LIMIT $2
 ON CONFLICT DO NOTHING
 RETURNING upload_id
