@@ -29,8 +29,9 @@ CREATE TABLE uploads (
     trigger        text        NOT NULL DEFAULT 'complete' CHECK (trigger IN ('complete', 'commit', 'manual')),
     filename       text,
     content_type   text,
-    -- Rendered once; every attempt of a transfer writes the same key.
-    object_key     text        NOT NULL UNIQUE,
+    -- Rendered once; every attempt of a transfer writes the same key. In the order of its bytes, which is
+    -- that of a store's listing: the two are compared side by side.
+    object_key     text        COLLATE "C" NOT NULL UNIQUE,
     multipart_id   text,
     etag           text,
     version_id     text,
@@ -41,6 +42,8 @@ CREATE TABLE uploads (
     remote_present boolean     NOT NULL DEFAULT false,
     hold           boolean     NOT NULL DEFAULT false,
     error          text,
+    -- Since when it is known that bytes are missing which should be there.
+    missing_at     timestamptz,
     created_at     timestamptz NOT NULL DEFAULT now(),
     updated_at     timestamptz NOT NULL DEFAULT now(),
     expires_at     timestamptz,

@@ -19,10 +19,11 @@ from tusd_py.config import Config
 from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.migrate import migrate
 from tusd_py.database.pool import Database, Notifications
+from tusd_py.database.reconcile import PostgresReconcile
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import JOBS_CHANNEL, NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL, Wakeups
-from tusd_py.errors import ConfigError, DatabaseUnavailable
+from tusd_py.errors import ConfigError, DatabaseUnavailable, StorageError
 from tusd_py.http.application import build_application
 from tusd_py.http.cors import CorsPolicy
 from tusd_py.http.forwarded import TrustedProxies
@@ -33,12 +34,14 @@ from tusd_py.policy import Rules
 from tusd_py.ports import AheadStore
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import Trigger, UploadId
+from tusd_py.reconcile.compare import Scope, key_pattern
+from tusd_py.reconcile.run import ReconcilableStore, Reconciler
 from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.buffers import AppendSettings
 from tusd_py.services.catalog import Catalog
 from tusd_py.services.uploads import UploadService
 from tusd_py.services.watch import Watch
-from tusd_py.staging import StagingArea
+from tusd_py.staging import DirectoryScan, StagingArea
 from tusd_py.stores.bandwidth import Bandwidth
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
@@ -336,6 +339,34 @@ def make_work(core: Core) -> Work:
         events_after_seconds=config.cleanup.events_after,
     )
     return Work(runner, Sweep(sweep, core.staging, sweep_settings, core.metrics))
+
+
+def make_reconciler(core: Core) -> Reconciler:
+    """Wire one comparison of the record, the staging disk and the store.
+
+    Raises:
+        StorageError: a directory that is compared is not there, or the store tells nothing of what it holds.
+    """
+    config, store = core.config, core.store
+    directories = [config.staging_directory]
+    if config.storage.backend == "filesystem":
+        directories.append(config.store_directory)
+    for directory in directories:
+        # Asked before anything is opened, which would make them: a disk that is not mounted is no empty one.
+        if not directory.is_dir():
+            raise StorageError("A directory is missing that is to be compared.", path=str(directory))
+    if not isinstance(store, ReconcilableStore):
+        raise StorageError("This store does not tell what it holds.", store=store.name)
+    scope = Scope(
+        node=config.node,
+        margin_seconds=config.cleanup.reconcile_margin,
+        key_pattern=key_pattern(config.storage.key_template),
+        keeps_ids=store.keeps_ids,
+        delete_local=config.transfer.delete_local,
+        delete_local_after_seconds=config.transfer.delete_local_after,
+    )
+    records = PostgresReconcile(core.database, core.wakeups, node=config.node)
+    return Reconciler(records, DirectoryScan(config.staging_directory), store, scope)
 
 
 async def run_work(work: Work, stop: asyncio.Event) -> None:

@@ -1,4 +1,7 @@
-"""The `tusd-py` command. Exit status: 0 done, 1 failed, 2 the configuration or the call is wrong."""
+"""The `tusd-py` command. Exit status: 0 done, 1 failed, 2 the configuration or the call is wrong.
+
+`reconcile`: 0 everything fits, or was made to; 1 findings are left; 2 not everything could be compared.
+"""
 
 from __future__ import annotations
 
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         ("worker", worker, "only move finished uploads to the store"),
         ("migrate", migrate, "bring the database schema up to date"),
         ("transfer", transfer, "move an upload to the store, or try failed ones again, and say how it goes"),
+        ("reconcile", reconcile, "compare the database, the staging directory and the store; mend what is safe"),
         ("check-config", check_config, "print the effective configuration, or every problem with it"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
@@ -73,6 +77,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--timeout", type=_duration, default=600.0, metavar="TIME", help='longest wait, such as "90s" (10m)'
             )
+        if name == "reconcile":
+            sub.add_argument("--repair", action="store_true", help="mend what is safe; otherwise only tell")
+            sub.add_argument("--json", action="store_true", help="a line of JSON per finding, and one at the end")
+            sub.add_argument("--margin", metavar="TIME", help="look at nothing younger (cleanup.reconcile_margin)")
     return parser
 
 
@@ -86,6 +94,8 @@ def configuration(options: argparse.Namespace) -> Config:
     }
     if server:
         overrides["server"] = server
+    if getattr(options, "margin", None) is not None:
+        overrides["cleanup"] = {"reconcile_margin": options.margin}
     return load_config(options.config, overrides)
 
 
@@ -153,6 +163,40 @@ def _duration(text: str) -> float:
         return float(parse_duration(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def reconcile(options: argparse.Namespace) -> int:
+    """Compare what should be with what is. Exit status: see the module."""
+    config = configuration(options)
+    from tusd_py.logs import configure_logging
+
+    configure_logging(config.logging)
+    try:
+        _refuse_new_database(config)
+        with _database(config) as usable:
+            from tusd_py.commands import reconcile_node
+
+            report = asyncio.run(reconcile_node(usable, repair=options.repair, as_json=options.json, say=_say))
+            if report.failed_checks:
+                return USAGE
+            return FAILED if report.left else OK
+    except ConfigError:
+        raise
+    except TusdError as error:
+        print(f"tusd-py: {error}", file=sys.stderr)
+    except Exception as error:  # noqa: BLE001
+        # Not left to the interpreter, whose status for it is that of findings.
+        import structlog
+
+        structlog.get_logger(__name__).exception("reconcile_died")
+        print(f"tusd-py: {type(error).__name__}: {error}", file=sys.stderr)
+    return USAGE
+
+
+def _refuse_new_database(config: Config) -> None:
+    """Raise if the embedded database has yet to be made: beside it everything would be an orphan."""
+    if config.database.dsn is None and not (config.data_dir / "postgres").is_dir():
+        raise ConfigError([f"database.dsn: not set, and there is no database in {config.data_dir} either"])
 
 
 def check_config(options: argparse.Namespace) -> int:

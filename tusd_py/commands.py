@@ -7,12 +7,24 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.app import make_catalog, make_records, make_sweep_records, reachable
+import orjson
+
+from tusd_py.app import (
+    make_catalog,
+    make_core,
+    make_reconciler,
+    make_records,
+    make_sweep_records,
+    reachable,
+    running,
+)
+from tusd_py.metrics import Metrics
 from tusd_py.policy import ANONYMOUS
 from tusd_py.protocol.upload import State, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.reconcile.findings import Report
     from tusd_py.services.catalog import Catalog, Seen
 
 UNCLAIMED_SECONDS: Final = 5.0
@@ -80,3 +92,23 @@ async def requeue_failed(config: Config) -> int:
         while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
             total += count
     return total
+
+
+async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Callable[[str], None]) -> Report:
+    """Compare what should be on this node with what is, say each finding and then the figures.
+
+    Raises:
+        DatabaseUnavailable, StorageError: nothing could be compared.
+    """
+    core = make_core(config, Metrics())
+    reconciler = make_reconciler(core)
+    async with running(core):
+        async for outcome in reconciler.run(repair=repair):
+            say(_json(outcome.as_json()) if as_json else outcome.as_text(repair=repair))
+    report = reconciler.report
+    say(_json({"summary": report.as_json()}) if as_json else report.as_text())
+    return report
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

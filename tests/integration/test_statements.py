@@ -19,7 +19,7 @@ import pytest
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import NODE, World
-from tusd_py.database import jobs, ledger, removal, statistics, sweep, transfers, uploads
+from tusd_py.database import jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, sources
 
@@ -172,6 +172,14 @@ PLANS = {
     "requeue_failed": (sweep.REQUEUE_FAILED, [NODE, 60.0, 500], "uploads_unsettled"),
     "adopt_jobless": (sweep.ADOPT_JOBLESS, [NODE, 500], "uploads_unsettled"),
     "purge_rows": (sweep.PURGE_ROWS, [NODE, 60.0, 500], "uploads_gone"),
+    "reconcile_page": (reconcile.PAGE, ["key/2", 500], "uploads_object_key_key"),
+    "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"]], "uploads_object_key_key"),
+    "reconcile_by_id": (reconcile.BY_ID, [[NOBODY]], "uploads_pkey"),
+    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [NODE, 20], "uploads_created"),
+    "reconcile_queue_job": (reconcile.QUEUE_JOB, [NOBODY, "removing", 10, "remove"], "uploads_pkey|uploads_unsettled"),
+    "reconcile_requeue_lost": (
+        reconcile.REQUEUE_LOST, [NOBODY, "stored", 10, "why", sources(Event.LOSE)], "uploads_pkey",
+    ),
     "figures": (statistics.FIGURES, [NODE], "uploads_unsettled"),
 }
 

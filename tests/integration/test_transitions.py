@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.support import NODE, World, stored
 from tests.integration.test_statements import statements
+from tusd_py.database.reconcile import PostgresReconcile
 from tusd_py.errors import PermanentStoreError, StateConflict
 from tusd_py.ports import Job
 from tusd_py.protocol.upload import TRANSITIONS, Concat, Event, State, Upload
@@ -52,6 +53,13 @@ async def give_up(world: World, uploads: dict[State, Upload]) -> None:
         assert await world.jobs(WORKER).fail(job, PermanentStoreError(), code="ERR_STORE_REFUSED")
 
 
+async def lose(world: World, uploads: dict[State, Upload]) -> None:
+    records = PostgresReconcile(world.database, world.wakeups, node=NODE)
+    for row in await records.by_id([upload.id for upload in uploads.values()]):
+        lost = await records.requeue_lost(row, "The stored file is missing.")
+        assert lost is (Event.LOSE in TRANSITIONS[row.state])
+
+
 async def expire(world: World, uploads: dict[State, Upload]) -> None:
     await world.run_out_of_time(*uploads.values())
     due = {upload.id for upload in await world.sweep.overdue(100)}
@@ -76,6 +84,7 @@ ACTS: dict[Event, Act] = {
     Event.TRANSFER: claim,
     Event.STORE: store,
     Event.GIVE_UP: give_up,
+    Event.LOSE: lose,
     Event.EXPIRE: expire,
     Event.REMOVE: remove,
     Event.REMOVED: removed,

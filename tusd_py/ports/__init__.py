@@ -6,6 +6,7 @@ checker reports a missing method where the adapter is built. Nothing here import
 
 from tusd_py.ports.proofs import Outcome, Proof, Provable
 from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue
+from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
 from tusd_py.ports.stores import (
@@ -58,10 +59,15 @@ __all__ = [
     "Presigner",
     "Proof",
     "Provable",
+    "ReconcileRepository",
+    "RowFacts",
     "Segment",
+    "StagedFile",
+    "StagedPart",
     "Staging",
     "StagingFile",
     "StagingFiles",
+    "StagingScan",
     "StoredObject",
     "SweepRepository",
     "TransferLedger",

@@ -61,6 +61,7 @@ class Event(StrEnum):
     TRANSFER = "transfer"
     STORE = "store"
     GIVE_UP = "give_up"
+    LOSE = "lose"
     EXPIRE = "expire"
     REMOVE = "remove"
     REMOVED = "removed"
@@ -93,7 +94,8 @@ TRANSITIONS: Final[Mapping[State, Mapping[Event, State]]] = {
         Event.REMOVE: State.REMOVING,
     },
     State.TRANSFER_FAILED: {Event.TRANSFER: State.TRANSFERRING, Event.REMOVE: State.REMOVING},
-    State.STORED: {Event.REMOVE: State.REMOVING},
+    # The object is gone behind our back, and the staged copy is still there to be sent again.
+    State.STORED: {Event.LOSE: State.TRANSFER_FAILED, Event.REMOVE: State.REMOVING},
     State.REJECTED: {Event.REMOVE: State.REMOVING},
     State.EXPIRED: {},
     State.REMOVING: {Event.REMOVED: State.REMOVED},

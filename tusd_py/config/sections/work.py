@@ -84,3 +84,6 @@ class CleanupConfig(Section):
         default=86400, description="staging files without a row are removed after so long"
     )
     events_after: Seconds = Field(default=7 * 86400, ge=0, description="recorded events are kept for so long")
+    reconcile_margin: Annotated[Seconds, Field(ge=60)] = Field(
+        default=3600, description='"tusd-py reconcile" looks at nothing that is younger'
+    )

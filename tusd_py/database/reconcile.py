@@ -1,0 +1,173 @@
+"""What reconciling asks of the database: pages by key, and changes that repeat what they rely on.
+
+A change waits for no lock longer than a statement may, and each is one statement: the state, the
+offset and the age that were seen are its conditions. `updated_at` moves only with the state, so that
+what was marked does not count as young the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from tusd_py.database.rows import unsigned
+from tusd_py.database.statements import LIVE, WANTS_TRANSFER
+from tusd_py.ports import ReconcileRepository, RowFacts, StagedPart
+from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
+
+if TYPE_CHECKING:
+    from tusd_py.database.pool import Database, Row
+    from tusd_py.database.wakeups import Wakeups
+
+# A job 'ahead' rests for as long as its upload is being received, and nobody is at work on it then.
+_BUSY: Final = f"""
+EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
+                             AND (jobs.kind <> 'ahead' OR jobs.state = 'running'))
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+# An expired upload keeps its `local_present` until the removal job has recorded that nothing is left.
+_WAITS_FOR: Final = f"""
+CASE WHEN state = 'removing' OR (state = 'expired' AND local_present) THEN 'remove'
+     WHEN {WANTS_TRANSFER} THEN 'transfer' END
+"""
+_FACTS: Final = f"""
+SELECT id, node, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag,
+       local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
+       CASE WHEN NOT {_BUSY} THEN {_WAITS_FOR} END AS jobless,
+       extract(epoch FROM now() - updated_at)::float8 AS age,
+       coalesce(extract(epoch FROM now() - stored_at), 0)::float8 AS stored_age
+  FROM uploads
+"""  # noqa: S608
+PAGE: Final = f"{_FACTS} WHERE object_key > $1 ORDER BY object_key LIMIT $2"
+BY_ID: Final = f"{_FACTS} WHERE id = ANY ($1::uuid[])"
+BY_KEY: Final = f"{_FACTS} WHERE object_key = ANY ($1::text[])"
+NEWEST_STORED: Final = """
+SELECT object_key FROM uploads WHERE node = $1 AND state = 'stored' ORDER BY created_at DESC LIMIT $2
+"""
+KNOWS_NODE: Final = "SELECT EXISTS (SELECT 1 FROM uploads WHERE node = $1) AS known"
+SEGMENTS: Final = """
+SELECT part.id, part.upload_offset FROM upload_parts link JOIN uploads part ON part.id = link.part_id
+ WHERE link.final_id = $1 AND part.state = 'completed' AND part.local_present ORDER BY link.position
+"""
+
+_UNCHANGED: Final = "id = $1 AND state = $2 AND upload_offset = $3"
+QUEUE_JOB: Final = f"""
+INSERT INTO jobs (upload_id, kind, node, length)
+SELECT id, {_WAITS_FOR}, node, CASE WHEN {_WAITS_FOR} = 'transfer' THEN upload_length ELSE 0 END
+  FROM uploads WHERE {_UNCHANGED} AND NOT {_BUSY} AND {_WAITS_FOR} = $4
+ON CONFLICT DO NOTHING
+RETURNING upload_id
+"""  # noqa: S608
+# By way of `transfer_failed`, from which every transfer may be tried again, and which is served from staging.
+REQUEUE_LOST: Final = f"""
+WITH moved AS (
+    UPDATE uploads SET state = 'transfer_failed', remote_present = false, local_present = true, etag = NULL,
+                       version_id = NULL, stored_at = NULL, missing_at = NULL, error = $4, updated_at = now()
+     WHERE {_UNCHANGED} AND state = ANY ($5::text[]) AND NOT {_BUSY}
+    RETURNING id, node, upload_length
+), queued AS (
+    INSERT INTO jobs (upload_id, kind, node, length) SELECT id, 'transfer', node, upload_length FROM moved
+    ON CONFLICT DO NOTHING
+), told AS (
+    INSERT INTO events (upload_id, kind) SELECT id, 'upload.object_missing' FROM moved
+)
+SELECT id FROM moved
+"""  # noqa: S608
+# What a transfer failed of is another story: it stays, here and below.
+MARK_MISSING: Final = f"""
+WITH marked AS (
+    UPDATE uploads SET missing_at = now(),
+                       error = CASE WHEN state = 'transfer_failed' THEN coalesce(error, $4) ELSE $4 END
+     WHERE {_UNCHANGED} AND missing_at IS NULL
+    RETURNING id
+), told AS (
+    INSERT INTO events (upload_id, kind, payload)
+    SELECT id, 'upload.bytes_missing', jsonb_build_object('reason', $4::text) FROM marked
+)
+SELECT id FROM marked
+"""  # noqa: S608
+CLEAR_MISSING: Final = f"""
+UPDATE uploads SET missing_at = NULL, error = CASE WHEN state = 'transfer_failed' THEN error END
+ WHERE {_UNCHANGED} AND missing_at IS NOT NULL
+"""  # noqa: S608
+FORGET_COPY: Final = f"""
+UPDATE uploads SET local_present = false WHERE {_UNCHANGED} AND state = 'stored' AND remote_present AND local_present
+"""  # noqa: S608
+
+
+class PostgresReconcile(ReconcileRepository):
+    """The record as one node compares it."""
+
+    def __init__(self, database: Database, wakeups: Wakeups, *, node: str) -> None:
+        self._database = database
+        self._wakeups = wakeups
+        self._node = node
+
+    async def page(self, after: str, limit: int) -> list[RowFacts]:
+        return [_facts(row) for row in await self._database.fetch(PAGE, after, limit)]
+
+    async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
+        return [_facts(row) for row in await self._database.fetch(BY_ID, upload_ids)]
+
+    async def by_key(self, keys: Sequence[str]) -> list[RowFacts]:
+        return [_facts(row) for row in await self._database.fetch(BY_KEY, keys)]
+
+    async def newest_stored(self, limit: int) -> list[str]:
+        return [row["object_key"] for row in await self._database.fetch(NEWEST_STORED, self._node, limit)]
+
+    async def knows_node(self) -> bool:
+        row = await self._database.read(KNOWS_NODE, self._node)
+        return row is not None and bool(row["known"])
+
+    async def segments(self, upload_id: UploadId) -> list[StagedPart]:
+        rows = await self._database.fetch(SEGMENTS, upload_id)
+        return [StagedPart(row["id"], row["upload_offset"]) for row in rows]
+
+    async def queue_job(self, row: RowFacts) -> bool:
+        queued = await self._database.fetch(QUEUE_JOB, *_seen(row), row.jobless)
+        return self._announce(row, done=bool(queued))
+
+    async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
+        moved = await self._database.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
+        return self._announce(row, done=bool(moved))
+
+    async def mark_missing(self, row: RowFacts, reason: str) -> bool:
+        return bool(await self._database.fetch(MARK_MISSING, *_seen(row), reason))
+
+    async def clear_missing(self, row: RowFacts) -> bool:
+        return await self._database.execute(CLEAR_MISSING, *_seen(row)) > 0
+
+    async def forget_copy(self, row: RowFacts) -> bool:
+        return await self._database.execute(FORGET_COPY, *_seen(row)) > 0
+
+    def _announce(self, row: RowFacts, *, done: bool) -> bool:
+        if done:
+            self._wakeups.ring(row.node)
+            self._wakeups.changed(row.id)
+        return done
+
+
+def _seen(row: RowFacts) -> tuple[UploadId, str, int]:
+    return row.id, row.state.value, row.offset
+
+
+def _facts(row: Row) -> RowFacts:
+    return RowFacts(
+        id=row["id"],
+        node=row["node"],
+        state=State(row["state"]),
+        concat=Concat(row["concat"]) if row["concat"] else None,
+        length=row["upload_length"],
+        offset=row["upload_offset"],
+        crc64nvme=unsigned(row["crc64nvme"]),
+        object_key=row["object_key"],
+        multipart_id=row["multipart_id"],
+        etag=row["etag"],
+        local_present=row["local_present"],
+        remote_present=row["remote_present"],
+        missing=row["missing"],
+        busy=row["busy"],
+        jobless=row["jobless"],
+        age_seconds=row["age"],
+        stored_seconds=row["stored_age"],
+    )

@@ -1,0 +1,116 @@
+"""What comparing the record with the staging disk and the store asks of the three.
+
+Everything is read in pages, so that memory does not grow with the number of uploads. Every change
+says again, in the same step, what it relies on: it answers False where that does not hold any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+from tusd_py.protocol.upload import Concat, State, UploadId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowFacts:
+    """What the record says of an upload, as far as its bytes are concerned. Ages in seconds."""
+
+    id: UploadId
+    node: str
+    state: State
+    concat: Concat | None
+    length: int | None
+    offset: int
+    crc64nvme: int | None
+    object_key: str
+    multipart_id: str | None
+    etag: str | None
+    local_present: bool
+    remote_present: bool
+    missing: bool
+    """An earlier run has recorded that bytes are missing."""
+    busy: bool
+    """It has a job that is not over."""
+    jobless: str | None
+    """The kind of the job that it waits for and does not have."""
+    age_seconds: float
+    """Since its last change."""
+    stored_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """An entry of the staging directory."""
+
+    name: str
+    upload_id: UploadId | None
+    """None: no regular file of a name and in a place that this server gives."""
+    size: int
+    modified_at: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedPart:
+    """A staged file that belongs to an upload: its own, or that of one of its parts."""
+
+    upload_id: UploadId
+    length: int
+
+
+class ReconcileRepository(Protocol):
+    """The record as it is compared. Every method raises `DatabaseUnavailable`."""
+
+    async def page(self, after: str, limit: int) -> list[RowFacts]:
+        """Answer uploads of all nodes by object key (in the order of its code points) after one."""
+
+    async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
+        """Answer those uploads that exist."""
+
+    async def by_key(self, keys: Sequence[str]) -> list[RowFacts]:
+        """Answer the uploads of these object keys."""
+
+    async def newest_stored(self, limit: int) -> list[str]:
+        """Answer the object keys of the newest stored uploads of this node."""
+
+    async def knows_node(self) -> bool:
+        """Tell whether there is any upload of this node."""
+
+    async def segments(self, upload_id: UploadId) -> list[StagedPart]:
+        """Answer the parts of a final upload in order, as far as their bytes are kept."""
+
+    async def queue_job(self, row: RowFacts) -> bool:
+        """Queue the job that an upload waits for, if it still does and still has none."""
+
+    async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
+        """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole."""
+
+    async def mark_missing(self, row: RowFacts, reason: str) -> bool:
+        """Record that bytes of an upload are missing, and since when; nothing else is changed."""
+
+    async def clear_missing(self, row: RowFacts) -> bool:
+        """Record that nothing is missing any more."""
+
+    async def forget_copy(self, row: RowFacts) -> bool:
+        """Record that a stored upload has no staged copy."""
+
+
+class StagingScan(Protocol):
+    """The staging disk as it is compared."""
+
+    def pages(self, limit: int) -> Iterator[list[StagedFile]]:
+        """Answer everything in the staging directory. Blocks: run each step in a thread."""
+
+    def sizes(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, int]:
+        """Answer the sizes of the files that are there. Blocks."""
+
+    async def remove_unwanted(
+        self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        """Remove a file under its own lock, if it is old enough and `unwanted` says so then.
+
+        Answers False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
+        """

@@ -1,0 +1,119 @@
+"""Mending, one finding at a time. Whatever a repair relies on is asked for again right before it.
+
+Nothing here deletes the last copy of anything: a staged file goes when no upload has it, or when its
+object was seen a moment ago; an object goes when its upload is gone for good.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tusd_py.protocol.upload import GONE, State
+from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tusd_py.ports import ObjectStore, ReconcileRepository, RowFacts, StagingScan
+    from tusd_py.reconcile.compare import Scope
+
+REASONS: Final = {
+    Kind.OBJECT_MISSING: "The stored file is missing.",
+    Kind.OBJECT_DIFFERS: "The stored file is not the one that was uploaded.",
+    Kind.STAGED_MISSING: "The staged bytes of this upload are missing.",
+    Kind.STAGED_SHORT: "The staged bytes of this upload are damaged.",
+}
+"""What the upload's owner may read."""
+
+
+class Repairs:
+    """Mends on one node."""
+
+    def __init__(
+        self, records: ReconcileRepository, staging: StagingScan, store: ObjectStore, scope: Scope
+    ) -> None:
+        self._records = records
+        self._staging = staging
+        self._store = store
+        self._scope = scope
+
+    async def apply(self, finding: Finding, *, now: float) -> Result:
+        """Mend a finding that was confirmed a moment ago.
+
+        Raises:
+            StorageError: the disk or the store refused.
+        """
+        done = await self._apply(finding, now=now)
+        if not done:
+            return Result.CHANGED
+        return Result.MARKED if finding.repair is Repair.MARK else Result.REPAIRED
+
+    async def _apply(self, finding: Finding, *, now: float) -> bool:
+        if finding.repair is Repair.REMOVE_FILE:
+            return await self._remove_file(finding, now=now)
+        row = finding.row
+        assert row is not None  # every other repair is of an upload
+        if finding.repair is Repair.ABORT:
+            return await self._abort(finding, row)
+        if finding.repair in {Repair.REQUEUE, Repair.MARK}:
+            return await self._record_damage(finding, row)
+        act: Callable[[RowFacts], Awaitable[bool]] = {
+            Repair.QUEUE_JOB: self._records.queue_job,
+            Repair.CLEAR_MARK: self._records.clear_missing,
+            Repair.FORGET_COPY: self._records.forget_copy,
+            Repair.REMOVE_OBJECT: self._remove_object,
+        }[finding.repair]
+        return await act(row)
+
+    async def _record_damage(self, finding: Finding, row: RowFacts) -> bool:
+        reason = REASONS[finding.kind]
+        if finding.repair is Repair.REQUEUE:
+            return await self._records.requeue_lost(row, reason)
+        return await self._records.mark_missing(row, reason)
+
+    async def _remove_file(self, finding: Finding, *, now: float) -> bool:
+        upload_id, row = finding.file_id, finding.row
+        assert upload_id is not None  # only our own files are removed
+
+        async def unwanted() -> bool:
+            current = next(iter(await self._records.by_id([upload_id])), None)
+            if row is None or current is None:
+                return row is None and current is None
+            return _same(row, current) and not current.busy and await self.has_no_use(current)
+
+        removed = await self._staging.remove_unwanted(
+            upload_id, unchanged_since=now - self._scope.margin_seconds, unwanted=unwanted
+        )
+        if removed and row is not None and row.local_present:
+            await self._records.forget_copy(row)
+        return removed
+
+    async def has_no_use(self, row: RowFacts) -> bool:
+        """Tell whether an upload can do without its staged copy: by its object, not by its record."""
+        if row.state in GONE:
+            return True
+        found = await self._store.stat(row.object_key)
+        return found is not None and found.length == row.length and found.upload_id in {None, str(row.id)}
+
+    async def _remove_object(self, row: RowFacts) -> bool:
+        # Gone is for ever, and without a job no worker is left that could bring the object back.
+        current = await self._current(row)
+        if current is None or current.state not in GONE - {State.REMOVING} or current.busy:
+            return False
+        await self._store.remove(row.object_key)
+        return True
+
+    async def _abort(self, finding: Finding, row: RowFacts) -> bool:
+        current = await self._current(row)
+        if current is None or current.busy or current.multipart_id == finding.unfinished_id:
+            return False
+        assert finding.unfinished_id is not None  # what is to be aborted has one
+        await self._store.abort(row.object_key, finding.unfinished_id)
+        return True
+
+    async def _current(self, row: RowFacts) -> RowFacts | None:
+        return next(iter(await self._records.by_id([row.id])), None)
+
+
+def _same(before: RowFacts, now: RowFacts) -> bool:
+    return (before.state, before.offset, before.local_present) == (now.state, now.offset, now.local_present)

@@ -1,0 +1,262 @@
+"""A run: three streams are compared, each suspicion is looked into anew, and only then told or mended.
+
+Nothing is kept between runs, and nothing of a run is kept in memory but its figures and a page of each
+stream. A run may be killed anywhere and repeated; two at once only find less to do. The server goes on
+meanwhile: what changes under a run's eyes is not a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+import structlog
+
+from tusd_py.errors import PermanentStoreError, StorageError
+from tusd_py.ports import ListableStore, ListedObject, ObjectStore, UnfinishedObject
+from tusd_py.protocol.upload import Concat
+from tusd_py.reconcile.compare import (
+    ObjectFacts,
+    UploadFacts,
+    judge_file,
+    judge_lone_object,
+    judge_unfinished,
+    judge_upload,
+    needs_look,
+)
+from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result
+from tusd_py.reconcile.merge import side_by_side
+from tusd_py.reconcile.repairs import Repairs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tusd_py.ports import ReconcileRepository, RowFacts, StagedFile, StagingScan
+    from tusd_py.reconcile.compare import Scope
+
+log = structlog.get_logger(__name__)
+
+BATCH: Final = 500
+SAMPLE: Final = 20
+FEWEST_SAMPLED: Final = 5
+"""Of fewer stored uploads, all may really have lost their objects."""
+
+
+@runtime_checkable
+class ReconcilableStore(ObjectStore, ListableStore, Protocol):
+    """A store that can be compared."""
+
+
+class Reconciler:
+    """One run on one node; use it once."""
+
+    def __init__(  # noqa: PLR0913 -- its collaborators
+        self,
+        records: ReconcileRepository,
+        staging: StagingScan,
+        store: ReconcilableStore,
+        scope: Scope,
+        *,
+        batch: int = BATCH,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._records = records
+        self._staging = staging
+        self._store = store
+        self._scope = scope
+        self._batch = batch
+        self._clock = clock
+        self._repairs = Repairs(records, staging, store, scope)
+        self.report = Report()
+
+    async def run(self, *, repair: bool) -> AsyncIterator[Outcome]:
+        """Answer what is found, as it is found and, with `repair`, mended.
+
+        A check that the disk or the store does not let us make is noted in the report; the others go on.
+
+        Raises:
+            DatabaseUnavailable: nothing can be compared without the record.
+        """
+        checks = {"uploads and objects": self._uploads, "staged files": self._files, "unfinished": self._unfinished}
+        for name, check in checks.items():
+            try:
+                async with contextlib.aclosing(check()) as findings:
+                    async for finding in findings:
+                        outcome = await self._settle(finding, repair=repair)
+                        self.report.count(outcome)
+                        yield outcome
+            except StorageError as error:
+                self.report.failed_checks[name] = str(error)
+        tell = log.warning if self.report.left or self.report.failed_checks else log.info
+        tell("reconciled", repair=repair, **self.report.as_json())
+
+    async def _settle(self, finding: Finding, *, repair: bool) -> Outcome:
+        if not repair or finding.repair is Repair.NONE:
+            return Outcome(finding, Result.LEFT)
+        try:
+            result = await self._repairs.apply(finding, now=self._clock())
+        except StorageError as error:
+            return Outcome(finding, Result.FAILED, str(error))
+        log.info("reconcile_repaired", kind=finding.kind, subject=finding.subject, result=result)
+        return Outcome(finding, result)
+
+    # --- uploads beside objects --------------------------------------------------------------------
+
+    async def _uploads(self) -> AsyncGenerator[Finding, None]:
+        await self._refuse_wrong_store()
+        rows, objects = self._rows(), self._store.list_objects()
+        pairs = side_by_side(rows, objects, left_key=lambda row: row[0].object_key, right_key=lambda entry: entry.key)
+        async for upload, entry in pairs:
+            if entry is not None:
+                self.report.objects += 1
+            if upload is not None:
+                row, staged = upload
+                found = None if entry is None else ObjectFacts.listed(entry, self._clock())
+                if any(judge_upload(UploadFacts(row=row, staged=staged, object=found), self._scope)):
+                    for finding in await self._look_again(row, found):
+                        yield finding
+            elif entry is not None:
+                for finding in await self._judge_lone(entry):
+                    yield finding
+
+    async def _refuse_wrong_store(self) -> None:
+        keys = await self._records.newest_stored(SAMPLE)
+        if len(keys) < FEWEST_SAMPLED:
+            return
+        for key in keys:
+            if await self._store.stat(key) is not None:
+                return
+        raise PermanentStoreError("Not one of the newest stored uploads is in the store. Is it the right one?")
+
+    async def _rows(self) -> AsyncIterator[tuple[RowFacts, int | None]]:
+        after = ""
+        while page := await self._records.page(after, self._batch):
+            wanted = [row.id for row in page if needs_look(row, self._scope)]
+            sizes = await asyncio.to_thread(self._staging.sizes, wanted)
+            for row in page:
+                self.report.uploads += 1
+                yield row, sizes.get(row.id)
+            after = page[-1].object_key
+
+    async def _look_again(self, suspect: RowFacts, listed: ObjectFacts | None) -> list[Finding]:
+        """Read everything about an upload anew, and judge that.
+
+        The row is read before and after: had it moved in between, disk and store would be those of
+        another moment.
+        """
+        before = await self._row(suspect)
+        if before is None:
+            return []
+        staged = (await asyncio.to_thread(self._staging.sizes, [before.id])).get(before.id)
+        stored = await self._store.stat(before.object_key)
+        # Its age is the listing's, which a look does not tell.
+        found = None if stored is None else ObjectFacts.looked_at(stored, listed.age_seconds if listed else 0.0)
+        whole = await self._is_whole(before, staged)
+        after = await self._row(suspect)
+        if after is None or (after.state, after.offset, after.busy) != (before.state, before.offset, before.busy):
+            return []
+        facts = UploadFacts(row=after, staged=staged, object=found, looked=True, whole=whole)
+        return list(judge_upload(facts, self._scope))
+
+    async def _row(self, row: RowFacts) -> RowFacts | None:
+        return next(iter(await self._records.by_id([row.id])), None)
+
+    async def _is_whole(self, row: RowFacts, staged: int | None) -> bool:
+        if row.concat is not Concat.FINAL:
+            return row.length == row.offset and (row.length == 0 or (staged is not None and staged >= row.offset))
+        parts = await self._records.segments(row.id)
+        sizes = await asyncio.to_thread(self._staging.sizes, [part.upload_id for part in parts])
+        there = all(part.length == 0 or sizes.get(part.upload_id, -1) >= part.length for part in parts)
+        return there and sum(part.length for part in parts) == row.length
+
+    async def _judge_lone(self, entry: ListedObject) -> list[Finding]:
+        # Only a key like ours is worth a question: the rest of a shared bucket may be large.
+        if self._scope.key_pattern.fullmatch(entry.key) is None:
+            self.report.foreign_objects += 1
+            return []
+        rows = await self._records.by_key([entry.key])
+        if rows:  # its row is newer than our page, or the listing is not in order
+            return await self._look_again(rows[0], ObjectFacts.listed(entry, self._clock()))
+        now = self._clock()
+        if now - entry.modified_at < self._scope.margin_seconds:
+            return []
+        found = await self._store.stat(entry.key)
+        if found is None:
+            return []
+        finding = judge_lone_object(entry, found, self._scope, now=now)
+        if finding is None:
+            self.report.foreign_objects += 1
+            return []
+        return [finding]
+
+    # --- staged files ------------------------------------------------------------------------------
+
+    async def _files(self) -> AsyncGenerator[Finding, None]:
+        right_database = await self._records.knows_node()
+        pages = self._staging.pages(self._batch)
+        while page := await asyncio.to_thread(_next_page, pages):
+            self.report.files += len(page)
+            ids = [file.upload_id for file in page if file.upload_id is not None]
+            rows = {row.id: row for row in await self._records.by_id(ids)} if ids else {}
+            for file in page:
+                row = rows.get(file.upload_id) if file.upload_id is not None else None
+                finding = judge_file(file, row, self._scope, now=self._clock())
+                if finding is None or (row is not None and await self._is_last_copy(finding, row)):
+                    continue
+                yield finding if right_database or finding.kind is not Kind.ORPHAN_FILE else _kept(finding)
+
+    async def _is_last_copy(self, finding: Finding, row: RowFacts) -> bool:
+        return finding.kind is Kind.LEFTOVER_COPY and not await self._repairs.has_no_use(row)
+
+    # --- unfinished --------------------------------------------------------------------------------
+
+    async def _unfinished(self) -> AsyncGenerator[Finding, None]:
+        async for page in _in_pages(self._store.list_unfinished(), self._batch):
+            self.report.unfinished += len(page)
+            keys = [entry.key for entry in page if _can_be_a_key(entry.key)]
+            rows = {row.object_key: row for row in await self._records.by_key(keys)}
+            for entry in page:
+                row = rows.get(entry.key)
+                if row is None and self._scope.key_pattern.fullmatch(entry.key) is None:
+                    self.report.foreign_unfinished += 1
+                elif (finding := judge_unfinished(entry, row, self._scope, now=self._clock())) is not None:
+                    yield finding
+
+
+def _kept(finding: Finding) -> Finding:
+    # As a database would look that is not the one of this staging directory.
+    return Finding(
+        kind=finding.kind,
+        subject=finding.subject,
+        size=finding.size,
+        age_seconds=finding.age_seconds,
+        repair=Repair.NONE,
+        detail="the database knows no upload of this node; is it the right one?",
+    )
+
+
+def _next_page(pages: Iterator[list[StagedFile]]) -> Sequence[StagedFile]:
+    return next(pages, [])
+
+
+async def _in_pages(entries: AsyncIterator[UnfinishedObject], size: int) -> AsyncIterator[list[UnfinishedObject]]:
+    page = []
+    async for entry in entries:
+        page.append(entry)
+        if len(page) == size:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _can_be_a_key(key: str) -> bool:
+    """Tell whether PostgreSQL can be asked for it: names of files and of others' objects are anything."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in key

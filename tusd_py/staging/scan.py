@@ -1,0 +1,121 @@
+"""Staging seen from outside: what lies there, how large it is, and removing what nobody wants.
+
+No symbolic link is ever followed, and only regular files of a name and in a directory that
+`StagingArea` gives them are taken for ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import stat
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from tusd_py.ports import StagedFile, StagingScan
+from tusd_py.protocol.upload import UploadId
+from tusd_py.staging.area import translated_errors
+
+_SHARD: Final = re.compile(r"[0-9a-f]{2}")
+_NOT_LISTED: Final = frozenset({"lost+found"})
+"""What a file system keeps at its top."""
+
+
+class DirectoryScan(StagingScan):
+    """A look at one staging directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def pages(self, limit: int) -> Iterator[list[StagedFile]]:
+        entries = self._entries()
+        while True:
+            with translated_errors():
+                page = list(itertools.islice(entries, limit))
+            if not page:
+                return
+            yield page
+
+    def _entries(self) -> Iterator[StagedFile]:
+        with os.scandir(self._directory) as top:
+            for entry in top:
+                if _SHARD.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    with os.scandir(entry.path) as shard:
+                        yield from filter(None, (_staged(file, entry.name) for file in shard))
+                elif entry.name not in _NOT_LISTED and (found := _staged(entry, None)) is not None:
+                    yield found
+
+    def sizes(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, int]:
+        found = {}
+        with translated_errors():
+            for upload_id in upload_ids:
+                with contextlib.suppress(FileNotFoundError):
+                    facts = os.lstat(self._path(upload_id))
+                    if stat.S_ISREG(facts.st_mode):
+                        found[upload_id] = facts.st_size
+        return found
+
+    async def remove_unwanted(
+        self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        path = self._path(upload_id)
+        fd = await asyncio.to_thread(_lock_old, path, unchanged_since)
+        if fd is None:
+            return False
+        try:
+            # Asked while the file is locked: whoever begins to write it now waits for us.
+            if not await unwanted():
+                return False
+            with translated_errors(), contextlib.suppress(FileNotFoundError):
+                await asyncio.to_thread(os.unlink, path)
+            return True
+        finally:
+            os.close(fd)
+
+    def _path(self, upload_id: UploadId) -> str:
+        name = str(upload_id)
+        # No Path: it interns every name, in a table that grows with their number.
+        return f"{self._directory}/{name[-2:]}/{name}"
+
+
+def _staged(entry: os.DirEntry[str], shard: str | None) -> StagedFile | None:
+    try:
+        facts = entry.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return None  # removed since it was listed
+    name = entry.name if shard is None else f"{shard}/{entry.name}"
+    ours = shard is not None and stat.S_ISREG(facts.st_mode) and entry.name.endswith(shard)
+    return StagedFile(name, _parse_id(entry.name) if ours else None, facts.st_size, facts.st_mtime)
+
+
+def _parse_id(name: str) -> UploadId | None:
+    try:
+        upload_id = UUID(name)
+    except ValueError:
+        return None
+    return UploadId(upload_id) if str(upload_id) == name else None
+
+
+def _lock_old(path: str, unchanged_since: float) -> int | None:
+    """Open and lock a regular file; None if that cannot be, or it is younger than it should be."""
+    with translated_errors():
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            return None  # gone, a link, another user's: not for us
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            facts = os.fstat(fd)
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink == 0 or facts.st_mtime > unchanged_since:
+            os.close(fd)
+            return None
+        return fd
