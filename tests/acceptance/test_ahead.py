@@ -80,6 +80,9 @@ def test_parts_reach_s3_before_the_upload_is_complete(start_server: StartServer,
 
         append(url, 0, 2 * PART + 5)
         wait_until(lambda: parts_of(s3) == [1, 2], deadline=20, what="two parts are at S3")
+        wait_until(
+            lambda: server.upload_json(upload_id)["bytes_transferred"] == 2 * PART, deadline=10, what="both are told"
+        )
         assert server.upload_json(upload_id)["state"] == "uploading"
         assert s3.object_keys() == []
 

@@ -187,6 +187,16 @@ def test_a_transfer_that_makes_no_sense_is_refused(start_server: StartServer) ->
         assert transfer(server, *arguments).returncode == 2
 
 
+def test_a_transfer_needs_a_database_that_has_been_migrated(tmp_path: Path) -> None:
+    arguments = ["transfer", "00000000-0000-4000-8000-000000000000", "--data-dir", str(tmp_path / "new")]
+
+    refused = tusd_py(*arguments)
+
+    assert refused.returncode == 1
+    assert 'has "tusd-py migrate" been run?' in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 # --- removal while a worker sends ------------------------------------------------------------------
 
 

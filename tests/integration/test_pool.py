@@ -198,8 +198,14 @@ async def test_transactions_that_wait_for_each_other_are_worth_another_try(world
 
 
 async def test_a_mistake_in_a_statement_is_no_missing_database(database: Database) -> None:
-    with pytest.raises(asyncpg.UndefinedTableError):
-        await database.fetch("SELECT * FROM nowhere")
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await database.fetch("SELEC 1")
+
+
+async def test_a_database_that_nobody_has_migrated_says_so(database: Database) -> None:
+    for statement in ("SELECT 1 FROM uploads_of_a_later_version", "SELECT of_a_later_version FROM pg_class"):
+        with pytest.raises(DatabaseUnavailable, match="tusd-py migrate"):
+            await database.fetch(statement)
 
 
 async def test_a_failed_transaction_leaves_nothing_behind(world: World) -> None:

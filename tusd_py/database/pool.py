@@ -26,6 +26,7 @@ Row: TypeAlias = "asyncpg.Record"
 PoolAcquireContext: TypeAlias = "asyncpg.pool.PoolAcquireContext[asyncpg.Record]"
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
+WITHOUT_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
@@ -38,9 +39,10 @@ UNAVAILABLE: Final = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
+    *WITHOUT_SCHEMA,
 )
-"""What a database that is away, starting, stopping, failing over or full answers, or one that ended
-two transactions' waiting for each other. A later try may succeed."""
+"""What a database that is away, starting, stopping, failing over or full answers, one that ended two
+transactions' waiting for each other, and one that nobody has migrated yet. A later try may succeed."""
 LOST_CONNECTION: Final = (
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.InterfaceError,
@@ -65,6 +67,8 @@ def translated_errors() -> Iterator[None]:
 
 
 def _unavailable(error: Exception) -> DatabaseUnavailable:
+    if isinstance(error, WITHOUT_SCHEMA):
+        return DatabaseUnavailable(cause=f'{error}; has "tusd-py migrate" been run?')
     return DatabaseUnavailable(cause=f"{type(error).__name__}: {error}")
 
 

@@ -48,10 +48,12 @@ WITH queued AS (
 SELECT id FROM queued
 """  # noqa: S608
 
-TRANSFER_VIEW: Final = """
-SELECT id, attempt, failures, state, due_at, bytes_done, last_error, error_code FROM jobs
- WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
-"""
+SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
+# The parts as well, for a transfer that has only begun may find some that were sent ahead of it.
+TRANSFER_VIEW: Final = f"""
+SELECT id, attempt, failures, state, due_at, last_error, error_code, greatest(bytes_done, ({SENT})) AS bytes_done
+  FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+"""  # noqa: S608
 ATTEMPTS: Final = """
 SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,
        past.started_at, past.finished_at

@@ -22,6 +22,7 @@ from tusd_py.database.statements import (
 )
 from tusd_py.database.transfers import (
     ATTEMPTS,
+    SENT,
     TRANSFER_VIEW,
     attempt_view,
     commit_upload,
@@ -197,6 +198,10 @@ class PostgresUploads(UploadRepository):
             self._wakeups.ring(order.upload.node)
             self._wakeups.changed(upload_id)
         return order
+
+    async def sent_ahead(self, upload_id: UploadId) -> int:
+        row = await self._database.read(SENT, upload_id)
+        return 0 if row is None else int(row["sent"])
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
         row = await self._database.read(TRANSFER_VIEW, upload_id)

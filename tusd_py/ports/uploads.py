@@ -192,6 +192,9 @@ class UploadRepository(Protocol):
             UploadNotFound, NotReady, InvalidTransition: as `commit` does.
         """
 
+    async def sent_ahead(self, upload_id: UploadId) -> int:
+        """Answer how many bytes the store has acknowledged of an upload whose transfer is not over."""
+
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
         """Answer how the latest transfer stands, None if there is none."""
 

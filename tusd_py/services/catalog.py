@@ -34,6 +34,8 @@ class Seen:
 
     upload: Upload
     transfer: TransferView | None
+    sent_ahead: int = 0
+    """Bytes that the store holds of an upload that is still being received."""
 
     @property
     def mark(self) -> tuple[object, ...]:
@@ -141,8 +143,9 @@ class Catalog:
         return await self._with_transfer(upload)
 
     async def _with_transfer(self, upload: Upload) -> Seen:
-        transfer = None if upload.state in RECEIVING else await self._uploads.transfer_view(upload.id)
-        return Seen(upload, transfer)
+        if upload.state in RECEIVING:
+            return Seen(upload, None, await self._uploads.sent_ahead(upload.id) if upload.offset else 0)
+        return Seen(upload, await self._uploads.transfer_view(upload.id))
 
     # --- acting ------------------------------------------------------------------------------------
 

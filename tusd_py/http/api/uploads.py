@@ -56,7 +56,7 @@ async def show_upload(request: web.Request) -> web.Response:
         wait_seconds=whole_number(request, "wait", default=0, least=0, most=MAX_WAIT_SECONDS),
         wanted=lambda: request.transport is not None and not request.transport.is_closing(),
     )
-    return json_response(_view(request, seen.upload) | transfer_view(seen.transfer))
+    return json_response(_view(request, seen.upload) | transfer_view(seen.transfer, seen.sent_ahead))
 
 
 async def remove_upload(request: web.Request) -> web.Response:

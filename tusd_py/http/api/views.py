@@ -55,12 +55,12 @@ def upload_links(upload: Upload, *, prefix: str, downloads: bool) -> dict[str, s
     }
 
 
-def transfer_view(transfer: TransferView | None) -> dict[str, Any]:
-    """Answer how the latest transfer of an upload stands, None if there is none."""
+def transfer_view(transfer: TransferView | None, sent_ahead: int = 0) -> dict[str, Any]:
+    """Answer how the latest transfer of an upload stands; before there is one, what was sent ahead of it."""
     return {
         "transfer_id": transfer.id if transfer else None,
         "attempts": transfer.attempts if transfer else 0,
-        "bytes_transferred": transfer.bytes_done if transfer else 0,
+        "bytes_transferred": transfer.bytes_done if transfer else sent_ahead,
         "last_error": transfer.last_error if transfer else None,
         "error_code": transfer.error_code if transfer else None,
         "next_attempt_at": transfer.next_attempt_at if transfer else None,

@@ -1,0 +1,84 @@
+"""What the README tells a new user to type does what it says."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.files import download
+from tests.support.server import Server, StartServer
+from tests.support.tools import ROOT
+
+pytestmark = pytest.mark.acceptance
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ADDRESS = "http://127.0.0.1:1080"
+
+
+def block(language: str, holding: str) -> str:
+    """The only code block of the README in this language that holds a text."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in text]
+    return found
+
+
+@pytest.fixture
+def video(tmp_path: Path) -> bytes:
+    """The content of the file `video.mp4`."""
+    content = os.urandom(20 * 2**20 + 1)
+    (tmp_path / "video.mp4").write_bytes(content)
+    return content
+
+
+def run(command: list[str], directory: Path) -> str:
+    """Run a command; answer what it prints."""
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def id_of(server: Server, url: str, directory: Path) -> str:
+    """The public id of an upload, as HEAD tells it."""
+    head = run(["curl", "-sI", url, "-H", "Tus-Resumable: 1.0.0"], directory)
+    found = re.search(r"(?im)^upload-id: (\S+)", head)
+    assert found, head
+    return found[1]
+
+
+def test_the_python_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
+    server = start_server()
+    program = block("python", "tusclient").replace(ADDRESS, server.origin)
+
+    url = run([sys.executable, "-c", program], tmp_path).strip()
+
+    upload_id = id_of(server, url, tmp_path)
+    server.wait_for_state(upload_id, "stored")
+    assert server.upload_json(upload_id)["filename"] == "video.mp4"
+    assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(video).hexdigest()
+
+
+def test_the_curl_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
+    server = start_server()
+    commands = block("sh", "tail -c +7340033").replace(ADDRESS, server.origin)
+    create, send, resume, fetch = re.split(r"\n\n", commands)
+
+    created = run(["sh", "-c", create], tmp_path)
+    location, upload_id = (
+        re.search(rf"(?im)^{name}: (\S+)", created)[1] for name in ("location", "upload-id")  # type: ignore[index]
+    )
+
+    def known(text: str) -> str:
+        return text.replace("/files/<token>", location).replace("<id>", upload_id)
+
+    # As if the first curl had been interrupted just there.
+    (tmp_path / "beginning").write_bytes(video[:7340032])
+    run(["sh", "-c", known(send).replace("@video.mp4", "@beginning")], tmp_path)
+    assert "Upload-Offset: 7340032" in run(["sh", "-c", known(resume)], tmp_path)
+    server.wait_for_state(upload_id, "stored")
+    assert f'"id":"{upload_id}"' in run(["sh", "-c", known(fetch)], tmp_path)
+    assert (tmp_path / "copy.mp4").read_bytes() == video
