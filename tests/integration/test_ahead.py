@@ -211,7 +211,7 @@ async def test_a_worker_that_died_ahead_is_succeeded(world: World) -> None:
         await reaches(world, upload, State.STORED)
 
         async def over() -> bool:
-            return ("ahead", "cancelled") in await world.jobs_of(upload)
+            return ("ahead", "succeeded") in await world.jobs_of(upload)
 
         await is_true(over, "the job ahead is closed")
 

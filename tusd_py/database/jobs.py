@@ -189,18 +189,20 @@ UPDATE jobs SET state = 'queued', worker = NULL, wants = $4, failures = 0, due_a
 """  # noqa: S608
 
 # A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
+# A job 'ahead' with nothing left to send has done its work: the upload has come to its end.
 DISCARD: Final = """
 WITH closed AS (
-    UPDATE jobs SET state = 'cancelled', finished_at = now()
+    UPDATE jobs SET state = CASE WHEN kind = 'ahead' AND NOT cancel_requested THEN 'succeeded' ELSE 'cancelled' END,
+                    finished_at = now()
      WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
-    RETURNING id, upload_id, kind, attempt, started_at
+    RETURNING id, upload_id, kind, attempt, state, started_at
 ), hastened AS (
     UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4))
       FROM closed WHERE closed.kind IN ('transfer', 'ahead') AND jobs.upload_id = closed.upload_id
                     AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
 )
 INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-SELECT id, attempt, $3, 'cancelled', started_at FROM closed
+SELECT id, attempt, $3, state, started_at FROM closed
 """
 
 NEXT_DUE: Final = f"""
