@@ -1,0 +1,28 @@
+"""The composition root: configuration in, wired components out. Only this package names adapters."""
+
+from tusd_py.app.comparing import make_reconciler
+from tusd_py.app.core import Core, Records, database_dsn, make_core, make_records, make_store, reachable, running
+from tusd_py.app.embedding import create_app
+from tusd_py.app.serving import derive_features, make_catalog, make_web, upload_settings
+from tusd_py.app.working import Work, make_sweep_records, make_work, run_work
+
+__all__ = [
+    "Core",
+    "Records",
+    "Work",
+    "create_app",
+    "database_dsn",
+    "derive_features",
+    "make_catalog",
+    "make_core",
+    "make_reconciler",
+    "make_records",
+    "make_store",
+    "make_sweep_records",
+    "make_web",
+    "make_work",
+    "reachable",
+    "run_work",
+    "running",
+    "upload_settings",
+]

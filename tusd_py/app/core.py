@@ -1,0 +1,142 @@
+"""What every process shares: the record of uploads, the staging area, the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tusd_py.config import Config
+from tusd_py.database.pool import Database, Notifications
+from tusd_py.database.uploads import PostgresUploads
+from tusd_py.database.wakeups import Wakeups
+from tusd_py.errors import ConfigError
+from tusd_py.metrics import Metrics
+from tusd_py.ports import AheadStore
+from tusd_py.staging import StagingArea
+from tusd_py.stores.bandwidth import Bandwidth
+
+if TYPE_CHECKING:
+    from tusd_py.ports import ObjectStore
+
+
+@dataclass(slots=True)
+class Records:
+    """The record of uploads, and how its changes are told."""
+
+    config: Config
+    database: Database
+    notifications: Notifications
+    wakeups: Wakeups
+    uploads: PostgresUploads
+
+
+@dataclass(slots=True)
+class Core(Records):
+    """What the HTTP side and the worker share within one process."""
+
+    staging: StagingArea
+    store: ObjectStore
+    metrics: Metrics
+
+
+def make_store(config: Config) -> ObjectStore:
+    """Build the store; importing an SDK is left to the processes that need it."""
+    limit = config.transfer.bandwidth_limit
+    bandwidth = Bandwidth(limit) if limit else None
+    if config.storage.backend == "s3":
+        from tusd_py.stores.s3 import S3Store
+
+        return S3Store(config.storage.s3, bandwidth=bandwidth)
+    from tusd_py.stores.filesystem import FilesystemStore
+
+    # A linked file is as durable as its staged one; where that is not synced, the store does it.
+    return FilesystemStore(
+        config.store_directory, sync_linked=config.staging.durability == "page-cache", bandwidth=bandwidth
+    )
+
+
+def database_dsn(config: Config) -> str:
+    """Answer the DSN of the configured database.
+
+    Raises:
+        ConfigError: none is configured, and no embedded server was started.
+    """
+    if config.database.dsn is None:
+        raise ConfigError(["database.dsn: is needed here; only the tusd-py command starts a server of its own"])
+    return config.database.dsn.get_secret_value()
+
+
+def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
+    """Wire the record alone, for a command. Opens nothing; `ahead_above` as `PostgresUploads` takes it.
+
+    Raises:
+        ConfigError: see `database_dsn`.
+    """
+    dsn = database_dsn(config)
+    listen = config.database.listen_dsn
+    database = Database(dsn, config.database)
+    wakeups = Wakeups(database)
+    return Records(
+        config=config,
+        database=database,
+        notifications=Notifications(listen.get_secret_value() if listen else dsn, config.database),
+        wakeups=wakeups,
+        uploads=PostgresUploads(
+            database,
+            wakeups,
+            max_size=config.limits.max_size or None,
+            ahead_above=ahead_above,
+        ),
+    )
+
+
+def make_core(config: Config, metrics: Metrics) -> Core:
+    """Wire what both sides need. Opens nothing.
+
+    Raises:
+        ConfigError: see `database_dsn`.
+    """
+    store = make_store(config)
+    eager = config.transfer.eager and isinstance(store, AheadStore)
+    records = make_records(config, ahead_above=config.transfer.eager_above if eager else None)
+    return Core(
+        config=config,
+        database=records.database,
+        notifications=records.notifications,
+        wakeups=records.wakeups,
+        uploads=records.uploads,
+        staging=StagingArea(config.staging_directory, config.staging),
+        store=store,
+        metrics=metrics,
+    )
+
+
+@contextlib.asynccontextmanager
+async def reachable(records: Records) -> AsyncIterator[None]:
+    """Open the record, last of all the notifications, and close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(records.database.close)
+        await records.database.open()
+        stack.push_async_callback(records.wakeups.close)
+        stack.push_async_callback(records.notifications.close)
+        await records.notifications.open()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def running(core: Core) -> AsyncIterator[None]:
+    """Open everything, last of all the notifications, and close it in the opposite order."""
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(core.staging.close)
+        await asyncio.to_thread(core.staging.prepare)
+        stack.push_async_callback(core.database.close)
+        await core.database.open()
+        stack.push_async_callback(core.wakeups.close)
+        stack.push_async_callback(core.store.close)
+        await core.store.open()
+        stack.push_async_callback(core.notifications.close)
+        await core.notifications.open()
+        yield

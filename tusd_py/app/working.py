@@ -1,0 +1,97 @@
+"""The worker, wired, and how it runs inside a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from dataclasses import dataclass
+
+from tusd_py.app.core import Core, Records
+from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.sweep import PostgresSweep
+from tusd_py.database.wakeups import JOBS_CHANNEL
+from tusd_py.worker.runner import Runner, WorkerSettings
+from tusd_py.worker.sweep import Sweep, SweepSettings
+from tusd_py.worker.transfer import Transfers
+
+
+@dataclass(slots=True)
+class Work:
+    """The worker's side, wired."""
+
+    runner: Runner
+    sweep: Sweep
+
+
+def make_work(core: Core) -> Work:
+    """Wire the worker."""
+    config = core.config
+    transfer = config.transfer
+    worker = f"{socket.gethostname()}:{os.getpid()}"
+    jobs = PostgresJobs(
+        core.database, node=config.node, worker=worker, lease_seconds=transfer.lease, wakeups=core.wakeups
+    )
+    sweep = make_sweep_records(core)
+    transfers = Transfers(
+        jobs=jobs,
+        uploads=core.uploads,
+        sweep=sweep,
+        staging=core.staging,
+        store=core.store,
+        metrics=core.metrics,
+        digests=config.integrity.digests,
+        purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
+        object_parameters={name: profile.object_parameters.named() for name, profile in config.profiles.items()},
+    )
+    settings = WorkerSettings(
+        concurrency=transfer.concurrency,
+        lease_seconds=transfer.lease,
+        poll_seconds=transfer.poll_interval,
+        max_retries=transfer.max_retries,
+        retry_delay_seconds=transfer.retry_delay,
+        retry_backoff=transfer.retry_backoff,
+        retry_max_delay_seconds=transfer.retry_max_delay,
+        shutdown_seconds=config.server.shutdown_timeout,
+    )
+    runner = Runner(jobs, transfers, settings, core.metrics)
+    core.notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node in {"", config.node} else None)
+    sweep_settings = SweepSettings(
+        interval_seconds=config.cleanup.interval,
+        delete_local=transfer.delete_local,
+        delete_local_after_seconds=transfer.delete_local_after,
+        requeue_failed_after_seconds=transfer.requeue_failed_after,
+        tombstones_after_seconds=config.cleanup.tombstones_after,
+        orphans_after_seconds=config.cleanup.orphans_after,
+        events_after_seconds=config.cleanup.events_after,
+    )
+    return Work(runner, Sweep(sweep, core.staging, sweep_settings, core.metrics))
+
+
+def make_sweep_records(records: Records) -> PostgresSweep:
+    """Wire what cleanup asks of the record."""
+    config = records.config
+    return PostgresSweep(
+        records.database,
+        records.wakeups,
+        node=config.node,
+        uncommitted_after_seconds=config.cleanup.uncommitted_after,
+    )
+
+
+async def run_work(work: Work, stop: asyncio.Event) -> None:
+    """Run the worker until `stop` is set."""
+    sweeping = asyncio.create_task(work.sweep.run(), name="worker-sweep")
+    running = asyncio.create_task(work.runner.run(), name="worker-runner")
+    stopping = asyncio.create_task(stop.wait(), name="worker-stop")
+    try:
+        done, _ = await asyncio.wait({sweeping, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        work.runner.stop()
+        await running
+        for task in done:
+            # A helper that died takes the worker with it, loudly.
+            task.result()
+    finally:
+        for task in (sweeping, stopping, running):
+            task.cancel()
+        await asyncio.gather(sweeping, stopping, running, return_exceptions=True)
