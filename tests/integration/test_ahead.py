@@ -13,9 +13,11 @@ from tests.integration.workers import SOON, InParts, is_true, reaches, working
 from tusd_py import crc64
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, TransientStoreError
-from tusd_py.ports import AheadStore, ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.metrics import Metrics
+from tusd_py.ports import AheadStore, Job, ObjectSpec, PartRecord, Segment, TransferLedger
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.worker.transfer import Transfers
 
 CONTENT = b"0123456789abcdef"
 PART = len(CONTENT) // InParts.PARTS
@@ -334,3 +336,68 @@ async def test_a_checkpoint_wakes_the_worker(world: World) -> None:
     await receive(world, await world.create(length=PART), PART - 1)
 
     assert rung == ["here"]
+
+
+# --- two claims in one moment ----------------------------------------------------------------------
+
+SET_STATE = "UPDATE jobs SET state = $2 WHERE upload_id = $1 AND kind = 'ahead'"
+
+
+def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
+    """What one worker does with its claims, without its loop."""
+    return Transfers(
+        jobs=world.jobs(worker),
+        uploads=world.uploads,
+        sweep=world.sweep,
+        staging=world.staging,
+        store=store,
+        metrics=Metrics(),
+        purge_at_once=True,
+    )
+
+
+async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload, Job, Job]:
+    """An upload of which one worker has claimed the job ahead and another one the job that ends it.
+
+    Claims in two transactions do not see each other; here the one is hidden from the other by hand.
+    """
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    upload = await receive(world, upload, PART)
+    (ahead,) = await world.jobs("first").claim(10, ahead=1)
+    if kind == "transfer":
+        upload = await receive(world, upload, len(CONTENT))
+    else:
+        await world.run_out_of_time(upload)
+        assert await world.sweep.expire(upload.id)
+    await world.sql(SET_STATE, upload.id, "succeeded")
+    (other,) = await world.jobs("second").claim(10)
+    await world.sql(SET_STATE, upload.id, "running")
+    assert (ahead.kind, other.kind) == ("ahead", kind)
+    return upload, ahead, other
+
+
+@pytest.mark.parametrize("kind", ["transfer", "remove"])
+async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world: World, kind: str) -> None:
+    store = Ahead(world.store)
+    upload, ahead, other = await claimed_at_once(world, store, kind)
+    second = transfers_of(world, store, "second")
+    ending = asyncio.create_task(second.transfer(other) if kind == "transfer" else second.remove(other))
+    done, _ = await asyncio.wait([ending], timeout=0.3)
+    assert not done
+    assert (world.object(upload), store.aborted, world.staged(upload)) == (None, [], True)
+
+    assert await world.jobs("first").rest(ahead, wants=2 * PART)
+
+    async with asyncio.timeout(SOON):
+        await ending
+    assert world.object(upload) == (CONTENT if kind == "transfer" else None)
+    assert world.staged(upload) == (kind == "transfer")
+
+
+async def test_who_sends_ahead_looks_whether_the_upload_has_ended_meanwhile(world: World) -> None:
+    store = Ahead(world.store)
+    _, ahead, _ = await claimed_at_once(world, store, "transfer")
+
+    await transfers_of(world, store, "first").send_ahead(ahead)
+
+    assert store.calls == []

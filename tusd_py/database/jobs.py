@@ -182,6 +182,10 @@ INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, s
 SELECT id, attempt, $3, 'failed', $5, $6, started_at FROM failed
 """  # noqa: S608
 
+SENDING_AHEAD: Final = """
+SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'ahead' AND state = 'running' AND due_at > now())
+    AS sending
+"""
 REST: Final = f"""
 UPDATE jobs SET state = 'queued', worker = NULL, wants = $4, failures = 0, due_at = now(),
                 last_error = NULL, error_code = NULL
@@ -290,6 +294,10 @@ class PostgresJobs(JobQueue):
         ours = await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
         self._changed([job])
         return ours
+
+    async def sending_ahead(self, job: Job) -> bool:
+        row = await self._database.read(SENDING_AHEAD, job.upload.id)
+        return row is not None and bool(row["sending"])
 
     async def rest(self, job: Job, *, wants: int) -> bool:
         return await self._database.execute(REST, *self._fence(job), wants) > 0

@@ -77,6 +77,9 @@ class JobQueue(Protocol):
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
 
+    async def sending_ahead(self, job: Job) -> bool:
+        """Tell whether a worker holds a lease on the job `ahead` of the same upload."""
+
     async def rest(self, job: Job, *, wants: int) -> bool:
         """Let a job `ahead` lie until `wants` bytes are durable. Answers as `retry` does."""
 

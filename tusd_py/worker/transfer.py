@@ -6,6 +6,7 @@ store looks before it sends. The record is fenced: only the owner of the lease m
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+AHEAD_LOOK_SECONDS: Final = 0.1
 AHEAD_BYTES: Final = 256 * 1024 * 1024
 """What one claim sends at most of an upload that is still being received."""
 SMALL_BYTES: Final = 1024 * 1024
@@ -71,6 +73,7 @@ class Transfers:
     async def transfer(self, job: Job) -> StoredObject:
         """Bring one upload into the store. Raises whatever the store raises."""
         upload = job.upload
+        await self._until_alone(job)
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
         ledger = self._ledger(job)
@@ -87,12 +90,24 @@ class Transfers:
         amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
         """
         assert isinstance(self._store, AheadStore)  # nobody else's uploads get such a job
-        upload = job.upload
+        upload = await self._uploads.find(job.upload.id)
+        if upload is None or upload.state not in RECEIVING:
+            return job.wants
         durable = min(upload.offset, job.wants + AHEAD_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
         wants = await self._store.put_ahead(self._spec(upload), [segment], self._ledger(job))
         log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
         return wants
+
+    async def _until_alone(self, job: Job) -> None:
+        """Wait for the end of a job `ahead` that was claimed in the same moment as this one.
+
+        Neither claim saw the other then. Both look once more afterwards, here and in `send_ahead`, so
+        that one of them sees the other; else they would abort each other's multipart upload.
+        """
+        # Polled, for the other worker may be another process.
+        while isinstance(self._store, AheadStore) and await self._jobs.sending_ahead(job):  # noqa: ASYNC110
+            await asyncio.sleep(AHEAD_LOOK_SECONDS)
 
     def _ledger(self, job: Job) -> MeteredLedger:
         return MeteredLedger(self._jobs.ledger(job), self._metrics.transferred_bytes.inc)
@@ -107,6 +122,7 @@ class Transfers:
     async def remove(self, job: Job) -> None:
         """Remove every trace of an upload that is gone: staged bytes, multipart upload, object."""
         upload = job.upload
+        await self._until_alone(job)
         # The staged bytes first: without them nobody can make the object anew behind our back.
         await self._staging.remove([upload.id])
         if job.multipart_id is not None:
