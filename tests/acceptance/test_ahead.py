@@ -63,13 +63,10 @@ def parts_of(s3: S3Server) -> list[int]:
     client = s3.client()
     try:
         uploads = client.list_multipart_uploads(Bucket=s3.bucket).get("Uploads", ())
-    except client.exceptions.NoSuchUpload:  # so rclone says that there is none
+        listed = [client.list_parts(Bucket=s3.bucket, Key=one["Key"], UploadId=one["UploadId"]) for one in uploads]
+    except client.exceptions.NoSuchUpload:  # so rclone says that there is none; or it has ended just now
         return []
-    return [
-        part["PartNumber"]
-        for upload in uploads
-        for part in client.list_parts(Bucket=s3.bucket, Key=upload["Key"], UploadId=upload["UploadId"]).get("Parts", ())
-    ]
+    return [part["PartNumber"] for answer in listed for part in answer.get("Parts", ())]
 
 
 @pytest.mark.parametrize("name", SERVERS)
