@@ -27,6 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
+from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
 from tusd_py.errors import DatabaseUnavailable, StagingFull
@@ -47,7 +48,6 @@ M_MMAP_THRESHOLD: Final = -3
 MALLOC_MMAP_BYTES: Final = 64 * 2**20
 MALLOC_TRIM_BYTES: Final = 32 * 2**20
 WORKER_NICENESS: Final = 5
-FEW_CONNECTIONS: Final = 12
 COLLECTOR_THRESHOLDS: Final = (5_000, 50, 100)
 
 

@@ -20,14 +20,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 import structlog
 from pydantic import SecretStr
 
 from tusd_py import __version__
+from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.errors import ConfigError, TusdError
+from tusd_py.greeting import greeting_of
 from tusd_py.notify import notify_service_manager
+from tusd_py.sockets import bind, origin_of
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PR_SET_PDEATHSIG: Final = 1
-FEW_CONNECTIONS: Final = 12
-"""As in `processes`, which must not be imported before the metrics have their directory."""
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -318,17 +319,17 @@ class Supervisor:
         log.info("ready", url=url, version=__version__)
         from tusd_py.http import page
 
-        greeting = _greeting(url, self._operations_url, page=page.wanted(self._config))
+        greeting = greeting_of(url, self._operations_url, version=__version__, page=page.wanted(self._config))
         print(greeting, flush=True)  # noqa: T201 -- for the person at the terminal
 
     @property
     def url(self) -> str:
         """Where uploads are created."""
-        return f"{_origin(self._public[0])}{self._config.server.base_path}/"
+        return f"{origin_of(self._public[0])}{self._config.server.base_path}/"
 
     @property
     def _operations_url(self) -> str | None:
-        return _origin(self._operations) if self._operations is not None else None
+        return origin_of(self._operations) if self._operations is not None else None
 
     def _write_ready_file(self, path: Path, url: str) -> None:
         content = {
@@ -364,69 +365,6 @@ def with_dsn(config: Config, dsn: str) -> Config:
     return config.model_copy(
         update={"database": config.database.model_copy(update={"dsn": SecretStr(dsn)})}
     )
-
-
-def bind(host: str, port: int, section: str, *, alone: bool = True, shared: bool = True) -> socket.socket:
-    """Bind a listening socket; a `shared` one lets others of ours bind the same port.
-
-    With `alone` nobody may listen there yet.
-
-    Raises:
-        ConfigError: the address is in use, is not ours or needs more rights.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if alone:
-            _refuse_if_used(family, address)
-        if shared:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(address)
-        listening.setblocking(False)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError([f"{section}.port: cannot listen on {host}:{port}: {reason}"]) from error
-    return listening
-
-
-def _refuse_if_used(family: int, address: tuple[Any, ...]) -> None:
-    """Raise OSError if somebody else listens there: SO_REUSEPORT would share the port with them."""
-    if address[1]:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-
-
-def _origin(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _greeting(url: str, operations_url: str | None, *, page: bool) -> str:
-    root = url.split("/", 3)
-    origin = "/".join(root[:3])
-    lines = [
-        "",
-        f"  tusd_py {__version__} is ready.",
-        "",
-        *([f"    upload page {origin}/"] if page else []),
-        f"    uploads     {url}",
-        f"    downloads   {origin}/download/<id>",
-        f"    status      {origin}/api/v1/uploads/<id>",
-    ]
-    if operations_url:
-        lines.append(f"    operations  {operations_url}/readyz, /metrics")
-    lines += [
-        "",
-        "  Try it:",
-        f"    curl -i -X POST {url} -H 'Tus-Resumable: 1.0.0' -H 'Upload-Length: 6' \\",
-        "         -H 'Content-Type: application/offset+octet-stream' --data-binary 'hello!'",
-        "",
-        "  Stop it with Ctrl-C.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def _say_ready(fd: int) -> None:

@@ -7,7 +7,7 @@ key's description is written there and nowhere else. One module per concern.
 from tusd_py.config.sections.access import AuthConfig, DownloadsConfig, JwtConfig
 from tusd_py.config.sections.base import Section
 from tusd_py.config.sections.http import UNIX_PEER, CorsConfig, LoggingConfig, OperationsConfig, ServerConfig
-from tusd_py.config.sections.local import DatabaseConfig, StagingConfig
+from tusd_py.config.sections.local import FEW_CONNECTIONS, DatabaseConfig, StagingConfig
 from tusd_py.config.sections.objects import ObjectParameters, ProfileObjectParameters
 from tusd_py.config.sections.profiles import ProfileConfig, Profiles
 from tusd_py.config.sections.s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
@@ -16,6 +16,7 @@ from tusd_py.config.sections.uploads import LimitsConfig, RufhConfig, TusConfig
 from tusd_py.config.sections.work import CleanupConfig, IntegrityConfig, TransferConfig
 
 __all__ = [
+    "FEW_CONNECTIONS",
     "UNIX_PEER",
     "AuthConfig",
     "CleanupConfig",

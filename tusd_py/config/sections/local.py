@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
@@ -44,6 +44,10 @@ class StagingConfig(Section):
     )
 
 
+FEW_CONNECTIONS: Final = 12
+"""Most connections of a process that is no HTTP process."""
+
+
 class DatabaseConfig(Section):
     """PostgreSQL, 15 or newer."""
 
@@ -55,7 +59,10 @@ class DatabaseConfig(Section):
         default=None, description="direct connection for LISTEN when dsn goes through a transaction pooler"
     )
     pool_size: int = Field(
-        default=32, ge=1, le=200, description="most connections of an HTTP process; others take up to 12"
+        default=32,
+        ge=1,
+        le=200,
+        description=f"most connections of an HTTP process; others take up to {FEW_CONNECTIONS}",
     )
     connect_timeout: PositiveSeconds = Field(default=5, description="longest wait for a new connection")
     command_timeout: PositiveSeconds = Field(default=10, description="longest run of one statement")
