@@ -55,7 +55,7 @@ class S3ClientConfig(Section):
 
     connect_timeout: PositiveSeconds = Field(default=10, description="longest wait for a connection")
     read_timeout: PositiveSeconds = Field(
-        default=60, description="longest wait for the next byte of an answer"
+        default=60, description="longest wait for the next byte of an answer, and for a server to take more of a body"
     )
     max_pool_connections: int = Field(default=32, ge=1, description="most connections per process")
     max_attempts: int = Field(
