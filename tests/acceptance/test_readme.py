@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.files import download
-from tests.support.server import Server, StartServer
+from tests.support.server import StartServer
 from tests.support.tools import ROOT
 
 pytestmark = pytest.mark.acceptance
@@ -42,12 +42,17 @@ def run(command: list[str], directory: Path) -> str:
     return done.stdout
 
 
-def id_of(server: Server, url: str, directory: Path) -> str:
+def header(answer: str, name: str) -> str:
+    """A header of an answer as curl shows it."""
+    found = re.search(rf"(?im)^{name}: (\S+)", answer)
+    assert found, answer
+    return found[1]
+
+
+def id_of(url: str, directory: Path) -> str:
     """The public id of an upload, as HEAD tells it."""
     head = run(["curl", "-sI", url, "-H", "Tus-Resumable: 1.0.0"], directory)
-    found = re.search(r"(?im)^upload-id: (\S+)", head)
-    assert found, head
-    return found[1]
+    return header(head, "upload-id")
 
 
 def test_the_python_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
@@ -56,7 +61,7 @@ def test_the_python_of_the_readme(start_server: StartServer, tmp_path: Path, vid
 
     url = run([sys.executable, "-c", program], tmp_path).strip()
 
-    upload_id = id_of(server, url, tmp_path)
+    upload_id = id_of(url, tmp_path)
     server.wait_for_state(upload_id, "stored")
     assert server.upload_json(upload_id)["filename"] == "video.mp4"
     assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(video).hexdigest()
@@ -68,9 +73,7 @@ def test_the_curl_of_the_readme(start_server: StartServer, tmp_path: Path, video
     create, send, resume, fetch = re.split(r"\n\n", commands)
 
     created = run(["sh", "-c", create], tmp_path)
-    location, upload_id = (
-        re.search(rf"(?im)^{name}: (\S+)", created)[1] for name in ("location", "upload-id")  # type: ignore[index]
-    )
+    location, upload_id = header(created, "location"), header(created, "upload-id")
 
     def known(text: str) -> str:
         return text.replace("/files/<token>", location).replace("<id>", upload_id)

@@ -7,34 +7,18 @@ or removed here was so by the real worker.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.contract.destinations import PART, Destination, MemoryLedger, S3Destination
 from tests.contract.test_object_store import OpenStore
 from tests.integration.reconciling import Run, reconcile, reports
-from tests.integration.support import World, open_world, shared_database
+from tests.integration.support import World
 from tests.integration.workers import reaches, working
 from tusd_py.ports import ObjectSpec, Segment
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.reconcile.findings import Kind, Result
 
 CONTENT = b"0123456789"
-
-
-@pytest.fixture(scope="session")
-def shared_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    with shared_database(postgres_dsn, template_database) as dsn:
-        yield dsn
-
-
-@pytest.fixture
-async def world(shared_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
-    async with open_world(shared_dsn, tmp_path) as opened:
-        yield opened
 
 
 async def put_in_store(world: World, store: Any, *uploads: Upload, purge: bool = False) -> None:

@@ -327,9 +327,9 @@ async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> 
     assert (await world.find(upload)).offset == PART + 119
 
 
-async def test_a_checkpoint_wakes_the_worker(world: World) -> None:
+async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rung: list[str] = []
-    world.wakeups.ring = rung.append  # type: ignore[method-assign]
+    monkeypatch.setattr(world.wakeups, "ring", rung.append)
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
 
     upload = await receive(world, upload, PART)
