@@ -23,8 +23,10 @@ check: $(VENV)/.develop ## Lint, types and import rules, without changing anythi
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.develop ## Mend what can be mended
+format: $(VENV)/.develop ## Fix what ruff can fix, render the example configuration and the diagrams
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tusd_py.config.example > config.example.toml.new && mv config.example.toml.new config.example.toml
+	$(BIN)/python scripts/state_diagram.py --write
 
 bench: $(VENV)/.develop ## Measure uploads: make bench ARGS="--quick"
 	$(BIN)/python bench/upload.py $(ARGS)
