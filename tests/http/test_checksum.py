@@ -64,8 +64,7 @@ async def test_a_mismatch_leaves_offset_and_file_as_they_were(served, algorithm,
     "value",
     [
         "sha3-256 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "SHA1 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1", "sha1 ", "",
-        "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1 !!!!", "sha1 AAAA", "md5 qvTGHdzF6KLavt4PO0gs2a6pQ00=",
-        "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=, md5 x",
+        "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1 !!!!", "sha1 A", "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=, md5 x",
     ],
 )  # fmt: skip
 async def test_a_malformed_or_unknown_checksum_is_refused_unread(served, value):
@@ -77,6 +76,36 @@ async def test_a_malformed_or_unknown_checksum_is_refused_unread(served, value):
     response = await connection.response()
 
     assert response.status == 400
+    assert await served.offset(path) == 0
+
+
+@pytest.mark.parametrize("value", ["sha1 AAAA", "md5 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha512 AA==", "crc32 AAAAAAA="])
+@pytest.mark.parametrize("framed", [False, True])
+async def test_a_digest_of_the_wrong_length_is_a_mismatch(served, value, framed):
+    """CSUM-06"""
+    path = await served.create(7, {"Content-Type": OFFSET_TYPE}, b"he")
+    send = served.patch_chunked if framed else served.patch
+
+    refused = await send(path, 2, b"hello", headers={"Upload-Checksum": value})
+
+    assert (refused.status, refused.reason) == (460, "Checksum Mismatch")
+    assert refused.headers["upload-offset"] == "2"
+    assert await served.offset(path) == 2
+    assert await served.staged(path) == b"he"
+
+
+@pytest.mark.parametrize("body", [b"", b"hello"])
+async def test_a_digest_of_the_wrong_length_is_a_mismatch_on_an_empty_patch_and_at_creation(served, body):
+    """CSUM-06"""
+    checksum = {"Upload-Checksum": "sha1 AAAA"}
+    path = await served.create(5)
+
+    appended = await served.patch(path, 0, body, checksum)
+    created = await served.request(
+        "POST", "/files/", {"Upload-Length": "5", "Content-Type": OFFSET_TYPE} | checksum, b"hello"
+    )
+
+    assert [appended.status, created.status] == [460, 460]
     assert await served.offset(path) == 0
 
 
@@ -246,7 +275,7 @@ async def test_a_checksum_stands_in_one_place(trailing):
     [
         [],
         [("X-Other", "1")],
-        [("Upload-Checksum", "sha1 AAAA")],
+        [("Upload-Checksum", "sha1 A")],
         [("Upload-Checksum", "nonsense")],
         [("Upload-Checksum", digest(b"hello"))] * 2,
     ],
@@ -259,6 +288,16 @@ async def test_an_announced_trailer_that_cannot_be_read_discards_the_body(traili
 
     assert (refused.status, refused.headers["upload-offset"]) == (400, "0")
     assert await trailing.offset(path) == 0
+    assert await trailing.staged(path) == b""
+
+
+async def test_a_trailer_of_the_wrong_length_is_a_mismatch(trailing):
+    """CSUM-06 TRL-04"""
+    path = await trailing.create(5)
+
+    refused = await patch_trailed(trailing, path, 0, [b"hello"], [("Upload-Checksum", "sha1 AAAA")])
+
+    assert (refused.status, refused.headers["upload-offset"]) == (460, "0")
     assert await trailing.staged(path) == b""
 
 

@@ -50,7 +50,8 @@ def test_any_text_is_read_or_refused(text):
         "sha1 ",
         "SHA1 qvTGHdzF6KLavt4PO0gs2a6pQ00=",
         "sha3 AA==",
-        "sha1 AA==",
+        "sha1 A",
+        "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=",
         "sha1 ä",
         "sha1\tqvTGHdzF6KLavt4PO0gs2a6pQ00=",
     ],
@@ -59,6 +60,15 @@ def test_the_grammar_is_strict(value):
     """CSUM-05 CSUM-06"""
     with pytest.raises(InvalidChecksum):
         parse_checksum(value)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_digest_of_the_wrong_length_is_read_and_matches_nothing(algorithm):
+    """CSUM-06"""
+    checksum = parse_checksum(f"{algorithm} {base64.b64encode(b'no').decode()}")
+
+    assert checksum.digest == b"no"
+    assert checksum.hasher().digest() != checksum.digest
 
 
 def test_an_algorithm_may_be_left_out():

@@ -36,12 +36,12 @@ class _Crc32:
         return self._value.to_bytes(4, "big")
 
 
-_ALGORITHMS: Final[dict[str, tuple[int, Callable[[], Hasher]]]] = {
-    "sha1": (20, lambda: hashlib.sha1(usedforsecurity=False)),
-    "sha256": (32, hashlib.sha256),
-    "sha512": (64, hashlib.sha512),
-    "md5": (16, lambda: hashlib.md5(usedforsecurity=False)),
-    "crc32": (4, _Crc32),
+_ALGORITHMS: Final[dict[str, Callable[[], Hasher]]] = {
+    "sha1": lambda: hashlib.sha1(usedforsecurity=False),
+    "sha256": hashlib.sha256,
+    "sha512": hashlib.sha512,
+    "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32": _Crc32,
 }
 ALGORITHMS: Final = tuple(_ALGORITHMS)
 """Names as announced in Tus-Checksum-Algorithm; sha1 is required by the specification."""
@@ -56,12 +56,12 @@ class Checksum:
 
     def hasher(self) -> Hasher:
         """Answer a fresh hasher for the algorithm."""
-        return _ALGORITHMS[self.algorithm][1]()
+        return _ALGORITHMS[self.algorithm]()
 
 
 def new_hasher(algorithm: str) -> Hasher:
     """Answer a fresh hasher."""
-    return _ALGORITHMS[algorithm][1]()
+    return _ALGORITHMS[algorithm]()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,16 +105,19 @@ class _Several:
 def parse_checksum(value: str, *, enabled: Iterable[str] = ALGORITHMS) -> Checksum:
     """Read `algorithm SP base64` (tus 1.0.0 §Upload-Checksum).
 
+    The digest may have any length: one of the wrong length matches no body, which is then discarded
+    as after any other mismatch.
+
     Raises:
-        InvalidChecksum: malformed, an algorithm that is not offered, a digest of the wrong length.
+        InvalidChecksum: malformed, or an algorithm that is not offered.
     """
-    algorithm, space, encoded = value.partition(" ")
+    algorithm, _, encoded = value.partition(" ")
     if algorithm not in _ALGORITHMS or algorithm not in enabled:
         raise InvalidChecksum("Upload-Checksum names an algorithm that this server does not offer.")
     try:
-        digest = base64.b64decode(encoded, validate=True) if space else b""
+        digest = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidChecksum("Upload-Checksum is not base64.") from error
-    if len(digest) != _ALGORITHMS[algorithm][0]:
-        raise InvalidChecksum(f"Upload-Checksum has the wrong length for {algorithm}.")
+    if not digest:
+        raise InvalidChecksum("Upload-Checksum has no digest after the algorithm.")
     return Checksum(algorithm, digest)
