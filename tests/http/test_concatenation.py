@@ -98,8 +98,9 @@ async def test_a_final_is_stored_and_its_parts_are_kept(served):
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [
-        ({"Upload-Length": "11"}, b"", 201),
-        ({"Upload-Length": "12"}, b"", 400),
+        ({"Upload-Length": "11"}, b"", 400),
+        ({"Upload-Length": "0"}, b"", 400),
+        ({"Upload-Length": "eleven"}, b"", 400),
         ({"Upload-Defer-Length": "1"}, b"", 400),
         (WITH_BODY, b"x", 403),
         ({"Content-Type": "text/plain"}, b"x", 403),
@@ -112,6 +113,7 @@ async def test_a_final_brings_nothing_of_its_own(served, headers, body, status):
     response = await served.request("POST", "/files/", {"Upload-Concat": "final;" + " ".join(parts)} | headers, body)
 
     assert response.status == status
+    assert "location" not in response.headers
 
 
 @pytest.mark.parametrize(
@@ -159,9 +161,10 @@ async def test_a_list_that_is_no_list_of_parts_creates_nothing(served, value):
     """CAT-06"""
     path = await part(served, b"hello")
 
-    response = await served.request("POST", "/files/", {"Upload-Concat": value.format(path=path), "Upload-Length": "5"})
+    response = await served.request("POST", "/files/", {"Upload-Concat": value.format(path=path)})
 
     assert response.status == 400
+    assert response.body.startswith(b"ERR_INVALID_CONCAT") or "\x01" in value  # which the parser refuses
     assert "location" not in response.headers
 
 

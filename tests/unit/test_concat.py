@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.uploads import NOW, upload
 from tusd_py.crc64 import combine, update
-from tusd_py.errors import InvalidConcat, PartNotFinished, ProtocolError, UploadTooLarge
+from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge
 from tusd_py.protocol.concat import join_parts, resolve_parts
 from tusd_py.protocol.upload import Concat, State
 
@@ -24,7 +24,7 @@ def part(data=b"", **changes):
 
 
 def resolve(*parts, **changes):
-    facts = {"owner": None, "node": "n", "declared": None, "allow_unfinished": True, "max_size": None, "now": NOW}
+    facts = {"owner": None, "node": "n", "allow_unfinished": True, "max_size": None, "now": NOW}
     return resolve_parts(parts, **facts | changes)
 
 
@@ -70,11 +70,9 @@ def test_what_is_no_part_of_ones_own_is_refused_by_its_place(bad):
 
 
 def test_rules_about_the_whole():
-    """CAT-04 CAT-08 CAT-09"""
+    """CAT-08 CAT-09"""
     with pytest.raises(PartNotFinished):
         resolve(part(state=State.UPLOADING), allow_unfinished=False)
     with pytest.raises(UploadTooLarge):
         resolve(part(b"abc"), part(b"abc"), max_size=5)
-    with pytest.raises(ProtocolError):
-        resolve(part(b"abc"), declared=4)
-    assert len(resolve(part(b"abc"), declared=3, max_size=3)) == 1
+    assert len(resolve(part(b"abc"), max_size=3)) == 1

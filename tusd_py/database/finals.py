@@ -88,7 +88,6 @@ async def create_final(
         [found.get(token) for token in tokens],
         owner=new.owner,
         node=new.node,
-        declared=new.length,
         allow_unfinished=allow_unfinished,
         max_size=max_size,
         now=await connection.fetchval(NOW),

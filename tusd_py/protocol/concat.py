@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tusd_py.errors import InvalidConcat, PartNotFinished, ProtocolError, UploadTooLarge
+from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge
 from tusd_py.protocol.upload import Concat, State, Upload
 
 CombineCrc = Callable[[int, int, int], int]
@@ -39,7 +39,6 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     *,
     owner: str | None,
     node: str,
-    declared: int | None,
     allow_unfinished: bool,
     max_size: int | None,
     now: datetime,
@@ -50,7 +49,6 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
         InvalidConcat: a part is unknown, gone, somebody else's, on another node, or no partial upload.
         PartNotFinished: a part is incomplete and the server does not wait for parts.
         UploadTooLarge: together they are larger than `max_size`.
-        ProtocolError: Upload-Length was sent and is not their sum.
     """
     usable = [_usable(position, part, owner, node, now) for position, part in enumerate(parts, 1)]
     if not allow_unfinished and any(part.state is not State.COMPLETED for part in usable):
@@ -58,8 +56,6 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     lengths = [part.length for part in usable if part.length is not None]
     if max_size is not None and sum(lengths) > max_size:
         raise UploadTooLarge
-    if declared is not None and len(lengths) == len(usable) and declared != sum(lengths):
-        raise ProtocolError("Upload-Length is not the sum of the parts.")
     return usable
 
 

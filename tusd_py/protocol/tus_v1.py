@@ -190,6 +190,8 @@ def _parse_length(headers: Headers) -> int | None:
 
 def _parse_creation_length(headers: Headers, features: Features, concat: Concat | None) -> int | None:
     length = _parse_length(headers)
+    if length is not None and concat is Concat.FINAL:
+        raise InvalidUploadLength("A final upload has the length of its parts; send no Upload-Length.")
     deferred = _only(headers, fields.UPLOAD_DEFER_LENGTH, InvalidDeferLength)
     if deferred is not None:
         if deferred != "1" or length is not None or concat is Concat.FINAL:
