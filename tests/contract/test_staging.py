@@ -22,7 +22,7 @@ import pytest
 from tests.support.process import eventually
 from tusd_py import crc64
 from tusd_py.config.sections import StagingConfig
-from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
+from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError, UploadTooLarge
 from tusd_py.ports import StagingFile
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging import StagingArea, writers
@@ -584,11 +584,25 @@ async def test_what_the_kernel_says_becomes_an_error_of_ours(
 def test_a_reserve_is_left_free(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     class Facts:
         f_bavail = 100
+        f_blocks = 200
         f_frsize = 1024
 
     monkeypatch.setattr(os, "statvfs", lambda _: Facts)
     area = make(reserve=40 * KIB)
 
     area.check_space(60 * KIB)
+    for wanted in (60 * KIB + 1, 160 * KIB):
+        with pytest.raises(StagingFull):
+            area.check_space(wanted)
+    with pytest.raises(UploadTooLarge):
+        area.check_space(160 * KIB + 1)
+
+
+def test_a_reserve_larger_than_the_disk_leaves_no_room_and_says_so(make: Make, tmp_path: Path) -> None:
+    facts = os.statvfs(tmp_path)
+    area = make(reserve=facts.f_blocks * facts.f_frsize + 1)
+
     with pytest.raises(StagingFull):
-        area.check_space(60 * KIB + 1)
+        area.check_space(0)
+    with pytest.raises(UploadTooLarge):
+        area.check_space(1)

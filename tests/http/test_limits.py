@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tracemalloc
 
 import pytest
@@ -119,10 +120,52 @@ async def test_clients_are_told_apart_by_what_a_trusted_proxy_says(serve):
     assert [same.status, other.status] == [423, 204]
 
 
-async def test_space_that_is_kept_free_is_not_given_away(serve):
-    served = await serve(staging={"reserve": "1000TiB"})
+async def test_space_that_is_kept_free_is_not_given_away(serve, tmp_path):
+    served = await serve(staging={"reserve": disk_bytes(tmp_path) - 10})
 
-    assert (await served.request("POST", "/files/", {"Upload-Length": "5"})).status == 507
+    refused = await served.request("POST", "/files/", {"Upload-Length": "5"})
+
+    assert (refused.status, refused.headers["retry-after"]) == (507, "1")
+
+
+def disk_bytes(directory):
+    """Size of the file system."""
+    facts = os.statvfs(directory)
+    return facts.f_blocks * facts.f_frsize
+
+
+async def test_a_length_that_the_disk_could_never_hold_is_too_large(served, tmp_path):
+    most = disk_bytes(tmp_path) - served.config.staging.reserve
+    deferred = await served.create(headers={"Upload-Defer-Length": "1"})
+    partial = {"Content-Type": "application/partial-upload", "Tus-Resumable": None}
+
+    created = await served.request("POST", "/files/", {"Upload-Length": str(most + 1)})
+    may_fit_later = await served.request("POST", "/files/", {"Upload-Length": str(most)})
+    declared = await served.patch(deferred, 0, b"", {"Upload-Length": str(most + 1)})
+    said_complete = {"Tus-Resumable": None, "Upload-Complete": "?0", "Upload-Length": str(most + 1)}
+    in_the_other_dialect = await served.request("POST", "/files/", said_complete | partial)
+
+    assert (created.status, "location" in created.headers, "retry-after" in created.headers) == (413, False, False)
+    assert created.body.startswith(b"ERR_MAX_SIZE_EXCEEDED")
+    assert may_fit_later.status == 507
+    assert (declared.status, declared.headers["upload-offset"]) == (413, "0")
+    assert (await served.head(deferred)).headers["upload-defer-length"] == "1"
+    assert in_the_other_dialect.status == 413
+    assert in_the_other_dialect.headers["content-type"].startswith("application/problem+json")
+
+
+@pytest.mark.parametrize(("beyond", "status"), [(1, 413), (0, 507)])
+async def test_a_body_for_an_unknown_length_is_measured_against_the_disk(served, tmp_path, beyond, status):
+    """CORE-28"""
+    most = disk_bytes(tmp_path) - served.config.staging.reserve
+    path = await served.create(headers={"Upload-Defer-Length": "1"})
+    announced = ("Content-Length", str(most + beyond))
+    connection = await served.connect()
+    await connection.send_head("PATCH", path, patch_head(0, announced, ("Expect", "100-continue")))
+
+    response = await connection.response()
+
+    assert (response.status, response.interim, response.headers["upload-offset"]) == (status, [], "0")
 
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])

@@ -74,7 +74,12 @@ class Staging(Protocol):
         """Remove files; missing ones are fine."""
 
     def check_space(self, wanted: int) -> None:
-        """Raise `StagingFull` if `wanted` bytes would not leave the reserve untouched."""
+        """Check that `wanted` more bytes leave the reserve untouched.
+
+        Raises:
+            UploadTooLarge: they never could, not even on the empty disk.
+            StagingFull: they would not now; once others have gone they may.
+        """
 
 
 class StagingFiles(Protocol):

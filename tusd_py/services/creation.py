@@ -81,7 +81,7 @@ class Creator:
         self._access.permit(principal, Intent.CREATE)
         if command.unwanted_body is not None:
             await self._demand_no_byte(body, command.unwanted_body)
-        self._staging.check_space(command.length or 0)
+        self._staging.check_space(max(command.length or 0, command.content_length or 0))
         new, token = self._new_upload(principal, command)
         if command.concat is Concat.FINAL:
             upload = await self._uploads.create_final(

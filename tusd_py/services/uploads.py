@@ -134,8 +134,7 @@ class UploadService:
             append = Append(offset=upload.offset, content_length=0)
         else:
             append = self._parse(parse, upload)
-        if append.content_length:
-            self._check_space(upload, append.content_length)
+        self._check_space(upload, append)
         after = await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
         completed = after.complete and not upload.complete
         if completed:
@@ -151,7 +150,12 @@ class UploadService:
             error.upload = upload
             raise
 
-    def _check_space(self, upload: Upload, wanted: int) -> None:
+    def _check_space(self, upload: Upload, append: Append) -> None:
+        wanted = append.content_length or 0
+        if upload.length is None and append.length is not None:
+            wanted = max(wanted, append.length - upload.offset)
+        if not wanted:
+            return
         try:
             self._staging.check_space(wanted)
         except TusdError as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
 from tusd_py import crc64
-from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
+from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError, UploadTooLarge
 from tusd_py.ports import Staging, StagingFile
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging.small import FILE_MODE, SmallFile, SmallFiles, store_files
@@ -65,7 +65,8 @@ class StagingArea(Staging):
         self._small = SmallFiles(self._store_batch)
         self._shards: dict[str, int] = {}
         self._free_bytes = 0
-        self._free_until = 0.0
+        self._size_bytes = 0
+        self._space_until = 0.0
 
     def prepare(self) -> None:
         """Create the directories. Blocks; called once at start. Raises `StorageError`."""
@@ -162,11 +163,16 @@ class StagingArea(Staging):
 
     def check_space(self, wanted: int) -> None:
         now = time.monotonic()
-        if now > self._free_until:
+        if now > self._space_until:
             with translated_errors():
                 facts = os.statvfs(self._directory)
             self._free_bytes = facts.f_bavail * facts.f_frsize
-            self._free_until = now + SPACE_CACHE_SECONDS
+            self._size_bytes = facts.f_blocks * facts.f_frsize
+            self._space_until = now + SPACE_CACHE_SECONDS
+        if wanted and wanted > self._size_bytes - self._reserve:
+            raise UploadTooLarge(
+                "The upload is larger than this server's disk.", wanted=wanted, size=self._size_bytes
+            )
         if self._free_bytes - wanted < self._reserve:
             raise StagingFull(free_bytes=self._free_bytes, wanted=wanted, reserve=self._reserve)
 
