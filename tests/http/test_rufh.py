@@ -67,14 +67,66 @@ async def test_a_version_is_read_as_a_structured_field(served):
 @pytest.mark.parametrize("value", ["true", "1", "?2", "?", "", "?1, ?1", '"?1"'])
 async def test_a_malformed_complete_field_makes_no_resumable_upload(served, value):
     """GEN-07 GEN-03 GEN-04"""
-    undeclared = await served.request("POST", "/files/", [("Upload-Complete", value)], b"hello")
-    declared = await served.request(
-        "POST", "/files/", [("Upload-Draft-Interop-Version", "8"), ("Upload-Complete", value)], b"hello"
+    for mark in ([], [("Upload-Draft-Interop-Version", "8")], [("Upload-Draft-Interop-Version", "99")]):
+        refused = await served.request("POST", "/files/", [*mark, ("Upload-Complete", value)], b"hello")
+
+        assert_refused_in_the_dialect(refused)
+        assert "location" not in refused.headers
+
+
+def assert_refused_in_the_dialect(response):
+    """400 as problem details, and nothing of tus."""
+    assert response.status == 400
+    assert response.headers["content-type"].startswith("application/problem+json")
+    assert json.loads(response.body)["code"] == "ERR_BAD_REQUEST"
+    assert "tus-resumable" not in response.headers
+
+
+@pytest.mark.parametrize("value", [None, "true", "1", "?2", "", "?1, ?1"])
+async def test_an_append_says_whether_it_is_the_last_or_is_refused(client, value):
+    """GEN-07 RA-01"""
+    path = await client.created()
+    name = client.complete(True)[0]
+    said = [] if value is None else [(name, value)]
+    fields = [*client.mark, ("Content-Type", PARTIAL_TYPE), ("Upload-Offset", "0"), *said]
+
+    response = await client.served.request("PATCH", path, fields, b"hello")
+
+    if client.version == 3 and value is None:
+        assert response.status == 204  # there, nothing said means that it was the last
+        return
+    assert_refused_in_the_dialect(response)
+    assert not client.says_complete(response)
+    assert await client.standing(path) == (0, False)
+
+
+@pytest.mark.parametrize("version", ["99", "six"])
+async def test_a_creation_in_an_unknown_version_says_whether_it_is_complete(served, version):
+    """GEN-03"""
+    assert_refused_in_the_dialect(
+        await served.request("POST", "/files/", [("Upload-Draft-Interop-Version", version)], b"hello")
     )
 
-    assert (undeclared.status, undeclared.headers["tus-version"]) == (412, "1.0.0")
-    assert declared.status == 400
-    assert "location" not in declared.headers
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [
+        ("HEAD", ("Upload-Offset", "0")),
+        ("HEAD", ("Upload-Complete", "?1")),
+        ("HEAD", ("Upload-Complete", "yes")),
+        ("DELETE", ("Upload-Complete", "?1")),
+    ],
+)
+async def test_an_unmarked_request_tells_no_server_what_it_is_to_find_out(served, method, field):
+    """RH-04"""
+    ours = await Client(served, None).created(b"hello")
+    tus = await served.create(5)
+
+    for path in (ours, tus):
+        refused = await served.request(method, path, [field])
+        assert (refused.status, "tus-resumable" in refused.headers) == (400, False)
+    assert (await served.upload(ours)).offset == 5
+    assert (await served.request("HEAD", tus, [("Tus-Resumable", "1.0.0"), field])).status == 200
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "1.0", "1" * 16, "?1", "", "0, 0", '"0"'])

@@ -21,7 +21,7 @@ from tusd_py.errors import (
 from tusd_py.protocol import dialects, tus_v1
 from tusd_py.protocol.checksum import AllOf
 from tusd_py.protocol.commands import Append
-from tusd_py.protocol.dialects import UNDECLARED, choose
+from tusd_py.protocol.dialects import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import State, UploadProtocol, plan_append
 
@@ -39,14 +39,14 @@ VALUES = st.text(max_size=30) | st.sampled_from([
 HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=9).map(CIMultiDict)
 
 
-def speaking(**headers: str):
-    return choose(CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), ALL)
+def speaking(method: str = "POST", **headers: str):
+    return choose(method, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), ALL)
 
 
 @given(HEADERS, st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS", "PUT"]))
 def test_any_headers_are_understood_or_refused(headers, method):
     """GEN-07"""
-    dialect = choose(headers, ALL)
+    dialect = choose(method, headers, ALL)
     for read in (
         lambda: dialect.check_request(method, headers),
         lambda: dialect.parse_create(headers, ALL),
@@ -78,9 +78,25 @@ def test_an_unknown_version_and_none_mean_the_newest_rules():
     assert newest is speaking(Upload_Draft_Interop_Version="9", Upload_Complete="?1")
     assert not newest.announces
     assert dict(newest.marks) == {}
-    assert speaking(Upload_Draft_Interop_Version="9") is UNDECLARED
-    assert speaking(Upload_Complete="yes") is UNDECLARED
+    assert newest is speaking(Upload_Draft_Interop_Version="9")
+    assert newest is speaking(Upload_Draft_Interop_Version="nine")
     assert speaking() is UNDECLARED
+
+
+@pytest.mark.parametrize("value", ["yes", "", "1", "?2", "?1, ?1"])
+@pytest.mark.parametrize("method", ["POST", "PATCH", "HEAD", "DELETE", "GET"])
+def test_a_malformed_mark_is_a_mark(method, value):
+    """GEN-03 GEN-07"""
+    assert speaking(method, Upload_Complete=value) is NEWEST_RUFH
+
+
+def test_what_only_the_newest_dialect_knows_marks_a_request():
+    """GEN-03 RH-04"""
+    assert speaking("PATCH", Content_Type="application/partial-upload; a=b", Upload_Offset="0") is NEWEST_RUFH
+    assert speaking("PATCH", Content_Type="application/offset+octet-stream", Upload_Offset="0") is UNDECLARED
+    assert speaking("HEAD", Upload_Offset="0") is NEWEST_RUFH
+    assert speaking("DELETE", Upload_Offset="0") is UNDECLARED
+    assert speaking("HEAD", Upload_Offset="0", Tus_Resumable="1.0.0") is tus_v1
 
 
 def test_switched_off_everything_is_tus():
@@ -88,7 +104,7 @@ def test_switched_off_everything_is_tus():
     off = Features.derive(rufh=False)
 
     for headers in ({"Upload-Draft-Interop-Version": "8"}, {"Upload-Complete": "?1"}, {}):
-        assert choose(CIMultiDict(headers), off) is tus_v1
+        assert choose("POST", CIMultiDict(headers), off) is tus_v1
     assert "Upload-Limit" not in dialects.render_options(off).headers
     assert "Upload-Limit" in dialects.render_options(ALL).headers
 

@@ -17,5 +17,5 @@ def dialect_of(request: web.Request) -> Dialect:
     """Answer the dialect of a request."""
     dialect = request.get(DIALECT)
     if dialect is None:
-        dialect = request[DIALECT] = dialects.choose(request.headers, request.app[WEB].features)
+        dialect = request[DIALECT] = dialects.choose(request.method, request.headers, request.app[WEB].features)
     return dialect

@@ -84,22 +84,32 @@ _OF_UPLOADS: Final[Mapping[UploadProtocol, Dialect]] = {
 }
 
 
-def choose(headers: Headers, features: Features) -> Dialect:
-    """Answer the dialect that a request speaks.
+def choose(method: str, headers: Headers, features: Features) -> Dialect:
+    """Return the dialect that a request speaks.
 
     `Tus-Resumable` decides whatever else is there: Apple's URLSession adds the headers of the other
-    dialect by itself, to the requests of tus clients too. A version that nobody here knows counts as
-    none.
+    dialect by itself, to the requests of tus clients too. A version that nobody here knows means the
+    newest rules.
     """
     if not features.rufh or headers.get(fields.TUS_RESUMABLE) is not None:
         return tus_v1
     if headers.get(fields.UPLOAD_DRAFT_INTEROP_VERSION) is not None:
         number = structured.integer(headers, fields.UPLOAD_DRAFT_INTEROP_VERSION)
-        if number in _RUFH:
-            return _RUFH[number]
-    if structured.boolean(headers, fields.UPLOAD_COMPLETE) is not None:
-        return NEWEST_RUFH
-    return UNDECLARED
+        return NEWEST_RUFH if number is None else _RUFH.get(number, NEWEST_RUFH)
+    return NEWEST_RUFH if _is_marked(method, headers) else UNDECLARED
+
+
+def _is_marked(method: str, headers: Headers) -> bool:
+    """Tell whether a request without a version carries what only the newest dialect knows.
+
+    Well-formed or not: who sends it is to be told what is wrong with it in the dialect they speak.
+    """
+    return (
+        headers.get(fields.UPLOAD_COMPLETE) is not None
+        or fields.media_type(headers.get(fields.CONTENT_TYPE)) == fields.PARTIAL_MEDIA_TYPE
+        # In tus it has no meaning there, and the newest dialect forbids it.
+        or (method == "HEAD" and headers.get(fields.UPLOAD_OFFSET) is not None)
+    )
 
 
 def render_options(features: Features) -> Reply:

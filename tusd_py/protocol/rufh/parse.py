@@ -78,7 +78,7 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
         raise InvalidOffset
     completes = parse_complete(headers, version)
     if completes is None:
-        if not version.says_incomplete:
+        if not version.says_incomplete or headers.get(complete_field(version)) is not None:
             raise ProtocolError(f"{complete_field(version)} is missing or malformed.")
         completes = True
     return Append(
