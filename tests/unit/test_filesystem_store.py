@@ -24,7 +24,7 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import BatchStore, ObjectSpec, PartRecord, Segment, StoredObject, TransferLedger
-from tusd_py.stores import file_copy
+from tusd_py.stores import exclusive_name, file_copy
 from tusd_py.stores.file_tree import FileTree
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.source import RangeReader
@@ -273,7 +273,7 @@ async def test_a_cancelled_copy_leaves_nothing(
         (os, "pwrite", errno.ENOSPC, TransientStoreError),
         (os, "pwrite", errno.EDQUOT, TransientStoreError),
         (os, "fsync", errno.EIO, TransientStoreError),
-        (Path, "rename", errno.EROFS, PermanentStoreError),
+        (os, "link", errno.EROFS, PermanentStoreError),
         (Path, "mkdir", errno.EACCES, PermanentStoreError),
     ],
 )
@@ -388,6 +388,87 @@ async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
     await store.put(spec_of(b"content"), [segment], QuietLedger())
 
     assert (root / KEY).samefile(segment.path)
+
+
+@pytest.fixture(params=["link", "renameat2", "neither"])
+def naming(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems that can do less and less; each of them copies what is staged."""
+    if request.param != "link":
+        fail(monkeypatch, os, "link", errno.EPERM)
+    if request.param == "neither":
+        monkeypatch.setattr(exclusive_name, "_renameat2", lambda: None)
+
+
+@pytest.mark.usefixtures("naming")
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+async def test_a_foreign_file_that_appears_meanwhile_is_not_replaced(
+    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    appears_before_publishing(monkeypatch, root, b"theirs!")
+
+    result = await put_or_error(store, spec_of(b"content"), stage(b"content"), batch=batch)
+
+    assert isinstance(result, PermanentStoreError)
+    assert (root / KEY).read_bytes() == b"theirs!"
+    assert names((root / KEY).parent) == ["id-1"]
+
+
+@pytest.mark.usefixtures("naming")
+@pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
+async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
+    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
+) -> None:
+    appears_before_publishing(monkeypatch, root, b"content")
+
+    result = await put_or_error(store, spec_of(b"content"), stage(b"content"), batch=batch)
+
+    assert isinstance(result, StoredObject)
+    assert (root / KEY).read_bytes() == b"content"
+    assert names((root / KEY).parent) == ["id-1"]
+
+
+@pytest.mark.usefixtures("naming")
+async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore, stage: Stage, root: Path) -> None:
+    await store.put(spec_of(b"content"), [stage(b"content")], QuietLedger())
+
+    assert (root / KEY).read_bytes() == b"content"
+    assert (root / KEY).stat().st_nlink == 1
+    assert names((root / KEY).parent) == ["id-1"]
+
+
+async def test_a_worker_killed_right_after_publishing_leaves_nothing(
+    store: FilesystemStore, stage: Stage, root: Path
+) -> None:
+    leave_half_made(root)
+    (root / KEY).hardlink_to(root / f"{KEY}.tmp" / "0123456789abcdef")
+
+    await store.put(spec_of(b"half"), [stage(b"half")], QuietLedger())
+
+    assert names((root / KEY).parent) == ["id-1"]
+
+
+def appears_before_publishing(monkeypatch: pytest.MonkeyPatch, root: Path, content: bytes) -> None:
+    """Put a file there between the look and the copy's own name."""
+    publish = file_copy.FileCopy.publish
+
+    def late(copy: file_copy.FileCopy) -> None:
+        (root / KEY).write_bytes(content)
+        publish(copy)
+
+    monkeypatch.setattr(file_copy.FileCopy, "publish", late)
+
+
+async def put_or_error(
+    store: FilesystemStore, spec: ObjectSpec, segment: Segment, *, batch: bool
+) -> StoredObject | StorageError:
+    """Put one by one or in a batch of one."""
+    if batch:
+        (result,) = await store.put_batch([(spec, [segment])])
+        return result
+    try:
+        return await store.put(spec, [segment], QuietLedger())
+    except StorageError as error:
+        return error
 
 
 # --- many at once ----------------------------------------------------------------------------------

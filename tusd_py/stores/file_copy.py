@@ -20,6 +20,7 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import Digests, ObjectSpec, Segment
 from tusd_py.stores.digest import digests_of, new_hashes
+from tusd_py.stores.exclusive_name import give_name
 from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
 from tusd_py.stores.source import STEP_BYTES, RangeReader
 
@@ -109,11 +110,15 @@ class FileCopy:
         return digests_of(self._hashes)
 
     def publish(self) -> None:
-        """Give the file its name. The caller syncs the directory above."""
+        """Give the file its name. The caller syncs the directory above.
+
+        Raises:
+            FileExistsError: somebody else has taken the name meanwhile; it was left alone.
+        """
         with self._lock:
             if self._descriptor is not None:
                 os.fsync(self._descriptor)
-                self._half_made.rename(self._path)
+                give_name(self._half_made, self._path)
 
     def discard(self) -> None:
         """Close, and remove what was not published."""
@@ -128,7 +133,11 @@ class FileCopy:
 
 
 def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests:
-    """Copy and publish in one call and answer the digests; the caller syncs the directory above."""
+    """Copy and publish in one call and return the digests; the caller syncs the directory above.
+
+    Raises:
+        FileExistsError: see `FileCopy.publish`.
+    """
     copy = FileCopy(tree, path, spec, segments)
     try:
         copy.begin()

@@ -2,7 +2,7 @@
 
 A staged file on the same file system is linked, which costs the same whatever its size and reads
 nothing, unless digests are wanted. Anything else is copied beside its place, verified on the way,
-synced and renamed. Nothing is reported as stored before the directory that names it is synced, and a
+synced and given its name. Nothing is reported as stored before the directory that names it is synced, and a
 file that is not ours is never replaced.
 """
 
@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
@@ -143,7 +144,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
                     await ledger.progress(copy.copied)
                 # Also a fence: a worker that lost its transfer stops before anything is visible.
                 await ledger.progress(copy.copied)
-                await self._run(copy.publish)
+                await self._run(_publish, copy.publish, self._tree.path(spec.key), spec, segments)
                 await self._run(sync_path, self._tree.path(spec.key).parent)
         finally:
             # Also after a cancellation; it waits for the step that is then still running.
@@ -208,7 +209,9 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
             digests = self._in_place(path, spec, segments)
             if digests is None:
                 pace(spec.length)
-                digests = copy_at_once(self._tree, path, spec, nonempty(segments))
+                copy = partial(copy_at_once, self._tree, path, spec, nonempty(segments))
+                # None: another worker's copy of the same upload was there first.
+                digests = _publish(copy, path, spec, segments) or _digests(Segment(path, spec.length), spec)
             return path.parent, digests
 
     def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
@@ -217,6 +220,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
         pieces = nonempty(segments)
         for _ in range(_TRIES):
             if _is_there(path, spec, pieces):
+                discard_leftovers(path)
                 digests = _digests(Segment(path, spec.length), spec)
                 break
             try:
@@ -291,6 +295,20 @@ def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
     if spec.crc64nvme not in {None, crc}:
         raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=crc)
     return digests_of(hashes)
+
+
+def _publish(publish: Callable[[], T], path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> T | None:
+    """Return what `publish` returns, None if this very object is in its place already.
+
+    Raises:
+        PermanentStoreError: something else has taken its place since the first look.
+    """
+    try:
+        return publish()
+    except FileExistsError:
+        if _is_there(path, spec, nonempty(segments)):
+            return None
+        raise  # and gone again: the next try looks anew
 
 
 def _unlimited(count: int) -> None:
