@@ -52,6 +52,8 @@ class Abilities:
     tells_crc64nvme: bool = True
     """HeadObject returns the CRC64NVME of an object that was sent in parts."""
     honours_if_none_match: bool = True
+    honours_if_match: bool = True
+    """On what replaces an object, and on what removes one."""
     tells_begin: bool = True
     """ListMultipartUploads says when each was begun."""
     checks_key_id: bool = True
@@ -69,6 +71,7 @@ FILESYSTEM = Abilities(
     full_object_checksum=False,
     tells_crc64nvme=False,
     honours_if_none_match=False,
+    honours_if_match=False,
     checks_key_id=False,
     checks_secret=False,
     expires_links=False,
@@ -91,6 +94,7 @@ RCLONE = Abilities(
     full_object_checksum=False,
     tells_crc64nvme=False,
     honours_if_none_match=False,
+    honours_if_match=False,
 )
 MINISTACK = Abilities(
     # It turns FULL_OBJECT into COMPOSITE, and says so when the multipart upload is begun.

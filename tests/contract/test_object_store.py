@@ -694,6 +694,98 @@ async def test_a_damaged_object_of_our_own_is_repaired(
     assert_only(s3, KEY, data)
 
 
+@pytest.mark.parametrize("length", [1000, TWO_PARTS])
+async def test_a_foreign_object_that_takes_the_place_of_a_damaged_one_of_ours(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    length: int,
+) -> None:
+    store = await open_store(s3)
+    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryLedger())
+    data = content(length)
+    after_first_head(monkeypatch, lambda: s3.write(KEY, b"theirs"))
+    put = store.put(spec_of(data), stage(data), MemoryLedger())
+
+    # moto heeds If-Match with a PUT, and not where parts are completed.
+    if s3.abilities.honours_if_match and not (s3.name == "moto" and length == TWO_PARTS):
+        with pytest.raises(PermanentStoreError):
+            await put
+        assert_only(s3, KEY, b"theirs")
+    else:
+        await put
+        assert_only(s3, KEY, data)
+
+
+def after_first_head(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
+    """Let something happen right after the store has looked for the first time."""
+    original = Bucket.head
+    acted: list[bool] = []
+
+    async def head(bucket: Bucket, *args: Any, **changes: Any) -> Any:
+        found = await original(bucket, *args, **changes)
+        if not acted:
+            acted.append(True)
+            await asyncio.to_thread(act)
+        return found
+
+    monkeypatch.setattr(Bucket, "head", head)
+
+
+@pytest.mark.parametrize("refusal", ["occupied", "denied", "staging lost"])
+async def test_a_refused_transfer_leaves_nothing_unfinished(
+    s3: S3Destination,
+    open_store: OpenStore,
+    stage: Stage,
+    content: Content,
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: str,
+) -> None:
+    data = content(THREE_PARTS)
+    segments = stage(data)
+    ledger = MemoryLedger(stop_at=6)
+    with pytest.raises(Crash):  # some parts are there already
+        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, ledger)
+    if refusal == "occupied":
+        s3.write(KEY, b"theirs")
+    elif refusal == "denied":
+        monkeypatch.setattr(Bucket, "upload_part", denied)
+    else:
+        segments[0].path.write_bytes(data[:-1])
+    successor = ledger.successor()
+
+    with pytest.raises((PermanentStoreError, StagingDamaged)):
+        await (await open_store(s3)).put(spec_of(data), segments, successor)
+
+    assert successor.recorded_id is None
+    assert s3.unfinished() == []
+    assert s3.keys() == ([KEY] if refusal == "occupied" else [])
+
+
+async def denied(*args: Any) -> None:
+    """Refuse, as a store does that allows everything else."""
+    raise PermanentStoreError(code="AccessDenied")
+
+
+async def test_what_a_refused_transfer_cannot_give_back_stays_recorded(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = content(TWO_PARTS)
+    monkeypatch.setattr(Bucket, "upload_part", denied)
+    monkeypatch.setattr(Bucket, "abort_multipart", denied)
+    ledger = MemoryLedger()
+
+    with pytest.raises(PermanentStoreError):
+        await (await open_store(s3)).put(spec_of(data), stage(data), ledger)
+
+    assert [ledger.recorded_id] == s3.unfinished()
+    monkeypatch.undo()
+    await (await open_store(s3)).put(spec_of(data), stage(data), ledger.successor())
+    assert_only(s3, KEY, data)
+
+
 async def test_equal_bytes_without_an_id_are_taken_for_ours(
     destination: Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls
 ) -> None:

@@ -17,6 +17,8 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
@@ -45,6 +47,8 @@ from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
 from tusd_py.stores.s3_rights import RightsCheck
 from tusd_py.stores.source import RangeSums, nonempty, require_length
+
+log = structlog.get_logger(__name__)
 
 _READ_THREADS: Final = 8
 """They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
@@ -83,7 +87,14 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         await asyncio.to_thread(self._executor.shutdown)
 
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
-        require_length(spec, segments)
+        try:
+            require_length(spec, segments)
+            return await self._put(spec, segments, ledger)
+        except (PermanentStoreError, StagingDamaged):
+            await self._give_back(spec, ledger)
+            raise
+
+    async def _put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         key = self._prefix + spec.key
         source = self._source(segments, spec.digests)
         head = await self._bucket.head(key)
@@ -91,7 +102,7 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         if standing is not _Standing.COMPLETE or head is None:
             if standing is _Standing.FOREIGN and not self._config.file_overwrite:
                 raise _occupied(spec)
-            head = await self._send(spec, source, ledger, replace=standing is not _Standing.ABSENT)
+            head = await self._send(spec, source, ledger, replaces=None if head is None else head.etag)
         else:
             await self._drop_recorded(key, ledger)
         digests = await source.digest.finish(spec.length, spec.crc64nvme)
@@ -182,14 +193,14 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
 
     # --- sending -------------------------------------------------------------------------------
 
-    async def _send(self, spec: ObjectSpec, source: Source, ledger: TransferLedger, *, replace: bool) -> Head:
+    async def _send(self, spec: ObjectSpec, source: Source, ledger: TransferLedger, *, replaces: str | None) -> Head:
         key, plan = self._prefix + spec.key, self._plan(spec)
         try:
             if plan.single:
                 await self._drop_recorded(key, ledger)
-                await self._put_at_once(spec, source, replace=replace)
+                await self._put_at_once(spec, source, replaces=replaces)
             else:
-                await self._put_in_parts(spec, source, plan, ledger, replace=replace)
+                await self._put_in_parts(spec, source, plan, ledger, replaces=replaces)
         except StorageError as error:
             # Both may be the answer to a repetition of a call whose first reply was lost.
             if code_of(error) not in {PRECONDITION_FAILED, NO_SUCH_UPLOAD}:
@@ -207,20 +218,19 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
             await self._drop_recorded(key, ledger)
             return head
         if standing is _Standing.FOREIGN and code_of(error) == PRECONDITION_FAILED:
-            await self._drop_recorded(key, ledger)
             raise _occupied(spec) from error
         if code_of(error) == PRECONDITION_FAILED:  # whatever was in the way has gone meanwhile
             raise TransientStoreError(key=spec.key) from error
         raise error
 
-    async def _put_at_once(self, spec: ObjectSpec, source: Source, *, replace: bool) -> None:
+    async def _put_at_once(self, spec: ObjectSpec, source: Source, *, replaces: str | None) -> None:
         features = self._learner.features
         sums = await source.sums(0, spec.length, md5=features.sends_md5, sha256=features.sends_sha256)
         if spec.crc64nvme not in {None, sums.crc64nvme}:
             raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=sums.crc64nvme)
 
         async def send(features: Features) -> bool:
-            return await self._put_object(spec, source, sums, features, replace=replace)
+            return await self._put_object(spec, source, sums, features, replaces=replaces)
 
         returned = await self._learner.first_accepted(send)
         if returned or self._learner.features.crc64nvme is not None:
@@ -231,13 +241,13 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         self._learner.learn(verifies_crc64nvme=head is not None and head.full_object)
 
     async def _put_object(
-        self, spec: ObjectSpec, source: Source, sums: RangeSums, features: Features, *, replace: bool
+        self, spec: ObjectSpec, source: Source, sums: RangeSums, features: Features, *, replaces: str | None
     ) -> bool:
         body = source.body(0, spec.length)
         parameters = {
             **object_parameters(self._config, spec),
             **sum_parameters(sums, crc64nvme=features.sends_crc64nvme),
-            **({} if replace else features.if_absent),
+            **features.precondition_for(replaces),
         }
         try:
             return await self._bucket.put(self._prefix + spec.key, body, parameters)
@@ -245,10 +255,10 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
             body.close()
 
     async def _put_in_parts(
-        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger, *, replace: bool
+        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger, *, replaces: str | None
     ) -> None:
         transfer = self._multipart(spec, source, plan, ledger)
-        await transfer.run(object_parameters(self._config, spec), replace=replace)
+        await transfer.run(object_parameters(self._config, spec), replaces=replaces)
 
     def _plan(self, spec: ObjectSpec) -> PartPlan:
         return plan_parts(
@@ -271,6 +281,14 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
             ledger=ledger,
             concurrency=self._config.part_concurrency,
         )
+
+    async def _give_back(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        """Leave nothing unfinished in the bucket of a transfer that was refused for good."""
+        try:
+            await self._drop_recorded(self._prefix + spec.key, ledger)
+        except StorageError as error:
+            # It stays recorded, for the next try or the removal.
+            log.warning("multipart_left_behind", upload_id=spec.upload_id, key=spec.key, reason=str(error))
 
     async def _drop_recorded(self, key: str, ledger: TransferLedger) -> None:
         """Abort a multipart upload that an earlier try began and that is not needed any more."""

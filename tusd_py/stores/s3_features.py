@@ -26,7 +26,7 @@ class Features:
     crc64nvme: bool | None
     """Whether the store verifies it; None: nothing is known yet."""
     precondition: bool
-    """Whether If-None-Match is sent; a store that ignores it does no harm."""
+    """Whether If-None-Match and If-Match are sent; a store that ignores it does no harm."""
 
     @classmethod
     def at_start(cls, config: S3StoreConfig) -> Features:
@@ -56,10 +56,14 @@ class Features:
         """Answer what is known after the store returned our checksum, or did not."""
         return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
 
-    @property
-    def if_absent(self) -> Mapping[str, Any]:
-        """The parameter that makes the store refuse to replace an object."""
-        return {"IfNoneMatch": "*"} if self.precondition else {}
+    def precondition_for(self, replaces: str | None) -> Mapping[str, Any]:
+        """Return the parameter that makes the store replace nothing but the object of this ETag.
+
+        None: nothing at all. Empty: the store has told none, so that nothing can be demanded.
+        """
+        if not self.precondition or replaces == "":
+            return {}
+        return {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
 
     def variants(self) -> Iterator[Features]:
         """Answer what to try in turn, the best first, while the store refuses a header."""

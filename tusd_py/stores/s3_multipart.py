@@ -64,8 +64,8 @@ class MultipartTransfer:
     _sums: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """The checksums of done parts as S3 names them, for CompleteMultipartUpload."""
 
-    async def run(self, parameters: Parameters, *, replace: bool) -> None:
-        """Bring the object into the store; `replace` allows that another one is there.
+    async def run(self, parameters: Parameters, *, replaces: str | None) -> None:
+        """Bring the object into the store, over the one of the ETag `replaces` if there is one.
 
         Raises:
             StagingDamaged: the staged bytes are not those of the client. Nothing is left behind.
@@ -80,7 +80,7 @@ class MultipartTransfer:
             raise
         # Also a fence: a worker that lost its transfer stops before the object becomes visible.
         await self.ledger.progress(self.spec.length)
-        await self._complete(upload, replace=replace)
+        await self._complete(upload, replaces=replaces)
 
     async def ahead(self, parameters: Parameters, durable: int) -> None:
         """Send the parts that end within the first `durable` bytes, and complete nothing.
@@ -202,7 +202,7 @@ class MultipartTransfer:
 
     # --- the end -------------------------------------------------------------------------------
 
-    async def _complete(self, upload: MultipartInfo, *, replace: bool) -> None:
+    async def _complete(self, upload: MultipartInfo, *, replaces: str | None) -> None:
         parts = [(record, self._sums[number]) for number, record in sorted(self._done.items())]
         whole: dict[str, Any] = {}
         if upload.full_object:
@@ -217,7 +217,7 @@ class MultipartTransfer:
                     self.key,
                     upload.multipart_id,
                     parts,
-                    whole if replace else {**whole, **features.if_absent},
+                    {**whole, **features.precondition_for(replaces)},
                 )
             )
         except StorageError as error:
