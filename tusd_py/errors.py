@@ -227,9 +227,15 @@ class UnknownProfile(AccessError):
 
 
 class OriginNotAllowed(AccessError):
-    """This origin may not use the server."""
+    """Pages of this origin may not use the server; its operator can name the origin in cors.allow_origins."""
 
     code, status = "ERR_ORIGIN_NOT_ALLOWED", 403
+
+
+class HostNotAllowed(AccessError):
+    """This host name is not one of the server's; its operator can name it in server.allowed_hosts."""
+
+    code, status = "ERR_HOST_NOT_ALLOWED", 421
 
 
 # --- the upload is not in a state in which this can be done ----------------------------------------

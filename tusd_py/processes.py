@@ -27,11 +27,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
+from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
 from tusd_py.errors import DatabaseUnavailable, StagingFull
 from tusd_py.http.application import build_application
+from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
@@ -100,9 +102,10 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         await database.open()
         await store.open()
         checks = {"database": lambda: ping(database), "staging": staging_space, "store": store.probe}
-        runner = web.AppRunner(
-            build_operations(checks, lambda: _collect(config, database)), handle_signals=False, access_log=None
-        )
+        # Nobody has to show who they are here; on loopback a page could only come by a name of its own.
+        hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
+        application = build_operations(checks, lambda: _collect(config, database), hosts)
+        runner = web.AppRunner(application, handle_signals=False, access_log=None)
         await runner.setup()
         await web.SockSite(runner, listening).start()
         ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
-from tests.support.browser import WAIT_MS, Complaints, chromium, static_server
+from tests.support.browser import REBOUND_NAME, WAIT_MS, Complaints, chromium, static_server
 from tests.support.cutting_proxy import CuttingProxy, Request, Stall
 from tests.support.files import download, files_under, random_file, seeded, sha256_of
 from tests.support.nginx import MAIN
@@ -28,6 +29,8 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 MIB = 2**20
 EXAMPLE = ROOT / "examples" / "uppy"
 FRONTEND = ROOT / "frontend"
+WELCOME = {"cors": {"allow_origins": ["http://localhost:*"]}}
+"""What a server must say for the example's pages."""
 PREFIXED = """\
 server {{
     listen {LOOPBACK}:{port};
@@ -337,7 +340,7 @@ def test_three_files_from_another_origin_are_stored(
     page: Page, complaints: Complaints, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     files = [make_file(f"{number}.bin", size) for number, size in enumerate((3 * MIB, 1, 3 * MIB + 1))]
-    server = start_server()
+    server = start_server(WELCOME)
     open_example(server.url)
 
     start(page, *[path for path, _ in files])
@@ -347,11 +350,37 @@ def test_three_files_from_another_origin_are_stored(
     assert complaints.lines == []
 
 
+def test_a_page_that_the_configuration_does_not_name_is_refused(
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+) -> None:
+    path, _ = make_file("film.bin", 1000)
+    server = start_server()
+    open_example(server.url)
+
+    start(page, path)
+    expect(page.get_by_text("film.bin: no answer")).to_be_visible(timeout=WAIT_MS)
+
+    reads = "url => fetch(url).then(answer => answer.text(), () => 'refused')"
+    simple = "url => fetch(url, {method: 'POST', mode: 'no-cors'}).then(() => 'sent', () => 'refused')"
+    assert page.evaluate(reads, f"{server.origin}/api/v1/uploads") == "refused"
+    page.evaluate(simple, server.url)
+    assert json.loads(request(server.port, "GET", "/api/v1/uploads").body)["uploads"] == []
+
+
+def test_a_name_rebound_to_this_machine_shows_nothing(page: Page, start_server: StartServer) -> None:
+    server = start_server()
+
+    for port, path in ((server.port, "/"), (server.port, "/api/v1/uploads"), (server.operations_port, "/metrics")):
+        answer = page.goto(f"http://{REBOUND_NAME}:{port}{path}")
+        assert answer is not None
+        assert answer.status == 421
+
+
 def test_a_paused_upload_goes_on_from_its_offset(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
-    server = start_server()
+    server = start_server(WELCOME)
     with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
         open_example(proxy.url)
         start(page, path)
@@ -371,7 +400,7 @@ def test_cancelling_deletes_the_upload_at_the_server(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, _ = make_file("film.bin", 8 * MIB)
-    server = start_server()
+    server = start_server(WELCOME)
     with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
         open_example(proxy.url)
         start(page, path)
@@ -389,7 +418,7 @@ def test_after_a_reload_the_same_file_goes_on_from_its_offset(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
-    server = start_server()
+    server = start_server(WELCOME)
     with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
         open_example(proxy.url)
         start(page, path)
@@ -408,7 +437,7 @@ def test_a_refused_file_shows_what_the_server_says(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, _ = make_file("film.bin", 2 * MIB)
-    server = start_server({"limits": {"max_size": MIB}})
+    server = start_server({**WELCOME, "limits": {"max_size": MIB}})
     with CuttingProxy(server.port) as proxy:
         open_example(proxy.url)
         start(page, path)
@@ -423,7 +452,7 @@ def test_parallel_parts_become_one_file(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, sha256 = make_file("film.bin", 6 * MIB + 1)
-    server = start_server()
+    server = start_server(WELCOME)
     with CuttingProxy(server.port) as proxy:
         open_example(proxy.url, parallel="3")
         start(page, path)

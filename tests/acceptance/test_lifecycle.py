@@ -32,7 +32,8 @@ MANUAL = {"transfer": {"trigger": "manual"}}
 
 
 def call(server: Server, method: str, path: str) -> tuple[int, dict[str, Any]]:
-    request = urllib.request.Request(f"{server.origin}/api/v1/uploads/{path}", method=method)
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.origin}/api/v1/uploads/{path}", method=method, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=70) as response:
             status, body = response.status, response.read()

@@ -29,7 +29,8 @@ async def act(served, path, action, headers=None):
 
 
 async def post(served, upload_id, action, headers=None):
-    response = await served.request("POST", f"/api/v1/uploads/{upload_id}/{action}", headers or {})
+    headers = {"Content-Type": "application/json"} | (headers or {})
+    response = await served.request("POST", f"/api/v1/uploads/{upload_id}/{action}", headers)
     return response.status, json.loads(response.body)
 
 

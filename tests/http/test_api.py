@@ -123,7 +123,8 @@ async def test_the_links_of_a_whole_upload_lead_somewhere(served):
         "commit": f"{own}/commit", "transfer": f"{own}/transfer",
     }  # fmt: skip
     for name, method in (("self", "GET"), ("attempts", "GET"), ("download", "GET"), ("commit", "POST")):
-        assert (await served.request(method, shown["links"][name], [])).status == 200
+        json_type = [("Content-Type", "application/json")]
+        assert (await served.request(method, shown["links"][name], json_type)).status == 200
 
 
 @pytest.mark.parametrize("upload_id", [str(uuid.uuid4()), "x", "%00", "%2e%2e", "0" * 32, "*"])

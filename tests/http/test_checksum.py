@@ -354,7 +354,7 @@ async def test_no_trailer_reaches_the_next_request(serve, on):
     connection = await served.connect()
     await connection.send_head("PATCH", path, patch_head(0, ("Transfer-Encoding", "chunked")))
     await connection.send(chunk(b"hello") + b"0\r\nX-HTTP-Method-Override: DELETE\r\nTus-Resumable: 1.0.0\r\n\r\n")
-    await connection.send(f"POST {victim} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
+    await connection.send(f"POST {victim} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n".encode())
 
     assert (await connection.response()).status == 204
     assert await connection.closed() == b""

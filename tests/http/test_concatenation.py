@@ -187,7 +187,7 @@ async def test_non_ascii_in_the_list_is_refused(served):
     path = await part(served, b"hello")
     connection = await served.connect()
     await connection.send(
-        b"POST /files/ HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Concat: final;http://h\xff"
+        b"POST /files/ HTTP/1.1\r\nHost: localhost\r\nTus-Resumable: 1.0.0\r\nUpload-Concat: final;http://h\xff"
         + path.encode()
         + b"\r\n\r\n"
     )

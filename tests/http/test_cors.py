@@ -13,6 +13,13 @@ PREFLIGHT = PAGE | {
     "Access-Control-Request-Headers": "tus-resumable,upload-offset,x-own",
 }
 MISSING = "/files/" + "c" * 32
+NAMED = {"allow_origins": [PAGE["Origin"]]}
+
+
+@pytest.fixture
+async def served(serve):
+    """A server that names the origin of the page."""
+    return await serve(cors=NAMED)
 
 
 def listed(response, name):
@@ -74,7 +81,7 @@ async def test_credentials_need_a_named_origin(serve):
 @pytest.mark.parametrize("path", ["/files/", "/files", MISSING, "/files/a/b/c", "/api/v1/uploads", "/download/x"])
 async def test_a_preflight_is_always_answered(serve, path):
     """CORS-03 CORS-04 CORS-05 CORS-07"""
-    served = await serve(auth={"mode": "jwt", "jwt": {"secret": "s" * 32}})
+    served = await serve(cors=NAMED, auth={"mode": "jwt", "jwt": {"secret": "s" * 32}})
 
     response = await served.request("OPTIONS", path, PREFLIGHT)
 

@@ -108,7 +108,7 @@ async def test_the_location_follows_the_public_url(serve):
 )
 async def test_a_trusted_proxy_tells_how_we_are_reached(serve, headers, base):
     """CRE-07"""
-    served = await serve(server={"trusted_proxies": ["127.0.0.0/8"]})
+    served = await serve(server={"trusted_proxies": ["127.0.0.0/8"], "allowed_hosts": ["up.example"]})
 
     response = await served.request("POST", "/files/", {"Upload-Length": "5"} | headers)
 
@@ -140,7 +140,7 @@ async def test_malformed_metadata_creates_nothing(served, value):
     """CRE-08"""
     connection = await served.connect()
     await connection.send(
-        b"POST /files/ HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nUpload-Metadata: "
+        b"POST /files/ HTTP/1.1\r\nHost: localhost\r\nTus-Resumable: 1.0.0\r\nUpload-Length: 5\r\nUpload-Metadata: "
         + value.encode()
         + b"\r\n\r\n"
     )

@@ -503,8 +503,9 @@ async def test_a_handler_that_is_cancelled_while_it_opens_the_file_lets_it_go(se
     assert (await served.patch(path, 5, b"world")).status == 204
 
 
-async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(served, monkeypatch, capfd):
+async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(serve, monkeypatch, capfd):
     """GEN-12 CORE-01 CORE-12 AIO-10"""
+    served = await serve(cors={"allow_origins": ["https://app.example"]})
     path = await served.create(5)
 
     async def broken(*_, **__):
@@ -554,8 +555,8 @@ async def test_malformed_http_is_refused_without_a_traceback(served, capfd, capl
     """AIO-09 GEN-12"""
     for data in [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"PATCH /files/x HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n",
-        b"PATCH /files/x HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"PATCH /files/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n",
+        b"PATCH /files/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"PATCH /files/x HTTP/1.1\r\nBad Header : x\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
     ]:

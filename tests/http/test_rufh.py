@@ -731,8 +731,9 @@ async def test_delete_can_be_off(serve):
     assert (refused.status, "DELETE" in refused.headers["allow"]) == (405, False)
 
 
-async def test_a_page_of_another_origin_may_speak_it(newest):
+async def test_a_page_of_another_origin_may_speak_it(serve):
     """CORS-05 CORS-06"""
+    newest = Client(await serve(cors={"allow_origins": ["https://app.example"]}), 8)
     asked = ["Upload-Complete", "Upload-Draft-Interop-Version", "Content-Type"]
     origin = ("Origin", "https://app.example")
     preflight = await newest.served.request(

@@ -14,6 +14,7 @@ from tusd_py.errors import TransientStoreError
 from tusd_py.protocol.upload import State
 from tusd_py.services import catalog, watch
 
+JSON = ("Content-Type", "application/json")
 BODY = {"Content-Type": OFFSET_TYPE}
 MANUAL = {"transfer": {"trigger": "manual"}}
 
@@ -71,7 +72,7 @@ async def test_who_waits_hears_of_every_attempt_of_a_transfer(complete):
     queue = served.work.runner._jobs
 
     queued = await waiting(served, upload_id)
-    await served.request("POST", f"/api/v1/uploads/{upload_id}/transfer", [])
+    await served.request("POST", f"/api/v1/uploads/{upload_id}/transfer", [JSON])
     queued = await answer(queued)
     claimed = await waiting(served, upload_id)
     (job,) = await queue.claim(1)
@@ -97,7 +98,7 @@ async def test_who_waits_hears_of_every_attempt_of_a_transfer(complete):
 async def test_who_waits_hears_of_a_commit_and_of_a_removal(complete):
     served, _, upload_id = complete
     committed, other = await waiting(served, upload_id), await waiting(served, upload_id)
-    await served.request("POST", f"/api/v1/uploads/{upload_id}/commit", [])
+    await served.request("POST", f"/api/v1/uploads/{upload_id}/commit", [JSON])
 
     assert (await answer(committed))["committed_at"] == (await answer(other))["committed_at"] is not None
     removed = await waiting(served, upload_id)

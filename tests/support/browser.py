@@ -17,6 +17,8 @@ from tests.support.ports import LOOPBACK
 from tests.support.tools import require_tool
 
 WAIT_MS = 30_000
+REBOUND_NAME = "rebound.example"
+"""A name of somebody else's that this machine's address was given to."""
 FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
@@ -25,6 +27,7 @@ FLAGS = [
     "--disable-sync",
     "--no-first-run",
     "--no-pings",
+    f"--host-resolver-rules=MAP {REBOUND_NAME} {LOOPBACK}",
     *(["--no-sandbox"] if os.geteuid() == 0 else []),
 ]
 

@@ -40,7 +40,9 @@ class RawConnection:
         await self.writer.drain()
 
     async def send_head(self, method: str, path: str, headers: Iterable[tuple[str, str]]) -> None:
-        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers)]
+        fields = list(headers)
+        host = [] if any(name.lower() == "host" for name, _ in fields) else ["Host: localhost"]
+        lines = [f"{method} {path} HTTP/1.1", *host, *(f"{name}: {value}" for name, value in fields)]
         await self.send("\r\n".join([*lines, "", ""]).encode("latin-1"))
 
     async def request(

@@ -542,7 +542,7 @@ def with_s3(**changes: object) -> dict[str, Any]:
             with_jwt(secret="", jwks_file="nowhere", algorithms=["ES256"]),
             "auth.jwt.jwks_file: nowhere is not",
         ),
-        ({"cors": {"allow_credentials": True}}, "cors.allow_credentials:"),
+        ({"cors": {"allow_credentials": True, "allow_origins": ["*"]}}, "cors.allow_credentials:"),
         ({"cors": {"allow_credentials": True, "allow_origins": ["null"]}}, "cors.allow_credentials:"),
         ({"cors": {"allow_credentials": True, "allow_origins": ["https://*:*"]}}, "cors.allow_credentials:"),
         ({"cors": {"allow_credentials": True, "allow_origins": ["https://*.*"]}}, "cors.allow_credentials:"),
@@ -671,6 +671,9 @@ def test_every_problem_of_the_store_is_named_at_once() -> None:
         (with_s3(verify_tls=False), ["storage.s3.verify_tls"]),
         (with_s3(querystring_auth=False, custom_domain="c", url_protocol="http"), ["storage.s3.url_protocol"]),
         ({"storage": {"s3": {"verify_tls": False}}}, []),
+        ({"cors": {"allow_origins": ["*"]}}, ["cors.allow_origins"]),
+        ({"cors": {"allow_origins": ["*"], "enabled": False}}, []),
+        ({"cors": {"allow_origins": ["*"]}, **with_jwt()}, []),
     ],
 )
 def test_what_is_allowed_may_still_be_warned_of(overrides: dict[str, Any], warned: list[str]) -> None:

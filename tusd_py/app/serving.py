@@ -14,6 +14,7 @@ from tusd_py.database.wakeups import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.cors import CorsPolicy
 from tusd_py.http.forwarded import TrustedProxies
+from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
 from tusd_py.policy import Rules
@@ -79,6 +80,7 @@ def make_web(core: Core) -> Web:
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
         trusted=TrustedProxies(config.server.trusted_proxies),
+        hosts=HostPolicy(public_names(config.server)) if config.auth.mode == "none" else None,
         metrics=core.metrics,
     )
 

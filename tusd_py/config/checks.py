@@ -38,7 +38,16 @@ def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
 
 def warnings(config: Config) -> list[str]:
     """Answer what is allowed and still worth a second look, as `key.path: message`."""
-    return list(s3_warnings(config)) if config.storage.backend == "s3" else []
+    found = list(_open_to_pages(config))
+    return [*found, *s3_warnings(config)] if config.storage.backend == "s3" else found
+
+
+def _open_to_pages(config: Config) -> Iterator[str]:
+    if config.auth.mode == "none" and config.cors.enabled and "*" in config.cors.allow_origins:
+        yield (
+            'cors.allow_origins: "*" with auth.mode = "none": every web page that somebody opens who can reach the '
+            "server can list, download and delete all uploads; name the origins of your own pages"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -18,7 +18,7 @@ from tusd_py.config.sections import UNIX_PEER
 MAX_HEADER_LENGTH: Final = 8192
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
-_HOST: Final = re.compile(
+HOST: Final = re.compile(
     r"(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _PREFIX: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*/?")
@@ -87,7 +87,7 @@ def external_base(
     except ValueError:
         return None
     prefix = _first(headers, "x-forwarded-prefix") or ""
-    if scheme not in _DEFAULT_PORTS or not _is_prefix(prefix) or not (authority := _authority(host, scheme)):
+    if scheme not in _DEFAULT_PORTS or not _is_prefix(prefix) or not (authority := normal_authority(host, scheme)):
         return None
     return ExternalBase(scheme, authority, prefix.rstrip("/"))
 
@@ -131,14 +131,14 @@ def _agreed(of_x: str | None, of_forwarded: str | None, fallback: str) -> str:
     return of_x or of_forwarded or fallback
 
 
-def _authority(host: str, scheme: str) -> str | None:
-    """Answer the host with its port unless it is the scheme's own, None if it is no host."""
-    if not (match := _HOST.fullmatch(host)):
+def normal_authority(host: str, scheme: str) -> str | None:
+    """Return the host with its port unless that is the scheme's own, None if it is no host."""
+    if not (match := HOST.fullmatch(host)):
         return None
     name, port = match["name"], match["port"]
     if name.startswith("[") and _address(name[1:-1]) is None:
         return None
-    if port is None or int(port) == _DEFAULT_PORTS[scheme]:
+    if port is None or int(port) == _DEFAULT_PORTS.get(scheme):
         return name
     return f"{name}:{int(port)}" if 0 < int(port) < 2**16 else None
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tusd_py.http.body import RequestBody
     from tusd_py.http.cors import CorsPolicy
     from tusd_py.http.forwarded import TrustedProxies
+    from tusd_py.http.hosts import HostPolicy
     from tusd_py.metrics import Metrics
     from tusd_py.ports import Authenticator, ObjectStore
     from tusd_py.protocol.dialect import Dialect
@@ -34,6 +35,8 @@ class Web:
     authenticator: Authenticator
     cors: CorsPolicy
     trusted: TrustedProxies
+    hosts: HostPolicy | None
+    """The host names that are answered to; None where authentication protects from foreign pages."""
     metrics: Metrics
     bodies: set[RequestBody] = field(default_factory=set)
     """Bodies being received, for the drain."""

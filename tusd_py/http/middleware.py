@@ -14,6 +14,7 @@ from aiohttp import web
 
 from tusd_py.errors import (
     ClientDisconnected,
+    HostNotAllowed,
     MethodNotAllowed,
     OriginNotAllowed,
     ServerDraining,
@@ -21,7 +22,7 @@ from tusd_py.errors import (
     UploadNotFound,
 )
 from tusd_py.http.dialects import dialect_of
-from tusd_py.http.forwarded import client_address
+from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
 from tusd_py.logs import shorten_token
@@ -75,20 +76,41 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 def refuse_early(context: Web, request: web.Request) -> None:
-    """Refuse what needs no handler: foreign origins, and everything new while the server drains."""
+    """Refuse what needs no handler: foreign hosts and origins, and everything new while the server drains."""
+    if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(context, request))):
+        raise HostNotAllowed
+    if request.method == "OPTIONS":
+        return
     origin = request.headers.get("Origin")
-    if request.method != "OPTIONS" and context.cors.refuses(origin) and not _same_origin(request, origin or ""):
+    if origin is not None and context.cors.refuses(origin) and not _same_origin(context, request, origin):
         raise OriginNotAllowed
-    if context.draining and request.method != "OPTIONS":
+    if context.draining:
         raise ServerDraining("The server is shutting down; try again.")
 
 
-def _same_origin(request: web.Request, origin: str) -> bool:
-    # Browsers send Origin on their own site's POST and PATCH too; no list need name one's own site.
+def _named_hosts(context: Web, request: web.Request) -> list[str]:
+    """Return what the request calls the server: in Host, and in what a trusted proxy says of it."""
+    named = request.headers.getall("Host", [])
+    external = _external_base(context, request)
+    return [*named, external.host] if external is not None else [*named]
+
+
+def _external_base(context: Web, request: web.Request) -> ExternalBase | None:
+    host = request.headers.get("Host", "")
+    return external_base(request.headers, request.remote, request.scheme, host, context.trusted)
+
+
+def _same_origin(context: Web, request: web.Request, origin: str) -> bool:
+    """Return whether a page of `origin` was served by us, whose requests name it as well.
+
+    A proxy may have put another Host in the place of the one that the browser knows.
+    """
     try:
-        return urlsplit(origin).netloc == request.headers.get("Host")
+        scheme, authority = urlsplit(origin)[:2]
     except ValueError:
         return False
+    own = [*_named_hosts(context, request), urlsplit(context.config.server.public_url or "").netloc]
+    return bool(authority) and authority.lower() in {normal_authority(host.lower(), scheme) for host in own}
 
 
 def _render(context: Web, request: web.Request, error: TusdError) -> web.Response:

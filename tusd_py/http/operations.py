@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from tusd_py.errors import TusdError
+from tusd_py.errors import HostNotAllowed, TusdError
+from tusd_py.http.hosts import HostPolicy
 from tusd_py.http.replies import json_response
 
 if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
 Check = Callable[[], Awaitable[None]]
@@ -21,9 +23,11 @@ CHECK_SECONDS: Final = 5.0
 
 
 def build_operations(
-    checks: Mapping[str, Check], collect: Callable[[], Awaitable[CollectorRegistry]]
+    checks: Mapping[str, Check],
+    collect: Callable[[], Awaitable[CollectorRegistry]],
+    hosts: HostPolicy | None,
 ) -> web.Application:
-    """Build the application of the operations listener."""
+    """Build the application of the operations listener; `hosts` None answers to every host name."""
 
     async def health(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -40,7 +44,13 @@ def build_operations(
         body = await asyncio.to_thread(generate_latest, registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    app = web.Application()
+    @web.middleware
+    async def check_host(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if hosts is not None and any(map(hosts.refuses, request.headers.getall("Host", []))):
+            raise web.HTTPMisdirectedRequest(text=f"{HostNotAllowed()}\n")
+        return await handler(request)
+
+    app = web.Application(middlewares=[check_host])
     app.router.add_get("/healthz", health)
     app.router.add_get("/readyz", readiness)
     app.router.add_get("/metrics", metrics)

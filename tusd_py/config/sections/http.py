@@ -14,6 +14,7 @@ from tusd_py.config.units import Seconds
 UNIX_PEER: Final = "unix"
 """Stands among networks for whoever connects through a unix socket."""
 
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 _BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
 
 
@@ -32,7 +33,14 @@ def _base_path(value: str) -> str:
     return stripped
 
 
+def _host_name(value: str) -> str:
+    if not _HOST_NAME.fullmatch(value):
+        raise ValueError(f'{value!r} is not a host name like "uploads.example.com"; leave out scheme and port')
+    return value.lower()
+
+
 Network = Annotated[str, AfterValidator(_network)]
+HostName = Annotated[str, AfterValidator(_host_name)]
 
 
 class ServerConfig(Section):
@@ -57,6 +65,10 @@ class ServerConfig(Section):
         default=[],
         description='networks whose Forwarded and X-Forwarded-* headers are believed ("unix": a socket)',
     )
+    allowed_hosts: list[HostName] = Field(
+        default=[],
+        description="with auth.mode = none: names in Host, besides loopback's and public_url's; others get 421",
+    )
     processes: int = Field(default=1, ge=1, le=64, description="HTTP processes sharing the port")
     event_loop: Literal["auto", "uvloop", "asyncio"] = Field(
         default="auto", description="auto: uvloop where it is installed"
@@ -78,7 +90,8 @@ class CorsConfig(Section):
 
     enabled: bool = Field(default=True, description="off when the proxy in front adds the headers itself")
     allow_origins: list[str] = Field(
-        default=["*"], description='exact origins, with * as a wildcard inside one: "https://*.example.com"'
+        default=[],
+        description='other origins whose pages may use the server: "https://app.example.com", "https://*.example.com"',
     )
     allow_credentials: bool = Field(default=False, description="allow cookies; needs explicit origins")
     allow_headers: list[str] = Field(

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from aiohttp import web
 
-from tusd_py.errors import BadParameter, MethodNotAllowed, UploadNotFound
+from tusd_py.errors import BadParameter, InvalidContentType, MethodNotAllowed, UploadNotFound
 from tusd_py.http.keys import PROBLEM, WEB
 from tusd_py.policy import Principal
+from tusd_py.protocol.fields import CONTENT_TYPE, media_type
 from tusd_py.protocol.upload import UploadId
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -28,6 +29,9 @@ def resource(path: str, **handlers: Handler) -> web.RouteDef:
             error = MethodNotAllowed()
             error.allow = ("OPTIONS", *handlers)
             raise error
+        if request.method == "POST" and media_type(request.headers.get(CONTENT_TYPE)) != "application/json":
+            # A page of any origin may send other types without asking first (a CORS-simple request).
+            raise InvalidContentType("Content-Type must be application/json, even where there is no body.")
         return await handler(request)
 
     return web.route("*", path, answer)
