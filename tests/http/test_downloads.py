@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from tests.http.support import OFFSET_TYPE, TUS, eventually
+from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
 from tusd_py.ports import ObjectStore, Presigner
 
@@ -71,11 +71,13 @@ async def test_a_head_on_the_link_has_no_body(served, place):
         ("bytes=-", 200, 0, 9), ("", 200, 0, 9), ("bytes=0-" + "9" * 30, 200, 0, 9),
     ],
 )  # fmt: skip
-async def test_a_staged_upload_is_served_in_ranges(served, value, status, first, last):
-    path, link = await uploaded(served)
+async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(
+    served, place, value, status, first, last
+):
+    path, link = await place(served)
 
-    for target in (path, link):
-        got = await served.request("GET", target, [TUS, ("Range", value)])
+    for target in (path, link, f"{link}/name.bin"):
+        got = await served.request("GET", target, [("Range", value)])
         assert got.status == status
         if status == 416:
             assert got.headers["content-range"] == "bytes */10"
@@ -84,17 +86,12 @@ async def test_a_staged_upload_is_served_in_ranges(served, value, status, first,
         assert got.headers.get("content-range") == {206: f"bytes {first}-{last}/10", 416: "bytes */10"}.get(status)
 
 
-@pytest.mark.parametrize(
-    ("value", "status", "body"),
-    [("bytes=0-3", 206, b"0123"), ("bytes=-3", 206, b"789"), ("bytes=4-", 206, b"456789"), ("bytes=10-", 416, None)],
-)
-async def test_a_stored_upload_is_served_in_ranges(served, value, status, body):
-    path, link = await stored(served)
+async def test_several_range_lines_are_several_ranges(served, place):
+    path, link = await place(served)
 
     for target in (path, link):
-        got = await served.request("GET", target, [("Range", value)])
-        assert got.status == status
-        assert body is None or got.body == body
+        got = await served.request("GET", target, [("Range", "bytes=0-1"), ("Range", "bytes=3-4")])
+        assert (got.status, got.body) == (200, DATA)
 
 
 async def test_a_range_of_another_version_is_not_mixed_in(served, place):
@@ -103,8 +100,11 @@ async def test_a_range_of_another_version_is_not_mixed_in(served, place):
 
     same = await served.request("GET", path, {"Range": "bytes=2-3", "If-Range": tag})
     other = await served.request("GET", path, {"Range": "bytes=2-3", "If-Range": '"other"'})
+    nonsense = await served.request("GET", path, {"Range": "bytes=2-3", "If-Range": "nonsense"})
     unchanged = await served.request("GET", path, {"If-None-Match": tag})
 
+    assert {same.headers["etag"], other.headers["etag"], nonsense.headers["etag"]} == {tag}
+    assert (nonsense.status, nonsense.body) == (200, DATA)
     assert (same.status, same.body) == (206, DATA[2:4])
     assert (other.status, other.body) == (200, DATA)
     assert (unchanged.status, unchanged.body) == (304, b"")
