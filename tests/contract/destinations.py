@@ -258,10 +258,10 @@ class S3Destination:
         return [entry["UploadId"] for entry in answer.get("Uploads", ())]
 
 
-def fetch(url: str) -> tuple[int, dict[str, str], bytes]:
-    """Answer status, headers and body of a GET, as a browser's redirect would see them."""
+def fetch(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers and body, as a browser's redirect would see them."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
             return (
                 answer.status,
                 {name.lower(): value for name, value in answer.headers.items()},

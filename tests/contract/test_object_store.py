@@ -1020,12 +1020,15 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
 # --- handing out -----------------------------------------------------------------------------------
 
 
-async def presigned(s3: S3Destination, open_store: OpenStore, stage: Stage, seconds: int = 60) -> str:
+async def presigned(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, seconds: int = 60, method: str = "GET"
+) -> str:
     """A link to an object of three bytes, with headers of its own."""
     store = await open_store(s3)
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
     url: str = await store.presign(
         KEY,
+        method=method,
         content_type="text/plain; charset=utf-8",
         content_disposition="attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt",
         expires_seconds=seconds,
@@ -1045,6 +1048,26 @@ async def test_a_link_serves_the_object_with_its_headers(
     assert headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
     assert "X-Amz-Signature" in url
     assert "X-Amz-Expires=60" in url
+
+
+async def test_a_link_for_head_answers_head(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    url = await presigned(s3, open_store, stage, method="HEAD")
+
+    status, headers, body = await asyncio.to_thread(fetch, url, "HEAD")
+
+    assert (status, headers["content-length"], body) == (200, "3", b"")
+    assert "X-Amz-Signature" in url
+
+
+async def test_a_link_is_for_one_method(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
+    for_get = await presigned(s3, open_store, stage)
+    for_head = await presigned(s3, open_store, stage, method="HEAD")
+
+    headed, _, _ = await asyncio.to_thread(fetch, for_get, "HEAD")
+    got, _, _ = await asyncio.to_thread(fetch, for_head, "GET")
+
+    refused = 403 if s3.abilities.checks_links else 200
+    assert (headed, got) == (refused, refused)
 
 
 async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:

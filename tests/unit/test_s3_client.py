@@ -20,7 +20,7 @@ async def link(**settings: Any) -> tuple[str, str, dict[str, list[str]]]:
     bucket = Bucket(S3StoreConfig(bucket="bucket", **(KEYS | settings)))
     await bucket.open()
     try:
-        url = urlsplit(await bucket.presign_get("a b/ü", {}, 300))
+        url = urlsplit(await bucket.presign("GET", "a b/ü", {}, 300))
     finally:
         await bucket.close()
     return url.netloc, url.path, parse_qs(url.query)
@@ -87,7 +87,7 @@ async def test_a_profile_is_taken_from_the_configuration_of_aws(
 async def test_a_link_lives_as_long_as_it_is_told(expires_seconds: int) -> None:
     bucket = Bucket(S3StoreConfig(bucket="bucket", **KEYS))
     await bucket.open()
-    url = await bucket.presign_get("key", {}, expires_seconds)
+    url = await bucket.presign("GET", "key", {}, expires_seconds)
     await bucket.close()
 
     assert parse_qs(urlsplit(url).query)["X-Amz-Expires"] == [str(expires_seconds)]

@@ -105,6 +105,7 @@ async def _serve_stored(request: web.Request, context: Web, stored: Stored, serv
     assert isinstance(store, Presigner)  # the composition root admits no other store
     url = await store.presign(
         key,
+        method=request.method,
         content_type=served.content_type,
         content_disposition=served.disposition,
         expires_seconds=int(context.config.downloads.url_expiry),

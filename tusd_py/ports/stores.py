@@ -144,9 +144,12 @@ class Presigner(Protocol):
     """A store whose objects a client fetches by itself through a short-lived URL."""
 
     async def presign(
-        self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int
+        self, key: str, *, method: str = "GET", content_type: str, content_disposition: str, expires_seconds: int
     ) -> str:
-        """Answer a URL that serves the object with these headers until it expires."""
+        """Return a URL that serves the object with these headers until it expires.
+
+        It is for requests of one `method`, GET or HEAD: that is part of what is signed.
+        """
 
 
 @runtime_checkable

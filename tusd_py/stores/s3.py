@@ -138,7 +138,9 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
                 async for proof in proofs:
                     yield proof
 
-    async def presign(self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int) -> str:
+    async def presign(
+        self, key: str, *, method: str = "GET", content_type: str, content_disposition: str, expires_seconds: int
+    ) -> str:
         if self._domain is not None:
             return self._domain.link(
                 self._prefix + key,
@@ -151,7 +153,7 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
             "ResponseContentType": content_type,
             "ResponseContentDisposition": content_disposition,
         }
-        return await self._bucket.presign_get(self._prefix + key, parameters, expires_seconds)
+        return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
         return s3_listing.objects(self._bucket, self._prefix)

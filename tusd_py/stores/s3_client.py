@@ -27,6 +27,7 @@ Parameters = Mapping[str, Any]
 UPLOAD_ID_KEY: Final = "tusd-upload-id"
 """The metadata under which an object carries our own id."""
 
+_PRESIGNED: Final = {"GET": "get_object", "HEAD": "head_object"}
 _FULL_OBJECT: Final = "FULL_OBJECT"
 _CRC64NVME: Final = "CRC64NVME"
 
@@ -300,8 +301,8 @@ class Bucket:
             if code_of(error) not in NOT_FOUND:
                 raise
 
-    async def presign_get(self, key: str, parameters: Parameters, expires_seconds: int) -> str:
-        """Answer a URL for GET, signed with the parameters unless links are not to be signed.
+    async def presign(self, method: str, key: str, parameters: Parameters, expires_seconds: int) -> str:
+        """Return a URL for GET or HEAD, signed with the parameters unless links are not to be signed.
 
         Sends nothing, and takes about 0.1 ms.
         """
@@ -309,7 +310,7 @@ class Bucket:
             parameters = {}  # S3 refuses to change an answer for somebody it does not know
         with translated("presign", key=key):
             url: str = await self._presigner.generate_presigned_url(
-                "get_object",
+                _PRESIGNED[method],
                 Params={"Bucket": self._config.bucket, "Key": key, **parameters},
                 ExpiresIn=expires_seconds,
             )
