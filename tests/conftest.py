@@ -5,15 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from tests.spec import rules_in
 from tusd_py.config import Config, load_config
 from tusd_py.database.migrate import migrate
 from tusd_py.embedded_postgres import EmbeddedPostgres
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show what the ids in a failing test's docstring mean."""
+    report = yield
+    docstring = getattr(getattr(item, "obj", None), "__doc__", None)
+    if report.failed and (rules := rules_in(docstring or "")):
+        report.sections.append(("Rules of the protocol", "\n".join(rules)))
+    return report
 
 
 def _dsn_for(dsn: str, database: str) -> str:
