@@ -129,7 +129,9 @@ def migrate(options: argparse.Namespace) -> int:
     config = configuration(options)
     from tusd_py.app import database_dsn
     from tusd_py.database.migrate import migrate as apply
+    from tusd_py.logs import configure_logging
 
+    configure_logging(config.logging)
     with _database(config) as usable:
         names = asyncio.run(apply(database_dsn(usable)))
     for name in names:
@@ -203,8 +205,10 @@ def check_config(options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked, or try what it leads to."""
     from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
+    from tusd_py.logs import configure_logging
 
     config = configuration(options)
+    configure_logging(config.logging)
     for warning in warnings(config):
         print(f"tusd-py: warning: {warning}", file=sys.stderr)
     if options.connect:

@@ -27,6 +27,7 @@ from pydantic import SecretStr
 
 from tusd_py import __version__
 from tusd_py.config.sections import FEW_CONNECTIONS
+from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError, TusdError
 from tusd_py.greeting import greeting_of
 from tusd_py.notify import notify_service_manager
@@ -76,6 +77,7 @@ class Supervisor:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._lock = DataDirLock(config.data_dir)
         self._postgres: EmbeddedPostgres | None = None
         self._children: list[Child] = []
         self._sockets: list[socket.socket] = []
@@ -88,6 +90,7 @@ class Supervisor:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; answer the exit status."""
         self._prepare_directories()
+        self._take_data_dir()
         self._start_database()
         try:
             self._migrate()
@@ -107,6 +110,7 @@ class Supervisor:
                 shutil.rmtree(self._metrics_dir, ignore_errors=True)
             if self._postgres is not None:
                 self._postgres.stop()
+            self._lock.close()
 
     # --- set up ------------------------------------------------------------------------------------
 
@@ -115,6 +119,11 @@ class Supervisor:
             self._config.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError([f"data_dir: {self._config.data_dir}: {error.strerror}"]) from error
+
+    def _take_data_dir(self) -> None:
+        if not self._lock.take():
+            reason = "another server runs on this directory; give each a data_dir of its own"
+            log.warning("data_dir_in_use", data_dir=str(self._config.data_dir), reason=reason)
 
     def _start_database(self) -> None:
         if self._config.database.dsn is not None:
@@ -177,6 +186,7 @@ class Supervisor:
         os.close(write_fd)
         child.pid, child.ready_fd, child.ready = pid, read_fd, False
         child.started_at, child.restart_at = time.monotonic(), None
+        self._lock.record(child.pid for child in self._children if child.pid)
 
     def _become(self, child: Child, parent: int, write_fd: int) -> NoReturn:
         """Turn this forked process into the child. Never returns."""
@@ -185,6 +195,7 @@ class Supervisor:
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
                 os._exit(0)
+            self._lock.close()
             if self._postgres is not None:
                 self._postgres.close_in_child()
             for listening in self._sockets:

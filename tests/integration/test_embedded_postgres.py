@@ -7,6 +7,7 @@ one initialised directory; those about the first start make their own.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import pwd
@@ -26,6 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
+import structlog
 
 from tests.support.process import eventually, is_alive, wait_until
 from tusd_py.embedded_postgres import (
@@ -33,8 +35,10 @@ from tusd_py.embedded_postgres import (
     EmbeddedPostgresError,
     binaries,
     directories,
+    leftovers,
     postmaster,
     server,
+    waiting,
 )
 from tusd_py.errors import ConfigError
 
@@ -50,8 +54,10 @@ with_debian_15 = pytest.mark.skipif(not DEBIAN_15.exists(), reason="needs Debian
 OWNER_PROGRAM: Final = """
 import json, os, sys, time
 from pathlib import Path
+import structlog
 from tusd_py.embedded_postgres import EmbeddedPostgres
 from tusd_py.errors import TusdError
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 data_dir, uid, fork = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if uid:
     os.setgroups([]); os.setgid(uid); os.setuid(uid)
@@ -417,9 +423,7 @@ def test_a_killed_server_is_noticed_and_recovers_when_started_again(postgres: Em
     assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 1000
 
 
-def test_a_start_waits_for_the_last_processes_of_a_killed_server(
-    postgres: EmbeddedPostgres, data_dir: Path
-) -> None:
+def test_a_start_ends_the_last_processes_of_a_killed_server(postgres: EmbeddedPostgres) -> None:
     async def restart_while_busy() -> None:
         connection, watcher = await asyncpg.connect(postgres.dsn), await asyncpg.connect(postgres.dsn)
         backend = connection.get_server_pid()
@@ -429,10 +433,9 @@ def test_a_start_waits_for_the_last_processes_of_a_killed_server(
         await eventually(lambda: watcher.fetchval(state), deadline=DEADLINE_SECONDS, what="it is busy")
         kill_hard(postgres.pid)
         wait_until(lambda: not postgres.running(), deadline=DEADLINE_SECONDS, what="the server is dead")
-        release = threading.Timer(1, kill_hard, [backend])
-        release.start()
+        assert is_alive(backend)
         postgres.start()
-        release.join()
+        assert not is_alive(backend)
         with pytest.raises((asyncpg.PostgresError, OSError)):
             await busy
         watcher.terminate()
@@ -441,8 +444,77 @@ def test_a_start_waits_for_the_last_processes_of_a_killed_server(
 
     asyncio.run(restart_while_busy())
 
-    assert "pre-existing shared memory block" in data_dir.with_name("postgres.log").read_text()
     assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
+
+
+def test_a_server_that_does_not_end_with_its_killed_owner_is_ended_by_the_next(
+    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leftovers, "QUIT_SECONDS", 0.3)
+    with Owner(data_dir).wait_ready() as first:
+        server_and_children = [first.facts["pid"], *children_of(first.facts["pid"])]
+        # Stopped, they get the signal of their owner's death and do not act on it.
+        for pid in server_and_children:
+            os.kill(pid, signal.SIGSTOP)
+        first.kill()
+
+        postgres.start()
+
+    assert postgres.owned
+    assert not any(map(is_alive, server_and_children))
+    assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
+
+
+def test_an_owner_killed_while_its_server_recovers_does_not_hold_up_the_next(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    with Owner(data_dir).wait_ready() as first:
+        make_recover(first.facts["dsn"], first.facts["pid"])
+        first.kill()
+
+        postgres.start()
+
+    assert postgres.owned
+    assert not is_alive(first.facts["pid"])
+    assert sql(postgres.dsn, "SELECT count(*) FROM kept") > 0
+
+
+def test_stop_does_not_wait_for_a_server_that_recovers(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    postgres.start()
+    assert postgres.pid is not None
+    make_recover(postgres.dsn, postgres.pid)
+
+    # A fast shutdown would never end now, and this one only after so long.
+    postgres.stop(timeout_seconds=600)
+
+    assert not processes_in(data_dir)
+    postgres.start()
+    assert sql(postgres.dsn, "SELECT count(*) FROM kept") > 0
+
+
+def children_of(pid: int) -> list[int]:
+    return [child.pid for child in postmaster.children_of(pid)]
+
+
+def make_recover(dsn: str, pid: int) -> None:
+    """Kill a child of the server, and return while it replays what that child may have broken."""
+    for n in range(20):
+        wait_until(lambda: try_sql(dsn, "SELECT 1"), deadline=DEADLINE_SECONDS, what="it is back")
+        # Something to replay, so that we are not too late to see it.
+        sql(dsn, f"INSERT INTO kept SELECT generate_series({n + 1} * 100000, {n + 1} * 100000 + 50000)")
+        kill_hard(children_of(pid)[-1])
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if postmaster.is_recovering(pid):
+                return
+    raise AssertionError("the server never recovers for long enough to be seen")
+
+
+def try_sql(dsn: str, statement: str) -> Any:
+    try:
+        return sql(dsn, statement)
+    except (asyncpg.PostgresError, OSError):
+        return None
 
 
 @pytest.mark.parametrize("made", ["", "/PG_VERSION", "/global/pg_control", "/base/4", "/base/5"])
@@ -518,9 +590,13 @@ def test_a_server_started_by_hand_is_left_alone(
     data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "FOREIGN_SERVER_GRACE_SECONDS", 0.3)
+    # Not even by the name of an earlier server of ours: its pid may be used again.
+    postgres.start()
+    postgres.stop()
     found = binaries.choose_binaries(data_dir, None)
     command = [found.program("postgres"), "-D", str(data_dir), "-k", str(data_dir), "-h", ""]
     by_hand = found.identity.spawn(command, subprocess.DEVNULL, signal.SIGINT)
+    data_dir.with_name("postgres.lock").write_text(f"\n{by_hand.pid} 1\n")
     ready = wait_until(
         lambda: (said := postmaster.read_status(data_dir)) is not None and said.ready,
         deadline=DEADLINE_SECONDS,
@@ -532,10 +608,60 @@ def test_a_server_started_by_hand_is_left_alone(
 
     assert ready
     assert by_hand.poll() is None
+    assert len(children_of(by_hand.pid)) > 1
     by_hand.send_signal(signal.SIGINT)
     by_hand.wait(DEADLINE_SECONDS)
     postgres.start()
     assert postgres.owned
+
+
+def test_a_single_user_server_is_left_alone(
+    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "FOREIGN_SERVER_GRACE_SECONDS", 0.3)
+    monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 1)
+    found = binaries.choose_binaries(data_dir, None)
+    program = [*found.identity.prefix, found.program("postgres"), "--single", "-D", str(data_dir), "postgres"]
+    with subprocess.Popen(
+        program,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd="/",
+        user=found.identity.uid,
+        group=found.identity.gid,
+    ) as single:
+        wait_until(
+            lambda: (said := postmaster.read_status(data_dir)) is not None and said.pid == single.pid,
+            deadline=DEADLINE_SECONDS,
+            what="it runs",
+        )
+
+        with pytest.raises(ConfigError, match=f"foreign server, process {single.pid}"):
+            postgres.start()
+
+        assert single.poll() is None
+        single.communicate(timeout=DEADLINE_SECONDS)
+
+
+def test_an_operators_shell_in_the_data_directory_is_left_alone(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=data_dir) as shell:
+        postgres.start()
+
+        assert shell.poll() is None
+        shell.kill()
+
+
+def test_a_long_wait_is_said(data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "SAY_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 0.5)
+    lock = os.open(data_dir.with_name("postgres.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+
+    with structlog.testing.capture_logs() as logs, pytest.raises(EmbeddedPostgresError, match="not ready"):
+        postgres.start()
+
+    os.close(lock)
+    assert [entry["reason"] for entry in logs] == [f"for another process's server of {data_dir} to be ready"]
 
 
 # --- a second process ----------------------------------------------------------------------------------

@@ -54,10 +54,17 @@ class Ready:
 class Server:
     """A running server; a context manager that ends it, and whatever it left behind."""
 
-    def __init__(self, directory: Path, config: Config | None = None, *, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: Config | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        data_dir: Path | None = None,
+    ) -> None:
         """Prepare a server under `directory`; its ports stay the same over restarts."""
         directory.mkdir(parents=True, exist_ok=True)
-        self.data_dir = directory / "data"
+        self.data_dir = data_dir or directory / "data"
         self.port = free_port()
         self.operations_port = free_port()
         self._ready_file = directory / "ready.json"

@@ -99,8 +99,9 @@ def tie_to_parent(death_signal: signal.Signals) -> Callable[[], None]:
     parent = os.getpid()
 
     def tie() -> None:
-        # A shell's background job ignores SIGINT, and so would the child until it has a handler.
+        # A shell's background job ignores these two, and so would the child until it has handlers.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         LIBC.prctl(PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
         # Had the parent died just before, the signal would never come.
         if os.getppid() != parent:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Final
 
-from tusd_py.embedded_postgres.postmaster import fits_socket, remove_sockets
+from tusd_py.embedded_postgres.postmaster import fits_socket, is_recovering, remove_sockets
 
 SOCKET_DIR_PREFIX: Final = "tusd-pg-"
 SYSTEM_TEMPORARY_DIR: Final = "/tmp"  # noqa: S108 - only a private directory is made in it
@@ -47,23 +47,21 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def claim_socket_dir(lock_fd: int, data_dir: Path, owner: tuple[int, int]) -> Path:
+def claim_socket_dir(recorded: Path | None, data_dir: Path, owner: tuple[int, int]) -> Path:
     """Return the directory for the socket: the data's, or a short private one if its path is too long.
 
-    The private one is recorded in the lock file: a start after a crash uses it again, so that the
-    DSN stays the same, or removes it if it has no use for it.
+    A start after a crash uses the private one again that its predecessor `recorded`, so that the DSN
+    stays the same, or removes it if it has no use for it.
     """
-    recorded = Path(os.fsdecode(os.pread(lock_fd, 4096, 0)))
     in_data = fits_socket(data_dir)
-    if not in_data and is_private_dir(recorded, owner[0]):
+    if recorded is not None and not in_data and is_private_dir(recorded, owner[0]):
         remove_sockets(recorded)
         return recorded
-    remove_socket_dir(recorded)
-    os.ftruncate(lock_fd, 0)
+    if recorded is not None:
+        remove_socket_dir(recorded)
     if in_data:
         return data_dir
     made = Path(tempfile.mkdtemp(prefix=SOCKET_DIR_PREFIX, dir=short_temporary_dir()))
-    os.pwrite(lock_fd, os.fsencode(made), 0)
     os.chown(made, *owner)
     return made
 
@@ -120,7 +118,12 @@ def log_since(path: Path, begin: int) -> str:
 
 def end_process(child: subprocess.Popen[bytes], timeout_seconds: float, quit_timeout_seconds: float) -> None:
     """End a postmaster: cleanly, or after the timeout at once, or in the end by force."""
-    for request, patience in ((signal.SIGINT, timeout_seconds), (signal.SIGQUIT, quit_timeout_seconds)):
+    requests = [(signal.SIGINT, timeout_seconds), (signal.SIGQUIT, quit_timeout_seconds)]
+    if is_recovering(child.pid):
+        # While it recovers from the death of a child, a fast shutdown waits for a checkpointer for ever.
+        # There is nothing to end cleanly: the next start replays the same log.
+        del requests[0]
+    for request, patience in requests:
         child.send_signal(request)
         with suppress(subprocess.TimeoutExpired):
             child.wait(patience)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tusd_py.process_identity import ProcessIdentity, all_processes
+
+PROGRAM: Final = "postgres"
 PORT: Final = 5432
 """Only names the socket, no port is listened on. Given everywhere, for PGPORT would change it."""
 SOCKET_NAME: Final = f".s.PGSQL.{PORT}"
@@ -45,7 +48,8 @@ def read_status(data_dir: Path) -> Status | None:
     """
     try:
         lines = os.fsdecode((data_dir / "postmaster.pid").read_bytes()).splitlines()
-        pid = int(lines[0])
+        # A single-user server writes its pid with a minus.
+        pid = abs(int(lines[0]))
     except (FileNotFoundError, NotADirectoryError, IndexError, ValueError):
         return None
     lines += [""] * (STATE_LINE + 1 - len(lines))
@@ -62,6 +66,17 @@ def is_postmaster(pid: int, data_dir: Path) -> bool:
         return bool(re.match(rb"\d+ \(postgres\) [^ZX]", read_or_nothing(Path(f"/proc/{pid}/stat"))))
     except OSError:
         return False
+
+
+def children_of(pid: int) -> list[ProcessIdentity]:
+    """Return the live children of a postmaster."""
+    return [ProcessIdentity(child, stat.start_ticks) for child, stat in all_processes() if stat.parent == pid]
+
+
+def is_recovering(pid: int) -> bool:
+    """Tell whether a postmaster replays its log: at its start, or since one of its children was killed."""
+    titles = (read_or_nothing(Path(f"/proc/{child.pid}/cmdline")) for child in children_of(pid))
+    return any(re.match(rb"postgres: .*\bstartup\b", title) for title in titles)
 
 
 def read_or_nothing(path: Path) -> bytes:

@@ -4,7 +4,7 @@ One process owns the server: it holds a `flock` beside the data for as long as i
 server is its child and dies with it. Whoever comes second attaches to the running server.
 
     postgres/       the data, made in a temporary sibling and renamed when it is whole
-    postgres.lock   held by the owner; records a private socket directory, if there is one
+    postgres.lock   held by the owner; says what its successor needs to know (owner_record.py)
     postgres.log    what the server writes
 """
 
@@ -23,16 +23,18 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from tusd_py.embedded_postgres import directories, postmaster
+from tusd_py.embedded_postgres import directories, leftovers, postmaster
 from tusd_py.embedded_postgres.binaries import Binaries, choose_binaries
+from tusd_py.embedded_postgres.owner_record import OwnerRecord
+from tusd_py.embedded_postgres.waiting import Wait
 from tusd_py.errors import ConfigError, TusdError
+from tusd_py.process_identity import ProcessIdentity
 
 START_TIMEOUT_SECONDS: Final = 120
 """Covers initdb on a slow disk, and the replay of `max_wal_size` after a crash."""
 FOREIGN_SERVER_GRACE_SECONDS: Final = 5
 QUIT_TIMEOUT_SECONDS: Final = 8
 """Longer than the 5 s after which a postmaster told to quit kills its children."""
-POLL_SECONDS: Final = 0.003
 RETRY_SECONDS: Final = 0.1
 
 INITDB_OPTIONS: Final = (
@@ -63,7 +65,7 @@ SETTINGS: Final = (
 )
 
 PASSING_FAILURES: Final = ("pre-existing shared memory block", '"postmaster.pid" already exists')
-"""The last processes of a server that was killed are still there; they end by themselves."""
+"""The last processes of a server that was killed are still there, and cannot be looked at from here."""
 
 
 class EmbeddedPostgresError(TusdError):
@@ -159,13 +161,16 @@ class EmbeddedPostgres:
         """Become the owner if nobody is, else wait for the owner's server."""
         self._refuse_foreign_data()
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
+        wait = Wait(f"for another process's server of {self._data_dir} to be ready")
         while not self._take_lock():
             if self._attach():
                 return
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(f"another process's server of {self._data_dir} is not ready")
-            time.sleep(POLL_SECONDS)
-        self._wait_for_old_server(deadline)
+            wait.pause()
+        leftovers.end_server(OwnerRecord.read(self._lock_fd).server, self._data_dir)
+        self._wait_for_foreign_server(deadline)
+        leftovers.end_orphans(self._data_dir, self._initdb_prefix)
         self._launch(deadline)
 
     def _refuse_foreign_data(self) -> None:
@@ -213,18 +218,19 @@ class EmbeddedPostgres:
             os.close(self._lock_fd)
             self._lock_fd = -1
 
-    def _wait_for_old_server(self, deadline: float) -> None:
-        """Wait while the server of an owner that was killed shuts down, as it does by itself.
+    def _wait_for_foreign_server(self, deadline: float) -> None:
+        """Wait while a server that no owner has recorded shuts down.
 
         One that does not was started by hand, perhaps to mend something: it is left alone.
         """
         patience = time.monotonic() + FOREIGN_SERVER_GRACE_SECONDS
+        wait = Wait(f"for a server of {self._data_dir} to end that was not started here")
         while (status := postmaster.read_status(self._data_dir)) is not None:
             if not postmaster.is_postmaster(status.pid, self._data_dir):
                 return
             if time.monotonic() > (patience if status.ready else deadline):
                 raise self._problem(f"is in use by a foreign server, process {status.pid}: stop it")
-            time.sleep(POLL_SECONDS)
+            wait.pause()
 
     # --- starting ---------------------------------------------------------------------------------
 
@@ -241,9 +247,11 @@ class EmbeddedPostgres:
             postmaster.disown_reused_pid(self._data_dir)
             postmaster.remove_sockets(self._data_dir)
             directories.give(self._data_dir, owner)
-        self._socket_dir = directories.claim_socket_dir(self._lock_fd, self._data_dir, owner)
+        recorded = OwnerRecord.read(self._lock_fd).socket_dir
+        self._socket_dir = directories.claim_socket_dir(recorded, self._data_dir, owner)
+        wait = Wait(f"for the last processes of a server of {self._data_dir} that was killed")
         while not self._try_launch(binaries, self._socket_dir, deadline):
-            time.sleep(RETRY_SECONDS)
+            wait.pause(RETRY_SECONDS)
 
     def _existing_major(self) -> int | None:
         """Return the version that made the data, or None if there is no data yet."""
@@ -294,9 +302,12 @@ class EmbeddedPostgres:
         command = [binaries.program("postgres"), *place, *(f"--{setting}" for setting in settings)]
         with directories.open_log(self._log_path) as log:
             begin = log.tell()
-            # SIGINT is a fast and clean shutdown: sessions are cut, for nobody is left to end them.
-            child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGINT)
+            # SIGQUIT costs the next start a replay. SIGINT would be the clean way, but a server that
+            # recovers from the death of a child then waits for ever, and nobody is left to help it.
+            child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGQUIT)
         self._child = child
+        self._record_server(socket_dir, child.pid)
+        wait = Wait(f"for PostgreSQL to be ready: after a crash it replays its log, see {self._log_path}")
         while (status := child.poll()) is None:
             said = postmaster.read_status(self._data_dir)
             # Of another server's file, even «ready» says nothing about ours.
@@ -305,12 +316,16 @@ class EmbeddedPostgres:
                 return True
             if time.monotonic() > deadline:
                 raise self._failure(f"PostgreSQL is not ready after {START_TIMEOUT_SECONDS} s", begin)
-            time.sleep(POLL_SECONDS)
+            wait.pause()
         self._child = None
         said_last = directories.log_since(self._log_path, begin)
         if time.monotonic() < deadline and any(text in said_last for text in PASSING_FAILURES):
             return False
         raise self._failure(f"PostgreSQL ended with status {status}", begin)
+
+    def _record_server(self, socket_dir: Path, pid: int) -> None:
+        private = socket_dir if socket_dir != self._data_dir else None
+        OwnerRecord(private, ProcessIdentity.of(pid)).write(self._lock_fd)
 
     # --- words ------------------------------------------------------------------------------------
 
