@@ -694,6 +694,27 @@ async def test_a_repair_asks_again_right_before_it_acts(world: World, kind: Kind
     assert await snapshot(world) == before
 
 
+async def test_what_cleanup_has_removed_meanwhile_is_not_queued_again(world: World) -> None:
+    """A single one, whose file is gone, and a final one, whose part has expired."""
+    single = await world.received(CONTENT)
+    part = await world.part(CONTENT)
+    final = await world.final([part])
+    await put_in_store(world, single, final)
+    for upload in (single, final):
+        world.store.local_path(upload.object_key).unlink()
+    await age_rows(world)
+    one = reconciler(world)
+    findings = [outcome.finding async for outcome in one.run(repair=False)]
+    assert [finding.repair for finding in findings] == [Repair.REQUEUE, Repair.REQUEUE]
+    await purge(world, single)
+    await world.uploads.remove(part.id)
+
+    results = [await one._repairs.apply(finding, now=time.time() + 7200) for finding in findings]
+
+    assert results == [Result.CHANGED, Result.CHANGED]
+    assert [await world.state(upload) for upload in (single, final)] == [State.STORED, State.STORED]
+
+
 async def _harm(world: World, kind: Kind) -> None:
     """One upload, and this the matter with it."""
     upload = await removed(world) if kind is Kind.OBJECT_OF_GONE_UPLOAD else await world.received(CONTENT)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 import uuid
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.reconciling import make_old, reconcile
 from tests.integration.support import DAY, NODE, World, stored
-from tests.integration.workers import Failing, is_true, reaches, working
+from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
-from tusd_py.protocol.upload import Concat, State, Trigger, Upload
+from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
 from tusd_py.worker import sweep as module
 from tusd_py.worker.sweep import Sweep, SweepSettings
 
@@ -331,6 +334,84 @@ async def test_staged_copies_of_stored_uploads_go_after_their_time(
         assert not world.staged(upload)
         found = await world.find(upload)
         assert (found.state, found.local_present, found.remote_present) == (State.STORED, False, True)
+
+
+class RequeuedMeanwhile(PostgresSweep):
+    """Right after cleanup has chosen what to remove, an operator repairs what has lost its object."""
+
+    world: World
+
+    async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
+        found = await super().purgeable(older_than_seconds, limit)
+        await reconcile(self.world, repair=True)
+        return found
+
+    async def with_files(self, upload_ids: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+        found = await super().with_files(upload_ids)
+        await reconcile(self.world, repair=True)
+        return found
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["copy on record", "leftover"])
+async def test_a_copy_that_reconcile_has_queued_again_meanwhile_stays(world: World, recorded: bool) -> None:
+    lost, whole = await world.received(), await world.received()
+    for upload in (lost, whole):
+        await put_in_store(world, upload)
+        make_old(world.staging.path(upload.id))
+    path = world.store.local_path(whole.object_key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"0123456789")
+    if not recorded:
+        await world.sweep.purged([lost.id, whole.id])
+    records = RequeuedMeanwhile(world.database, world.wakeups, node=NODE)
+    records.world = world
+
+    await sweep(world, records=records).once()
+
+    assert (await world.find(lost)).state is State.TRANSFER_FAILED
+    assert world.staged(lost)
+    assert not world.staged(whole)
+    async with working(world):
+        await reaches(world, lost, State.STORED)
+    assert world.object(lost) == b"0123456789"
+
+
+async def test_a_copy_that_reconcile_has_queued_again_stays_after_a_transfer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await world.received()
+    locked = world.staging.locked
+    store = OneByOne(world.store)
+
+    def requeued_first(upload_ids: Sequence[UploadId]) -> Any:
+        @contextlib.asynccontextmanager
+        async def locking() -> AsyncIterator[list[UploadId]]:
+            store.inner.local_path(upload.object_key).unlink(missing_ok=True)
+            monkeypatch.undo()
+            await reconcile(world, repair=True)
+            async with locked(upload_ids) as unused:
+                yield unused
+
+        return locking()
+
+    monkeypatch.setattr(world.staging, "locked", requeued_first)
+    async with working(world, store):
+        await is_true(lambda: store.puts.count(str(upload.id)) == 2, "it was transferred once more")
+        await reaches(world, upload, State.STORED)
+
+    assert world.object(upload) == b"0123456789"
+
+
+async def test_a_file_that_is_locked_is_left_to_its_user(world: World) -> None:
+    upload = await put_in_store(world, await world.received())
+    file = await world.staging.open(upload.id, create=False)
+    assert file is not None
+
+    assert (await sweep(world).once())["local_purged"] == 0
+
+    assert world.staged(upload)
+    await file.close()
+    assert (await sweep(world).once())["local_purged"] == 1
 
 
 async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,12 +58,19 @@ SELECT id, {_WAITS_FOR}, node, CASE WHEN {_WAITS_FOR} = 'transfer' THEN upload_l
 ON CONFLICT DO NOTHING
 RETURNING upload_id
 """  # noqa: S608
+# Against cleanup, which removes a part once no final needs it: whoever locks it first is seen by the other.
+LOCK_SEGMENTS: Final = """
+SELECT FROM upload_parts link JOIN uploads part ON part.id = link.part_id
+ WHERE link.final_id = $1 ORDER BY part.id FOR NO KEY UPDATE
+"""
 # By way of `transfer_failed`, from which every transfer may be tried again, and which is served from staging.
 REQUEUE_LOST: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'transfer_failed', remote_present = false, local_present = true, etag = NULL,
                        version_id = NULL, stored_at = NULL, missing_at = NULL, error = $4, updated_at = now()
      WHERE {_UNCHANGED} AND state = ANY ($5::text[]) AND NOT {_BUSY}
+       AND (concat IS DISTINCT FROM 'final' OR upload_length = (
+            SELECT coalesce(sum(segment.upload_offset), 0) FROM ({SEGMENTS}) AS segment))
     RETURNING id, node, upload_length
 ), queued AS (
     INSERT INTO jobs (upload_id, kind, node, length) SELECT id, 'transfer', node, upload_length FROM moved
@@ -128,7 +135,9 @@ class PostgresReconcile(ReconcileRepository):
         return self._announce(row, done=bool(queued))
 
     async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
-        moved = await self._database.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
+        async with self._database.transaction() as connection:
+            await connection.execute(LOCK_SEGMENTS, row.id)
+            moved = await connection.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
         return self._announce(row, done=bool(moved))
 
     async def mark_missing(self, row: RowFacts, reason: str) -> bool:

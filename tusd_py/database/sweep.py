@@ -52,6 +52,9 @@ SELECT id FROM uploads
    AND stored_at <= now() - make_interval(secs => $2)
  ORDER BY stored_at LIMIT $3
 """
+STILL_PURGEABLE: Final = """
+SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND state = 'stored' AND remote_present
+"""
 PURGED: Final = """
 UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state = 'stored' AND remote_present
 """
@@ -149,6 +152,9 @@ class PostgresSweep(SweepRepository):
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
         rows = await self._database.fetch(PURGEABLE, self._node, float(older_than_seconds), limit)
         return [row["id"] for row in rows]
+
+    async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
+        return [row["id"] for row in await self._database.fetch(STILL_PURGEABLE, upload_ids)]
 
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
         await self._database.execute(PURGED, upload_ids)

@@ -7,6 +7,7 @@ says again, in the same step, what it relies on: it answers False where that doe
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -86,7 +87,11 @@ class ReconcileRepository(Protocol):
         """Queue the job that an upload waits for, if it still does and still has none."""
 
     async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
-        """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole."""
+        """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole.
+
+        The caller holds the lock of its staged file. The parts of a final upload, whose files have no
+        part in this, are asked for by the statement itself.
+        """
 
     async def mark_missing(self, row: RowFacts, reason: str) -> bool:
         """Record that bytes of an upload are missing, and since when; nothing else is changed."""
@@ -106,6 +111,9 @@ class StagingScan(Protocol):
 
     def sizes(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, int]:
         """Answer the sizes of the files that are there. Blocks."""
+
+    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        """Hold the locks of files; see `Staging.locked`."""
 
     async def remove_unwanted(
         self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -70,6 +71,14 @@ class Staging(Protocol):
     def path(self, upload_id: UploadId) -> Path:
         """Answer where the file is."""
 
+    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        """Hold the locks of files, and yield the ids of those that nobody else uses. A missing file is nobody's.
+
+        Whoever removes a staged copy because of what the record says, or relies on one, asks the record
+        and changes it while holding this: so the two of them never both go by what was true before.
+        Each file that is locked is open: pass some hundreds of them at most.
+        """
+
     async def remove(self, upload_ids: Sequence[UploadId]) -> None:
         """Remove files; missing ones are fine."""
 
@@ -87,6 +96,9 @@ class StagingFiles(Protocol):
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         """See `Staging.open`."""
+
+    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        """See `Staging.locked`."""
 
     async def remove(self, upload_ids: Sequence[UploadId]) -> None:
         """See `Staging.remove`."""

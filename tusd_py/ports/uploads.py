@@ -214,6 +214,9 @@ class SweepRepository(Protocol):
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
         """Answer stored uploads whose staged copy may go."""
 
+    async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
+        """Return which of them are still stored; to be asked while their files are locked."""
+
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
         """Record that the staged copies of stored uploads are gone."""
 

@@ -6,9 +6,10 @@ object was seen a moment ago; an object goes when its upload is gone for good.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.protocol.upload import GONE, State
+from tusd_py.protocol.upload import GONE, Concat, State
 from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 
 if TYPE_CHECKING:
@@ -68,8 +69,16 @@ class Repairs:
     async def _record_damage(self, finding: Finding, row: RowFacts) -> bool:
         reason = REASONS[finding.kind]
         if finding.repair is Repair.REQUEUE:
-            return await self._records.requeue_lost(row, reason)
+            return await self._requeue(row, reason)
         return await self._records.mark_missing(row, reason)
+
+    async def _requeue(self, row: RowFacts, reason: str) -> bool:
+        # Under the file's lock, and after another look at it: cleanup may be about to remove it, and the
+        # object that it goes by is gone.
+        async with self._staging.locked([row.id]) as unused:
+            sizes = await asyncio.to_thread(self._staging.sizes, unused)
+            staged = row.concat is Concat.FINAL or row.offset == 0 or sizes.get(row.id, -1) >= row.offset
+            return bool(unused) and staged and await self._records.requeue_lost(row, reason)
 
     async def _remove_file(self, finding: Finding, *, now: float) -> bool:
         upload_id, row = finding.file_id, finding.row

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
@@ -23,6 +24,7 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError, UploadTooLarge
 from tusd_py.ports import Staging, StagingFile
 from tusd_py.protocol.upload import UploadId
+from tusd_py.staging.locking import locked_files
 from tusd_py.staging.small import FILE_MODE, SmallFile, SmallFiles, store_files
 from tusd_py.staging.writers import Writer, make_writer
 
@@ -151,6 +153,9 @@ class StagingArea(Staging):
             return None
         os.close(opened[0])
         return opened[1]
+
+    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        return locked_files({upload_id: self._name(upload_id) for upload_id in upload_ids})
 
     async def remove(self, upload_ids: Sequence[UploadId]) -> None:
         await self._run(self._remove, [self._name(upload_id) for upload_id in upload_ids])

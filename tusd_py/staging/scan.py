@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -21,6 +22,7 @@ from uuid import UUID
 from tusd_py.ports import StagedFile, StagingScan
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging.area import translated_errors
+from tusd_py.staging.locking import locked_files
 
 _SHARD: Final = re.compile(r"[0-9a-f]{2}")
 _NOT_LISTED: Final = frozenset({"lost+found"})
@@ -60,6 +62,9 @@ class DirectoryScan(StagingScan):
                     if stat.S_ISREG(facts.st_mode):
                         found[upload_id] = facts.st_size
         return found
+
+    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        return locked_files({upload_id: self._path(upload_id) for upload_id in upload_ids})
 
     async def remove_unwanted(
         self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]

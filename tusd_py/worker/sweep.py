@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -21,11 +21,13 @@ from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import StagingFiles, SweepRepository
+    from tusd_py.ports import Staging, StagingFiles, SweepRepository
 
 log = structlog.get_logger(__name__)
 
 BATCH: Final = 500
+LOCKED_AT_ONCE: Final = 100
+"""Each is an open file, and a process may have no more than 1024 of them by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +121,7 @@ class Sweep:
 
     async def _purge_batch(self) -> int:
         upload_ids = await self._records.purgeable(self._settings.delete_local_after_seconds, BATCH)
-        if upload_ids:
-            await self._staging.remove(upload_ids)
-            await self._records.purged(upload_ids)
-        return len(upload_ids)
+        return await remove_staged_copies(self._staging, self._records, upload_ids)
 
     async def _requeue_failed(self) -> int:
         after = self._settings.requeue_failed_after_seconds
@@ -134,9 +133,18 @@ class Sweep:
         files = self._old_files(time.time() - self._settings.orphans_after_seconds)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, BATCH))):
             kept = await self._records.with_files(batch)
-            orphans = [UploadId(upload_id) for upload_id in batch if upload_id not in kept]
-            if orphans:
+            count += await self._remove_unclaimed([UploadId(each) for each in batch if each not in kept])
+        return count
+
+    async def _remove_unclaimed(self, upload_ids: Sequence[UploadId]) -> int:
+        count = 0
+        for start in range(0, len(upload_ids), LOCKED_AT_ONCE):
+            # Asked again under the lock: `reconcile --repair` may have taken one up a moment ago.
+            async with self._staging.locked(upload_ids[start : start + LOCKED_AT_ONCE]) as unused:
+                kept = await self._records.with_files(unused)
+                orphans = [each for each in unused if each not in kept]
                 await self._staging.remove(orphans)
+            if orphans:
                 log.warning("orphans_removed", count=len(orphans), first=str(orphans[0]))
             count += len(orphans)
         return count
@@ -153,6 +161,27 @@ class Sweep:
         if foreign:
             # Names that this server never gives are not for it to remove.
             log.warning("foreign_staging_files", count=foreign)
+
+
+async def remove_staged_copies(
+    staging: Staging | StagingFiles, records: SweepRepository, upload_ids: Sequence[UploadId]
+) -> int:
+    """Remove the staged copies of those uploads that are still stored, record it, and return how many.
+
+    Under the files' locks: `reconcile --repair` may have queued one of them again a moment ago, and then
+    its staged copy is the only one.
+
+    Raises:
+        StorageError: a file could not be removed; what is recorded is true all the same.
+    """
+    count = 0
+    for start in range(0, len(upload_ids), LOCKED_AT_ONCE):
+        async with staging.locked(upload_ids[start : start + LOCKED_AT_ONCE]) as unused:
+            purgeable = await records.still_purgeable(unused)
+            await staging.remove(purgeable)
+            await records.purged(purgeable)
+        count += len(purgeable)
+    return count
 
 
 def _parse_id(name: str) -> UUID | None:

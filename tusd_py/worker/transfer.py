@@ -17,6 +17,7 @@ from tusd_py.errors import StorageError, TusdError
 from tusd_py.ports import NO_DIGESTS, AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Trigger, Upload
 from tusd_py.worker.metered import MeteredLedger
+from tusd_py.worker.sweep import remove_staged_copies
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
@@ -155,9 +156,8 @@ class Transfers:
         if not uploads:
             return
         try:
-            # A final's bytes are its parts', which have a life of their own.
-            await self._staging.remove([upload.id for upload in uploads if upload.concat is None])
-            await self._sweep.purged([upload.id for upload in uploads])
+            # A final has no file: its bytes are its parts', which have a life of their own.
+            await remove_staged_copies(self._staging, self._sweep, [upload.id for upload in uploads])
         except TusdError as error:
             # They are stored all the same. The sweep finds what stays behind, here or in a crash.
             log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))
