@@ -6,18 +6,22 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import orjson
 import structlog
+
+from tusd_py.redaction import redact
 
 if TYPE_CHECKING:
     from tusd_py.config import LoggingConfig
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
-_SECRET: Final = re.compile(r"(token|signature|x-amz-credential|x-amz-signature)=[^&\s]+", re.IGNORECASE)
-TOKEN_PREFIX_LENGTH: Final = 6
-"""How much of a write capability a log may show: enough to tell two apart, nothing to use."""
+_HEXADECIMAL: Final = re.compile("[0-9a-f]+")
+_OF_STRUCTLOG: Final = frozenset({"_record", "_from_structlog"})
+"""Values that its formatter needs as they are, and removes."""
 
 
 def configure_logging(config: LoggingConfig) -> None:
@@ -29,13 +33,16 @@ def configure_logging(config: LoggingConfig) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        _redact,
+        # Tracebacks become text here, without local variables, so that nothing is added after the redaction.
+        structlog.processors.format_exc_info,
+        redact_values,
     ]
     if console:
-        renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         factory: Any = structlog.WriteLoggerFactory(sys.stderr)
     else:
-        shared.append(structlog.processors.format_exc_info)
         renderer = structlog.processors.JSONRenderer(serializer=_dumps)
         factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
     structlog.configure(
@@ -71,14 +78,27 @@ def _dumps(value: Any, **_: Any) -> bytes:
     return orjson.dumps(value, default=str)
 
 
-def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key in ("path", "url", "location", "reason", "error", "cause"):
-        value = event.get(key)
-        if isinstance(value, str) and "=" in value:
-            event[key] = _SECRET.sub(r"\1=***", value)
+def redact_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take tokens and signatures out of everything in a record. The last processor before the renderer."""
+    for key, value in event.items():
+        # nginx's $request_id and the ids of traces are 32 hexadecimal digits, by which records are found.
+        if key not in _OF_STRUCTLOG and not (key == "request_id" and _HEXADECIMAL.fullmatch(str(value))):
+            event[key] = _redacted(value)
     return event
 
 
-def shorten_token(token: str) -> str:
-    """Answer what a log may show of a write capability."""
-    return f"{token[:TOKEN_PREFIX_LENGTH]}…" if len(token) > TOKEN_PREFIX_LENGTH else token
+def _redacted(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float() | datetime() | UUID():
+            return value
+        case str():
+            # Bytes that are no UTF-8 are read as lone surrogates, which cannot be written as JSON.
+            return redact(value if value.isascii() else value.encode(errors="backslashreplace").decode())
+        case bytes():
+            return redact(value.decode(errors="backslashreplace"))
+        case dict():
+            return {_redacted(key): _redacted(item) for key, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_redacted(item) for item in value]
+        case _:
+            return _redacted(str(value))

@@ -25,8 +25,8 @@ from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
-from tusd_py.logs import shorten_token
 from tusd_py.protocol import fields
+from tusd_py.redaction import redact
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
@@ -64,7 +64,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         error = ClientDisconnected(cause=str(lost))
         response = _render(context, request, error)
     except Exception as problem:
-        log.exception("request_failed", method=request.method, path=safe_path(request))
+        log.exception("request_failed", method=request.method, path=redact(request.path))
         error = InternalError(cause=repr(problem))
         response = _render(context, request, error)
     _finish(request, response)
@@ -143,19 +143,13 @@ def _request_id(request: web.Request) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
-def safe_path(request: web.Request) -> str:
-    """Answer the path without the write capability that stands in a tus URL."""
-    token = request.match_info.get("token")
-    path = request.path
-    return path.replace(token, shorten_token(token)) if token else path
-
-
 def _log_request(
     context: Web, request: web.Request, response: web.StreamResponse, error: TusdError | None, seconds: float
 ) -> None:
+    # A host's application may log without our processors.
     facts = {
         "method": request.method,
-        "path": safe_path(request),
+        "path": redact(request.path),
         "status": 0 if request.get(CLOSE) else response.status,
         "duration_ms": round(seconds * 1000, 1),
         "client": client_address(request.headers, request.remote, context.trusted),
@@ -167,7 +161,7 @@ def _log_request(
     if error is None:
         log.info("request", **facts)
         return
-    facts |= {"code": error.code, "reason": str(error)}
+    facts |= {"code": error.code, "reason": redact(str(error))}
     # A client that went away is everyday life, whatever status it would have been told.
     if response.status >= 500 and not request.get(CLOSE):
         log.warning("request", **facts)

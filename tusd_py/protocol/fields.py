@@ -50,7 +50,10 @@ WANT_REPR_DIGEST: Final = "Want-Repr-Digest"
 
 _INTEGER: Final = re.compile(r"[0-9]{1,19}")
 _UNPRINTABLE: Final = re.compile(r"[^\t -~]")
-_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{22,64}")
+MIN_TOKEN_LENGTH: Final = 22
+"""Of base64url: 132 bits."""
+_PUBLIC_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_TOKEN: Final = re.compile(rf"[A-Za-z0-9_-]{{{MIN_TOKEN_LENGTH},64}}")
 
 
 class Headers(Protocol):
@@ -103,8 +106,16 @@ def media_type(value: str | None) -> str:
 
 
 def is_upload_token(value: str) -> bool:
-    """Tell whether a path segment has the form of the tokens that this server hands out."""
-    return _TOKEN.fullmatch(value) is not None
+    """Return whether a path segment has the form of the tokens that this server hands out.
+
+    A public id is none, though of the same letters: logs may show it.
+    """
+    return _TOKEN.fullmatch(value) is not None and not is_public_id(value)
+
+
+def is_public_id(value: str) -> bool:
+    """Return whether a text is a UUID in its canonical form, as the public ids of uploads are."""
+    return _PUBLIC_ID.fullmatch(value) is not None
 
 
 def http_date(moment: datetime) -> str:
