@@ -24,6 +24,7 @@ from tusd_py.protocol.upload import State, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.ports import TransferView
     from tusd_py.reconcile.findings import Report
     from tusd_py.services.catalog import Catalog, Seen
 
@@ -63,10 +64,15 @@ async def _follow(catalog: Catalog, upload_id: UploadId, deadline: float, say: C
         seen = await catalog.look(ANONYMOUS, upload_id, wait_seconds=min(left, UNCLAIMED_SECONDS))
         if seen.mark != before.mark:
             say(_describe(seen))
-        elif not warned and seen.transfer is not None and seen.transfer.state == "queued":
+        elif not warned and _is_unclaimed(seen.transfer):
             say(f'no worker has claimed it: is one running for the node "{seen.upload.node}"?')
             warned = True
     return seen.upload.state is State.STORED
+
+
+def _is_unclaimed(transfer: TransferView | None) -> bool:
+    # With an error, and no time for the next try, it waits for the store.
+    return transfer is not None and transfer.state == "queued" and transfer.last_error is None
 
 
 def _describe(seen: Seen) -> str:

@@ -400,6 +400,12 @@ class PermanentStoreError(StorageError):
     code, status = "ERR_STORE_REFUSED", 502
 
 
+class StoreBlocked(PermanentStoreError):
+    """The store does not accept this server: its bucket, credentials or permissions need a look."""
+
+    code, retryable = "ERR_STORE_BLOCKED", True
+
+
 class TransferCancelled(StorageError):
     """The transfer was cancelled, or another worker owns it now."""
 

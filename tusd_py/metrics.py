@@ -14,9 +14,9 @@ from prometheus_client.metrics_core import Metric
 
 from tusd_py.ports import Figures
 
-TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "failed", "lost", "cancelled")
+TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
 UNSETTLED: Final = ("created", "uploading", "completed", "transferring", "transfer_failed", "removing")
-LIVE_JOBS: Final = ("queued", "running", "retry_wait")
+LIVE_JOBS: Final = ("queued", "running", "retry_wait", "blocked")
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
 
 
@@ -85,9 +85,15 @@ def figure_gauges(figures: Figures) -> list[Metric]:
     jobs = GaugeMetricFamily("tusd_jobs", "Jobs of this node that are not finished.", labels=["state"])
     for state in LIVE_JOBS:
         jobs.add_metric([state], figures.jobs.get(state, 0))
+    outage = GaugeMetricFamily(
+        "tusd_store_outage_seconds", "How long the store has been away from this node, or refused it.", labels=["kind"]
+    )
+    outage.add_metric(["unreachable"], figures.store_away_seconds)
+    outage.add_metric(["blocked"], figures.store_blocked_seconds)
     return [
         uploads,
         jobs,
+        outage,
         GaugeMetricFamily(
             "tusd_oldest_unfinished_seconds", "Age of the oldest upload that misses bytes.",
             figures.oldest_unfinished_seconds,

@@ -38,6 +38,7 @@ from tusd_py.errors import (
     StagingDamaged,
     StagingMissing,
     StorageError,
+    StoreBlocked,
     TransferCancelled,
     TransientStoreError,
 )
@@ -862,14 +863,29 @@ async def test_a_directory_that_is_gone_is_a_matter_of_time(
     store = await open_store(destination)
     destination.root.rmdir()  # as when the disk is not mounted: nothing is to be written beside it
 
-    for attempt in (store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()), store.probe()):
+    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    for attempt in (put, store.stat(KEY), store.remove(KEY), store.probe(), store.probe(writing=True)):
         with pytest.raises(TransientStoreError):
             await attempt
     assert not destination.root.exists()
 
 
-async def test_a_reachable_store_passes_the_probe(destination: Destination, open_store: OpenStore) -> None:
-    await (await open_store(destination)).probe()
+@pytest.mark.parametrize("writing", [False, True])
+async def test_a_reachable_store_passes_the_probe(
+    destination: Destination, open_store: OpenStore, *, writing: bool
+) -> None:
+    await (await open_store(destination)).probe(writing=writing)
+
+    assert_nothing(destination)
+
+
+async def test_a_probe_names_the_reason_of_a_refusal(s3: S3Destination, open_store: OpenStore) -> None:
+    store = await open_store(s3, bucket="no-such-bucket")
+
+    with pytest.raises(StoreBlocked) as refusal:
+        await store.probe(writing=True)
+
+    assert refusal.value.context["code"] == "NoSuchBucket"
 
 
 # --- removing --------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tests.conftest import _dsn_for, _run
 from tusd_py import crc64
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
 from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.pool import Database
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
@@ -68,6 +69,10 @@ class World:
     def jobs(self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, node: str = NODE) -> PostgresJobs:
         """The queue as one worker sees it."""
         return PostgresJobs(self.database, node=node, worker=worker, lease_seconds=lease)
+
+    def outages(self, *, node: str = NODE) -> PostgresOutages:
+        """What a worker of the node knows of outages."""
+        return PostgresOutages(self.database, self.wakeups, node=node)
 
     async def create(self, **changes: Any) -> Upload:
         """Insert a row; no file comes with it."""
@@ -172,7 +177,7 @@ class World:
         return path.read_bytes() if path.exists() else None
 
 
-EMPTY = ("DELETE FROM upload_parts", "DELETE FROM uploads", "DELETE FROM events")
+EMPTY = ("DELETE FROM upload_parts", "DELETE FROM uploads", "DELETE FROM events", "DELETE FROM store_outages")
 
 
 @contextlib.contextmanager

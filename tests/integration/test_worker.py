@@ -37,6 +37,7 @@ from tusd_py.errors import (
 from tusd_py.metrics import Metrics
 from tusd_py.ports import LARGE_BYTES, Job, ObjectSpec, Segment, StoredObject, TransferLedger
 from tusd_py.protocol.upload import State, Upload, UploadId
+from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner
 from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers
@@ -289,7 +290,8 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
         metrics=metrics, purge_at_once=True,
     )  # fmt: skip
     sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60), metrics)
-    runner = Runner(world.jobs(), transfers, settings(), metrics)
+    detector = OutageDetector(world.outages(), world.store, poll_seconds=60)
+    runner = Runner(world.jobs(), transfers, detector, settings(), metrics)
 
     with pytest.raises(RuntimeError, match="bug in the sweep"):
         await asyncio.wait_for(run_work(Work(runner, sweep), asyncio.Event()), SOON)

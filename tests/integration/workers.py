@@ -13,6 +13,7 @@ from tusd_py.metrics import Metrics
 from tusd_py.ports import JobQueue, ObjectSpec, ObjectStore, PartRecord, Segment, StoredObject, TransferLedger
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.transfer import Transfers
 
@@ -51,18 +52,20 @@ async def working(
     chosen = settings(**changes)
     queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease_seconds)
     metrics = Metrics()
+    chosen_store = store if store is not None else world.store
     transfers = Transfers(
         jobs=queue,
         uploads=world.uploads,
         sweep=world.sweep,
         staging=world.staging,
-        store=store if store is not None else world.store,
+        store=chosen_store,
         metrics=metrics,
         purge_at_once=purge,
         digests=digests,
         object_parameters=object_parameters,
     )
-    runner = Runner(queue, transfers, chosen, metrics)
+    detector = OutageDetector(world.outages(), chosen_store, poll_seconds=chosen.poll_seconds)
+    runner = Runner(queue, transfers, detector, chosen, metrics)
     task = asyncio.create_task(runner.run())
     try:
         yield runner
@@ -134,8 +137,8 @@ class OneByOne(ObjectStore):
     async def abort(self, key: str, multipart_id: str) -> None:
         self.aborted.append((key, multipart_id))
 
-    async def probe(self) -> None:
-        await self.inner.probe()
+    async def probe(self, *, writing: bool = False) -> None:
+        await self.inner.probe(writing=writing)
 
 
 class Gated(OneByOne):

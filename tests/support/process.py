@@ -76,7 +76,8 @@ class Child:
     ) -> None:
         self.argv = [os.fspath(word) for word in argv]
         self.log = log
-        self._env = dict(os.environ) if env is None else dict(env)
+        self.env = dict(os.environ) if env is None else dict(env)
+        """Of the next start."""
         self._cwd = cwd
         self._stdin = stdin
         self._process: subprocess.Popen[bytes] | None = None
@@ -90,7 +91,7 @@ class Child:
             self._process = subprocess.Popen(
                 [setpriv, "--pdeathsig", "KILL", *self.argv],
                 stdin=self._stdin, stdout=output, stderr=subprocess.STDOUT,
-                env=self._env, cwd=self._cwd, start_new_session=True,
+                env=self.env, cwd=self._cwd, start_new_session=True,
             )  # fmt: skip
 
     @property

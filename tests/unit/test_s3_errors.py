@@ -18,7 +18,7 @@ from botocore.exceptions import (
 )
 from botocore.parsers import ResponseParserError
 
-from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
+from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.stores.s3_errors import code_of, sort_answer, translated
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -61,6 +61,31 @@ def test_what_only_an_operator_can_change_is_permanent(code: str, status: int) -
 @pytest.mark.parametrize(
     ("code", "status"),
     [
+        ("NoSuchBucket", 404),
+        ("InvalidAccessKeyId", 403),
+        ("SignatureDoesNotMatch", 403),
+        ("ExpiredToken", 400),
+        ("KMS.DisabledException", 400),
+        ("PermanentRedirect", 301),
+    ],
+)
+def test_what_is_wrong_for_every_upload_blocks_and_fails_none(code: str, status: int) -> None:
+    error = sort_answer(answer(code, status), "PutObject", now=NOW)
+
+    assert isinstance(error, StoreBlocked)
+    assert error.retryable
+
+
+def test_missing_credentials_block() -> None:
+    with pytest.raises(StoreBlocked) as refusal, translated("PutObject"):
+        raise NoCredentialsError
+
+    assert code_of(refusal.value) == "NoCredentialsError"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
         ("InternalError", 500),
         ("ServiceUnavailable", 503),
         ("SlowDown", 503),
@@ -68,7 +93,6 @@ def test_what_only_an_operator_can_change_is_permanent(code: str, status: int) -
         ("RequestTimeTooSkewed", 403),
         ("OperationAborted", 409),
         ("ConditionalRequestConflict", 409),
-        ("ExpiredToken", 400),
         ("BadDigest", 400),
         ("NoSuchUpload", 404),
         ("InvalidPart", 400),
@@ -122,7 +146,6 @@ def test_the_facts_are_kept_for_the_log_and_out_of_the_sentence() -> None:
     [
         EndpointConnectionError(endpoint_url="http://s3"),
         ReadTimeoutError(endpoint_url="http://s3"),
-        NoCredentialsError(),
         ResponseParserError("cut off"),
         aiohttp.ClientPayloadError("cut off"),
         TimeoutError(),

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from tusd_py.app.core import Core, Records
 from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.wakeups import JOBS_CHANNEL
+from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers
@@ -54,7 +56,9 @@ def make_work(core: Core) -> Work:
         retry_max_delay_seconds=transfer.retry_max_delay,
         shutdown_seconds=config.server.shutdown_timeout,
     )
-    runner = Runner(jobs, transfers, settings, core.metrics)
+    outages = PostgresOutages(core.database, core.wakeups, node=config.node)
+    detector = OutageDetector(outages, core.store, poll_seconds=transfer.poll_interval)
+    runner = Runner(jobs, transfers, detector, settings, core.metrics)
     core.notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node in {"", config.node} else None)
     sweep_settings = SweepSettings(
         interval_seconds=config.cleanup.interval,

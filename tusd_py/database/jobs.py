@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.ledger import FENCE, PostgresLedger
 from tusd_py.database.rows import upload_columns, upload_from_row
-from tusd_py.database.statements import IN_RECEIVING, LIVE
+from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
 from tusd_py.errors import TusdError
 from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StoredObject, TransferLedger
 from tusd_py.protocol.upload import Event, sources
@@ -36,7 +36,7 @@ kind <> 'ahead' AND NOT EXISTS (
 """
 _DUE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE}
+ WHERE node = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 # Finished uploads come first. Beside them those that have a part to send, and those with nothing left
 # to send ahead, whose jobs are then closed. One that has all its bytes and waits for the client's last
@@ -44,7 +44,7 @@ SELECT id, state, worker, attempt, started_at FROM jobs
 _DUE_AHEAD: Final = f"""
 SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
   FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
- WHERE jobs.node = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
+ WHERE jobs.node = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now() AND {STORE_THERE}
    AND (uploads.upload_offset >= jobs.wants AND uploads.upload_offset < uploads.upload_length
         OR uploads.state NOT IN {IN_RECEIVING})
  ORDER BY jobs.due_at LIMIT greatest(0, least($8, $4 - (SELECT count(*) FROM large)))
@@ -150,9 +150,10 @@ WITH mine AS ({_MINE}), done AS (
 INSERT INTO events (upload_id, kind) SELECT id, 'upload.' || state FROM removed
 """  # noqa: S608
 
+# Without a failure, which is 0 or 1, it was not the job's fault.
 RETRY: Final = f"""
 WITH again AS (
-    UPDATE jobs SET state = 'retry_wait', failures = failures + 1, last_error = $5, error_code = $6,
+    UPDATE jobs SET state = 'retry_wait', failures = failures + $8::int, last_error = $5, error_code = $6,
                     due_at = now() + make_interval(secs => $4)
      WHERE {FENCE}
     RETURNING id, attempt, started_at
@@ -161,7 +162,7 @@ WITH again AS (
      WHERE job_id = again.id AND job_attempts.attempt <= again.attempt - {KEPT_ATTEMPTS}
 )
 INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
-SELECT id, attempt, $3, 'retry', $6, $7, started_at FROM again
+SELECT id, attempt, $3, CASE $8::int WHEN 0 THEN 'postponed' ELSE 'retry' END, $6, $7, started_at FROM again
 """  # noqa: S608
 
 FAIL: Final = f"""
@@ -211,7 +212,7 @@ SELECT id, attempt, $3, state, started_at FROM closed
 
 NEXT_DUE: Final = f"""
 SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead'
+ WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead' AND {STORE_THERE}
 """  # noqa: S608
 
 
@@ -284,10 +285,10 @@ class PostgresJobs(JobQueue):
         self._changed(jobs)
 
     async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
-        arguments = (delay_seconds, _sentence(error), code, _text(error))
-        ours = await self._database.execute(RETRY, *self._fence(job), *arguments) > 0
-        self._changed([job])
-        return ours
+        return await self._put_back(job, error, code, delay_seconds=delay_seconds, failures=1)
+
+    async def postpone(self, job: Job, error: Exception, *, code: str) -> bool:
+        return await self._put_back(job, error, code, delay_seconds=0, failures=0)
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         arguments = (_sentence(error), code, _text(error), sources(Event.GIVE_UP))
@@ -311,6 +312,12 @@ class PostgresJobs(JobQueue):
 
     def ledger(self, job: Job) -> TransferLedger:
         return PostgresLedger(self._database, job, self._worker)
+
+    async def _put_back(self, job: Job, error: Exception, code: str, *, delay_seconds: float, failures: int) -> bool:
+        arguments = (float(delay_seconds), _sentence(error), code, _text(error), failures)
+        ours = await self._database.execute(RETRY, *self._fence(job), *arguments) > 0
+        self._changed([job])
+        return ours
 
     def _changed(self, jobs: Sequence[Job]) -> None:
         # What is sent ahead changes nothing that anybody waits for.

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 IN_RECEIVING: Final = "('created', 'uploading')"
 LIVE: Final = "('queued', 'running', 'retry_wait')"
 """States of a job that is not over; the partial indexes of `jobs` say the same."""
+STORE_THERE: Final = "NOT EXISTS (SELECT FROM store_outages WHERE node = $1 AND ended_at IS NULL)"
+"""No outage lasts on the node that is the first argument of a statement."""
 NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
 """States of a final upload that still reads its parts. A stored one reads the store instead."""
 

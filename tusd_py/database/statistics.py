@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 # Settled uploads, which are most of a large table, are not counted.
 FIGURES: Final = f"""
+WITH away AS (
+    SELECT node, blocked, extract(epoch FROM now() - since)::float8 AS seconds FROM store_outages
+     WHERE node = $1 AND ended_at IS NULL
+)
 SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
           FROM (SELECT state, count(*) AS n FROM uploads
                  WHERE state IN ('created', 'uploading', 'completed', 'transferring', 'transfer_failed', 'removing')
@@ -19,12 +23,16 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
        (SELECT coalesce(extract(epoch FROM now() - min(created_at)), 0)::float8
           FROM uploads WHERE state IN ('created', 'uploading')) AS oldest_unfinished,
        (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
-          FROM (SELECT state, count(*) AS n FROM jobs
-                 WHERE node = $1 AND state IN {LIVE} AND kind <> 'ahead' GROUP BY state) AS counted) AS jobs,
+          FROM (SELECT CASE WHEN state <> 'running' AND away.blocked THEN 'blocked' ELSE state END AS state,
+                       count(*) AS n
+                  FROM jobs LEFT JOIN away USING (node)
+                 WHERE node = $1 AND state IN {LIVE} AND kind <> 'ahead' GROUP BY 1) AS counted) AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
          WHERE node = $1 AND state IN ('queued', 'retry_wait') AND kind <> 'ahead' AND due_at <= now()
-       ) AS oldest_due_job
+       ) AS oldest_due_job,
+       coalesce((SELECT seconds FROM away WHERE NOT blocked), 0) AS store_away,
+       coalesce((SELECT seconds FROM away WHERE blocked), 0) AS store_blocked
 """  # noqa: S608 -- only a constant is inserted
 PING: Final = "SELECT 1"
 
@@ -33,7 +41,14 @@ async def read_figures(database: Database, node: str) -> Figures:
     """Read the figures; jobs are those of `node`."""
     row = await database.read(FIGURES, node)
     assert row is not None  # a SELECT without FROM always answers one row
-    return Figures(row["uploads"], row["oldest_unfinished"], row["jobs"], row["oldest_due_job"])
+    return Figures(
+        row["uploads"],
+        row["oldest_unfinished"],
+        row["jobs"],
+        row["oldest_due_job"],
+        row["store_away"],
+        row["store_blocked"],
+    )
 
 
 async def ping(database: Database) -> None:

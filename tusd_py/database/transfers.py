@@ -49,10 +49,17 @@ SELECT id FROM queued
 """  # noqa: S608
 
 SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
+# While the store is away, what waits has no due time of its own: the outage says why, and whether it is
+# blocked. So nothing needs to be written to any job when an outage begins or ends.
 # The parts as well, for a transfer that has only begun may find some that were sent ahead of it.
 TRANSFER_VIEW: Final = f"""
-SELECT id, attempt, failures, state, due_at, last_error, error_code, greatest(bytes_done, ({SENT})) AS bytes_done
-  FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
+       CASE WHEN outage.node IS NULL THEN job.due_at END AS due_at,
+       coalesce(outage.error, job.last_error) AS last_error, coalesce(outage.error_code, job.error_code) AS error_code,
+       greatest(job.bytes_done, ({SENT})) AS bytes_done
+  FROM jobs job LEFT JOIN store_outages outage
+       ON outage.node = job.node AND outage.ended_at IS NULL AND job.state IN ('queued', 'retry_wait')
+ WHERE job.upload_id = $1 AND job.kind = 'transfer' ORDER BY job.id DESC LIMIT 1
 """  # noqa: S608
 ATTEMPTS: Final = """
 SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,

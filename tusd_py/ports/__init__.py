@@ -5,7 +5,7 @@ checker reports a missing method where the adapter is built. Nothing here import
 """
 
 from tusd_py.ports.proofs import Outcome, Proof, Provable
-from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue
+from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue, Outage, OutageRecord, Probe
 from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
@@ -54,9 +54,12 @@ __all__ = [
     "ObjectSpec",
     "ObjectStore",
     "OnContended",
+    "Outage",
+    "OutageRecord",
     "Outcome",
     "PartRecord",
     "Presigner",
+    "Probe",
     "Proof",
     "Provable",
     "ReconcileRepository",

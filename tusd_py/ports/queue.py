@@ -33,6 +33,27 @@ class Job:
     """Its worker fell silent, and this claim took it away from him."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """Why no job of a node can do anything in the store."""
+
+    blocked: bool
+    """The store is there and refuses: somebody has to correct bucket, credentials or permissions."""
+    code: str
+    sentence: str
+    """For owners of uploads: no path and no address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The next probe during an outage. `number` counts them."""
+
+    number: int
+    taken: bool
+    """The caller is to make it now; otherwise it is due, or somebody else's, for `due_seconds`."""
+    due_seconds: float
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """What operators watch: counts by state, ages in seconds. States without any are left out."""
@@ -43,10 +64,14 @@ class Figures:
     jobs: Mapping[str, int]
     oldest_due_job_seconds: float
     """Since when a job could have been claimed that nobody has claimed."""
+    store_away_seconds: float = 0
+    """How long this node's store has not been reachable; 0 if it is, or if it refuses."""
+    store_blocked_seconds: float = 0
+    """How long the store has refused this node; 0 if it does not."""
 
 
 class JobQueue(Protocol):
-    """Work that must happen, however often a process dies.
+    """Work that must happen, however often a process dies. Nothing is claimed during an outage.
 
     A claim is a lease. Whoever holds one stops working on the job before it ends, and acknowledges
     with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
@@ -74,6 +99,9 @@ class JobQueue(Protocol):
     async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
         """Put the job back for later; answer whether it still was ours and not cancelled."""
 
+    async def postpone(self, job: Job, error: Exception, *, code: str) -> bool:
+        """Put the job back until the store has returned. Counts as no failure; returns as `retry` does."""
+
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
 
@@ -90,10 +118,29 @@ class JobQueue(Protocol):
         """
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
-        """Answer how long until the next job may be claimed, None if there is none.
+        """Return how long until the next job may be claimed, None if there is none or the store is away.
 
         Without `large`, large ones do not count.
         """
 
     def ledger(self, job: Job) -> TransferLedger:
         """Answer the durable memory of a transfer, fenced by the job's attempt."""
+
+
+class OutageRecord(Protocol):
+    """What the workers of a node know of outages of the store, and share."""
+
+    async def declare(self, outage: Outage, *, probe_in_seconds: float) -> bool:
+        """Record that a probe failed and when the next one is due; return whether this is news."""
+
+    async def overlaps(self, job: Job) -> bool:
+        """Return whether an outage lasts, or lasted during this attempt of the job."""
+
+    async def take_probe(self, *, for_seconds: float, at_once: bool = False) -> Probe | None:
+        """Take the next probe if it is due, or `at_once`, for so long; return None without an outage."""
+
+    async def end(self) -> float | None:
+        """Record the store's return and make all waiting jobs due; return how long it was away.
+
+        None: somebody else did.
+        """

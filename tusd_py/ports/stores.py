@@ -135,8 +135,15 @@ class ObjectStore(Protocol):
     async def abort(self, key: str, multipart_id: str) -> None:
         """Drop an unfinished multipart upload; nothing there is success."""
 
-    async def probe(self) -> None:
-        """Show that the store can be reached. Raises `TransientStoreError` or `PermanentStoreError`."""
+    async def probe(self, *, writing: bool = False) -> None:
+        """Show that the store can be reached and, if `writing`, that it would take an object.
+
+        Nothing stays behind.
+
+        Raises:
+            TransientStoreError: it is away.
+            PermanentStoreError: it refuses; somebody has to correct bucket, credentials or permissions.
+        """
 
 
 @runtime_checkable

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,7 @@ from tusd_py.errors import PermanentStoreError, TransientStoreError
 
 TEMPORARY_SUFFIX: Final = ".tmp"
 _NAME_MAX_BYTES: Final = 255
+_SAMPLE: Final = bytes(64 * 1024)
 _MOST_REMEMBERED: Final = 10_000
 _TRIES: Final = 5
 """Of making a directory that `prune` may remove at the same moment."""
@@ -70,6 +72,12 @@ class FileTree:
             raise TransientStoreError("The store's directory is missing.", root=str(self.root))
         if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
             raise PermanentStoreError("The store's directory cannot be written.", root=str(self.root))
+
+    def probe_writing(self) -> None:
+        """Raise unless the disk takes bytes. The file has no name, or loses it at once."""
+        with translated(""), tempfile.TemporaryFile(dir=self.root, buffering=0) as file:
+            file.write(_SAMPLE)
+            os.fsync(file.fileno())
 
     def path(self, key: str) -> Path:
         """Answer where the object of this key lies, which is always below the root.

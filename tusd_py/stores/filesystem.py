@@ -109,8 +109,10 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
         """Remove a half-made file; every try has one of its own."""
         await self._run(self._abort, key, multipart_id)
 
-    async def probe(self) -> None:
+    async def probe(self, *, writing: bool = False) -> None:
         await self._run(self._tree.probe)
+        if writing:
+            await self._run(self._tree.probe_writing)
 
     async def prove(self) -> AsyncGenerator[Proof]:
         for proof in await self._run(lambda: list(prove_directory("store", self._tree.root))):
@@ -264,6 +266,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
             try:
                 found = self._tree.path(key).stat()
             except (FileNotFoundError, NotADirectoryError):
+                self._tree.probe()  # on a disk that is not mounted nothing is missing
                 return None
         return StoredObject(key, found.st_size) if stat.S_ISREG(found.st_mode) else None
 
@@ -282,7 +285,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
                 # The name must not come back with a power cut: nobody would look for it again.
                 sync_path(path.parent)
             except (FileNotFoundError, NotADirectoryError):
-                pass
+                self._tree.probe()  # on a disk that is not mounted nothing is gone
             self._tree.prune(path)
 
 

@@ -41,7 +41,7 @@ from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_domain import CustomDomain
-from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, code_of
+from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPPORTED, code_of
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
@@ -50,6 +50,7 @@ from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 log = structlog.get_logger(__name__)
 
+_PROBE_NAME: Final = ".tusd-py-probe"
 _READ_THREADS: Final = 8
 """They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
 
@@ -128,8 +129,30 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
     async def abort(self, key: str, multipart_id: str) -> None:
         await self._bucket.abort_multipart(self._prefix + key, multipart_id)
 
-    async def probe(self) -> None:
-        await self._bucket.probe()
+    async def probe(self, *, writing: bool = False) -> None:
+        try:
+            await self._bucket.probe()
+        except StorageError as error:
+            if code_of(error) is None:  # no answer at all
+                raise
+            # A HEAD is refused without a reason; a listing needs the same right and says why.
+            await self._bucket.list_any(self._prefix)
+            raise
+        if writing:
+            await self._probe_writing()
+
+    async def _probe_writing(self) -> None:
+        """Begin what never becomes an object: no version and no delete marker stay behind."""
+        key = self._prefix + _PROBE_NAME
+        spec = ObjectSpec(_PROBE_NAME, _PROBE_NAME, 0, None, "application/octet-stream")
+        try:
+            upload = await self._bucket.create_multipart(key, object_parameters(self._config, spec))
+        except StorageError as error:
+            if code_of(error) not in UNSUPPORTED:
+                raise
+            return  # it answered, and knows no multipart uploads
+        with contextlib.suppress(StorageError):
+            await self._bucket.abort_multipart(key, upload.multipart_id)
 
     async def prove(self) -> AsyncGenerator[Proof]:
         with tempfile.TemporaryDirectory(prefix="tusd-py-check-") as directory:

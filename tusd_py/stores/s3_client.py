@@ -17,7 +17,7 @@ from botocore import UNSIGNED
 
 from tusd_py import crc64
 from tusd_py.config.sections import S3ProxiesConfig, S3StoreConfig
-from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
+from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
 from tusd_py.stores.source import RangeBody
@@ -120,7 +120,7 @@ class Bucket:
                 await self._client.head_bucket(Bucket=self._config.bucket)
         except StorageError as error:
             if code_of(error) in NOT_FOUND:  # a HEAD has no body that could name the code
-                raise PermanentStoreError(**error.context | {"code": "NoSuchBucket"}) from error
+                raise StoreBlocked(**error.context | {"code": "NoSuchBucket"}) from error
             raise
 
     async def head(self, key: str) -> Head | None:

@@ -1,6 +1,7 @@
 """What S3 and its driver say when something goes wrong, sorted by whether a retry may help.
 
-Only codes on the list are permanent. Everything unknown is transient: an upload that is tried again
+Only codes on the lists are permanent: those of `BLOCKED` for every upload until somebody corrects the
+cause, the others for the one upload. Everything unknown is transient: an upload that is tried again
 in vain is given up after `transfer.max_retries`, while one that was given up for nothing is lost
 time for somebody.
 """
@@ -18,14 +19,17 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     InvalidConfigError,
+    NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    TokenRetrievalError,
+    UnauthorizedSSOTokenError,
     UnknownSignatureVersionError,
 )
 from botocore.parsers import ResponseParserError
 
-from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
+from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 
 NOT_FOUND: Final = frozenset({"404", "NoSuchKey", "NotFound"})
 NO_SUCH_UPLOAD: Final = "NoSuchUpload"
@@ -52,38 +56,48 @@ UNUSABLE_PARTS: Final = frozenset(
 )
 """Answers to CompleteMultipartUpload after which only a new multipart upload can succeed."""
 
-PERMANENT: Final = UNSUPPORTED | frozenset(
+BLOCKED: Final = frozenset(
     {
         "301",
-        "403",
-        "AccessControlListNotSupported",
-        "AccessDenied",
         "AccountProblem",
         "AllAccessDisabled",
         "AuthorizationHeaderMalformed",
-        "EntityTooLarge",
-        "EntityTooSmall",
-        "Forbidden",
+        "ExpiredToken",
+        "ExpiredTokenException",
         "InvalidAccessKeyId",
         "InvalidBucketName",
-        "InvalidEncryptionAlgorithmError",
-        "InvalidObjectName",
+        "InvalidClientTokenId",
         "InvalidSecurity",
-        "InvalidStorageClass",
-        "InvalidTag",
         "InvalidToken",
         "KMS.DisabledException",
         "KMS.InvalidKeyUsageException",
         "KMS.KMSInvalidStateException",
         "KMS.NotFoundException",
-        "KeyTooLongError",
-        "MetadataTooLarge",
-        "MethodNotAllowed",
         "NoSuchBucket",
         "NotSignedUp",
         "PermanentRedirect",
-        PRECONDITION_FAILED,
         "SignatureDoesNotMatch",
+        "UnrecognizedClientException",
+    }
+)
+"""Nothing that one upload could be to blame for: bucket, account, credentials, encryption key."""
+
+PERMANENT: Final = UNSUPPORTED | frozenset(
+    {
+        "403",
+        "AccessControlListNotSupported",
+        "AccessDenied",
+        "EntityTooLarge",
+        "EntityTooSmall",
+        "Forbidden",
+        "InvalidEncryptionAlgorithmError",
+        "InvalidObjectName",
+        "InvalidStorageClass",
+        "InvalidTag",
+        "KeyTooLongError",
+        "MetadataTooLarge",
+        "MethodNotAllowed",
+        PRECONDITION_FAILED,
         "UnauthorizedAccess",
     }
 )
@@ -104,9 +118,15 @@ def sort_answer(response: Mapping[str, Any], operation: str, *, now: datetime) -
     metadata = response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")
     code = str(error.get("Code") or status)
-    permanent = code in PERMANENT and not (code in {"403", "Forbidden"} and _is_skewed(metadata, now))
-    kind = PermanentStoreError if permanent else TransientStoreError
+    kind = _kind_of(code, skewed=_is_skewed(metadata, now))
     return kind(operation=operation, code=code, status=status, reason=error.get("Message"))
+
+
+def _kind_of(code: str, *, skewed: bool) -> type[StorageError]:
+    if code in BLOCKED:
+        return StoreBlocked
+    permanent = code in PERMANENT and not (code in {"403", "Forbidden"} and skewed)
+    return PermanentStoreError if permanent else TransientStoreError
 
 
 def _is_skewed(metadata: Mapping[str, Any], now: datetime) -> bool:
@@ -129,10 +149,11 @@ def translated(operation: str, **context: Any) -> Iterator[None]:
         ours = sort_answer(error.response, operation, now=datetime.now(UTC))
         ours.context.update(context)
         raise ours from error
+    except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError, UnauthorizedSSOTokenError) as error:
+        raise StoreBlocked(operation=operation, code=type(error).__name__, reason=str(error), **context) from error
     except (
         InvalidConfigError,
         ParamValidationError,
-        PartialCredentialsError,
         ProfileNotFound,
         UnknownSignatureVersionError,
     ) as error:

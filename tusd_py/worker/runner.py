@@ -19,12 +19,20 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import DatabaseUnavailable, StorageError, TransferCancelled, TusdError
+from tusd_py.errors import (
+    DatabaseUnavailable,
+    PermanentStoreError,
+    StorageError,
+    TransferCancelled,
+    TransientStoreError,
+    TusdError,
+)
 from tusd_py.ports import LARGE_BYTES
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
     from tusd_py.ports import Job, JobQueue
+    from tusd_py.worker.outages import OutageDetector
     from tusd_py.worker.transfer import Transfers
 
 log = structlog.get_logger(__name__)
@@ -100,9 +108,17 @@ Perform = Callable[[Work], Awaitable[None]]
 class Runner:
     """Runs the jobs of one worker process until it is told to stop."""
 
-    def __init__(self, jobs: JobQueue, transfers: Transfers, settings: WorkerSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        jobs: JobQueue,
+        transfers: Transfers,
+        outages: OutageDetector,
+        settings: WorkerSettings,
+        metrics: Metrics,
+    ) -> None:
         self._jobs = jobs
         self._transfers = transfers
+        self._outages = outages
         self._settings = settings
         self._metrics = metrics
         self._wake = asyncio.Event()
@@ -132,7 +148,9 @@ class Runner:
         """Work until `stop`. Raises what kills a helper."""
         async with asyncio.TaskGroup() as group:
             heartbeat = group.create_task(self._heartbeat(), name="worker-heartbeat")
+            outages = group.create_task(self._follow_outages(), name="worker-outages")
             await self._loop(group)
+            outages.cancel()
             await self._finish()
             heartbeat.cancel()
 
@@ -152,6 +170,11 @@ class Runner:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(wait):
                         await self._wake.wait()
+
+    async def _follow_outages(self) -> None:
+        while True:
+            await self._outages.wait_for_return()
+            self._wake.set()
 
     async def _claim(self, group: asyncio.TaskGroup) -> float:
         """Claim what there is room for and answer how long to wait before the next look.
@@ -213,8 +236,9 @@ class Runner:
             if not work.told_to_stop:
                 raise
         except Exception as error:  # noqa: BLE001 -- the worker outlives every job; `_settle` logs it
+            failed_at = asyncio.get_running_loop().time()
             for job in work.jobs:
-                await self._settle(job, error)
+                await self._settle(job, error, failed_at)
         finally:
             work.timer.cancel()
             self._works.discard(work)
@@ -237,15 +261,15 @@ class Runner:
 
     async def _batch(self, work: Work) -> None:
         results = await self._transfers.transfer_batch(work.jobs)
+        ended_at = asyncio.get_running_loop().time()
         work.leased = False
-        done = []
-        for job, result in zip(work.jobs, results, strict=True):
-            if isinstance(result, StorageError):
-                await self._settle(job, result)
-            else:
-                done.append((job, result))
+        outcomes = list(zip(work.jobs, results, strict=True))
+        done = [(job, result) for job, result in outcomes if not isinstance(result, StorageError)]
         if done:
             await self._transfers.record_stored(done)
+        for job, result in outcomes:
+            if isinstance(result, StorageError):
+                await self._settle(job, result, ended_at)
 
     async def _removal(self, work: Work) -> None:
         (job,) = work.jobs
@@ -255,7 +279,7 @@ class Runner:
 
     # --- outcomes ----------------------------------------------------------------------------------
 
-    async def _settle(self, job: Job, error: Exception) -> None:
+    async def _settle(self, job: Job, error: Exception, failed_at: float) -> None:
         """Decide what an error means for the job: again later, never again, or not ours any more."""
         try:
             if isinstance(error, TransferCancelled):
@@ -265,7 +289,7 @@ class Runner:
                 # Not the store's fault, so it uses up no retry.
                 log.warning("job_interrupted", job=job.id, upload_id=str(job.upload.id), reason=str(error))
                 await self._jobs.release([job])
-            elif not await self._record_failure(job, error):
+            elif not await self._record_failure(job, error, failed_at):
                 # Somebody else's by now, which makes this a no-op, or cancelled: whoever waits for our
                 # end need not wait any longer.
                 await self._transfers.discard(job)
@@ -273,7 +297,10 @@ class Runner:
             # The lease ends by itself, and the job is claimed again.
             log.warning("job_outcome_not_recorded", job=job.id, reason=str(away))
 
-    async def _record_failure(self, job: Job, error: Exception) -> bool:
+    async def _record_failure(self, job: Job, error: Exception, failed_at: float) -> bool:
+        of_store = TransientStoreError | PermanentStoreError
+        if isinstance(error, of_store) and await self._outages.explains(job, failed_at=failed_at):
+            return await self._postpone(job, error)
         if not isinstance(error, TusdError):
             log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
         code = error.code if isinstance(error, TusdError) else TusdError.code
@@ -284,6 +311,16 @@ class Runner:
         if job.kind == "transfer" and (permanent or exhausted):
             return await self._give_up(job, error, code)
         return await self._try_again(job, error, code)
+
+    async def _postpone(self, job: Job, error: StorageError) -> bool:
+        """Put the job back without a failure: it goes on with all others when the store is back."""
+        ours = await self._jobs.postpone(job, error, code=error.code)
+        if ours:
+            if job.kind == "transfer":
+                self._metrics.transfers.labels("postponed").inc()
+            upload_id = str(job.upload.id)
+            log.info("job_postponed", kind=job.kind, upload_id=upload_id, attempt=job.attempt, reason=str(error))
+        return ours
 
     async def _give_up(self, job: Job, error: Exception, code: str) -> bool:
         ours = await self._jobs.fail(job, error, code=code)
