@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
 import os
 import time
 from pathlib import Path
@@ -12,25 +11,13 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.acceptance.test_operations import create, get, tusd_py
+from tests.support.files import location_of
 from tests.support.s3_servers import ministack_s3
 from tests.support.server import StartServer
 
 pytestmark = pytest.mark.acceptance
 
 LIMIT = 256 * 2**10
-
-
-def location_of(url: str) -> str:
-    """Where a redirect leads."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
-    connection.request("GET", parts.path)
-    answer = connection.getresponse()
-    connection.close()
-    assert answer.status == 302
-    location = answer.getheader("Location")
-    assert location is not None
-    return location
 
 
 def test_what_the_file_says_reaches_the_store_and_the_browser(start_server: StartServer, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from tusd_py.errors import (
     TransferCancelled,
     TransientStoreError,
 )
-from tusd_py.ports import LocalObjects, ObjectSpec, Presigner, Segment
+from tusd_py.ports import DownloadHeaders, LocalObjects, ObjectSpec, Presigner, Segment
 from tusd_py.stores.s3_client import Bucket
 from tusd_py.stores.source import RangeBody
 
@@ -1033,6 +1033,19 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
         assert s3.unfinished() == []
 
 
+@pytest.mark.parametrize("size", [3, PART + 3])
+async def test_an_object_says_how_its_bytes_are_coded(
+    s3: S3Destination, open_store: OpenStore, stage: Stage, size: int
+) -> None:
+    data = b"x" * size
+    spec = spec_of(data, content_encoding="gzip", content_language="de, en")
+
+    await (await open_store(s3)).put(spec, stage(data), MemoryLedger())
+
+    told = s3.head(KEY)
+    assert (told.get("ContentEncoding"), told.get("ContentLanguage")) == ("gzip", "de, en")
+
+
 # --- handing out -----------------------------------------------------------------------------------
 
 
@@ -1044,9 +1057,10 @@ async def presigned(
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
     url: str = await store.presign(
         KEY,
+        DownloadHeaders(
+            "text/plain; charset=utf-8", "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt", "gzip", "de, en"
+        ),
         method=method,
-        content_type="text/plain; charset=utf-8",
-        content_disposition="attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt",
         expires_seconds=seconds,
     )
     return url
@@ -1062,6 +1076,7 @@ async def test_a_link_serves_the_object_with_its_headers(
     assert (status, body) == (200, b"abc")
     assert headers["content-type"] == "text/plain; charset=utf-8"
     assert headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
+    assert (headers["content-encoding"], headers["content-language"]) == ("gzip", "de, en")
     assert "X-Amz-Signature" in url
     assert "X-Amz-Expires=60" in url
 
@@ -1111,7 +1126,7 @@ async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenS
 async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:
     store = await open_store(s3, public_endpoint_url="https://files.example.com")
 
-    url = await store.presign(KEY, content_type="a/b", content_disposition="inline", expires_seconds=5)
+    url = await store.presign(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)
 
     assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
 

@@ -21,6 +21,7 @@ from tests.contract.test_object_store import KEY, TWO_PARTS, Content, OpenStore,
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.s3_proxy import S3Proxy, s3_proxy
 from tusd_py.errors import TransientStoreError
+from tusd_py.ports import DownloadHeaders
 from tusd_py.stores.s3 import S3Store
 
 SIZES = pytest.mark.parametrize("length", [1000, TWO_PARTS], ids=["at once", "in parts"])
@@ -386,7 +387,7 @@ async def test_a_link_without_a_signature_opens_a_public_object_and_protects_the
     store = await open_store(moto, querystring_auth=False, acl="public-read")
     await put(store, stage, b"<script>", content_type="text/html", filename="ä.html")
 
-    url = await store.presign(KEY, content_type="text/html", content_disposition="inline", expires_seconds=60)
+    url = await store.presign(KEY, DownloadHeaders("text/html", "inline"), expires_seconds=60)
     status, headers, body = fetch(url)
 
     assert "?" not in url

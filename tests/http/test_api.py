@@ -26,6 +26,7 @@ async def test_an_upload_is_shown_as_it_stands(served):
 
     assert shown | {"id": 0, "created_at": 0, "updated_at": 0, "expires_at": 0} == {
         "id": 0, "state": "uploading", "length": 5, "offset": 2, "filename": "a.txt", "content_type": None,
+        "content_encoding": None, "content_language": None,
         "profile": "default", "trigger": "complete", "location": "local", "download_url": None, "created_at": 0,
         "updated_at": 0, "completed_at": None, "committed_at": None, "stored_at": None, "expires_at": 0, "sha256": None,
         "md5": None, "error": None, "transfer_id": None, "attempts": 0, "bytes_transferred": 0, "last_error": None,

@@ -9,7 +9,7 @@ import pytest
 
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
-from tusd_py.ports import ObjectStore, Presigner
+from tusd_py.ports import DownloadHeaders, ObjectStore, Presigner
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DATA = b"0123456789"
@@ -205,8 +205,8 @@ async def test_other_methods_are_not_allowed_on_the_link(served):
 class RemoteStore(ObjectStore, Presigner):
     name = "remote"
 
-    async def presign(self, key, *, method, content_type, content_disposition, expires_seconds):
-        self.asked = (method, key, content_type, content_disposition, expires_seconds)
+    async def presign(self, key, headers, *, method, expires_seconds):
+        self.asked = (method, key, headers, expires_seconds)
         return f"https://bucket.example/{key}?signed"
 
 
@@ -217,12 +217,13 @@ async def test_a_remote_store_is_redirected_to(served):
     )
     served.web.store = RemoteStore()
     key = (await served.upload(path)).object_key
+    headers = DownloadHeaders("text/html", 'attachment; filename="a.html"')
 
     for method, target in (("GET", path), ("GET", link), ("HEAD", link)):
         response = await served.request(method, target)
         assert (response.status, response.headers["location"]) == (302, f"https://bucket.example/{key}?signed")
         assert "no-store" in response.headers["cache-control"]
-        assert served.web.store.asked == (method, key, "text/html", 'attachment; filename="a.html"', 300)
+        assert served.web.store.asked == (method, key, headers, 300)
 
 
 async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):

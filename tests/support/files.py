@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import random
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 BLOCK_BYTES = 2**20
 SEED_VARIABLE = "TUSD_TEST_SEED"
@@ -58,6 +60,19 @@ class Downloaded:
     headers: dict[str, str]
     length: int
     sha256: str
+
+
+def location_of(url: str, method: str = "GET") -> str:
+    """Return where a redirect leads."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection.request(method, parts.path)
+    answer = connection.getresponse()
+    connection.close()
+    assert answer.status == 302
+    location = answer.getheader("Location")
+    assert location is not None
+    return location
 
 
 def download(url: str) -> Downloaded:

@@ -17,10 +17,11 @@ from cryptography.hazmat.primitives.serialization import BestAvailableEncryption
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import ConfigError
+from tusd_py.ports import DownloadHeaders
 from tusd_py.stores.s3 import S3Store
 
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-ANSWER = {"content_type": "text/plain", "content_disposition": "attachment; filename*=UTF-8''%C3%BC.txt"}
+ANSWER = DownloadHeaders("text/plain", "attachment; filename*=UTF-8''%C3%BC.txt", "gzip", "de")
 
 
 def pem(key: Any, encryption: Any = None) -> bytes:
@@ -57,19 +58,20 @@ async def test_a_link_passes_cloudfront_until_it_expires(key_file: Path) -> None
     signed = store(cloudfront_key_file=key_file, cloudfront_key_id="K1")
     before = time.time()
 
-    url = await signed.presign("2026/a b/ü", **ANSWER, expires_seconds=300)
+    url = await signed.presign("2026/a b/ü", ANSWER, expires_seconds=300)
 
     assert before + 299 <= verify(url, key=KEY.public_key()) <= time.time() + 301
     parts = urlsplit(url)
     assert (parts.scheme, parts.netloc, parts.path) == ("https", "cdn.example.com", "/up/2026/a%20b/%C3%BC")
     query = parse_qs(parts.query)
-    assert query["response-content-type"] == [ANSWER["content_type"]]
-    assert query["response-content-disposition"] == [ANSWER["content_disposition"]]
+    assert query["response-content-type"] == [ANSWER.content_type]
+    assert query["response-content-disposition"] == [ANSWER.content_disposition]
+    assert (query["response-content-encoding"], query["response-content-language"]) == (["gzip"], ["de"])
 
 
 @pytest.mark.parametrize(("old", "new"), [("a%20b", "a%20c"), ("Expires=", "Expires=9"), ("text", "html")])
 async def test_a_link_that_was_changed_does_not_pass(key_file: Path, old: str, new: str) -> None:
-    url = await store(cloudfront_key_file=key_file, cloudfront_key_id="K1").presign("a b", **ANSWER, expires_seconds=1)
+    url = await store(cloudfront_key_file=key_file, cloudfront_key_id="K1").presign("a b", ANSWER, expires_seconds=1)
 
     with pytest.raises(InvalidSignature):
         verify(url.replace(old, new, 1), key=KEY.public_key())
@@ -79,7 +81,7 @@ async def test_a_link_that_was_changed_does_not_pass(key_file: Path, old: str, n
 async def test_a_link_of_a_public_store_is_the_bare_address(protocol: str) -> None:
     bare = store(querystring_auth=False, url_protocol=protocol)
 
-    assert await bare.presign("a b", **ANSWER, expires_seconds=1) == f"{protocol}://cdn.example.com/up/a%20b"
+    assert await bare.presign("a b", ANSWER, expires_seconds=1) == f"{protocol}://cdn.example.com/up/a%20b"
 
 
 @pytest.mark.parametrize(

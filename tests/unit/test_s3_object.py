@@ -61,6 +61,15 @@ def test_a_client_cannot_replace_our_own_entries() -> None:
     assert sent == {"tusd-upload-id": "id-1", "tusd-filename": "name", "purpose": "z%20z"}
 
 
+def test_what_the_client_says_of_the_coding_of_its_bytes_goes_before_every_setting() -> None:
+    configured = S3StoreConfig(bucket="b", object_parameters={"content_language": "fr"})
+
+    said = object_parameters(configured, replace(spec(), content_encoding="gzip", content_language="de"))
+
+    assert (said["ContentEncoding"], said["ContentLanguage"]) == ("gzip", "de")
+    assert object_parameters(configured, spec())["ContentLanguage"] == "fr"
+
+
 def test_parameters_are_left_out_unless_they_are_set() -> None:
     assert object_parameters(AWS, spec()) == {
         "ContentType": "text/plain",

@@ -11,7 +11,6 @@ import http
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import aiofiles
@@ -20,7 +19,7 @@ from aiohttp import ETag, web
 from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, StoredObjectMissing
 from tusd_py.http.disposition import content_disposition, safe_content_type
 from tusd_py.http.keys import CLOSE, UPLOAD_ID, WEB, Web
-from tusd_py.ports import LocalObjects, Presigner, Segment
+from tusd_py.ports import DownloadHeaders, LocalObjects, Presigner, Segment
 from tusd_py.services.uploads import Staged, Stored
 
 if TYPE_CHECKING:
@@ -36,24 +35,6 @@ _SINGLE_RANGE: Final = re.compile(
 _PLAIN_RANGE: Final = re.compile(r"bytes=(?:[0-9]{1,19}-[0-9]{0,19}|-[1-9][0-9]{0,18})")
 SANDBOX: Final = "sandbox; default-src 'none'"
 """Should a browser show a served file after all, it may run and load nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """How one download presents itself."""
-
-    content_type: str
-    disposition: str
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of a response with the bytes themselves."""
-        return {
-            "Content-Type": self.content_type,
-            "Content-Disposition": self.disposition,
-            "Content-Security-Policy": SANDBOX,
-            "Cache-Control": "private, no-cache",
-        }
 
 
 async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
@@ -82,14 +63,26 @@ async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
     return await _serve_stored(request, context, located, served)
 
 
-def _present(context: Web, upload: Upload) -> Served:
+def _present(context: Web, upload: Upload) -> DownloadHeaders:
     content_type, inline = safe_content_type(
         upload.content_type, upload.filename, context.config.downloads.inline_types
     )
-    return Served(content_type, content_disposition(upload.filename, inline=inline))
+    return DownloadHeaders(
+        content_type,
+        content_disposition(upload.filename, inline=inline),
+        upload.content_encoding,
+        upload.content_language,
+    )
 
 
-async def _serve_stored(request: web.Request, context: Web, stored: Stored, served: Served) -> web.StreamResponse:
+def _headers(served: DownloadHeaders) -> dict[str, str]:
+    """Return the headers of a response with the bytes themselves."""
+    return served.named() | {"Content-Security-Policy": SANDBOX, "Cache-Control": "private, no-cache"}
+
+
+async def _serve_stored(
+    request: web.Request, context: Web, stored: Stored, served: DownloadHeaders
+) -> web.StreamResponse:
     store, key = context.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
         path = store.local_path(key)
@@ -100,14 +93,13 @@ async def _serve_stored(request: web.Request, context: Web, stored: Stored, serv
         context.metrics.downloads.labels("store").inc()
         tag = ETag(f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
         if _file_response_understands(request, tag):
-            return web.FileResponse(path, headers=served.headers)
+            return web.FileResponse(path, headers=_headers(served))
         return await _serve_segments(request, tag, [Segment(path, stored.upload.offset)], served)
     assert isinstance(store, Presigner)  # the composition root admits no other store
     url = await store.presign(
         key,
+        served,
         method=request.method,
-        content_type=served.content_type,
-        content_disposition=served.disposition,
         expires_seconds=int(context.config.downloads.url_expiry),
     )
     context.metrics.downloads.labels("redirect").inc()
@@ -140,7 +132,7 @@ def _range_field(request: web.Request) -> str:
 
 
 async def _serve_segments(
-    request: web.Request, tag: ETag, segments: Sequence[Segment], served: Served
+    request: web.Request, tag: ETag, segments: Sequence[Segment], served: DownloadHeaders
 ) -> web.StreamResponse:
     length = sum(segment.length for segment in segments)
     if request.if_none_match and any(seen.value in {"*", tag.value} for seen in request.if_none_match):
@@ -148,7 +140,7 @@ async def _serve_segments(
     start, stop, partial = _range(request, length, tag)
     response = web.StreamResponse(
         status=http.HTTPStatus.PARTIAL_CONTENT if partial else http.HTTPStatus.OK,
-        headers=served.headers | {"Accept-Ranges": "bytes"},
+        headers=_headers(served) | {"Accept-Ranges": "bytes"},
     )
     response.etag = tag
     response.content_length = stop - start

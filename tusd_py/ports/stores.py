@@ -38,6 +38,8 @@ class ObjectSpec:
     """What the upload's profile says of its object, by the names of S3: it goes before the store's own."""
     digests: frozenset[str] = frozenset()
     """What to compute on the way, of `sha256` and `md5`."""
+    content_encoding: str | None = None
+    content_language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,12 +148,32 @@ class ObjectStore(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class DownloadHeaders:
+    """What a download says of its bytes, wherever it is served from."""
+
+    content_type: str
+    content_disposition: str
+    content_encoding: str | None = None
+    content_language: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return the headers by their names; what is not known is left out."""
+        headers = {
+            "Content-Type": self.content_type,
+            "Content-Disposition": self.content_disposition,
+            "Content-Encoding": self.content_encoding,
+            "Content-Language": self.content_language,
+        }
+        return {name: value for name, value in headers.items() if value is not None}
+
+
 @runtime_checkable
 class Presigner(Protocol):
     """A store whose objects a client fetches by itself through a short-lived URL."""
 
     async def presign(
-        self, key: str, *, method: str = "GET", content_type: str, content_disposition: str, expires_seconds: int
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
     ) -> str:
         """Return a URL that serves the object with these headers until it expires.
 

@@ -38,6 +38,8 @@ class NewUpload:
     metadata: str | None = None
     filename: str | None = None
     content_type: str | None = None
+    content_encoding: str | None = None
+    content_language: str | None = None
     concat: Concat | None = None
     concat_header: str | None = None
     whole_checksum: AllOf | None = None

@@ -17,6 +17,10 @@ class Create:
     """Bytes in all; None where the client does not know yet, or for a final upload."""
     metadata: str | None = None
     pairs: dict[str, bytes] = field(default_factory=dict)
+    content_encoding: str | None = None
+    """How the bytes of the upload are coded, as a list of content codings."""
+    content_language: str | None = None
+    """In which languages they are, as a list of language tags."""
     concat: Concat | None = None
     concat_header: str | None = None
     parts: tuple[str, ...] = ()

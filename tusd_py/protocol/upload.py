@@ -170,6 +170,8 @@ class Upload:
     profile: str = DEFAULT_PROFILE
     trigger: Trigger = Trigger.COMPLETE
     committed_at: datetime | None = None
+    content_encoding: str | None = None
+    content_language: str | None = None
 
     @property
     def complete(self) -> bool:

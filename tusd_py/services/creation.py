@@ -114,6 +114,8 @@ class Creator:
             metadata=command.metadata,
             filename=text_value(command.pairs, "filename", "name"),
             content_type=text_value(command.pairs, "filetype", "type", "content_type"),
+            content_encoding=command.content_encoding,
+            content_language=command.content_language,
             concat=command.concat,
             concat_header=command.concat_header,
             whole_checksum=command.whole_checksum,

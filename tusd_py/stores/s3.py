@@ -23,6 +23,7 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
     AheadStore,
+    DownloadHeaders,
     ListableStore,
     ListedObject,
     ObjectSpec,
@@ -162,20 +163,12 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
                     yield proof
 
     async def presign(
-        self, key: str, *, method: str = "GET", content_type: str, content_disposition: str, expires_seconds: int
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
     ) -> str:
         if self._domain is not None:
-            return self._domain.link(
-                self._prefix + key,
-                content_type=content_type,
-                content_disposition=content_disposition,
-                expires_seconds=expires_seconds,
-            )
-        # Always both: some stores forget the type of an object, and none knows the disposition.
-        parameters = {
-            "ResponseContentType": content_type,
-            "ResponseContentDisposition": content_disposition,
-        }
+            return self._domain.link(self._prefix + key, headers, expires_seconds=expires_seconds)
+        # All of them: some stores forget the type of an object, and none knows the disposition.
+        parameters = {f"Response{name.replace('-', '')}": value for name, value in headers.named().items()}
         return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:

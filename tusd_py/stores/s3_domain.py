@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import ConfigError
+from tusd_py.ports import DownloadHeaders
 
 _KEY: Final = "storage.s3.cloudfront_key_file"
 
@@ -38,13 +39,13 @@ class CustomDomain:
                 lambda message: key.sign(message, PKCS1v15(), hashes.SHA1()),  # noqa: S303
             )
 
-    def link(self, key: str, *, content_type: str, content_disposition: str, expires_seconds: int) -> str:
+    def link(self, key: str, headers: DownloadHeaders, *, expires_seconds: int) -> str:
         """Answer the URL of an object. Takes about 1 ms if it is signed, and sends nothing."""
         url = self._base + quote(key, safe="/~")
         if self._signer is None:
             return url
         # They reach S3 where the distribution forwards query strings, and are signed in any case.
-        answers = {"response-content-type": content_type, "response-content-disposition": content_disposition}
+        answers = {f"response-{name.lower()}": value for name, value in headers.named().items()}
         expires = datetime.now(UTC) + timedelta(seconds=expires_seconds)
         signed: str = self._signer.generate_presigned_url(
             f"{url}?{urlencode(answers, quote_via=quote)}", date_less_than=expires

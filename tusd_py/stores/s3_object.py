@@ -31,6 +31,9 @@ def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]
     """
     named = {"ContentType": spec.content_type, **config.named(), **spec.parameters}
     tables = {name: config.named().get(name, {}) | spec.parameters.get(name, {}) for name in _TABLES}
+    # Facts about these very bytes: no setting for all objects knows better.
+    coding = {"ContentEncoding": spec.content_encoding, "ContentLanguage": spec.content_language}
+    named |= {name: value for name, value in coding.items() if value is not None}
     named["Metadata"] = object_metadata(spec, tables["Metadata"])
     named["Tagging"] = urlencode(tables["Tagging"], quote_via=quote)
     if not config.querystring_auth:

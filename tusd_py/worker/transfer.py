@@ -207,6 +207,8 @@ class Transfers:
             length=upload.offset if upload.length is None else upload.length,
             crc64nvme=upload.crc64nvme if upload.complete else None,
             content_type=upload.content_type or DEFAULT_TYPE,
+            content_encoding=upload.content_encoding,
+            content_language=upload.content_language,
             filename=upload.filename,
             parameters=self._object_parameters.get(upload.profile, {}),
             digests=self._digests,

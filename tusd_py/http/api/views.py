@@ -24,6 +24,8 @@ def upload_view(upload: Upload, *, prefix: str = "", downloads: bool = True) -> 
         "offset": upload.offset,
         "filename": upload.filename,
         "content_type": upload.content_type,
+        "content_encoding": upload.content_encoding,
+        "content_language": upload.content_language,
         "profile": upload.profile,
         "trigger": upload.trigger.value,
         "location": "remote" if upload.remote_present else "local" if upload.local_present else None,

@@ -31,6 +31,9 @@ _FILENAME: Final = re.compile(
     r"""|;\s*filename\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^;\s"]+))""",
     re.IGNORECASE,
 )
+_CODING: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_LANGUAGE: Final = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
+_MAX_LIST_LENGTH: Final = 100
 
 
 def parse_create(headers: Headers, features: Features, version: Version) -> Create:
@@ -56,6 +59,8 @@ def parse_create(headers: Headers, features: Features, version: Version) -> Crea
         completes=_decides(completes, version),
         max_body_bytes=features.max_append_size,
         metadata=metadata,
+        content_encoding=_content_encoding(headers),
+        content_language=_content_language(headers),
         pairs=_representation(headers) | parse_metadata(metadata, max_bytes=features.max_metadata),
         has_body=body_length != 0,
         content_length=body_length,
@@ -136,6 +141,32 @@ def _representation(headers: Headers) -> dict[str, bytes]:
     if name := _filename(headers.get(fields.CONTENT_DISPOSITION, "")):
         pairs["filename"] = name.encode("utf-8", "replace")
     return pairs
+
+
+def _content_encoding(headers: Headers) -> str | None:
+    """Return the content codings of the bytes, which are stored as they came.
+
+    Raises:
+        ProtocolError: no list of them. To store the bytes without it would make them unreadable.
+    """
+    codings = [coding for coding in _listed(headers, fields.CONTENT_ENCODING) if coding.lower() != "identity"]
+    text = ", ".join(codings)
+    if len(text) > _MAX_LIST_LENGTH or not all(_CODING.fullmatch(coding) for coding in codings):
+        raise ProtocolError("Content-Encoding is not a list of content codings, or too long.")
+    return text or None
+
+
+def _content_language(headers: Headers) -> str | None:
+    """Return the languages of the bytes; what cannot be read is as good as absent."""
+    tags = _listed(headers, fields.CONTENT_LANGUAGE)
+    text = ", ".join(tags)
+    well_formed = len(text) <= _MAX_LIST_LENGTH and all(_LANGUAGE.fullmatch(tag) for tag in tags)
+    return text or None if well_formed else None
+
+
+def _listed(headers: Headers, name: str) -> list[str]:
+    members = [member.strip() for line in headers.getall(name, []) for member in line.split(",")]
+    return [member for member in members if member]
 
 
 def _filename(disposition: str) -> str | None:
