@@ -45,6 +45,12 @@ class Metrics:
         self.bodies_open = Gauge(
             "tusd_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
         )
+        self.accept_failures = Counter(
+            "tusd_accept_failures", "Times that no connection could be accepted.", registry=self.registry
+        )
+        self.header_timeouts = Counter(
+            "tusd_header_timeouts", "Connections closed over headers that did not arrive.", registry=self.registry
+        )
         self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
         self.transfers = Counter(
             "tusd_transfers", "Attempts to move an upload to the store that have ended.", ["outcome"],

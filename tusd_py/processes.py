@@ -33,6 +33,7 @@ from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
 from tusd_py.errors import DatabaseUnavailable, StagingFull
 from tusd_py.http.application import build_application
+from tusd_py.http.connection import ConnectionRunner
 from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
@@ -105,7 +106,7 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         # Nobody has to show who they are here; on loopback a page could only come by a name of its own.
         hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
         application = build_operations(checks, lambda: _collect(config, database), hosts)
-        runner = web.AppRunner(application, handle_signals=False, access_log=None)
+        runner = ConnectionRunner(application, config, Metrics(), handle_signals=False, access_log=None)
         await runner.setup()
         await web.SockSite(runner, listening).start()
         ready()

@@ -10,9 +10,10 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from tusd_py.http import api, page
+from tusd_py.http.connection import Connection, ConnectionRunner
 from tusd_py.http.keys import WEB, Web
 from tusd_py.http.middleware import observe, shared_headers
-from tusd_py.http.trailers import TrailerRunner
+from tusd_py.http.trailers import TrailerConnection
 from tusd_py.http.uploads import creation_url, unknown_url, upload_url
 
 if TYPE_CHECKING:
@@ -28,14 +29,17 @@ LINGERING_SECONDS: Final = 2.0
 
 
 class ServerLog(logging.LoggerAdapter[logging.Logger]):
-    """aiohttp's log, without a traceback for every client that does not speak HTTP."""
+    """aiohttp's log, without a traceback for every client that does not speak HTTP.
 
-    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+    For a host's runner: connections of ours say this by themselves.
+    """
+
+    def log(self, level: int, msg: object, *args: object, exc_info: Any = None, **kwargs: Any) -> None:
         if isinstance(exc_info, HttpProcessingError):
             # Not its message: it quotes the request, in which a token may stand.
             log.info("malformed_request", reason=type(exc_info).__name__)
         else:
-            super().exception(msg, *args, exc_info=exc_info, **kwargs)
+            super().log(level, msg, *args, exc_info=exc_info, **kwargs)
 
 
 def build_application(context: Web) -> web.Application:
@@ -90,10 +94,10 @@ async def defer_continue(_: web.Request) -> None:
     """
 
 
-def make_runner(app: web.Application, config: Config) -> web.AppRunner:
-    """Build what serves the application: aiohttp's own runner, unless trailers are wanted."""
-    runner = TrailerRunner if config.tus.checksum_trailer else web.AppRunner
-    return runner(app, **runner_options(config))
+def make_runner(app: web.Application, config: Config) -> ConnectionRunner:
+    """Build what serves the application."""
+    kind = TrailerConnection if config.tus.checksum_trailer else Connection
+    return ConnectionRunner(app, config, app[WEB].metrics, kind=kind, **runner_options(config))
 
 
 def runner_options(config: Config) -> dict[str, Any]:

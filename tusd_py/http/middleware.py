@@ -21,6 +21,7 @@ from tusd_py.errors import (
     TusdError,
     UploadNotFound,
 )
+from tusd_py.http.connection import SERVER_NAME
 from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
@@ -178,7 +179,7 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
     if response.status < http.HTTPStatus.BAD_REQUEST and (description := request.get(DESCRIPTION)) is not None:
         headers.update(description)
     headers["X-Content-Type-Options"] = "nosniff"
-    headers["Server"] = "tusd_py"
+    headers["Server"] = SERVER_NAME
     if fields.CACHE_CONTROL not in headers:
         headers[fields.CACHE_CONTROL] = "no-store"
     if (request_id := request.get(REQUEST_ID)) is not None:

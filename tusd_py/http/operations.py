@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tusd_py.errors import HostNotAllowed, TusdError
+from tusd_py.http.connection import SERVER_NAME
 from tusd_py.http.hosts import HostPolicy
 from tusd_py.http.replies import json_response
 
@@ -50,7 +51,11 @@ def build_operations(
             raise web.HTTPMisdirectedRequest(text=f"{HostNotAllowed()}\n")
         return await handler(request)
 
+    async def name_server(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = SERVER_NAME
+
     app = web.Application(middlewares=[check_host])
+    app.on_response_prepare.append(name_server)
     app.router.add_get("/healthz", health)
     app.router.add_get("/readyz", readiness)
     app.router.add_get("/metrics", metrics)

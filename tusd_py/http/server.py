@@ -14,13 +14,13 @@ from aiohttp import web
 from tusd_py.errors import ServerDraining
 from tusd_py.http.application import make_runner
 from tusd_py.http.keys import WEB
+from tusd_py.http.listener import Listener
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
 
 log = structlog.get_logger(__name__)
 
-BACKLOG: Final = 1024
 DRAIN_POLL_SECONDS: Final = 0.02
 
 
@@ -31,15 +31,20 @@ class HttpServer:
         self._app = app
         self._config = config
         self._runner = make_runner(app, config)
-        self._sites: list[web.SockSite] = []
+        self._listeners: list[Listener] = []
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept connections."""
         await self._runner.setup()
         for listening in sockets:
-            site = web.SockSite(self._runner, listening, backlog=BACKLOG)
-            await site.start()
-            self._sites.append(site)
+            listener = Listener(
+                listening,
+                self._runner.connection_server,
+                self._app[WEB].metrics,
+                max_connections=self._config.limits.max_connections,
+            )
+            listener.start()
+            self._listeners.append(listener)
 
     async def drain(self) -> None:
         """Stop accepting, end the bodies, keep their bytes, answer, then close.
@@ -49,8 +54,8 @@ class HttpServer:
         """
         context = self._app[WEB]
         context.draining = True
-        for site in self._sites:
-            await site.stop()
+        for listener in self._listeners:
+            listener.stop()
         deadline = time.monotonic() + self._config.server.shutdown_timeout
         log.info("draining", bodies=len(context.bodies))
         for body in list(context.bodies):

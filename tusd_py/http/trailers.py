@@ -1,8 +1,7 @@
 """Request trailers, which aiohttp's parsers read and throw away.
 
 The connection remembers the last raw bytes it received, and once a chunked body has ended its
-trailers are read out of them. This leans on aiohttp's inside (how a runner builds its server, and a
-server its connections), so it is in use only where `tus.checksum_trailer` is on. A request that is
+trailers are read out of them. It is in use only where `tus.checksum_trailer` is on. A request that is
 pipelined behind the body hides the trailers: they count as not received, which refuses the body.
 
 No trailer reaches the next request of a connection: after a chunked one the connection is closed.
@@ -16,6 +15,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from tusd_py.http.connection import Connection
+
 TAIL_BYTES: Final = 16 * 1024
 """More than this is not looked at; trailers are a line or two."""
 
@@ -26,7 +27,7 @@ _LAST_CHUNK: Final = re.compile(
 chunk would have to stand among the fake one's fields, and a chunk size is no field."""
 
 
-class TrailerProtocol(web.RequestHandler):
+class TrailerConnection(Connection):
     """A connection that remembers the last bytes it received."""
 
     __slots__ = ("_tail",)
@@ -55,34 +56,12 @@ def _parse(lines: bytes) -> dict[str, str]:
     return found
 
 
-class _TrailerServer(web.Server):
-    """Builds such connections."""
-
-    def __call__(self) -> web.RequestHandler:
-        return TrailerProtocol(self, loop=self._loop, **self._kwargs)
-
-
-class TrailerRunner(web.AppRunner):
-    """Runs an application on such a server."""
-
-    __slots__ = ()
-
-    async def _make_server(self) -> web.Server:
-        plain = await super()._make_server()
-        return _TrailerServer(
-            plain.request_handler,
-            request_factory=plain.request_factory,
-            handler_cancellation=plain.handler_cancellation,
-            **plain._kwargs,  # noqa: SLF001
-        )
-
-
 def keeps_trailers(request: web.Request) -> bool:
     """Tell whether the server that runs the application remembers trailers; a host's own does not."""
-    return isinstance(request.protocol, TrailerProtocol)
+    return isinstance(request.protocol, TrailerConnection)
 
 
 def received_trailers(request: web.Request) -> Mapping[str, str]:
     """Answer the trailers of a request whose body has ended; none on a server that does not keep them."""
     protocol = request.protocol
-    return protocol.trailers() if isinstance(protocol, TrailerProtocol) else {}
+    return protocol.trailers() if isinstance(protocol, TrailerConnection) else {}

@@ -76,6 +76,9 @@ class ServerConfig(Section):
     node: str = Field(
         default="", description="name of the node whose disk holds the staging files; empty: the host name"
     )
+    header_timeout: PositiveSeconds = Field(
+        default=15, description="longest time for a request's headers to arrive whole; then 408, and it is closed"
+    )
     keepalive_timeout: PositiveSeconds = Field(
         default=75,
         description="idle time before a kept-alive connection closes; must exceed the proxy's (nginx: 60s)",

@@ -26,6 +26,9 @@ class LimitsConfig(Section):
     min_rate: Bytes = Field(
         default=0, ge=0, description="bytes per second a body must keep up over 30s; 0: off"
     )
+    max_connections: int = Field(
+        default=10_000, ge=1, description="open connections of one HTTP process; whoever comes then waits"
+    )
     max_connections_per_client: int = Field(
         default=0, ge=0, description="open upload bodies per client address; 0: no limit"
     )
