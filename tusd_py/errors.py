@@ -18,6 +18,9 @@ class TusdError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
+    retry_after_seconds: ClassVar[float | None] = None
+    """For the worker: when a job that failed so is tried again. None: as for any other error."""
+
     upload: Any = None
     """The upload as it stands now, set by a service so that a reply can tell the true offset."""
     allow: tuple[str, ...] = ()
@@ -404,6 +407,13 @@ class StoreBlocked(PermanentStoreError):
     """The store does not accept this server: its bucket, credentials or permissions need a look."""
 
     code, retryable = "ERR_STORE_BLOCKED", True
+
+
+class ObjectLocked(StorageError):
+    """The store keeps the file under object lock; its removal is tried every day."""
+
+    code, status, retryable = "ERR_OBJECT_LOCKED", 409, True
+    retry_after_seconds = 86400.0
 
 
 class TransferCancelled(StorageError):

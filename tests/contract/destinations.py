@@ -18,9 +18,10 @@ import botocore.config
 import botocore.session
 import pytest
 
+from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
-from tusd_py.ports import ObjectStore, PartRecord, TransferLedger
+from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferLedger
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.s3 import S3Store
 from tusd_py.stores.s3_client import Bucket
@@ -270,6 +271,12 @@ def fetch(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, {}, error.read()
+
+
+def identity_of(content: bytes, key: str, **changes: Any) -> ObjectIdentity:
+    """Return the identity of an upload's object with this content, stored under a key that ends in its id."""
+    settings: dict[str, Any] = {"upload_id": key.rsplit("/", 1)[-1], "crc64nvme": crc64.update(content)}
+    return ObjectIdentity(key=key, length=len(content), **(settings | changes))
 
 
 # --- what is sent ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import PART, Calls, Crash, MemoryLedger, S3Destination
+from tests.contract.destinations import PART, Calls, Crash, MemoryLedger, S3Destination, identity_of
 from tests.contract.test_object_store import KEY, assert_nothing, assert_only, spec_of
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import AheadStore, Segment
@@ -97,7 +97,7 @@ async def test_a_worker_may_be_killed_at_any_call_ahead(
         assert s3.read(key) == data, f"killed at call {step}: {ledger.calls}"
         assert s3.unfinished() == [], f"killed at call {step}: {ledger.calls}"
         assert sorted(calls.parts) == [1, 2]
-        await store.remove(key)
+        await store.remove(identity_of(data, key))
 
     assert step > 3
 

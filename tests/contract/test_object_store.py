@@ -29,6 +29,7 @@ from tests.contract.destinations import (
     S3Destination,
     cancelled_at,
     fetch,
+    identity_of,
 )
 from tests.support.ports import free_port, is_listening
 from tests.support.s3_servers import ACCESS_KEY, SECRET_KEY, rclone_s3
@@ -251,7 +252,7 @@ async def test_a_worker_may_be_killed_at_any_call(
         assert destination.unfinished() == [], f"killed at call {step}: {ledger.calls}"
         # Whatever the store acknowledged is recognised, recorded or not, and not sent again.
         assert sorted(calls.parts) == list(range(1, part_count + 1))
-        await (await open_store(destination)).remove(key)
+        await (await open_store(destination)).remove(identity_of(data, key))
 
     # Every recording was passed: the id, each part with its progress, and the fence before the end.
     assert step - 1 == len(ledger.calls) >= (2 * part_count + 3 if part_count else 1)
@@ -897,8 +898,8 @@ async def test_a_removed_object_is_gone_and_may_be_removed_again(
     store = await open_store(destination)
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
 
-    await store.remove(KEY)
-    await store.remove(KEY)
+    assert await store.remove(identity_of(b"abc", KEY))
+    assert await store.remove(identity_of(b"abc", KEY))
 
     assert await store.stat(KEY) is None
     assert_nothing(destination)
@@ -910,7 +911,7 @@ async def test_what_a_dying_worker_began_and_could_not_record_goes_with_the_obje
     store = await open_store(s3)
     s3.client.create_multipart_upload(Bucket=s3.account.bucket, Key=f"{s3.prefix}/{KEY}")
 
-    await store.remove(KEY)
+    assert await store.remove(identity_of(b"abc", KEY))
 
     assert_nothing(s3)
 
@@ -922,7 +923,7 @@ async def test_a_neighbour_stays_when_an_object_is_removed(
     for key in ("2026/11/1", "2026/11/10"):
         await store.put(spec_of(b"abc", key), stage(b"abc"), MemoryLedger())
 
-    await store.remove("2026/11/1")
+    await store.remove(identity_of(b"abc", "2026/11/1"))
 
     assert_only(destination, "2026/11/10", b"abc")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import PART, MemoryLedger, S3Account, S3Destination
+from tests.contract.destinations import PART, MemoryLedger, S3Account, S3Destination, identity_of
 from tests.contract.test_object_store import spec_of
 from tests.support.ports import LOOPBACK
 from tusd_py.errors import TransientStoreError
@@ -105,6 +105,6 @@ async def test_our_own_slowness_is_not_the_servers(
 
     assert time.monotonic() - started > 4 * 1.5
     assert moto.read("slow") == data
-    await store.remove("slow")
+    await store.remove(identity_of(data, "slow"))
 
 

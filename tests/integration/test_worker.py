@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.support import World, stored
+from tests.integration.support import DAY, World, stored
 from tests.integration.workers import (
     SOON,
     Failing,
@@ -29,13 +29,14 @@ from tusd_py.database.pool import Notifications
 from tusd_py.database.wakeups import JOBS_CHANNEL
 from tusd_py.errors import (
     DatabaseUnavailable,
+    ObjectLocked,
     PermanentStoreError,
     StorageError,
     TransferInProgress,
     TransientStoreError,
 )
 from tusd_py.metrics import Metrics
-from tusd_py.ports import LARGE_BYTES, Job, ObjectSpec, Segment, StoredObject, TransferLedger
+from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment, StoredObject, TransferLedger
 from tusd_py.protocol.upload import State, Upload, UploadId
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner
@@ -529,11 +530,11 @@ async def test_a_removal_is_tried_until_it_succeeds(world: World, error: Excepti
     class Refusing(OneByOne):
         refusals = 5
 
-        async def remove(self, key: str) -> None:
+        async def remove(self, identity: ObjectIdentity) -> bool:
             if self.refusals:
                 self.refusals -= 1
                 raise error
-            await super().remove(key)
+            return await super().remove(identity)
 
     upload = await world.received()
     await world.uploads.remove(upload.id)
@@ -543,6 +544,61 @@ async def test_a_removal_is_tried_until_it_succeeds(world: World, error: Excepti
 
     outcomes = [outcome for kind, _, outcome in await world.attempts_of(upload) if kind == "remove"]
     assert outcomes == ["retry"] * 5 + ["succeeded"]
+
+
+async def test_a_locked_object_keeps_its_upload_removing_and_is_tried_every_day(world: World) -> None:
+    class Locking(OneByOne):
+        locked = True
+
+        async def remove(self, identity: ObjectIdentity) -> bool:
+            if self.locked:
+                raise ObjectLocked(code="object_locked", until="2030-01-01")
+            return await super().remove(identity)
+
+    async def told() -> str | None:
+        return (await world.find(upload)).error
+
+    upload = await world.received()
+    store = Locking(world.store)
+    async with working(world, store) as runner:
+        await reaches(world, upload, State.STORED)
+        await world.uploads.remove(upload.id)
+        runner.wake()
+        await is_true(told, "it says why")
+
+        found = await world.find(upload)
+        assert found.state is State.REMOVING
+        assert found.error == f"{ObjectLocked().detail} (object_locked)"
+        ((state, code, wait),) = await world.sql(
+            "SELECT state, error_code, extract(epoch FROM due_at - now())::float8 FROM jobs WHERE kind = 'remove'"
+        )
+        assert (state, code) == ("retry_wait", "ERR_OBJECT_LOCKED")
+        assert DAY - 600 < wait <= DAY
+        store.locked = False
+        await world.end_leases()
+        runner.wake()
+        await reaches(world, upload, State.REMOVED)
+    assert await told() is None
+    assert world.object(upload) is None
+
+
+async def test_a_foreign_file_under_the_key_outlives_the_upload(world: World) -> None:
+    """Removed before it was stored, and afterwards."""
+    before, after = await world.received(), await world.received()
+    (job,) = [job for job in await world.jobs().claim(2) if job.upload.id == after.id]
+    await world.jobs().finish_transfers([(job, stored(after))])
+    await world.end_leases()
+    for upload in (before, after):
+        path = world.store.local_path(upload.object_key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not theirs")
+        await world.uploads.remove(upload.id)
+
+    async with working(world):
+        for upload in (before, after):
+            await reaches(world, upload, State.REMOVED)
+
+    assert [world.object(upload) for upload in (before, after)] == [b"not theirs", b"not theirs"]
 
 
 # --- removing while it is being moved --------------------------------------------------------------
@@ -657,7 +713,7 @@ async def test_a_worker_that_comes_back_after_everything_is_over_takes_its_objec
             await self._wait(spec, ledger)
             path = self.inner.local_path(spec.key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"late")
+            path.write_bytes(b"0123456789")
             self.late = path.read_bytes()
             return StoredObject(spec.key, spec.length)
 
@@ -673,7 +729,7 @@ async def test_a_worker_that_comes_back_after_everything_is_over_takes_its_objec
         await world.sweep.purge_rows(0, 10)
         assert await world.uploads.find(upload.id) is None
         store.gate.set()
-        await is_true(lambda: getattr(store, "late", None) == b"late", "the object was made")
+        await is_true(lambda: getattr(store, "late", None) == b"0123456789", "the object was made")
         await is_true(lambda: world.object(upload) is None, "and taken back")
 
 
@@ -682,9 +738,9 @@ async def test_once_the_staged_bytes_are_gone_nobody_makes_the_object_anew(world
     order = []
 
     class Ordered(OneByOne):
-        async def remove(self, key: str) -> None:
+        async def remove(self, identity: ObjectIdentity) -> bool:
             order.append((world.staged(upload), world.object(upload) is not None))
-            await super().remove(key)
+            return await super().remove(identity)
 
     upload = await world.received()
     (job,) = await world.jobs("killed").claim(1)

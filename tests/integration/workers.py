@@ -10,7 +10,16 @@ from typing import Any
 from tests.integration.support import World
 from tests.support.process import eventually
 from tusd_py.metrics import Metrics
-from tusd_py.ports import JobQueue, ObjectSpec, ObjectStore, PartRecord, Segment, StoredObject, TransferLedger
+from tusd_py.ports import (
+    JobQueue,
+    ObjectIdentity,
+    ObjectSpec,
+    ObjectStore,
+    PartRecord,
+    Segment,
+    StoredObject,
+    TransferLedger,
+)
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker.outages import OutageDetector
@@ -131,8 +140,8 @@ class OneByOne(ObjectStore):
     async def stat(self, key: str) -> StoredObject | None:
         return await self.inner.stat(key)
 
-    async def remove(self, key: str) -> None:
-        await self.inner.remove(key)
+    async def remove(self, identity: ObjectIdentity) -> bool:
+        return await self.inner.remove(identity)
 
     async def abort(self, key: str, multipart_id: str) -> None:
         self.aborted.append((key, multipart_id))

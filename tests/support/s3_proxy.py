@@ -18,7 +18,7 @@ from tests.support.ports import LOOPBACK
 _MOST_BODY: Final = 64 * 2**20
 _HOP_BY_HOP: Final = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server"}
 
-ACTIONS: Final[Mapping[str, str]] = {
+ACTIONS: Final[dict[str, str]] = {
     "HeadBucket": "s3:ListBucket",
     "ListObjectsV2": "s3:ListBucket",
     "ListMultipartUploads": "s3:ListBucketMultipartUploads",
@@ -33,6 +33,13 @@ ACTIONS: Final[Mapping[str, str]] = {
     "DeleteObject": "s3:DeleteObject",
 }
 """Which right each call needs (AWS: Actions, resources, and condition keys for Amazon S3)."""
+
+OF_VERSIONS: Final[dict[str, str]] = {
+    "ListObjectVersions": "s3:ListBucketVersions",
+    "HeadObjectVersion": "s3:GetObjectVersion",
+    "DeleteObjectVersion": "s3:DeleteObjectVersion",
+}
+"""The same for calls that name a version, or ask for them all."""
 
 _BY_KEY: Final = {
     "HEAD": "HeadObject",
@@ -52,11 +59,15 @@ def operation_of(method: str, url: URL) -> str:
     """Name the call that a request to a path-style address makes."""
     of_bucket = url.path.strip("/").count("/") == 0
     if of_bucket:
+        if "versions" in url.query:
+            return "ListObjectVersions"
         if "uploads" in url.query:
             return "ListMultipartUploads"
         return "HeadBucket" if method == "HEAD" else "ListObjectsV2"
     if "uploadId" in url.query:
         return _BY_UPLOAD[method]
+    if "versionId" in url.query:
+        return f"{_BY_KEY[method]}Version"
     return "CreateMultipartUpload" if "uploads" in url.query else _BY_KEY[method]
 
 
@@ -95,7 +106,7 @@ class S3Proxy:
         self.seen.append(Seen(operation, request.headers.copy(), url.path, url.query))
         if self.failing is not None:
             return web.Response(status=self.failing)
-        if ACTIONS[operation] in self.denied:
+        if (ACTIONS | OF_VERSIONS)[operation] in self.denied:
             return _denied()
         if operation in self.unknown:
             return _error(501, "NotImplemented")

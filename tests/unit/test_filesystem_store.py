@@ -23,7 +23,7 @@ from tusd_py.errors import (
     TransferCancelled,
     TransientStoreError,
 )
-from tusd_py.ports import BatchStore, ObjectSpec, PartRecord, Segment, StoredObject, TransferLedger
+from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Segment, StoredObject, TransferLedger
 from tusd_py.stores import exclusive_name, file_copy
 from tusd_py.stores.file_tree import FileTree
 from tusd_py.stores.filesystem import FilesystemStore
@@ -60,6 +60,11 @@ class QuietLedger(TransferLedger):
 def names(directory: Path) -> list[str]:
     """What is in a directory."""
     return sorted(path.name for path in directory.iterdir())
+
+
+def identity_of(content: bytes, key: str = KEY, **changes: Any) -> ObjectIdentity:
+    settings: dict[str, Any] = {"upload_id": key.rsplit("/", 1)[-1], "crc64nvme": crc64.update(content)}
+    return ObjectIdentity(key=key, length=len(content), **(settings | changes))
 
 
 def spec_of(content: bytes, key: str = KEY) -> ObjectSpec:
@@ -135,7 +140,7 @@ async def test_a_key_that_could_mean_harm_is_refused(
     for attempt in (
         store.put(spec_of(b"x", key), [stage(b"x")], QuietLedger()),
         store.stat(key),
-        store.remove(key),
+        store.remove(identity_of(b"x", key)),
     ):
         with pytest.raises(PermanentStoreError):
             await attempt
@@ -323,7 +328,7 @@ async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
 async def test_leftovers_of_a_killed_copy_go_with_the_object(store: FilesystemStore, root: Path) -> None:
     leave_half_made(root)
 
-    await store.remove(KEY)
+    await store.remove(identity_of(b"content"))
 
     assert names(root) == []
 
@@ -355,7 +360,7 @@ async def test_a_file_where_a_directory_should_be_is_left_alone(
 
     with pytest.raises(PermanentStoreError):
         await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
-    await store.remove(KEY)
+    await store.remove(identity_of(b"content"))
 
     assert (root / "2026").read_bytes() == b"theirs"
     assert await store.stat(KEY) is None
@@ -484,7 +489,7 @@ async def test_a_batch_syncs_each_directory_once(
 
     results = await store.put_batch(items)
 
-    assert results == [StoredObject(spec.key, spec.length) for spec, _ in items]
+    assert results == [await store.stat(spec.key) for spec, _ in items]
     assert all((root / spec.key).read_bytes() == spec.key.encode() for spec, _ in items)
     assert synced == [str(root / "mon"), str(root / "tue")]
 
@@ -546,9 +551,9 @@ async def test_removing_prunes_up_to_the_root_and_keeps_it(store: FilesystemStor
     await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
     await store.put(spec_of(b"b", "2026/12/b"), [stage(b"b")], QuietLedger())
 
-    await store.remove(KEY)
+    await store.remove(identity_of(b"a"))
     assert names(root / "2026") == ["12"]
-    await store.remove("2026/12/b")
+    await store.remove(identity_of(b"b", "2026/12/b"))
     assert names(root) == []
 
     await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())

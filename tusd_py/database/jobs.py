@@ -141,6 +141,7 @@ WITH mine AS ({_MINE}), done AS (
     SELECT id, attempt, $3, 'succeeded', started_at FROM done
 ), removed AS (
     UPDATE uploads SET state = CASE WHEN state = 'removing' THEN 'removed' ELSE state END,
+                       error = CASE WHEN state = 'removing' THEN NULL ELSE error END,
                        local_present = false, remote_present = false, multipart_id = NULL, updated_at = now()
       FROM done WHERE uploads.id = done.upload_id AND uploads.state IN ('removing', 'expired')
     RETURNING uploads.id, uploads.state
@@ -156,7 +157,10 @@ WITH again AS (
     UPDATE jobs SET state = 'retry_wait', failures = failures + $8::int, last_error = $5, error_code = $6,
                     due_at = now() + make_interval(secs => $4)
      WHERE {FENCE}
-    RETURNING id, attempt, started_at
+    RETURNING id, upload_id, kind, attempt, started_at
+), told AS (
+    UPDATE uploads SET error = $5 FROM again
+     WHERE uploads.id = again.upload_id AND again.kind = 'remove' AND uploads.state = 'removing'
 ), forgotten AS (
     DELETE FROM job_attempts USING again
      WHERE job_id = again.id AND job_attempts.attempt <= again.attempt - {KEPT_ATTEMPTS}

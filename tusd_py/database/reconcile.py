@@ -31,7 +31,7 @@ CASE WHEN state = 'removing' OR (state = 'expired' AND local_present) THEN 'remo
      WHEN {WANTS_TRANSFER} THEN 'transfer' END
 """
 _FACTS: Final = f"""
-SELECT id, node, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag,
+SELECT id, node, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag, version_id,
        local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
        CASE WHEN NOT {_BUSY} THEN {_WAITS_FOR} END AS jobless,
        extract(epoch FROM now() - updated_at)::float8 AS age,
@@ -172,6 +172,7 @@ def _facts(row: Row) -> RowFacts:
         object_key=row["object_key"],
         multipart_id=row["multipart_id"],
         etag=row["etag"],
+        version_id=row["version_id"],
         local_present=row["local_present"],
         remote_present=row["remote_present"],
         missing=row["missing"],

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 UPLOAD_COLUMNS: Final = (
     "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
-    "expires_at, completed_at, committed_at, stored_at, etag, sha256, md5, error, profile, trigger, protocol, "
-    "whole_checksum, content_encoding, content_language"
+    "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
+    "protocol, whole_checksum, content_encoding, content_language"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
@@ -55,6 +55,7 @@ def upload_from_row(row: Row) -> Upload:
         committed_at=row["committed_at"],
         stored_at=row["stored_at"],
         etag=row["etag"],
+        version_id=row["version_id"],
         sha256=row["sha256"],
         md5=row["md5"],
         error=row["error"],

@@ -29,6 +29,7 @@ class RowFacts:
     object_key: str
     multipart_id: str | None
     etag: str | None
+    version_id: str | None
     local_present: bool
     remote_present: bool
     missing: bool

@@ -68,6 +68,19 @@ class StoredObject:
     """What `put` was asked for; none also where an earlier try's object has lost its staged bytes."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectIdentity:
+    """By what an upload's object is told from whatever else may lie under its key."""
+
+    upload_id: str
+    key: str
+    length: int
+    crc64nvme: int | None = None
+    etag: str | None = None
+    """As the store told it when the object was stored; so is `version_id`. None: not recorded."""
+    version_id: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class PartRecord:
     """A part of a multipart upload that the store has acknowledged."""
@@ -131,8 +144,15 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> StoredObject | None:
         """Answer what the store holds under `key`, None if nothing."""
 
-    async def remove(self, key: str) -> None:
-        """Remove the object; nothing there is success."""
+    async def remove(self, identity: ObjectIdentity) -> bool:
+        """Remove the upload's object, with every version of it; nothing there is success.
+
+        An object is the upload's if it carries the upload's id, or none and the upload's bytes. Anything
+        else is left alone, and False returned.
+
+        Raises:
+            ObjectLocked: the store keeps it under a lock (S3 Object Lock).
+        """
 
     async def abort(self, key: str, multipart_id: str) -> None:
         """Drop an unfinished multipart upload; nothing there is success."""

@@ -161,6 +161,7 @@ class Upload:
     completed_at: datetime | None = None
     stored_at: datetime | None = None
     etag: str | None = None
+    version_id: str | None = None
     sha256: bytes | None = None
     md5: bytes | None = None
     error: str | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.ports import ObjectIdentity
 from tusd_py.protocol.upload import GONE, Concat, State
 from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 
@@ -109,8 +110,16 @@ class Repairs:
         current = await self._current(row)
         if current is None or current.state not in GONE - {State.REMOVING} or current.busy:
             return False
-        await self._store.remove(row.object_key)
-        return True
+        return await self._store.remove(
+            ObjectIdentity(
+                upload_id=str(row.id),
+                key=row.object_key,
+                length=row.offset if row.length is None else row.length,
+                crc64nvme=row.crc64nvme,
+                etag=row.etag,
+                version_id=row.version_id,
+            )
+        )
 
     async def _abort(self, finding: Finding, row: RowFacts) -> bool:
         current = await self._current(row)

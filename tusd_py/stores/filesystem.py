@@ -34,6 +34,7 @@ from tusd_py.ports import (
     ListableStore,
     ListedObject,
     LocalObjects,
+    ObjectIdentity,
     ObjectSpec,
     ObjectStore,
     Proof,
@@ -92,7 +93,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
         digests = await self._run(self._put_linked, spec, segments)
         if digests is None:
             digests = await self._put_copied(spec, segments, ledger)
-        return StoredObject(spec.key, spec.length, digests=digests)
+        return await self._run(self._stored, spec, digests)
 
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
@@ -102,8 +103,8 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
     async def stat(self, key: str) -> StoredObject | None:
         return await self._run(self._stat, key)
 
-    async def remove(self, key: str) -> None:
-        await self._run(self._remove, key)
+    async def remove(self, identity: ObjectIdentity) -> bool:
+        return await self._run(self._remove, identity)
 
     async def abort(self, key: str, multipart_id: str) -> None:
         """Remove a half-made file; every try has one of its own."""
@@ -193,7 +194,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
                 results.append(error)
             else:
                 unsynced.setdefault(directory, []).append(index)
-                results.append(StoredObject(spec.key, spec.length, digests=digests))
+                results.append(self._stored(spec, digests))
         # One sync names all new objects of a directory: it is what dominates small uploads.
         for directory, indexes in unsynced.items():
             try:
@@ -261,6 +262,10 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
             raise
         return digests
 
+    def _stored(self, spec: ObjectSpec, digests: Digests) -> StoredObject:
+        with translated(spec.key):
+            return StoredObject(spec.key, spec.length, _tag(self._tree.path(spec.key).stat()), digests=digests)
+
     def _stat(self, key: str) -> StoredObject | None:
         with translated(key):
             try:
@@ -268,7 +273,7 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
             except (FileNotFoundError, NotADirectoryError):
                 self._tree.probe()  # on a disk that is not mounted nothing is missing
                 return None
-        return StoredObject(key, found.st_size) if stat.S_ISREG(found.st_mode) else None
+        return StoredObject(key, found.st_size, _tag(found)) if stat.S_ISREG(found.st_mode) else None
 
     def _abort(self, key: str, name: str) -> None:
         path = self._tree.path(key)
@@ -276,17 +281,21 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
             discard_half_made(path, name)
             self._tree.prune(path)
 
-    def _remove(self, key: str) -> None:
-        path = self._tree.path(key)
-        with translated(key):
+    def _remove(self, identity: ObjectIdentity) -> bool:
+        path = self._tree.path(identity.key)
+        with translated(identity.key):
             discard_leftovers(path)
             try:
-                path.unlink()
-                # The name must not come back with a power cut: nobody would look for it again.
-                sync_path(path.parent)
+                ours = _is_of(path, identity)
+                if ours:
+                    path.unlink()
+                    # The name must not come back with a power cut: nobody would look for it again.
+                    sync_path(path.parent)
             except (FileNotFoundError, NotADirectoryError):
                 self._tree.probe()  # on a disk that is not mounted nothing is gone
+                ours = True
             self._tree.prune(path)
+        return ours
 
 
 def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
@@ -343,6 +352,27 @@ def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool
     if checksum_range([Segment(path, spec.length)], 0, spec.length).crc64nvme != expected:
         raise PermanentStoreError("Something else has this key.", key=spec.key, length=found.st_size)
     return True
+
+
+def _is_of(path: Path, identity: ObjectIdentity) -> bool:
+    """Return whether the file is the upload's: by its time of writing, else by its bytes.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is none.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size != identity.length:
+        return False
+    if _tag(found) == identity.etag:
+        return True
+    crc = checksum_range([Segment(path, identity.length)], 0, identity.length).crc64nvme
+    # Reading may take long, and somebody may have replaced it meanwhile.
+    return crc == identity.crc64nvme and _tag(path.lstat()) == _tag(found)
+
+
+def _tag(facts: os.stat_result) -> str:
+    """Return what changes with a file's bytes, and stays when it is moved or copied with its times."""
+    return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 
 def _is_same_file(found: os.stat_result, path: Path) -> bool:

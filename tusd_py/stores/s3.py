@@ -26,6 +26,7 @@ from tusd_py.ports import (
     DownloadHeaders,
     ListableStore,
     ListedObject,
+    ObjectIdentity,
     ObjectSpec,
     ObjectStore,
     Presigner,
@@ -46,6 +47,7 @@ from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPP
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
+from tusd_py.stores.s3_removal import remove_object
 from tusd_py.stores.s3_rights import RightsCheck
 from tusd_py.stores.source import RangeSums, nonempty, require_length
 
@@ -122,10 +124,11 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         head = await self._bucket.head(self._prefix + key)
         return _stored(key, head) if head else None
 
-    async def remove(self, key: str) -> None:
+    async def remove(self, identity: ObjectIdentity) -> bool:
+        key = self._prefix + identity.key
         # First what could still become an object, then the object.
-        await self._bucket.abort_strays(self._prefix + key)
-        await self._bucket.delete(self._prefix + key)
+        await self._bucket.abort_strays(key)
+        return await remove_object(self._bucket, key, identity)
 
     async def abort(self, key: str, multipart_id: str) -> None:
         await self._bucket.abort_multipart(self._prefix + key, multipart_id)

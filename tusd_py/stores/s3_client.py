@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from aiobotocore.config import AioConfig
@@ -43,6 +44,8 @@ class Head:
     crc64nvme: int | None
     full_object: bool
     """The server says itself that the checksum covers the whole object: it knows what that is."""
+    locked: str | None = None
+    """Until when, or why, the server refuses to remove it (S3 Object Lock), where it tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +126,14 @@ class Bucket:
                 raise StoreBlocked(**error.context | {"code": "NoSuchBucket"}) from error
             raise
 
-    async def head(self, key: str) -> Head | None:
-        """Answer what lies under the key, None if nothing."""
-        checksum = {} if self._config.checksum == "none" else {"ChecksumMode": "ENABLED"}
+    async def head(self, key: str, version_id: str | None = None) -> Head | None:
+        """Return what lies under the key, or a version of it, None if nothing."""
+        parameters = {} if self._config.checksum == "none" else {"ChecksumMode": "ENABLED"}
+        if version_id is not None:
+            parameters["VersionId"] = version_id
         try:
             with translated("HeadObject", key=key):
-                answer = await self._client.head_object(Bucket=self._config.bucket, Key=key, **checksum)
+                answer = await self._client.head_object(Bucket=self._config.bucket, Key=key, **parameters)
         except StorageError as error:
             if code_of(error) in NOT_FOUND:
                 return None
@@ -142,6 +147,7 @@ class Bucket:
             upload_id=answer.get("Metadata", {}).get(UPLOAD_ID_KEY),
             crc64nvme=None if composite else _crc(answer),
             full_object=full_object,
+            locked=_lock(answer),
         )
 
     async def list_any(self, prefix: str) -> None:
@@ -292,11 +298,25 @@ class Bucket:
         except PermanentStoreError:
             return  # not allowed, or not known to this store: no reason to fail what this is done beside
 
-    async def delete(self, key: str) -> None:
-        """Remove an object; nothing there is success."""
+    async def versions(self, key: str) -> AsyncIterator[str]:
+        """Yield the ids of all versions of exactly this key that hold bytes."""
+        markers: dict[str, str] = {}
+        while True:
+            with translated("ListObjectVersions", key=key):
+                answer = await self._client.list_object_versions(Bucket=self._config.bucket, Prefix=key, **markers)
+            for version in answer.get("Versions", ()):
+                if version["Key"] == key:
+                    yield version["VersionId"]
+            # Our key sorts before all longer ones with this prefix: nothing of it follows those.
+            if not answer.get("IsTruncated") or answer.get("NextKeyMarker", "") != key:
+                return
+            markers = {"KeyMarker": key, "VersionIdMarker": answer["NextVersionIdMarker"]}
+
+    async def delete(self, key: str, parameters: Parameters | None = None) -> None:
+        """Remove an object, or the version that is named; nothing there is success."""
         try:
             with translated("DeleteObject", key=key):
-                await self._client.delete_object(Bucket=self._config.bucket, Key=key)
+                await self._client.delete_object(Bucket=self._config.bucket, Key=key, **(parameters or {}))
         except StorageError as error:
             if code_of(error) not in NOT_FOUND:
                 raise
@@ -355,6 +375,13 @@ def _proxies(config: S3ProxiesConfig) -> dict[str, str] | None:
     chosen = {"http": config.http, "https": config.https}
     # None: whatever the environment says.
     return {scheme: url.get_secret_value() for scheme, url in chosen.items() if url} or None
+
+
+def _lock(answer: Mapping[str, Any]) -> str | None:
+    if answer.get("ObjectLockLegalHoldStatus") == "ON":
+        return "legal hold"
+    until: datetime | None = answer.get("ObjectLockRetainUntilDate")
+    return until.isoformat() if answer.get("ObjectLockMode") and until else None
 
 
 def _multipart_checksum(answer: Mapping[str, Any]) -> tuple[bool, bool]:

@@ -102,6 +102,9 @@ PERMANENT: Final = UNSUPPORTED | frozenset(
     }
 )
 
+_LOCK_WORDS: Final = ("object lock", "objectlock", "worm")
+"""How AWS, MinIO and others say it; not all of them have a code for it."""
+
 _MOST_SKEW_SECONDS: Final = 300
 """S3 refuses signatures that are 15 minutes off; a difference of 5 explains a refusal without a code."""
 
@@ -110,6 +113,12 @@ def code_of(error: StorageError) -> str | None:
     """Answer the store's own code of an error that `translated` raised, None if there is none."""
     code = error.context.get("code")
     return code if isinstance(code, str) else None
+
+
+def says_locked(error: StorageError) -> bool:
+    """Return whether a store explains by S3 Object Lock that it does not remove a version."""
+    told = f"{code_of(error)} {error.context.get('reason')}".lower()
+    return any(word in told for word in _LOCK_WORDS)
 
 
 def sort_answer(response: Mapping[str, Any], operation: str, *, now: datetime) -> StorageError:

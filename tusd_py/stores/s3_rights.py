@@ -8,9 +8,11 @@ Nothing stays behind, unless it is the right to remove that is missing.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
@@ -18,19 +20,21 @@ from typing import Any, Final
 import structlog
 
 from tusd_py.config.sections import S3StoreConfig
-from tusd_py.errors import PermanentStoreError, StorageError
+from tusd_py.errors import ObjectLocked, PermanentStoreError, StorageError
 from tusd_py.ports import ObjectSpec, Outcome, Proof, Segment
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import DENIED, UNSUPPORTED, code_of
 from tusd_py.stores.s3_object import object_parameters
+from tusd_py.stores.s3_removal import delete_exactly
 from tusd_py.stores.source import RangeBody
 
 log = structlog.get_logger(__name__)
 
 CLEANUP_SECONDS: Final = 5.0
 _CONTENT: Final = b"Written and removed by tusd-py check-config --connect.\n"
+_CHECKSUM: Final = {"ContentMD5": base64.b64encode(hashlib.md5(_CONTENT).digest()).decode("ascii")}  # noqa: S324
 _NO_UPLOAD: Final = "tusd-py-check"
-OF_BUCKET: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads"})
+OF_BUCKET: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads", "s3:ListBucketVersions"})
 """Rights on the bucket itself; the others are on its objects."""
 
 Step = tuple[str, str, Callable[[], Awaitable[None]]]
@@ -48,6 +52,7 @@ class RightsCheck:
         self._name = f"tusd-py-check-{secrets.token_hex(8)}"
         self._key = prefix + self._name
         self._there = False
+        self._head: Head | None = None
         self._multipart_id: str | None = None
 
     async def run(self) -> AsyncGenerator[Proof]:
@@ -69,17 +74,20 @@ class RightsCheck:
         if left:
             yield Proof("clean up", Outcome.FAILED, left)
 
-    def _steps(self) -> tuple[Step, ...]:
-        return (
-            ("s3:ListBucket", "list", self._list),
-            ("s3:ListBucketMultipartUploads", "list unfinished uploads", self._list_unfinished),
-            ("s3:PutObject", "put", self._put),
-            ("s3:GetObject", "head and get", self._get),
-            ("s3:PutObject", "multipart", self._begin),
-            ("s3:ListMultipartUploadParts", "list parts", self._list_parts),
-            ("s3:AbortMultipartUpload", "abort", self._abort),
-            ("s3:DeleteObject", "delete", self._delete),
-        )
+    def _steps(self) -> Iterator[Step]:
+        yield "s3:ListBucket", "list", self._list
+        yield "s3:ListBucketMultipartUploads", "list unfinished uploads", self._list_unfinished
+        yield "s3:PutObject", "put", self._put
+        yield "s3:GetObject", "head and get", self._get
+        yield "s3:PutObject", "multipart", self._begin
+        yield "s3:ListMultipartUploadParts", "list parts", self._list_parts
+        yield "s3:AbortMultipartUpload", "abort", self._abort
+        if self._head is None or self._head.version_id is None:
+            yield "s3:DeleteObject", "delete", self._delete
+        else:
+            yield "s3:ListBucketVersions", "list versions", self._list_versions
+            yield "s3:GetObjectVersion", "head a version", self._get_version
+            yield "s3:DeleteObjectVersion", "delete a version", self._delete
 
     async def _try(self, action: str, what: str, call: Callable[[], Awaitable[None]]) -> tuple[Proof, bool]:
         subject = f"{action} ({what})"
@@ -89,6 +97,9 @@ class RightsCheck:
             if call == self._list_unfinished and code_of(error) in UNSUPPORTED:
                 # Then nobody looks for what a killed worker began and could not record.
                 return Proof(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
+            if isinstance(error, ObjectLocked):
+                self._there = False  # not to be tried again: it stays until the lock ends
+                return Proof(subject, detail="allowed, but object lock keeps the sample"), True
             if code_of(error) in DENIED:
                 return Proof(subject, Outcome.FAILED, self._remedy(action)), True
             return Proof(subject, Outcome.FAILED, _reason(error)), False
@@ -124,13 +135,14 @@ class RightsCheck:
         with contextlib.closing(self._body()) as body:
             self._there = True  # whatever happens to the reply
             try:
-                await self._bucket.put(self._key, body, self._parameters())
+                # A bucket with object lock takes nothing without a checksum.
+                await self._bucket.put(self._key, body, {**self._parameters(), **_CHECKSUM})
             except PermanentStoreError:
                 self._there = False
                 raise
 
     async def _get(self) -> None:
-        await self._bucket.head(self._key)
+        self._head = await self._bucket.head(self._key)
         content = await self._bucket.get(self._key)
         if content not in {None, _CONTENT}:
             raise PermanentStoreError("The store answers something else than it was sent.", key=self._key)
@@ -139,7 +151,7 @@ class RightsCheck:
         upload = await self._bucket.create_multipart(self._key, self._parameters())
         self._multipart_id = upload.multipart_id
         with contextlib.closing(self._body()) as body:
-            await self._bucket.upload_part(self._key, upload.multipart_id, 1, body, {})
+            await self._bucket.upload_part(self._key, upload.multipart_id, 1, body, _CHECKSUM)
 
     async def _list_parts(self) -> None:
         await self._bucket.list_parts(self._key, self._multipart_id or _NO_UPLOAD)
@@ -148,8 +160,18 @@ class RightsCheck:
         await self._bucket.abort_multipart(self._key, self._multipart_id or _NO_UPLOAD)
         self._multipart_id = None
 
+    async def _list_versions(self) -> None:
+        async for _ in self._bucket.versions(self._key):
+            pass
+
+    async def _get_version(self) -> None:
+        await self._bucket.head(self._key, self._head.version_id if self._head else None)
+
     async def _delete(self) -> None:
-        await self._bucket.delete(self._key)
+        if self._head is None or self._head.version_id is None:
+            await self._bucket.delete(self._key)
+        else:
+            await delete_exactly(self._bucket, self._key, self._head, {"VersionId": self._head.version_id})
         self._there = False
 
     def _body(self) -> RangeBody:

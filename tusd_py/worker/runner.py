@@ -330,7 +330,8 @@ class Runner:
         return ours
 
     async def _try_again(self, job: Job, error: Exception, code: str) -> bool:
-        delay = self._settings.delay(job.failures + 1)
+        told = error.retry_after_seconds if isinstance(error, TusdError) else None
+        delay = self._settings.delay(job.failures + 1) if told is None else told
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
             event = {"transfer": "transfer_retry", "ahead": "ahead_retry", "remove": "removal_retry"}[job.kind]

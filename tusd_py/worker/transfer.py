@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from tusd_py.errors import StorageError, TusdError
-from tusd_py.ports import NO_DIGESTS, AheadStore, BatchStore, Job, ObjectSpec, Segment, StoredObject
+from tusd_py.ports import (
+    NO_DIGESTS,
+    AheadStore,
+    BatchStore,
+    Job,
+    ObjectIdentity,
+    ObjectSpec,
+    Segment,
+    StoredObject,
+)
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Trigger, Upload
 from tusd_py.worker.metered import MeteredLedger
 from tusd_py.worker.sweep import remove_staged_copies
@@ -131,7 +140,19 @@ class Transfers:
         # A worker that died while it sent ahead may have begun what nobody could record.
         sent_ahead = isinstance(self._store, AheadStore) and upload.offset > SMALL_BYTES
         if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_ahead):
-            await self._store.remove(upload.object_key)
+            await self._remove_object(upload, upload.etag, upload.version_id)
+
+    async def _remove_object(self, upload: Upload, etag: str | None, version_id: str | None) -> None:
+        identity = ObjectIdentity(
+            upload_id=str(upload.id),
+            key=upload.object_key,
+            length=upload.offset if upload.length is None else upload.length,
+            crc64nvme=upload.crc64nvme,
+            etag=etag,
+            version_id=version_id,
+        )
+        if not await self._store.remove(identity):
+            log.warning("foreign_object_kept", upload_id=str(upload.id), key=upload.object_key)
 
     # --- records: fenced, so that a late one changes nothing ---------------------------------------
 
@@ -143,9 +164,9 @@ class Transfers:
                 self._count(job, stored)
         if self._purge_at_once:
             await self._purge([job.upload for job, _ in done if job.id in recorded])
-        for job, _ in done:
+        for job, stored in done:
             if job.id not in recorded:
-                await self._undo(job)
+                await self._undo(job, stored)
 
     async def record_removed(self, job: Job) -> None:
         """Record that nothing is left of an upload."""
@@ -162,11 +183,11 @@ class Transfers:
             # They are stored all the same. The sweep finds what stays behind, here or in a crash.
             log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))
 
-    async def _undo(self, job: Job) -> None:
+    async def _undo(self, job: Job, stored: StoredObject) -> None:
         """The job is not ours any more. If the upload is gone too, take back what was just made."""
         current = await self._uploads.find(job.upload.id)
         if current is None or current.state in GONE:
-            await self._store.remove(job.upload.object_key)
+            await self._remove_object(job.upload, stored.etag, stored.version_id)
             log.info("transfer_undone", upload_id=str(job.upload.id))
         else:
             log.warning("transfer_lease_lost", upload_id=str(job.upload.id), attempt=job.attempt)
