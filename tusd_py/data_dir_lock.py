@@ -1,8 +1,8 @@
 """One server per data directory, and what a server that was killed left running.
 
 `serve.lock` is held by the supervisor with flock(2), which the kernel frees when it dies, and lists the
-processes of the server: a killed supervisor's children end by themselves, but they may need a while for
-what they have in hand, and until then they keep the ports.
+processes of the server, each with its unique name. A killed supervisor's children end by themselves, but
+they may need a while for what they have in hand, and until then they keep the ports.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +34,12 @@ LEFT_OVER_SECONDS: Final = 4.0
 class DataDirLock:
     """The right to be the server of a data directory."""
 
+    dead_names: tuple[str, ...]
+    """The names of the last owner's processes, none of which is alive any more."""
+
     def __init__(self, data_dir: Path) -> None:
         """Prepare the lock. Nothing is touched before `take`."""
+        self.dead_names = ()
         self._path = data_dir / NAME
         self._fd = -1
 
@@ -53,14 +57,16 @@ class DataDirLock:
             os.close(fd)
             return False
         self._fd = fd
-        self._end_left_over()
+        recorded = _recorded(fd)
+        _end_left_over([process for process, _ in recorded if process.alive])
+        self.dead_names = tuple(name for _, name in recorded if name)
         return True
 
-    def record(self, children: Iterable[int]) -> None:
-        """Write down which processes the server has; does nothing without the lock."""
+    def record(self, children: Iterable[tuple[int, str]]) -> None:
+        """Write down which processes the server has, by pid and name; does nothing without the lock."""
         if self._fd >= 0:
-            processes = map(ProcessIdentity.of, (os.getpid(), *children))
-            content = "".join(f"{process}\n" for process in processes if process is not None).encode()
+            processes = [(ProcessIdentity.of(pid), name) for pid, name in ((os.getpid(), ""), *children)]
+            content = "".join(f"{process} {name}\n" for process, name in processes if process is not None).encode()
             os.pwrite(self._fd, content, 0)
             os.ftruncate(self._fd, len(content))
 
@@ -70,17 +76,17 @@ class DataDirLock:
             os.close(self._fd)
             self._fd = -1
 
-    def _end_left_over(self) -> None:
-        left = [process for process in _recorded(self._fd) if process.alive]
-        if not left:
-            return
-        pids = [process.pid for process in left]
-        log.warning("children_left_over", pids=pids, reason="their server was killed; waiting for their end")
-        try:
-            end(left, signal.SIGTERM, LEFT_OVER_SECONDS)
-        except OSError as error:
-            text = f"processes {pids} of a server that was killed cannot be ended ({error})"
-            raise ConfigError([f"data_dir: {text}: end them first"]) from error
+
+def _end_left_over(left: Sequence[ProcessIdentity]) -> None:
+    if not left:
+        return
+    pids = [process.pid for process in left]
+    log.warning("children_left_over", pids=pids, reason="their server was killed; waiting for their end")
+    try:
+        end(left, signal.SIGTERM, LEFT_OVER_SECONDS)
+    except OSError as error:
+        text = f"processes {pids} of a server that was killed cannot be ended ({error})"
+        raise ConfigError([f"data_dir: {text}: end them first"]) from error
 
 
 def _lock(fd: int) -> bool:
@@ -90,7 +96,7 @@ def _lock(fd: int) -> bool:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner = next(iter(_recorded(fd)), None)
+            owner = next((process for process, _ in _recorded(fd)), None)
             if (owner is not None and owner.alive) or time.monotonic() > deadline:
                 return False
             time.sleep(POLL_SECONDS)
@@ -98,7 +104,12 @@ def _lock(fd: int) -> bool:
             return True
 
 
-def _recorded(fd: int) -> list[ProcessIdentity]:
-    """Return what the last owner wrote, itself first."""
-    lines = os.pread(fd, MAX_BYTES, 0).decode(errors="replace").splitlines()
-    return [process for process in map(ProcessIdentity.parse, lines) if process is not None]
+def _recorded(fd: int) -> list[tuple[ProcessIdentity, str]]:
+    """Return what the last owner wrote, itself first: each process with its name."""
+    found = []
+    for line in os.pread(fd, MAX_BYTES, 0).decode(errors="replace").splitlines():
+        pid, _, rest = line.partition(" ")
+        start, _, name = rest.partition(" ")
+        if (process := ProcessIdentity.parse(f"{pid} {start}")) is not None:
+            found.append((process, name))
+    return found

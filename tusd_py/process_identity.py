@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
+import socket
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -78,6 +80,11 @@ class ProcessIdentity:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+
+def unique_name() -> str:
+    """Return a name that no other process has, nor ever had. A pid comes back, in a container soon."""
+    return f"{socket.gethostname()}:{secrets.token_hex(8)}"
 
 
 def all_processes() -> Iterator[tuple[int, Stat]]:

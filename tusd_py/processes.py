@@ -71,15 +71,15 @@ def run_http(config: Config, *, sockets: Sequence[socket.socket], ready: Ready) 
     _run(config, main)
 
 
-def run_worker(config: Config, *, ready: Ready) -> None:
-    """Move uploads to the store and clean up, until told to stop."""
+def run_worker(config: Config, *, ready: Ready, worker: str = "", dead_workers: Sequence[str] = ()) -> None:
+    """Move uploads to the store and clean up, until told to stop. `worker` and `dead_workers`: see `make_work`."""
     with contextlib.suppress(OSError):
         # Whoever uploads comes first: a transfer that takes a little longer bothers nobody.
         os.nice(WORKER_NICENESS)
 
     async def main(stop: asyncio.Event) -> None:
         core = make_core(with_few_connections(config), Metrics())
-        work = make_work(core)
+        work = make_work(core, worker=worker, dead_workers=dead_workers)
         async with running(core):
             ready()
             await run_work(work, stop)

@@ -31,6 +31,7 @@ from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError, TusdError
 from tusd_py.greeting import greeting_of
 from tusd_py.notify import notify_service_manager
+from tusd_py.process_identity import unique_name
 from tusd_py.sockets import bind, origin_of
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 POSTGRES_PAUSE_SECONDS: Final = 1.0
 STABLE_SECONDS: Final = 30.0
+KEPT_NAMES: Final = 100
+"""Of dead children: a successor may die before it has released their jobs."""
 GRACE_SECONDS: Final = 5.0
 """After its own time-out a child gets this much before it is killed."""
 
@@ -63,6 +66,10 @@ class Child:
 
     name: str
     body: Body
+    unique_name: str = ""
+    """Of the process; its successor gets another."""
+    dead: list[str] = field(default_factory=list)
+    """The unique names of its predecessors."""
     pid: int = 0
     ready: bool = False
     started_at: float = 0.0
@@ -166,12 +173,24 @@ class Supervisor:
         for number, listening in enumerate(self._public, 1):
             body = partial(processes.run_http, sockets=[listening])
             children += [Child(f"http-{number}", body, sockets=[listening])]
-        workers = range(1, self._config.transfer.workers + 1)
-        children += [Child(f"worker-{number}", processes.run_worker) for number in workers]
+        workers = [self._worker(number) for number in range(1, self._config.transfer.workers + 1)]
+        for worker in workers[:1]:
+            worker.dead = [*self._lock.dead_names]
+        children += workers
         if self._operations is not None:
             body = partial(processes.run_operations, listening=self._operations)
             children.append(Child("operations", body, sockets=[self._operations]))
         return children
+
+    def _worker(self, number: int) -> Child:
+        from tusd_py import processes
+
+        def body(config: Config, *, ready: Callable[[], None]) -> None:
+            # Its jobs carry its name. Those of its predecessors, which are dead, it releases at once.
+            processes.run_worker(config, ready=ready, worker=child.unique_name, dead_workers=child.dead)
+
+        child = Child(f"worker-{number}", body)
+        return child
 
     # --- children ----------------------------------------------------------------------------------
 
@@ -180,13 +199,14 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
+        child.unique_name = unique_name()
         pid = os.fork()
         if pid == 0:
             self._become(child, parent, write_fd)
         os.close(write_fd)
         child.pid, child.ready_fd, child.ready = pid, read_fd, False
         child.started_at, child.restart_at = time.monotonic(), None
-        self._lock.record(child.pid for child in self._children if child.pid)
+        self._lock.record((child.pid, child.unique_name) for child in self._children if child.pid)
 
     def _become(self, child: Child, parent: int, write_fd: int) -> NoReturn:
         """Turn this forked process into the child. Never returns."""
@@ -259,6 +279,7 @@ class Supervisor:
         self._forget_metrics(child.pid)
         os.close(child.ready_fd)
         child.pid, child.ready_fd, child.ready = 0, -1, False
+        child.dead = [*child.dead, child.unique_name][-KEPT_NAMES:]
         child.restart_at = time.monotonic() + delay
 
     def _forget_metrics(self, pid: int) -> None:

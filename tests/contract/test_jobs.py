@@ -12,7 +12,7 @@ from tests.integration.support import World, stored
 from tusd_py.database.jobs import KEPT_ATTEMPTS
 from tusd_py.errors import TransferCancelled, TransientStoreError
 from tusd_py.ports import LARGE_BYTES, Digests, Job, PartRecord
-from tusd_py.protocol.upload import Concat, State
+from tusd_py.protocol.upload import Concat, State, Upload
 
 ERROR = TransientStoreError("The store is away.", reason="refused")
 
@@ -144,6 +144,51 @@ async def test_a_lease_holds_as_long_as_it_is_renewed(world: World) -> None:
     seconds = await world.value("SELECT extract(epoch FROM due_at - now())::float8 FROM jobs")
     assert 25 < seconds <= 30
     assert await world.jobs("worker-2").claim(1) == []
+
+
+async def test_the_jobs_of_a_dead_worker_are_released_and_nobody_elses(world: World) -> None:
+    dead, alive, own, held = [
+        (await world.completed(), await world.jobs(name).claim(1)) for name in ("dead", "alive", "own", "own")
+    ]
+    elsewhere = await world.completed(node="there")
+    await world.jobs("dead", node="there").claim(1)
+
+    released = await world.jobs("own").release_lost(["dead", "long dead"], held=[job.id for job in held[1]])
+
+    assert released == 2
+    assert {upload.id: soon for upload, soon in await leases_that_end_soon(world)} == {
+        dead[0].id: True, alive[0].id: False, own[0].id: True, held[0].id: False, elsewhere.id: False,
+    }  # fmt: skip
+    await world.end_leases()
+    (again, *_) = await world.jobs("next").claim(1)
+    assert (again.lost, again.attempt, again.failures) == (True, 2, 0)
+
+
+async def leases_that_end_soon(world: World) -> list[tuple[Upload, bool]]:
+    rows = await world.sql("SELECT upload_id, due_at < now() + interval '5 seconds' AS soon FROM jobs")
+    return [(await world.uploads.find(row["upload_id"]), row["soon"]) for row in rows]
+
+
+async def test_a_removal_that_waits_for_a_dead_worker_is_released_with_it(world: World) -> None:
+    upload = await world.completed()
+    await world.jobs("dead").claim(1)
+    await world.uploads.remove(upload.id, force=True)
+
+    await world.jobs("own").release_lost(["dead"], held=[])
+
+    assert [soon for _, soon in await leases_that_end_soon(world)] == [True, True]
+
+
+async def test_a_job_that_goes_on_killing_its_workers_waits_for_its_lease(world: World) -> None:
+    await world.completed()
+    released = []
+    for number in range(5):
+        (job,) = await world.jobs(f"dead-{number}").claim(1)
+        released.append(await world.jobs("own").release_lost([f"dead-{number}"], held=[]))
+        await world.end_leases()
+
+    assert job.attempt == 5
+    assert released == [1, 1, 1, 0, 0]
 
 
 async def test_only_the_holder_renews(world: World) -> None:

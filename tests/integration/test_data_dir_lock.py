@@ -32,7 +32,7 @@ if child == 0:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
     os._exit(0)
-lock.record([child])
+lock.record([(child, "host:worker")])
 print(child, flush=True)
 time.sleep(60)
 """
@@ -56,6 +56,7 @@ def test_the_child_of_a_killed_owner_is_ended(tmp_path: Path, monkeypatch: pytes
     taken = lock.take()
 
     assert taken
+    assert lock.dead_names == ("host:worker",)
     wait_until(lambda: not is_alive(child), deadline=DEADLINE_SECONDS, what="the child is dead")
     lock.close()
 
@@ -93,9 +94,9 @@ def test_without_the_lock_nothing_is_recorded(tmp_path: Path) -> None:
     first.record([])
     assert not second.take()
 
-    second.record([1])
+    second.record([(1, "init")])
 
-    assert (tmp_path / "serve.lock").read_text() == f"{ProcessIdentity.of(os.getpid())}\n"
+    assert (tmp_path / "serve.lock").read_text() == f"{ProcessIdentity.of(os.getpid())} \n"
     first.close()
 
 

@@ -55,6 +55,7 @@ async def working(
     purge: bool = True,
     digests: frozenset[str] = frozenset(),
     object_parameters: Mapping[str, Mapping[str, str]] | None = None,
+    dead_workers: Sequence[str] = (),
     **changes: Any,
 ) -> AsyncIterator[Runner]:
     """A worker that runs meanwhile, and has ended in good order afterwards."""
@@ -75,6 +76,7 @@ async def working(
     )
     detector = OutageDetector(world.outages(), chosen_store, poll_seconds=chosen.poll_seconds)
     runner = Runner(queue, transfers, detector, chosen, metrics)
+    runner.take_over(dead_workers)
     task = asyncio.create_task(runner.run())
     try:
         yield runner

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tusd_py.app.core import Core, Records
@@ -12,6 +11,7 @@ from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.wakeups import JOBS_CHANNEL
+from tusd_py.process_identity import unique_name
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner, WorkerSettings
 from tusd_py.worker.sweep import Sweep, SweepSettings
@@ -26,13 +26,16 @@ class Work:
     sweep: Sweep
 
 
-def make_work(core: Core) -> Work:
-    """Wire the worker."""
+def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ()) -> Work:
+    """Wire the worker; its name is made up if none is given. `dead_workers`: see `Runner.take_over`."""
     config = core.config
     transfer = config.transfer
-    worker = f"{socket.gethostname()}:{os.getpid()}"
     jobs = PostgresJobs(
-        core.database, node=config.node, worker=worker, lease_seconds=transfer.lease, wakeups=core.wakeups
+        core.database,
+        node=config.node,
+        worker=worker or unique_name(),
+        lease_seconds=transfer.lease,
+        wakeups=core.wakeups,
     )
     sweep = make_sweep_records(core)
     transfers = Transfers(
@@ -59,6 +62,7 @@ def make_work(core: Core) -> Work:
     outages = PostgresOutages(core.database, core.wakeups, node=config.node)
     detector = OutageDetector(outages, core.store, poll_seconds=transfer.poll_interval)
     runner = Runner(jobs, transfers, detector, settings, core.metrics)
+    runner.take_over(dead_workers)
     core.notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node in {"", config.node} else None)
     sweep_settings = SweepSettings(
         interval_seconds=config.cleanup.interval,

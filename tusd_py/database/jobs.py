@@ -27,6 +27,8 @@ RELEASE_SECONDS: Final = 1.0
 KEPT_ATTEMPTS: Final = 100
 """Per job: a removal is tried for ever, and so is a transfer that kills its worker."""
 MAX_ERROR_CHARACTERS: Final = 2000
+LOSSES_IN_A_ROW: Final = 3
+"""So often a job goes to the next worker at once. One that goes on killing its workers waits for its leases."""
 
 # While parts are sent ahead, whoever would end the multipart upload waits for the end of that lease.
 _FREE: Final = """
@@ -98,10 +100,37 @@ WITH mine AS ({_MINE})
 UPDATE jobs SET due_at = now() + make_interval(secs => $4) FROM mine WHERE jobs.id = mine.id
 RETURNING jobs.id
 """  # noqa: S608
-# The job stays `running`: until it is claimed anew, nobody takes its worker for one that has stopped.
+# The job stays `running`: until it is claimed anew, nobody takes its worker for one that has stopped. A
+# removal that was asked for meanwhile waits no longer than what the worker has sent to the store.
+_RELEASED: Final = """
+released AS (
+    UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4)) FROM given WHERE jobs.id = given.id
+    RETURNING jobs.upload_id, jobs.cancel_requested
+), hastened AS (
+    UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4))
+      FROM released WHERE released.cancel_requested AND jobs.upload_id = released.upload_id
+                      AND jobs.kind = 'remove' AND jobs.state = 'queued'
+)
+SELECT id FROM given
+"""
 RELEASE: Final = f"""
-WITH mine AS ({_MINE})
-UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4)) FROM mine WHERE jobs.id = mine.id
+WITH given AS (
+    SELECT jobs.id FROM jobs JOIN unnest($1::bigint[], $2::int[]) AS mine (id, attempt) USING (id, attempt)
+     WHERE jobs.worker = $3 AND jobs.state = 'running'
+     ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
+), {_RELEASED}
+"""  # noqa: S608
+# What a worker leaves that is known to be dead, or that does not know of its own claim because the answer
+# never came.
+RELEASE_LOST: Final = f"""
+WITH given AS (
+    SELECT id FROM jobs
+     WHERE node = $1 AND worker = ANY ($2::text[]) AND state = 'running' AND id <> ALL ($3::bigint[])
+       AND due_at > now() + make_interval(secs => $4)
+       AND (SELECT count(*) FROM job_attempts past WHERE past.job_id = jobs.id AND past.outcome = 'lost'
+                AND past.attempt >= jobs.attempt - {LOSSES_IN_A_ROW}) < {LOSSES_IN_A_ROW}
+     ORDER BY id FOR NO KEY UPDATE
+), {_RELEASED}
 """  # noqa: S608
 
 FINISH_TRANSFERS: Final = f"""
@@ -269,6 +298,10 @@ class PostgresJobs(JobQueue):
 
     async def release(self, jobs: Sequence[Job]) -> None:
         await self._database.execute(RELEASE, *self._fences(jobs), RELEASE_SECONDS)
+
+    async def release_lost(self, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
+        workers = [self._worker, *dead_workers]
+        return len(await self._database.fetch(RELEASE_LOST, self._node, workers, held, RELEASE_SECONDS))
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
         rows = await self._database.fetch(

@@ -39,6 +39,8 @@ UNAVAILABLE: Final = (
     asyncpg.QueryCanceledError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.TransactionRollbackError,
+    # ALTER DATABASE … ALLOW_CONNECTIONS false, for as long as somebody mends it.
+    asyncpg.ObjectNotInPrerequisiteStateError,
     *WITHOUT_SCHEMA,
 )
 """What a database that is away, starting, stopping, failing over or full answers, one that ended two

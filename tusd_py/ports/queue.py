@@ -90,6 +90,13 @@ class JobQueue(Protocol):
     async def release(self, jobs: Sequence[Job]) -> None:
         """Let the leases run out in a moment, for somebody else to go on. Counts as no failure."""
 
+    async def release_lost(self, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
+        """Do as `release` with all that these workers hold, and this one without knowing it; return how many.
+
+        Only for workers whose process has ended. `held` are the jobs that this worker does know of. A job that
+        was lost several times in a row keeps its lease: it may be what kills its workers.
+        """
+
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
         """Record objects as stored; answer the ids for which the upload really moved."""
 

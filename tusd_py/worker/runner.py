@@ -117,6 +117,10 @@ class Runner:
         metrics: Metrics,
     ) -> None:
         self._jobs = jobs
+        self._dead_workers: Sequence[str] = ()
+        # True as long as a job may be leased to us, or to the dead, that nobody works on.
+        self._lost_track = False
+        self._unsettled: list[tuple[Job, Exception, float]] = []
         self._transfers = transfers
         self._outages = outages
         self._settings = settings
@@ -134,6 +138,11 @@ class Runner:
             "ahead": self._ahead,
             "remove": self._removal,
         }
+
+    def take_over(self, dead_workers: Sequence[str]) -> None:
+        """Release the jobs of workers whose processes have ended; to be said before `run`."""
+        self._dead_workers = dead_workers
+        self._lost_track = bool(dead_workers)
 
     def wake(self) -> None:
         """Look for work now."""
@@ -161,9 +170,12 @@ class Runner:
             # Cleared before the query: a notification in between is not lost but seen next time.
             self._wake.clear()
             try:
+                await self._catch_up()
                 wait = await self._claim(group)
             except DatabaseUnavailable as error:
                 log.warning("claim_failed", reason=str(error))
+                # The claim may have come through, and only its answer not.
+                self._lost_track = True
                 wait = DATABASE_PAUSE_SECONDS
             if wait > 0:
                 # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
@@ -175,6 +187,22 @@ class Runner:
         while True:
             await self._outages.wait_for_return()
             self._wake.set()
+
+    async def _catch_up(self) -> None:
+        """Release what no worker works on any more, rather than wait for the end of its lease.
+
+        Left behind by workers that died, or by us while the database was away.
+        """
+        unsettled, self._unsettled = self._unsettled, []
+        for job, error, failed_at in unsettled:
+            await self._settle(job, error, failed_at)
+        if self._lost_track:
+            held = [job.id for work in self._works for job in work.jobs]
+            held += [job.id for job, _, _ in self._unsettled]
+            released = await self._jobs.release_lost(self._dead_workers, held=held)
+            self._lost_track = False
+            if released:
+                log.warning("lost_jobs_released", jobs=released, dead_workers=list(self._dead_workers))
 
     async def _claim(self, group: asyncio.TaskGroup) -> float:
         """Claim what there is room for and answer how long to wait before the next look.
@@ -294,8 +322,8 @@ class Runner:
                 # end need not wait any longer.
                 await self._transfers.discard(job)
         except DatabaseUnavailable as away:
-            # The lease ends by itself, and the job is claimed again.
             log.warning("job_outcome_not_recorded", job=job.id, reason=str(away))
+            self._unsettled.append((job, error, failed_at))
 
     async def _record_failure(self, job: Job, error: Exception, failed_at: float) -> bool:
         of_store = TransientStoreError | PermanentStoreError
@@ -353,12 +381,18 @@ class Runner:
                 await self._transfers.discard(job, settle_seconds=SETTLE_SECONDS)
         except DatabaseUnavailable as away:
             log.warning("end_not_acknowledged", jobs=[job.id for job in jobs], reason=str(away))
+            self._settle_later(jobs, TransferCancelled())
 
     async def _release(self, jobs: Sequence[Job]) -> None:
         try:
             await self._jobs.release(jobs)
         except DatabaseUnavailable as away:
             log.warning("lease_not_released", jobs=[job.id for job in jobs], reason=str(away))
+            self._settle_later(jobs, away)
+
+    def _settle_later(self, jobs: Sequence[Job], error: Exception) -> None:
+        failed_at = asyncio.get_running_loop().time()
+        self._unsettled += [(job, error, failed_at) for job in jobs]
 
     # --- leases ------------------------------------------------------------------------------------
 
