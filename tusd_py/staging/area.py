@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,42 +15,26 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from uuid import UUID
 
-from tusd_py import crc64
-from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError, UploadTooLarge
+from tusd_py.errors import StagingFull, UploadTooLarge
 from tusd_py.ports import Staging, StagingFile
 from tusd_py.protocol.upload import UploadId
+from tusd_py.staging.locked_file import LockedFile, checksum, open_locked, translated_errors
 from tusd_py.staging.locking import locked_files
 from tusd_py.staging.small import FILE_MODE, SmallFile, SmallFiles, store_files
-from tusd_py.staging.writers import Writer, make_writer
+from tusd_py.staging.writers import make_writer
 
 if TYPE_CHECKING:
     from tusd_py.config import StagingConfig
-    from tusd_py.protocol.checksum import Hasher
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 SHARDS_PER_SECOND: Final = 50
 SPACE_CACHE_SECONDS: Final = 0.5
-READ_BYTES: Final = 1024 * 1024
 DIRECTORY_MODE: Final = 0o750
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-
-@contextlib.contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn what the operating system says into the errors of staging."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise StagingMissing(path=error.filename) from error
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StagingFull(cause=str(error)) from error
-        raise StorageError(cause=str(error)) from error
 
 
 class StagingArea(Staging):
@@ -112,7 +94,7 @@ class StagingArea(Staging):
     async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
         with translated_errors():
             await self._small.store(self._name(upload_id), chunks)
-        return _checksum(chunks, 0)
+        return checksum(chunks, 0)
 
     async def _store_batch(self, files: list[SmallFile]) -> None:
         await self._run(store_files, files, durable=self._durable, sync_directory=self._sync_shard)
@@ -133,7 +115,7 @@ class StagingArea(Staging):
     def _open(self, path: str, *, create: bool) -> tuple[int, int] | None:
         with translated_errors():
             try:
-                return _open_locked(path)
+                return open_locked(path)
             except FileNotFoundError:
                 if not create:
                     raise
@@ -141,12 +123,12 @@ class StagingArea(Staging):
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
                 if self._durable:
                     self._sync_shard(path.rpartition("/")[0])
-            return _open_locked(path)
+            return open_locked(path)
 
     def probe(self, upload_id: UploadId) -> int | None:
         with translated_errors():
             try:
-                opened = _open_locked(self._name(upload_id))
+                opened = open_locked(self._name(upload_id))
             except FileNotFoundError:
                 return 0
         if opened is None:
@@ -194,103 +176,6 @@ class StagingArea(Staging):
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **keywords))
 
 
-class LockedFile(StagingFile):
-    """A staging file that this process alone writes to; the kernel frees it if the process dies."""
-
-    def __init__(  # noqa: PLR0913 -- what a file is, and what serves it
-        self,
-        path: str,
-        fd: int,
-        size: int,
-        *,
-        writer: Writer,
-        durable: bool,
-        run: Runner,
-    ) -> None:
-        self.size = size
-        self._path = path
-        self._fd = fd
-        self._writer = writer
-        self._durable = durable
-        self._run = run
-        self._calling: asyncio.Future[Any] | None = None
-
-    async def truncate(self, length: int) -> None:
-        if self.size < length:
-            # Filling the hole with zeros would hand the client's owner a file that nobody sent.
-            raise StagingDamaged(path=self._path, size=self.size, expected=length)
-        if self.size > length:
-            await self._call(os.ftruncate, self._fd, length)
-            self.size = length
-
-    async def write(
-        self,
-        chunks: Sequence[bytes | memoryview],
-        offset: int,
-        crc64nvme: int,
-        *,
-        sync: bool = False,
-        hasher: Hasher | None = None,
-    ) -> int:
-        return await self._call(self._write, chunks, offset, crc64nvme, sync=sync, hasher=hasher)
-
-    def _write(
-        self, chunks: Sequence[bytes | memoryview], offset: int, crc64nvme: int, *, sync: bool, hasher: Hasher | None
-    ) -> int:
-        if chunks:
-            self._writer.write(self._fd, self._path, chunks, offset)
-        if sync and self._durable:
-            os.fdatasync(self._fd)
-        if hasher is not None:
-            for chunk in chunks:
-                hasher.update(chunk)
-        return _checksum(chunks, crc64nvme)
-
-    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
-        await self._call(self._feed, hasher, start, stop)
-
-    def _feed(self, hasher: Hasher, start: int, stop: int) -> None:
-        while start < stop:
-            data = os.pread(self._fd, min(READ_BYTES, stop - start), start)
-            if not data:
-                raise StagingDamaged(path=self._path, size=start, expected=stop)
-            hasher.update(data)
-            start += len(data)
-
-    async def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd < 0:
-            return
-        if self._calling is None or self._calling.done():
-            # Closing does not wait for the disk: everything that must be durable was synced.
-            os.close(fd)
-        else:
-            # A caller that was cancelled leaves its thread at work: under it the number must not
-            # become another file's.
-            self._calling.add_done_callback(lambda _: os.close(fd))
-
-    async def _call(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
-        def translated() -> _T:
-            with translated_errors():
-                return call(*arguments, **keywords)
-
-        calling = self._calling = asyncio.ensure_future(self._run(translated))
-        return await asyncio.shield(calling)
-
-
-class Runner(Protocol):
-    """Runs a blocking call in a writer thread."""
-
-    async def __call__(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
-        """Answer what the call answered."""
-
-
-def _checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
-    for chunk in chunks:
-        running = crc64.update(chunk, running)
-    return running
-
-
 def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:
     if not opening.cancelled() and opening.exception() is None and (opened := opening.result()) is not None:
         os.close(opened[0])
@@ -306,20 +191,3 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _open_locked(path: str) -> tuple[int, int] | None:
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        facts = os.fstat(fd)
-        if facts.st_nlink == 0:
-            # Removed between open and lock: what we hold is nobody's file any more.
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd, facts.st_size

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from tusd_py.ports import StagedFile, StagingScan
 from tusd_py.protocol.upload import UploadId
-from tusd_py.staging.area import translated_errors
+from tusd_py.staging.locked_file import translated_errors
 from tusd_py.staging.locking import locked_files
 
 _SHARD: Final = re.compile(r"[0-9a-f]{2}")

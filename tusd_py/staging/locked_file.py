@@ -1,0 +1,154 @@
+"""A staging file that one process writes to, and what the operating system says as errors of staging."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
+
+from tusd_py import crc64
+from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError
+from tusd_py.ports import StagingFile
+
+if TYPE_CHECKING:
+    from tusd_py.protocol.checksum import Hasher
+    from tusd_py.staging.writers import Writer
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+READ_BYTES: Final = 1024 * 1024
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what the operating system says into the errors of staging."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StagingMissing(path=error.filename) from error
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StagingFull(cause=str(error)) from error
+        raise StorageError(cause=str(error)) from error
+
+
+class LockedFile(StagingFile):
+    """A staging file that this process alone writes to; the kernel frees it if the process dies."""
+
+    def __init__(  # noqa: PLR0913 -- what a file is, and what serves it
+        self,
+        path: str,
+        fd: int,
+        size: int,
+        *,
+        writer: Writer,
+        durable: bool,
+        run: Runner,
+    ) -> None:
+        self.size = size
+        self._path = path
+        self._fd = fd
+        self._writer = writer
+        self._durable = durable
+        self._run = run
+        self._calling: asyncio.Future[Any] | None = None
+
+    async def truncate(self, length: int) -> None:
+        if self.size < length:
+            # Filling the hole with zeros would hand the client's owner a file that nobody sent.
+            raise StagingDamaged(path=self._path, size=self.size, expected=length)
+        if self.size > length:
+            await self._call(os.ftruncate, self._fd, length)
+            self.size = length
+
+    async def write(
+        self,
+        chunks: Sequence[bytes | memoryview],
+        offset: int,
+        crc64nvme: int,
+        *,
+        sync: bool = False,
+        hasher: Hasher | None = None,
+    ) -> int:
+        return await self._call(self._write, chunks, offset, crc64nvme, sync=sync, hasher=hasher)
+
+    def _write(
+        self, chunks: Sequence[bytes | memoryview], offset: int, crc64nvme: int, *, sync: bool, hasher: Hasher | None
+    ) -> int:
+        if chunks:
+            self._writer.write(self._fd, self._path, chunks, offset)
+        if sync and self._durable:
+            os.fdatasync(self._fd)
+        if hasher is not None:
+            for chunk in chunks:
+                hasher.update(chunk)
+        return checksum(chunks, crc64nvme)
+
+    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
+        await self._call(self._feed, hasher, start, stop)
+
+    def _feed(self, hasher: Hasher, start: int, stop: int) -> None:
+        while start < stop:
+            data = os.pread(self._fd, min(READ_BYTES, stop - start), start)
+            if not data:
+                raise StagingDamaged(path=self._path, size=start, expected=stop)
+            hasher.update(data)
+            start += len(data)
+
+    async def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        if self._calling is None or self._calling.done():
+            # Closing does not wait for the disk: everything that must be durable was synced.
+            os.close(fd)
+        else:
+            # A caller that was cancelled leaves its thread at work: under it the number must not
+            # become another file's.
+            self._calling.add_done_callback(lambda _: os.close(fd))
+
+    async def _call(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        def translated() -> _T:
+            with translated_errors():
+                return call(*arguments, **keywords)
+
+        calling = self._calling = asyncio.ensure_future(self._run(translated))
+        return await asyncio.shield(calling)
+
+
+class Runner(Protocol):
+    """Runs a blocking call in a writer thread."""
+
+    async def __call__(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
+        """Answer what the call answered."""
+
+
+def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
+    """Answer the checksum of what came before, `running`, and the chunks."""
+    for chunk in chunks:
+        running = crc64.update(chunk, running)
+    return running
+
+
+def open_locked(path: str) -> tuple[int, int] | None:
+    """Open and lock a file; answer its descriptor and size, None while somebody else holds it."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        facts = os.fstat(fd)
+        if facts.st_nlink == 0:
+            # Removed between open and lock: what we hold is nobody's file any more.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, facts.st_size
