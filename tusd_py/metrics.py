@@ -71,6 +71,9 @@ class Metrics:
             registry=self.registry,
         )
         self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
+        self.sync_failures = Counter(
+            "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
+        )
         self._request_counters: dict[tuple[str, int], Any] = {}
 
     def count_request(self, method: str, status: int, seconds: float) -> None:

@@ -31,7 +31,7 @@ from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
-from tusd_py.errors import DatabaseUnavailable, StagingFull
+from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.application import build_application
 from tusd_py.http.connection import ConnectionRunner
 from tusd_py.http.hosts import HostPolicy, public_names
@@ -39,6 +39,7 @@ from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
 from tusd_py.metrics import Metrics, figure_gauges
+from tusd_py.staging.health import StagingHealth
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -95,14 +96,14 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         database = Database(few.dsn.get_secret_value() if few.dsn else "", few)
         store = make_store(config)
 
-        async def staging_space() -> None:
-            free = shutil.disk_usage(config.staging_directory).free
-            if free < config.staging.reserve:
-                raise StagingFull(free_bytes=free, reserve=config.staging.reserve)
+        health = StagingHealth(config.staging_directory, reserve=config.staging.reserve)
+
+        async def staging() -> None:
+            await asyncio.to_thread(lambda: health.check(_sync_failures()))
 
         await database.open()
         await store.open()
-        checks = {"database": lambda: ping(database), "staging": staging_space, "store": store.probe}
+        checks = {"database": lambda: ping(database), "staging": staging, "store": store.probe}
         # Nobody has to show who they are here; on loopback a page could only come by a name of its own.
         hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
         application = build_operations(checks, lambda: _collect(config, database), hosts)
@@ -139,6 +140,13 @@ async def _collect(config: Config, database: Database) -> CollectorRegistry:
         gauges += figure_gauges(await read_figures(database, config.node))
     registry.register(Gauges(gauges))
     return registry
+
+
+def _sync_failures() -> float:
+    """Return how many syncs have failed in all processes together."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry.get_sample_value("tusd_sync_failures_total") or 0
 
 
 def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

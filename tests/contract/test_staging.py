@@ -23,9 +23,13 @@ from tests.support.process import eventually
 from tusd_py import crc64
 from tusd_py.config.sections import StagingConfig
 from tusd_py.errors import StagingDamaged, StagingFull, StagingMissing, StorageError, UploadTooLarge
+from tusd_py.metrics import Metrics
 from tusd_py.ports import StagingFile
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging import StagingArea, writers
+from tusd_py.staging.health import StagingHealth
+from tusd_py.staging.small import SmallFile, store_files
+from tusd_py.staging.syncs import Syncs
 
 KIB, MIB = 2**10, 2**20
 WRITE_PATHS = ["auto", "page-cache", "direct", "dontcache"]
@@ -36,17 +40,22 @@ Make = Callable[..., StagingArea]
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for all tests: making it is 256 directories and a sync."""
     directory = tmp_path_factory.mktemp("staging") / "staging"
-    StagingArea(directory, StagingConfig()).prepare()
+    StagingArea(directory, StagingConfig(), Metrics()).prepare()
     return directory
 
 
 @pytest.fixture
-async def make(prepared: Path) -> AsyncIterator[Make]:
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+async def make(prepared: Path, metrics: Metrics) -> AsyncIterator[Make]:
     """Staging areas on the same directory, as different processes have them."""
     areas: list[StagingArea] = []
 
     def make_one(directory: Path = prepared, **settings: Any) -> StagingArea:
-        area = StagingArea(directory, StagingConfig(**({"reserve": 0} | settings)))
+        area = StagingArea(directory, StagingConfig(**({"reserve": 0} | settings)), metrics)
         if directory != prepared:
             area.prepare()
         areas.append(area)
@@ -308,6 +317,195 @@ async def test_a_small_upload_that_fails_leaves_no_file(
         await area.store_small(upload_id, [b"x"])
 
     assert not area.path(upload_id).exists()
+
+
+# --- a sync that fails -----------------------------------------------------------------------------
+
+
+class Failing:
+    """Lets the next calls of a sync fail, as a device does that loses what it was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.left = 0
+        self.calls = 0
+        self._real = getattr(os, name)
+        monkeypatch.setattr(os, name, self)
+
+    def __call__(self, fd: int) -> None:
+        self.calls += 1
+        if self.left:
+            self.left -= 1
+            raise OSError(errno.EIO, "input/output error")
+        self._real(fd)
+
+
+@pytest.fixture
+def file_syncs(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    return Failing(monkeypatch, "fdatasync")
+
+
+@pytest.fixture
+def directory_syncs(monkeypatch: pytest.MonkeyPatch) -> Failing:
+    return Failing(monkeypatch, "fsync")
+
+
+async def test_a_file_whose_sync_failed_is_never_synced_again(
+    area: StagingArea, upload_id: UploadId, file_syncs: Failing
+) -> None:
+    """The kernel tells of lost pages once: a second call would succeed and prove nothing."""
+    file = await open_new(area, upload_id)
+    await file.write([b"kept"], 0, 0, sync=True)
+    file_syncs.left = 1
+    with pytest.raises(StorageError):
+        await file.write([b"lost"], 4, 0, sync=True)
+
+    for chunks in ([], [b"more"]):
+        with pytest.raises(StorageError):
+            await file.write(chunks, 8, 0, sync=True)
+
+    assert file_syncs.calls == 2
+    await file.close()
+    again = await open_new(area, upload_id)
+    await again.truncate(4)
+    await again.write([b"good"], 4, 0, sync=True)
+    await again.close()
+    assert file_syncs.calls == 3
+    assert area.path(upload_id).read_bytes() == b"keptgood"
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+async def test_a_failed_sync_is_counted_and_is_an_error_of_the_device_even_where_that_was_full(
+    area: StagingArea, upload_id: UploadId, metrics: Metrics, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    file = await open_new(area, upload_id)
+    before = metrics.registry.get_sample_value("tusd_sync_failures_total")
+    monkeypatch.setattr(os, "fdatasync", fail)
+
+    with pytest.raises(StorageError) as failure:
+        await file.write([b"x"], 0, 0, sync=True)
+    await file.close()
+
+    assert type(failure.value) is StorageError
+    assert before is not None
+    assert metrics.registry.get_sample_value("tusd_sync_failures_total") == before + 1
+
+
+async def test_a_name_whose_sync_failed_is_taken_back_and_made_anew(
+    area: StagingArea, upload_id: UploadId, directory_syncs: Failing
+) -> None:
+    """Written again, it is in what the next sync covers; a name that merely stayed would not be."""
+    directory_syncs.left = 1
+    with pytest.raises(StorageError):
+        await area.open(upload_id, create=True)
+    assert not area.path(upload_id).exists()
+
+    await (await open_new(area, upload_id)).close()
+
+    assert area.path(upload_id).exists()
+    assert directory_syncs.calls == 2
+
+
+async def test_an_empty_file_that_somebody_left_behind_is_made_anew(
+    area: StagingArea, upload_id: UploadId, directory_syncs: Failing
+) -> None:
+    """Nobody knows whether its name is durable: its maker may have died before it was."""
+    with put(area, upload_id, b"").open("rb") as left_behind:
+        file = await open_new(area, upload_id)
+
+        assert directory_syncs.calls == 1
+        assert not os.path.samestat(os.fstat(left_behind.fileno()), area.path(upload_id).stat())
+    await file.close()
+
+
+async def test_two_that_open_an_upload_at_once_never_both_get_it(make: Make, upload_id: UploadId) -> None:
+    areas = [make() for _ in range(4)]
+
+    for _ in range(50):
+        opened = await asyncio.gather(*(area.open(upload_id, create=True) for area in areas))
+        files = [file for file in opened if file is not None]
+        assert len(files) <= 1
+        for file in files:
+            await file.write([b"x"], 0, 0)
+            await file.close()
+            assert areas[0].path(upload_id).read_bytes() == b"x"
+        await areas[0].remove([upload_id])
+
+
+async def test_a_failed_sync_of_a_directory_fails_everybody_who_made_a_name_before_it(
+    tmp_path: Path, directory_syncs: Failing
+) -> None:
+    """They share a descriptor, and the kernel tells one of them only."""
+    syncs = Syncs(Metrics())
+    first, second = syncs.new_names(str(tmp_path)), syncs.new_names(str(tmp_path))
+    directory_syncs.left = 1
+    with pytest.raises(OSError, match="the sync failed"):
+        second.sync()
+
+    with pytest.raises(OSError, match="has just failed"):
+        first.sync()
+    syncs.new_names(str(tmp_path)).sync()
+
+    assert directory_syncs.calls == 2
+    syncs.close()
+
+
+async def test_small_uploads_of_one_batch_fail_with_their_directory(
+    tmp_path: Path, directory_syncs: Failing
+) -> None:
+    files = [SmallFile(f"{tmp_path}/{directory}/{name}", [b"x"]) for directory in "ab" for name in "12"]
+    for directory in "ab":
+        (tmp_path / directory).mkdir()
+    syncs = Syncs(Metrics())
+    directory_syncs.left = 1
+
+    store_files(files, syncs=syncs)
+
+    assert [file.error is None for file in files] == [False, False, True, True]
+    assert sorted(path.name for path in tmp_path.glob("*/*")) == ["1", "2"]
+    syncs.close()
+
+
+async def test_directories_whose_sync_failed_are_made_anew(
+    make: Make, tmp_path: Path, directory_syncs: Failing
+) -> None:
+    directory_syncs.left = 1
+    with pytest.raises(StorageError):
+        make(tmp_path / "staging")
+    assert list((tmp_path / "staging").iterdir()) == []
+
+    make(tmp_path / "staging")
+
+    assert len(list((tmp_path / "staging").iterdir())) == 256
+
+
+def test_after_a_failed_sync_the_disk_is_trusted_once_a_new_file_can_be_synced(
+    tmp_path: Path, directory_syncs: Failing
+) -> None:
+    health = StagingHealth(tmp_path, reserve=0)
+    health.check(0)
+    assert directory_syncs.calls == 1, "a server that has just started does not know the disk"
+    health.check(0)
+    assert directory_syncs.calls == 1, "nothing is tried without a reason"
+
+    directory_syncs.left = 2
+    for _ in range(2):
+        with pytest.raises(StorageError, match="does not keep a new file"):
+            health.check(3)
+    health.check(3)
+    health.check(3)
+
+    assert directory_syncs.calls == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_staging_disk_that_is_away_or_full_is_not_ready(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        StagingHealth(tmp_path / "away", reserve=0).check(0)
+    with pytest.raises(StagingFull):
+        StagingHealth(tmp_path, reserve=2**60).check(0)
 
 
 # --- opening ---------------------------------------------------------------------------------------

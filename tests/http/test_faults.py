@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -422,6 +423,103 @@ async def test_a_disk_that_fails_is_told_with_the_true_offset(served, monkeypatc
     assert (refused.status, refused.headers["upload-offset"]) == (500, "5")
     assert b"Input/output" not in refused.body
     assert (await served.patch(path, 5, b"world")).status == 204
+
+
+@pytest.fixture
+def failing_sync(monkeypatch) -> Callable[[int], None]:
+    """Let the n-th fdatasync from now on fail, and no other."""
+    real = os.fdatasync
+
+    def fail_at(number: int) -> None:
+        calls = itertools.count(1)
+
+        def sync(fd):
+            if next(calls) == number:
+                raise OSError(5, "Input/output error")
+            real(fd)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+
+    return fail_at
+
+
+@pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
+@pytest.mark.parametrize("failing", [1, 2, 3])
+async def test_after_a_failed_sync_only_what_the_last_good_one_covered_counts(serve, failing_sync, framing, failing):
+    """GEN-16 CORE-20"""
+    served = await serve(staging={"checkpoint_bytes": MIB})
+    content = os.urandom(3 * MIB)
+    path = await served.create(4 * MIB, BODY, b"")
+    assert (await served.patch(path, 0, content[: MIB // 2])).status == 204
+    failing_sync(failing)
+
+    # A whole body: checkpoints come first, and the third sync is the last one.
+    append = served.patch_chunked if framing == "Transfer-Encoding" else served.patch
+    refused = await append(path, MIB // 2, content[MIB // 2 :])
+
+    offset = int(refused.headers["upload-offset"])
+    assert (refused.status, refused.body.split(b":")[0]) == (500, b"ERR_STORAGE")
+    assert offset == (await served.upload(path)).offset == await served.offset(path)
+    assert offset < 3 * MIB
+    assert (offset > MIB // 2) == (failing > 1)
+    assert served.core.metrics.registry.get_sample_value("tusd_sync_failures_total") == 1
+    assert (await served.patch(path, offset, content[offset:])).status == 204
+    assert await served.staged(path) == content
+
+
+async def test_a_failed_sync_leaves_a_tail_that_the_next_open_cuts(served, failing_sync):
+    """GEN-16 LOCK-08"""
+    path = await served.create(10, BODY, b"hello")
+    failing_sync(1)
+
+    assert (await served.patch(path, 5, b"LOST")).status == 500
+    assert await served.staged(path) == b"helloLOST"
+    assert await served.offset(path) == 5
+    assert (await served.patch(path, 5, b"wor")).status == 204
+
+    assert await served.staged(path) == b"hellowor"
+
+
+async def test_what_a_good_sync_covered_is_recorded_though_a_later_one_failed(serve, failing_sync, monkeypatch):
+    """CORE-20 GEN-16"""
+    served = await serve(staging={"checkpoint_bytes": MIB, "checkpoint_seconds": 60})
+    path = await served.create(4 * MIB)
+    advance, refusals = served.core.uploads.advance, [DatabaseUnavailable()]
+
+    async def away_once(*arguments, **keywords):
+        if refusals:
+            raise refusals.pop()
+        return await advance(*arguments, **keywords)
+
+    monkeypatch.setattr(served.core.uploads, "advance", away_once)
+    failing_sync(2)
+
+    refused = await served.patch(path, 0, b"x" * 4 * MIB)
+
+    assert refused.status == 500
+    assert MIB <= int(refused.headers["upload-offset"]) == await served.offset(path) < 4 * MIB
+
+
+async def test_a_checksummed_body_whose_sync_failed_counts_for_nothing(served, failing_sync):
+    """CSUM-07 GEN-16"""
+    path = await served.create(10, BODY, b"he")
+    failing_sync(1)
+
+    refused = await served.patch(path, 2, b"llo", {"Upload-Checksum": "sha1 FetSFarWc0hhpaW7mXI5j96puNA="})
+
+    assert (refused.status, refused.headers["upload-offset"]) == (500, "2")
+    assert await served.offset(path) == 2
+
+
+async def test_a_creation_whose_sync_failed_creates_nothing(served, failing_sync):
+    """CWU-05 GEN-16"""
+    failing_sync(1)
+
+    refused = await served.request("POST", "/files/", BODY | {"Upload-Length": "5"}, b"hello")
+
+    assert (refused.status, "location" in refused.headers) == (500, False)
+    assert await served.core.database.fetch("SELECT id FROM uploads") == []
+    assert list(served.core.staging.files()) == []
 
 
 # --- the handler -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tusd_py.database.pool import Database
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
+from tusd_py.metrics import Metrics
 from tusd_py.ports import NewUpload, StoredObject
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
 from tusd_py.staging import StagingArea
@@ -197,7 +198,7 @@ async def open_world(
     pool = Database(dsn, DatabaseConfig(**database))
     wakeups = Wakeups(pool)
     # Nothing here is about power cuts, so nothing waits for the disk.
-    staging = StagingArea(root / "staging", StagingConfig(reserve=0, durability="page-cache"))
+    staging = StagingArea(root / "staging", StagingConfig(reserve=0, durability="page-cache"), Metrics())
     for shard in range(256):
         (root / "staging" / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
     store = FilesystemStore(root / "store")

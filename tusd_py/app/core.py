@@ -108,7 +108,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         notifications=records.notifications,
         wakeups=records.wakeups,
         uploads=records.uploads,
-        staging=StagingArea(config.staging_directory, config.staging),
+        staging=StagingArea(config.staging_directory, config.staging, metrics),
         store=store,
         metrics=metrics,
     )

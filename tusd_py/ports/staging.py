@@ -33,7 +33,8 @@ class StagingFile(Protocol):
     ) -> int:
         """Write the chunks at `offset`, feed them to `hasher`, and answer the running checksum.
 
-        With `sync` everything written so far survives a power cut (fdatasync) when this returns.
+        With `sync` everything written so far survives a power cut (fdatasync) when this returns. If that
+        fails, nothing counts that was written since the last sync, and every later one fails as well.
 
         Raises:
             StagingFull, StorageError: some of the chunks may have been written.

@@ -83,6 +83,8 @@ class Reception:
         self._block = Block()
         self._written = upload.offset
         self._crc = upload.crc64nvme or 0
+        self._synced = (self._written, self._crc)
+        """Up to where the bytes are durable, and their checksum."""
         self._writing: asyncio.Future[None] | None = None
         self._expires_after_seconds = settings.expires_after_seconds
         if append.url_unknown:
@@ -172,6 +174,7 @@ class Reception:
         self._written += sum(map(len, chunks))
         if not checkpoint:
             return
+        self._synced = (self._written, self._crc)
         try:
             await self._advance()
         except DatabaseUnavailable as error:
@@ -225,8 +228,12 @@ class Reception:
         chunks, size = self._block.chunks, self._block.size
         self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
         self._written += size
+        self._synced = (self._written, self._crc)
         self._block = Block()
         await self._look_at_the_whole()
+        await self._advance_patiently()
+
+    async def _advance_patiently(self) -> None:
         for delay in (*ADVANCE_RETRY_SECONDS, None):
             try:
                 await self._advance()
@@ -241,7 +248,7 @@ class Reception:
     async def _settle(self, ending: BaseException | None) -> Upload | None:
         """Make durable what counts; answer the upload as recorded, None if that cannot be known."""
         if isinstance(ending, StorageError):
-            return await self._keep_written()
+            return await self._keep_durable()
         try:
             if self._whole:
                 await self._settle_whole(ending)
@@ -249,7 +256,7 @@ class Reception:
                 await self._settle_rest(ending)
         except (StorageError, OffsetConflict, UploadNotFound) as error:
             if isinstance(error, StorageError):
-                error.upload = await self._keep_written()
+                error.upload = await self._keep_durable()
             raise
         return self._upload
 
@@ -318,15 +325,25 @@ class Reception:
         self._file.size = max(self._file.size, self._written)
         await self._file.truncate(self._upload.offset)
 
-    async def _keep_written(self) -> Upload | None:
-        """After a failed write: keep the blocks before it, and leave the rest to the next open."""
+    async def _keep_durable(self) -> Upload | None:
+        """After a failed write or sync: keep what is durable, and leave the rest to the next open.
+
+        A first sync may still make the blocks before a failed write durable. After a sync that failed the
+        file refuses another one, and only what the last good one covered counts.
+        """
         self._block = Block()
-        if not self._whole and self._written > self._upload.offset:
-            try:
-                await self._record()
-            except TusdError as error:
-                log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
-                return None
+        try:
+            if not self._whole and self._written > self._synced[0]:
+                with contextlib.suppress(StorageError):
+                    await self._file.write([], self._written, self._crc, sync=True)
+                    self._synced = (self._written, self._crc)
+            self._written, self._crc = self._synced
+            if not self._whole and self._written > self._upload.offset:
+                await self._look_at_the_whole()
+                await self._advance_patiently()
+        except TusdError as error:
+            log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
+            return None
         return self._upload
 
 

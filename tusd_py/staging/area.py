@@ -21,13 +21,15 @@ from uuid import UUID
 from tusd_py.errors import StagingFull, UploadTooLarge
 from tusd_py.ports import Staging, StagingFile
 from tusd_py.protocol.upload import UploadId
-from tusd_py.staging.locked_file import LockedFile, checksum, open_locked, translated_errors
+from tusd_py.staging.locked_file import LockedFile, checksum, create_locked, open_locked, translated_errors
 from tusd_py.staging.locking import locked_files
-from tusd_py.staging.small import FILE_MODE, SmallFile, SmallFiles, store_files
+from tusd_py.staging.small import SmallFile, SmallFiles, store_files
+from tusd_py.staging.syncs import Syncs
 from tusd_py.staging.writers import make_writer
 
 if TYPE_CHECKING:
     from tusd_py.config import StagingConfig
+    from tusd_py.metrics import Metrics
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -40,14 +42,13 @@ DIRECTORY_MODE: Final = 0o750
 class StagingArea(Staging):
     """The staging directory, with the threads that write to it."""
 
-    def __init__(self, directory: Path, config: StagingConfig) -> None:
+    def __init__(self, directory: Path, config: StagingConfig, metrics: Metrics) -> None:
         self._directory = directory
-        self._durable = config.durability == "fsync"
+        self._syncs = Syncs(metrics) if config.durability == "fsync" else None
         self._reserve = config.reserve
         self._writer = make_writer(config.write_path)
         self._threads = ThreadPoolExecutor(config.write_threads, thread_name_prefix="staging")
         self._small = SmallFiles(self._store_batch)
-        self._shards: dict[str, int] = {}
         self._free_bytes = 0
         self._size_bytes = 0
         self._space_until = 0.0
@@ -56,26 +57,23 @@ class StagingArea(Staging):
         """Create the directories. Blocks; called once at start. Raises `StorageError`."""
         with translated_errors():
             self._directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            for shard in range(256):
-                (self._directory / f"{shard:02x}").mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-            _sync_directory(str(self._directory))
+            names = None if self._syncs is None else self._syncs.new_names(str(self._directory))
+            made = [path for shard in range(256) if _make_directory(path := self._directory / f"{shard:02x}")]
+            if names is None:
+                return
+            try:
+                names.sync()
+            except OSError:
+                for path in made:
+                    with contextlib.suppress(OSError):
+                        path.rmdir()
+                raise
 
     async def close(self) -> None:
         """Wait for writes that are under way."""
         await asyncio.to_thread(self._threads.shutdown)
-        shards, self._shards = self._shards, {}
-        for fd in shards.values():
-            os.close(fd)
-
-    def _sync_shard(self, directory: str) -> None:
-        # Kept open: each call to the system from a thread is a fight for the interpreter's lock.
-        fd = self._shards.get(directory)
-        if fd is None:
-            opened = _open_directory(Path(directory))
-            fd = self._shards.setdefault(directory, opened)
-            if fd != opened:
-                os.close(opened)
-        os.fsync(fd)
+        if self._syncs is not None:
+            self._syncs.close()
 
     def new_id(self) -> UploadId:
         # Files of the same moment share a directory, so that one sync of it serves them all.
@@ -97,7 +95,7 @@ class StagingArea(Staging):
         return checksum(chunks, 0)
 
     async def _store_batch(self, files: list[SmallFile]) -> None:
-        await self._run(store_files, files, durable=self._durable, sync_directory=self._sync_shard)
+        await self._run(store_files, files, syncs=self._syncs)
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         path = self._name(upload_id)
@@ -110,20 +108,22 @@ class StagingArea(Staging):
             raise
         if opened is None:
             return None
-        return LockedFile(path, *opened, writer=self._writer, durable=self._durable, run=self._run)
+        return LockedFile(path, *opened, writer=self._writer, syncs=self._syncs, run=self._run)
 
     def _open(self, path: str, *, create: bool) -> tuple[int, int] | None:
         with translated_errors():
             try:
-                return open_locked(path)
+                opened = open_locked(path)
             except FileNotFoundError:
                 if not create:
                     raise
-            with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
-                if self._durable:
-                    self._sync_shard(path.rpartition("/")[0])
-            return open_locked(path)
+                return create_locked(path, self._syncs)
+            if opened is None or opened[1] or not create or self._syncs is None:
+                return opened
+            # An empty file counts for nothing, and whoever made it may have failed to sync its name.
+            Path(path).unlink(missing_ok=True)
+            os.close(opened[0])
+            return create_locked(path, self._syncs)
 
     def probe(self, upload_id: UploadId) -> int | None:
         with translated_errors():
@@ -181,13 +181,10 @@ def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:
         os.close(opened[0])
 
 
-def _open_directory(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-
-
-def _sync_directory(path: str) -> None:
-    fd = _open_directory(Path(path))
+def _make_directory(path: Path) -> bool:
+    """Tell whether the directory was not there before."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        path.mkdir(mode=DIRECTORY_MODE)
+    except FileExistsError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from tusd_py import crc64
@@ -16,11 +17,13 @@ from tusd_py.ports import StagingFile
 
 if TYPE_CHECKING:
     from tusd_py.protocol.checksum import Hasher
+    from tusd_py.staging.syncs import Syncs
     from tusd_py.staging.writers import Writer
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+FILE_MODE: Final = 0o640
 READ_BYTES: Final = 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -48,14 +51,15 @@ class LockedFile(StagingFile):
         size: int,
         *,
         writer: Writer,
-        durable: bool,
+        syncs: Syncs | None,
         run: Runner,
     ) -> None:
         self.size = size
         self._path = path
         self._fd = fd
         self._writer = writer
-        self._durable = durable
+        self._syncs = syncs
+        self._sync_failed = False
         self._run = run
         self._calling: asyncio.Future[Any] | None = None
 
@@ -83,12 +87,20 @@ class LockedFile(StagingFile):
     ) -> int:
         if chunks:
             self._writer.write(self._fd, self._path, chunks, offset)
-        if sync and self._durable:
-            os.fdatasync(self._fd)
+        if sync and self._syncs is not None:
+            self._sync(self._syncs)
         if hasher is not None:
             for chunk in chunks:
                 hasher.update(chunk)
         return checksum(chunks, crc64nvme)
+
+    def _sync(self, syncs: Syncs) -> None:
+        if self._sync_failed:
+            raise OSError(errno.EIO, "a sync of this file has failed before", self._path)
+        # Until it succeeds: a second call could succeed although the bytes are lost; see `syncs`.
+        self._sync_failed = True
+        syncs.file(self._fd, self._path)
+        self._sync_failed = False
 
     async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
         await self._call(self._feed, hasher, start, stop)
@@ -137,8 +149,37 @@ def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
 
 
 def open_locked(path: str) -> tuple[int, int] | None:
-    """Open and lock a file; answer its descriptor and size, None while somebody else holds it."""
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """Open and lock a file; return its descriptor and size, None while somebody else holds it."""
+    return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+
+
+def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
+    """Make and lock a file whose name is durable, and return as `open_locked` does.
+
+    None as well while somebody else makes it.
+    """
+    names = None if syncs is None else syncs.new_names(path.rpartition("/")[0])
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    except FileExistsError:
+        return None
+    try:
+        created = _locked(fd, path)
+    except FileNotFoundError:
+        # Between the two calls somebody else took it for a leftover.
+        return None
+    if created is not None and names is not None:
+        try:
+            names.sync()
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(path).unlink()
+            os.close(fd)
+            raise
+    return created
+
+
+def _locked(fd: int, path: str) -> tuple[int, int] | None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         facts = os.fstat(fd)

@@ -11,21 +11,20 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from tusd_py.errors import StorageError
+from tusd_py.staging.locked_file import FILE_MODE
+from tusd_py.staging.syncs import NewNames, Syncs
 from tusd_py.staging.writers import write_all
 
 LANES: Final = 2
 BATCH: Final = 16
-FILE_MODE: Final = 0o640
 
 Chunks = Sequence[bytes | memoryview]
-SyncDirectory = Callable[[str], None]
-"""Makes the entries of a directory durable."""
 
 
 @dataclass(slots=True)
@@ -36,6 +35,11 @@ class SmallFile:
     chunks: Chunks
     fd: int = -1
     error: OSError | None = None
+
+    @property
+    def directory(self) -> str:
+        """The directory that it lies in."""
+        return self.path.rpartition("/")[0]
 
 
 StoreBatch = Callable[[list[SmallFile]], Awaitable[None]]
@@ -89,26 +93,29 @@ def _settle(file: SmallFile, done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-def store_files(files: Sequence[SmallFile], *, durable: bool, sync_directory: SyncDirectory) -> None:
-    """Create, write and sync the files. Blocks. What went wrong with one stands in its `error`.
+def store_files(files: Sequence[SmallFile], *, syncs: Syncs | None) -> None:
+    """Create and write the files, and sync them with `syncs`. Blocks.
 
-    A file with an error is not there afterwards. All are written before the first is synced, so that
-    one commit of the file system's journal serves as many as possible.
+    What went wrong with one stands in its `error`, and it is not there afterwards. All are written
+    before the first is synced, so that one commit of the file system's journal serves as many as possible.
     """
+    names: dict[str, NewNames] = {}
     for file in files:
+        if syncs is not None and file.directory not in names:
+            _attempt(file, lambda file: names.setdefault(file.directory, syncs.new_names(file.directory)))
         _attempt(file, _create)
-    if durable:
+    if syncs is not None:
         if len(files) > 1:
             for file in files:
                 _attempt(file, _start_writeback)
         for file in files:
-            _attempt(file, _sync)
-        _sync_directories(files, sync_directory)
+            _attempt(file, lambda file: syncs.file(file.fd, file.path))
+        _sync_names(files, names)
     for file in files:
         _finish(file)
 
 
-def _attempt(file: SmallFile, step: Callable[[SmallFile], None]) -> None:
+def _attempt(file: SmallFile, step: Callable[[SmallFile], object]) -> None:
     if file.error is None:
         try:
             step(file)
@@ -128,18 +135,15 @@ def _start_writeback(file: SmallFile) -> None:
     os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _sync(file: SmallFile) -> None:
-    os.fdatasync(file.fd)
-
-
-def _sync_directories(files: Sequence[SmallFile], sync_directory: SyncDirectory) -> None:
-    for directory in {file.path.rpartition("/")[0] for file in files if file.error is None}:
+def _sync_names(files: Sequence[SmallFile], names: Mapping[str, NewNames]) -> None:
+    for directory, new in names.items():
+        inside = [file for file in files if file.error is None and file.directory == directory]
         try:
-            sync_directory(directory)
+            if inside:
+                new.sync()
         except OSError as error:
-            for file in files:
-                if file.error is None and file.path.startswith(f"{directory}/"):
-                    file.error = error
+            for file in inside:
+                file.error = error
 
 
 def _finish(file: SmallFile) -> None:
