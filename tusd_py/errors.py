@@ -8,7 +8,10 @@ shown to clients; facts for the log go into `context` and never into that senten
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
+
+CLIENT_GONE: Final = 499
+"""The status of a request whose client went away or fell silent. Nobody is told it: logs and metrics say so."""
 
 
 class TusdError(Exception):

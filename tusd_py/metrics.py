@@ -6,12 +6,14 @@ prometheus_client decides at import whether values live in memory or in files.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from tusd_py.errors import CLIENT_GONE, BodyError, TusdError
 from tusd_py.ports import Figures
 
 TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
@@ -20,17 +22,77 @@ LIVE_JOBS: Final = ("queued", "running", "retry_wait", "blocked")
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
 
 
+OTHER: Final = "other"
+METHODS: Final = ("GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", OTHER)
+REQUEST_KINDS: Final[Mapping[str, Sequence[str]]] = {
+    "create": ("POST",),
+    # POST: with X-HTTP-Method-Override.
+    "append": ("PATCH", "POST"),
+    "status": ("HEAD", "POST"),
+    "terminate": ("DELETE", "POST"),
+    "download": ("GET", "HEAD"),
+    "api": ("GET", "POST", "DELETE"),
+    "page": ("GET", "HEAD"),
+    OTHER: METHODS,
+}
+"""What requests do, and by which methods; "other" are preflights and what is nothing of ours."""
+SUCCESSES: Final = (200, 201, 202, 204, 206, 302, 304)
+DOWNLOAD_KINDS: Final = ("staging", "store", "redirect")
+SWEPT_KINDS: Final = (
+    "expired", "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged",
+    "orphans_removed",
+)  # fmt: skip
+"""The steps of cleanup."""
+
+
 class Metrics:
-    """The instruments. Each application has its own registry, so that two of them do not collide."""
+    """The instruments. Each application has its own registry, so that two of them do not collide.
+
+    Every combination of labels is there from the start, with 0: an alert on a rate sees the first one
+    as well, and a panel shows a line and not a hole.
+    """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
+        self._count_http()
+        self._count_bodies()
+        self._count_transfers()
+        self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
+        for kind in SWEPT_KINDS:
+            self.swept.labels(kind)
+        self.sync_failures = Counter(
+            "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
+        )
+
+    def _count_http(self) -> None:
         self._requests = Counter(
-            "tusd_requests", "Requests answered.", ["method", "status"], registry=self.registry
+            "tusd_requests",
+            "Requests answered; status 499: the client went away.",
+            ["method", "status"],
+            registry=self.registry,
         )
-        self.request_seconds = Histogram(
-            "tusd_request_seconds", "Time to answer a request.", buckets=_SECONDS, registry=self.registry
+        self._seconds = Histogram(
+            "tusd_request_seconds",
+            "Time to answer a request, its body included.",
+            ["method", "kind"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
+        statuses = sorted({*SUCCESSES, CLIENT_GONE, *_statuses(TusdError)})
+        # Kept, for to look one up by its labels costs as much as to count.
+        self._counters = {
+            (method, status): self._requests.labels(method, str(status)) for method in METHODS for status in statuses
+        }
+        self._timers = {
+            (method, kind): self._seconds.labels(method, kind)
+            for kind, methods in REQUEST_KINDS.items()
+            for method in methods
+        }
+        self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
+        for kind in DOWNLOAD_KINDS:
+            self.downloads.labels(kind)
+
+    def _count_bodies(self) -> None:
         self.bytes_received = Counter(
             "tusd_received_bytes", "Bytes of upload bodies received.", registry=self.registry
         )
@@ -42,6 +104,8 @@ class Metrics:
         self.bodies_ended = Counter(
             "tusd_bodies_interrupted", "Bodies that ended early.", ["code"], registry=self.registry
         )
+        for error in BodyError.__subclasses__():
+            self.bodies_ended.labels(error.code)
         self.bodies_open = Gauge(
             "tusd_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
         )
@@ -51,13 +115,13 @@ class Metrics:
         self.header_timeouts = Counter(
             "tusd_header_timeouts", "Connections closed over headers that did not arrive.", registry=self.registry
         )
-        self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
+
+    def _count_transfers(self) -> None:
         self.transfers = Counter(
             "tusd_transfers", "Attempts to move an upload to the store that have ended.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
         for outcome in TRANSFER_OUTCOMES:
-            # Shown from the start: an alert on a rate sees the first one as well.
             self.transfers.labels(outcome)
         self.transferred_bytes = Counter(
             "tusd_transferred_bytes",
@@ -70,20 +134,21 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
-        self.sync_failures = Counter(
-            "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
-        )
-        self._request_counters: dict[tuple[str, int], Any] = {}
 
-    def count_request(self, method: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
-        key = (method, status)
-        counter = self._request_counters.get(key)
+    def count_request(self, method: str, kind: str, status: int, seconds: float) -> None:
+        """Count an answered request. Whatever a client calls its method, the labels stay the known ones."""
+        method = method if method in METHODS else OTHER
+        counter = self._counters.get((method, status))
         if counter is None:
-            counter = self._request_counters[key] = self._requests.labels(method, str(status))
+            counter = self._counters[method, status] = self._requests.labels(method, str(status))
         counter.inc()
-        self.request_seconds.observe(seconds)
+        timer = self._timers.get((method, kind)) or self._timers[method, OTHER]
+        timer.observe(seconds)
+
+
+def _statuses(error: type[TusdError]) -> set[int]:
+    """Return every status that an error of the tree may be answered with."""
+    return {error.status}.union(*(_statuses(one) for one in error.__subclasses__()))
 
 
 def figure_gauges(figures: Figures) -> list[Metric]:

@@ -24,6 +24,7 @@ from tusd_py.services.uploads import Staged, Stored
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncBufferedReader
+    from aiohttp.abc import AbstractStreamWriter
 
     from tusd_py.protocol.upload import Upload
 
@@ -93,7 +94,10 @@ async def _serve_stored(
         context.metrics.downloads.labels("store").inc()
         tag = ETag(f"{facts.st_mtime_ns:x}-{facts.st_size:x}")
         if _file_response_understands(request, tag):
-            return web.FileResponse(path, headers=_headers(served))
+            response = _StoredFile(path, headers=_headers(served))
+            # Here and not after the handler: only so do status and time of the request tell how it went.
+            await response.prepare(request)
+            return response
         return await _serve_segments(request, tag, [Segment(path, stored.upload.offset)], served)
     assert isinstance(store, Presigner)  # the composition root admits no other store
     url = await store.presign(
@@ -107,6 +111,13 @@ async def _serve_stored(
         status=http.HTTPStatus.FOUND,
         headers={"Location": url, "Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"},
     )
+
+
+class _StoredFile(web.FileResponse):
+    """A file response that is sent once, though aiohttp prepares again whatever a handler returns."""
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None if self.prepared else await super().prepare(request)
 
 
 def _file_response_understands(request: web.Request, tag: ETag) -> bool:

@@ -49,6 +49,8 @@ WEB: Final = web.AppKey("web", Web)
 UPLOAD_ID: Final = web.RequestKey("upload_id", object)
 """The public id of the upload that a request was about, for the log."""
 BYTES_IN: Final = web.RequestKey("bytes_in", int)
+KIND: Final = web.RequestKey("kind", str)
+"""What the request does, one of `metrics.REQUEST_KINDS`; without it "other"."""
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 CLOSE: Final = web.RequestKey("close", bool)
 """Drop the connection instead of answering."""

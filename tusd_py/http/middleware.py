@@ -13,6 +13,9 @@ import structlog
 from aiohttp import web
 
 from tusd_py.errors import (
+    CLIENT_GONE,
+    BodyTimedOut,
+    BodyTooSlow,
     ClientDisconnected,
     HostNotAllowed,
     MethodNotAllowed,
@@ -24,8 +27,9 @@ from tusd_py.errors import (
 from tusd_py.http.connection import SERVER_NAME
 from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
-from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, KIND, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import error_response, problem_response
+from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
 from tusd_py.redaction import redact
 
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+LEFT: Final = (ClientDisconnected, BodyTimedOut, BodyTooSlow)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -70,9 +75,10 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = _render(context, request, error)
     _finish(request, response)
     seconds = time.perf_counter() - started
-    context.metrics.count_request(request.method, response.status, seconds)
+    status = CLIENT_GONE if isinstance(error, LEFT) else response.status
+    context.metrics.count_request(request.method, request.get(KIND, OTHER), status, seconds)
     if context.config.logging.requests:
-        _log_request(context, request, response, error, seconds)
+        _log_request(context, request, status, error, seconds)
     return response
 
 
@@ -144,14 +150,12 @@ def _request_id(request: web.Request) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
-def _log_request(
-    context: Web, request: web.Request, response: web.StreamResponse, error: TusdError | None, seconds: float
-) -> None:
+def _log_request(context: Web, request: web.Request, status: int, error: TusdError | None, seconds: float) -> None:
     # A host's application may log without our processors.
     facts = {
         "method": request.method,
         "path": redact(request.path),
-        "status": 0 if request.get(CLOSE) else response.status,
+        "status": status,
         "duration_ms": round(seconds * 1000, 1),
         "client": client_address(request.headers, request.remote, context.trusted),
     }
@@ -163,8 +167,7 @@ def _log_request(
         log.info("request", **facts)
         return
     facts |= {"code": error.code, "reason": redact(str(error))}
-    # A client that went away is everyday life, whatever status it would have been told.
-    if response.status >= 500 and not request.get(CLOSE):
+    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
         log.warning("request", **facts)
     else:
         log.info("request", **facts)

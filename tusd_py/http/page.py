@@ -18,7 +18,7 @@ from aiohttp import ETag, web
 
 from tusd_py.config.checks import is_loopback
 from tusd_py.errors import UploadNotFound
-from tusd_py.http.keys import PROBLEM
+from tusd_py.http.keys import KIND, PROBLEM
 from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ def _document(body: bytes, suffix: str, headers: dict[str, str]) -> Document:
 
 def _answer(request: web.Request, document: Document | None) -> web.Response:
     request[PROBLEM] = True
+    request[KIND] = "page"
     if document is None:
         raise UploadNotFound("There is nothing here.")
     if request.if_none_match and any(seen.value in {"*", document.tag} for seen in request.if_none_match):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -15,7 +15,7 @@ from tusd_py.http.dialects import dialect_of
 from tusd_py.http.downloads import download
 from tusd_py.http.forwarded import client_address, external_base
 from tusd_py.http.interim import interim_of
-from tusd_py.http.keys import BYTES_IN, DESCRIPTION, METHOD, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import BYTES_IN, DESCRIPTION, KIND, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.policy import Intent, Principal
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tusd_py.protocol.features import Features
     from tusd_py.protocol.upload import Upload
 
+_KINDS: Final = {"HEAD": "status", "PATCH": "append", "DELETE": "terminate", "GET": "download"}
+
 
 async def creation_url(request: web.Request) -> web.StreamResponse:
     """Serve the URL at which uploads are created."""
@@ -37,6 +39,7 @@ async def creation_url(request: web.Request) -> web.StreamResponse:
     dialect_of(request).check_request(method, request.headers)
     if method != "POST" or request.method != "POST":
         raise _not_allowed(context, creation=True)
+    request[KIND] = "create"
     return await create(context, request)
 
 
@@ -49,6 +52,7 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
     dialect_of(request).check_request(method, request.headers)
     if method not in context.features.allowed_methods(creation=False):
         raise _not_allowed(context, creation=False)
+    request[KIND] = _KINDS[method]
     token = request.match_info["token"]
     principal = _principal(context, request)
     match method:
@@ -130,12 +134,7 @@ async def append(context: Web, request: web.Request, principal: Principal, token
 
     with _receiving(context, request) as body:
         body.interim = interim_of(context, request, partial(location, context, request))
-        try:
-            appended = await context.uploads.append(principal, token, parse, body)
-        except BodyError as error:
-            context.metrics.bodies_ended.labels(error.code).inc()
-            request[UPLOAD_ID] = getattr(error.upload, "id", None)
-            raise
+        appended = await context.uploads.append(principal, token, parse, body)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
         context.metrics.uploads_completed.inc()
@@ -196,6 +195,10 @@ def _receiving(context: Web, request: web.Request) -> Iterator[RequestBody]:
     context.metrics.bodies_open.inc()
     try:
         yield body
+    except BodyError as error:
+        context.metrics.bodies_ended.labels(error.code).inc()
+        request[UPLOAD_ID] = getattr(error.upload, "id", None)
+        raise
     finally:
         context.metrics.bodies_open.dec()
         context.bodies.discard(body)

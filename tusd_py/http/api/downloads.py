@@ -15,7 +15,8 @@ from tusd_py.policy import NOBODY, Intent, Principal
 def routes() -> list[web.RouteDef]:
     """Answer the routes of downloads."""
     served = {"GET": download_by_id, "HEAD": download_by_id}
-    return [resource(f"{DOWNLOAD_PATH}/{{id}}", **served), resource(f"{DOWNLOAD_PATH}/{{id}}/{{filename}}", **served)]
+    paths = (f"{DOWNLOAD_PATH}/{{id}}", f"{DOWNLOAD_PATH}/{{id}}/{{filename}}")
+    return [resource(path, kind="download", **served) for path in paths]
 
 
 async def download_by_id(request: web.Request) -> web.StreamResponse:

@@ -9,7 +9,7 @@ from uuid import UUID
 from aiohttp import web
 
 from tusd_py.errors import BadParameter, InvalidContentType, MethodNotAllowed, UploadNotFound
-from tusd_py.http.keys import PROBLEM, WEB
+from tusd_py.http.keys import KIND, PROBLEM, WEB
 from tusd_py.policy import Principal
 from tusd_py.protocol.fields import CONTENT_TYPE, media_type
 from tusd_py.protocol.upload import UploadId
@@ -17,11 +17,15 @@ from tusd_py.protocol.upload import UploadId
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def resource(path: str, **handlers: Handler) -> web.RouteDef:
-    """Answer the route of a resource with a handler per method; errors are answered as problem+json."""
+def resource(path: str, *, kind: str = "api", **handlers: Handler) -> web.RouteDef:
+    """Answer the route of a resource with a handler per method; errors are answered as problem+json.
+
+    `kind` is what metrics call its requests.
+    """
 
     async def answer(request: web.Request) -> web.StreamResponse:
         request[PROBLEM] = True
+        request[KIND] = kind
         if request.method == "OPTIONS":
             return _preflight(request)
         handler = handlers.get(request.method)
