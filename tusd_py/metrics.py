@@ -63,6 +63,15 @@ class Metrics:
         self.sync_failures = Counter(
             "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
         )
+        self._pool = Gauge(
+            "tusd_database_connections", "Connections in the pools of the HTTP and worker processes.", ["state"],
+            registry=self.registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._pool_limit = Gauge(
+            "tusd_database_connections_limit", "Most connections that these pools may have.",
+            registry=self.registry, multiprocess_mode="livesum",
+        )  # fmt: skip
+        self.show_pool(0, 0, 0)
 
     def _count_http(self) -> None:
         self._requests = Counter(
@@ -144,6 +153,12 @@ class Metrics:
         counter.inc()
         timer = self._timers.get((method, kind)) or self._timers[method, OTHER]
         timer.observe(seconds)
+
+    def show_pool(self, busy: int, idle: int, limit: int) -> None:
+        """Show how this process uses its connections to the database."""
+        self._pool.labels("busy").set(busy)
+        self._pool.labels("idle").set(idle)
+        self._pool_limit.set(limit)
 
 
 def _statuses(error: type[TusdError]) -> set[int]:

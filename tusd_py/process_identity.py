@@ -20,6 +20,9 @@ from typing import Final, NamedTuple, Self
 POLL_SECONDS: Final = 0.003
 KILL_SECONDS: Final = 10.0
 """How long the kernel may take to end a process that was killed."""
+NAME_PREFIX: Final = "tusd-"
+"""How the kernel's names of the supervisor's children begin, which `top` and /metrics show. Together with
+the longest role exactly the 15 bytes that the kernel keeps."""
 PARENT_FIELD, START_FIELD = 1, 19
 """Positions in /proc/PID/stat (proc(5)), counted from the state, which follows the name."""
 

@@ -26,6 +26,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from tusd_py import __version__
 from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
 from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
@@ -39,6 +40,7 @@ from tusd_py.http.operations import build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
 from tusd_py.metrics import Metrics, figure_gauges
+from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
 
 if TYPE_CHECKING:
@@ -134,7 +136,11 @@ async def _collect(config: Config, database: Database) -> CollectorRegistry:
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     free = float(shutil.disk_usage(config.staging_directory).free)
-    gauges: list[Metric] = [GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", free)]
+    gauges: list[Metric] = [
+        build_info(__version__),
+        *await asyncio.to_thread(process_metrics, os.getppid()),
+        GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", free),
+    ]
     with contextlib.suppress(DatabaseUnavailable):
         # What the processes counted is worth seeing above all while the database is away.
         gauges += figure_gauges(await read_figures(database, config.node))

@@ -31,7 +31,7 @@ from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError, TusdError
 from tusd_py.greeting import greeting_of
 from tusd_py.notify import notify_service_manager
-from tusd_py.process_identity import unique_name
+from tusd_py.process_identity import NAME_PREFIX, unique_name
 from tusd_py.sockets import bind, origin_of
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -212,7 +213,10 @@ class Supervisor:
         """Turn this forked process into the child. Never returns."""
         status = 1
         try:
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            libc = ctypes.CDLL(None)
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            # `top` shows it, and /metrics tells the processes apart by it.
+            libc.prctl(PR_SET_NAME, f"{NAME_PREFIX}{child.name}".encode())
             if os.getppid() != parent:
                 os._exit(0)
             self._lock.close()

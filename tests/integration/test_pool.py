@@ -465,3 +465,17 @@ async def test_figures_count_what_operators_watch(world: World) -> None:
     assert figures.jobs == {"queued": 2, "retry_wait": 1, "running": 1}
     assert 3600 <= figures.oldest_unfinished_seconds < 3700
     assert 7200 <= figures.oldest_due_job_seconds < 7300
+
+
+async def test_the_pool_tells_how_many_connections_it_uses(server: EmbeddedPostgres) -> None:
+    database = Database(server.dsn, CONFIG.model_copy(update={"pool_size": 4}))
+    assert database.use == (0, 0, 0)
+    await database.open()
+    try:
+        assert database.use == (0, 0, 4)
+        async with database.transaction(), database.transaction():
+            assert database.use == (2, 0, 4)
+        assert database.use == (0, 2, 4)
+    finally:
+        await database.close()
+    assert database.use == (0, 0, 0)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from tusd_py.config import Config
 from tusd_py.database.pool import Database, Notifications
@@ -20,6 +20,8 @@ from tusd_py.stores.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
     from tusd_py.ports import ObjectStore
+
+POOL_LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True)
@@ -139,4 +141,13 @@ async def running(core: Core) -> AsyncIterator[None]:
         await core.store.open()
         stack.push_async_callback(core.notifications.close)
         await core.notifications.open()
+        watching = asyncio.create_task(_watch_pool(core), name="watch-pool")
+        stack.callback(watching.cancel)
         yield
+
+
+async def _watch_pool(core: Core) -> None:
+    # Looked at now and then: gauges that processes share are files, and cannot ask when they are read.
+    while True:
+        core.metrics.show_pool(*core.database.use)
+        await asyncio.sleep(POOL_LOOK_SECONDS)

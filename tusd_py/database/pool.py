@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
 import structlog
@@ -84,6 +84,14 @@ async def _keep_session(_: Connection) -> None:
     return
 
 
+class PoolUse(NamedTuple):
+    """Connections of one pool."""
+
+    busy: int
+    idle: int
+    limit: int
+
+
 class Database:
     """The pool of one process."""
 
@@ -123,6 +131,14 @@ class Database:
         if self._pool is None:
             raise DatabaseUnavailable(cause="the pool is not open")
         return self._pool
+
+    @property
+    def use(self) -> PoolUse:
+        """How many connections there are at this moment."""
+        if self._pool is None:
+            return PoolUse(0, 0, 0)
+        idle = self._pool.get_idle_size()
+        return PoolUse(self._pool.get_size() - idle, idle, self._pool.get_max_size())
 
     async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
         """Run a statement that answers at most one row."""
