@@ -150,7 +150,7 @@ def transfer(options: argparse.Namespace) -> int:
     configure_logging(config.logging)
     with _database(config) as usable:
         if options.failed:
-            print(f"{asyncio.run(requeue_failed(usable))} queued")
+            asyncio.run(requeue_failed(usable, _say))
             return OK
         upload_id = UploadId(options.id)
         return OK if asyncio.run(transfer_one(usable, upload_id, timeout_seconds=options.timeout, say=_say)) else FAILED

@@ -18,6 +18,7 @@ from tusd_py.app import (
     reachable,
     running,
 )
+from tusd_py.database.statistics import read_figures
 from tusd_py.metrics import Metrics
 from tusd_py.policy import ANONYMOUS
 from tusd_py.protocol.upload import State, UploadId
@@ -87,17 +88,25 @@ def _describe(seen: Seen) -> str:
     return ": ".join(words[:2]) + "".join(f"; {word}" for word in words[2:])
 
 
-async def requeue_failed(config: Config) -> int:
-    """Queue every failed transfer of this node again and answer how many."""
+async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
+    """Queue every failed transfer of this node again, and say how many there were."""
     records = make_records(config)
     sweep = make_sweep_records(records)
     total = 0
     started = time.monotonic()
     async with reachable(records):
+        waiting = await sweep.count_requeued()
         # Not those that a worker has given up meanwhile, or this might never end.
         while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
             total += count
-    return total
+        figures = await read_figures(records.database, config.node)
+    say(f"{total} queued")
+    if waiting:
+        say(f"{waiting} had been queued before and wait for a worker")
+    if figures.store_blocked_seconds:
+        say("the store refuses this server; they begin once that is corrected")
+    elif figures.store_away_seconds:
+        say("the store is away; they begin once it is back")
 
 
 async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Callable[[str], None]) -> Report:

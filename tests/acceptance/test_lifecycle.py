@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -139,7 +138,7 @@ def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) ->
     assert figures["tusd_transferred_bytes_total"] == 1000
     assert {name: value for name, value in figures.items() if name.startswith("tusd_transfers_total")} == {
         f'tusd_transfers_total{{outcome="{outcome}"}}': float(outcome == "succeeded")
-        for outcome in ("succeeded", "retry", "failed", "lost", "cancelled")
+        for outcome in ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
     }
     assert figures["tusd_completed_to_stored_seconds_count"] == 1
     assert 0 < figures["tusd_completed_to_stored_seconds_sum"] < 60
@@ -148,15 +147,15 @@ def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) ->
 
 def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_line(start_server: StartServer) -> None:
     server = start_server({"transfer": {"trigger": "manual", "max_retries": 0}})
-    shutil.rmtree(server.store)
-    server.store.write_text("no directory")
     upload_ids = [create(server.url, b"hello")[1] for _ in range(2)]
+    for file in files_under(server.staging):
+        file.write_bytes(b"")
 
     failed = [transfer(server, upload_id) for upload_id in upload_ids]
     _, listed = get(f"{server.origin}/api/v1/uploads?state=transfer_failed")
     figures = server.metrics()
-    server.store.unlink()
-    server.store.mkdir()
+    for file in files_under(server.staging):
+        file.write_bytes(b"hello")
     again = transfer(server, "--failed")
 
     assert [one.returncode for one in failed] == [1, 1], failed[0].stdout
@@ -169,6 +168,29 @@ def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_li
     for upload_id in upload_ids:
         server.wait_for_state(upload_id, "stored")
     assert transfer(server, "--failed").stdout.strip() == "0 queued"
+
+
+def test_who_tries_failed_transfers_again_hears_that_they_wait_for_the_store(start_server: StartServer) -> None:
+    server = start_server({"transfer": {"trigger": "manual", "max_retries": 0}})
+    failed_id, other_id = (create(server.url, b"hello")[1] for _ in range(2))
+    (staged,) = (file for file in files_under(server.staging) if file.name == failed_id)
+    staged.write_bytes(b"")
+    assert transfer(server, failed_id).returncode == 1
+    staged.write_bytes(b"hello")
+    server.store.rmdir()
+    transfer(server, other_id, "--timeout", "1ms")
+    wait_until(
+        lambda: server.metrics()['tusd_store_outage_seconds{kind="unreachable"}'] > 0, deadline=30, what="it is noticed"
+    )
+
+    first, second = transfer(server, "--failed"), transfer(server, "--failed")
+    server.store.mkdir()
+
+    away = "the store is away; they begin once it is back"
+    assert first.stdout.splitlines() == ["1 queued", away]
+    assert second.stdout.splitlines() == ["0 queued", "1 had been queued before and wait for a worker", away]
+    for upload_id in (failed_id, other_id):
+        server.wait_for_state(upload_id, "stored", deadline=30)
 
 
 def test_a_transfer_that_makes_no_sense_is_refused(start_server: StartServer) -> None:

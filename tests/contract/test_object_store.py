@@ -44,6 +44,7 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import DownloadHeaders, LocalObjects, ObjectSpec, Presigner, Segment
+from tusd_py.stores.s3 import PROBE_NAME
 from tusd_py.stores.s3_client import Bucket
 from tusd_py.stores.source import RangeBody
 
@@ -865,7 +866,8 @@ async def test_a_directory_that_is_gone_is_a_matter_of_time(
     destination.root.rmdir()  # as when the disk is not mounted: nothing is to be written beside it
 
     put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
-    for attempt in (put, store.stat(KEY), store.remove(KEY), store.probe(), store.probe(writing=True)):
+    remove = store.remove(identity_of(b"abc", KEY))
+    for attempt in (put, store.stat(KEY), remove, store.probe(), store.probe(writing=True)):
         with pytest.raises(TransientStoreError):
             await attempt
     assert not destination.root.exists()
@@ -878,6 +880,15 @@ async def test_a_reachable_store_passes_the_probe(
     await (await open_store(destination)).probe(writing=writing)
 
     assert_nothing(destination)
+
+
+async def test_a_probe_removes_what_a_killed_one_has_left(s3: S3Destination, open_store: OpenStore) -> None:
+    key = f"{s3.prefix}/{PROBE_NAME}"
+    s3.client.create_multipart_upload(Bucket=s3.account.bucket, Key=key)
+
+    await (await open_store(s3)).probe(writing=True)
+
+    assert_nothing(s3)
 
 
 async def test_a_probe_names_the_reason_of_a_refusal(s3: S3Destination, open_store: OpenStore) -> None:

@@ -22,7 +22,7 @@ from tusd_py.errors import (
     UploadNotFound,
     UploadTooLarge,
 )
-from tusd_py.ports import Job
+from tusd_py.ports import Job, ListPosition
 from tusd_py.protocol.checksum import AllOf, Checksum
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
@@ -122,16 +122,30 @@ async def test_a_list_shows_the_newest_of_one_owner(world: World) -> None:
     await world.uploads.remove(hidden.id)
 
     async def ids(owner: str | None, **changes: object) -> list[UploadId]:
-        arguments = {"before": None, "limit": 10, "hide": [State.REMOVING]} | changes
+        arguments = {"after": None, "limit": 10, "hide": [State.REMOVING]} | changes
         return [upload.id for upload in await world.uploads.newest(owner, **arguments)]
 
     newest_first = [upload.id for upload in reversed(mine)]
     assert await ids("alice") == newest_first
     assert await ids("alice", limit=2) == newest_first[:2]
-    assert await ids("alice", before=mine[2].created_at) == newest_first[1:]
+    assert await ids("alice", after=ListPosition(mine[2].created_at, mine[2].id)) == newest_first[1:]
     assert await ids("alice", hide=[]) == [hidden.id, *newest_first]
     assert await ids(None) == [theirs.id, *newest_first]
     assert await ids("nobody") == []
+
+
+async def test_pages_skip_none_of_the_uploads_of_one_moment(world: World) -> None:
+    uploads = [await world.create() for _ in range(7)]
+    await world.sql("UPDATE uploads SET created_at = '2026-01-01T00:00:00.123456Z'")
+    found: list[UploadId] = []
+    after = None
+
+    while page := await world.uploads.newest("alice", after=after, limit=3, hide=[]):
+        found += [upload.id for upload in page]
+        after = ListPosition(page[-1].created_at, page[-1].id)
+
+    assert len(found) == 7
+    assert set(found) == {upload.id for upload in uploads}
 
 
 # --- advance ---------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ async def test_an_upload_is_shown_as_it_stands(served):
         "content_encoding": None, "content_language": None,
         "profile": "default", "trigger": "complete", "location": "local", "download_url": None, "created_at": 0,
         "updated_at": 0, "completed_at": None, "committed_at": None, "stored_at": None, "expires_at": 0, "sha256": None,
-        "md5": None, "error": None, "transfer_id": None, "attempts": 0, "bytes_transferred": 0, "last_error": None,
-        "error_code": None, "next_attempt_at": None,
+        "md5": None, "error": None, "transfer": None, "transfer_id": None, "attempts": 0, "bytes_transferred": 0,
+        "last_error": None, "error_code": None, "next_attempt_at": None,
         "links": {
             "self": f"/api/v1/uploads/{shown['id']}", "attempts": f"/api/v1/uploads/{shown['id']}/attempts",
             "download": None, "commit": None, "transfer": None,
@@ -69,22 +69,34 @@ async def test_uploads_are_listed_newest_first_in_pages(served):
     await served.create(4, {"Upload-Concat": "partial"})
 
     first = json.loads((await served.request("GET", "/api/v1/uploads?limit=1", [])).body)
-    second = json.loads(
-        (await served.request("GET", f"/api/v1/uploads?limit=1&before={first['next_before']}", [])).body
-    )
-    last = json.loads((await served.request("GET", f"/api/v1/uploads?before={second['next_before']}", [])).body)
+    second = json.loads((await served.request("GET", f"/api/v1/uploads?limit=1&after={first['next']}", [])).body)
+    last = json.loads((await served.request("GET", f"/api/v1/uploads?after={second['next']}", [])).body)
 
     assert [upload["length"] for upload in first["uploads"]] == [3]
     assert [upload["length"] for upload in second["uploads"]] == [1]
-    assert last == {"uploads": [], "next_before": None}
+    assert last == {"uploads": [], "next": None}
+
+
+async def test_pages_skip_none_of_the_uploads_of_one_moment(served):
+    for length in range(5):
+        await served.create(length)
+    await served.core.database.execute("UPDATE uploads SET created_at = now()")
+    found, following = [], ""
+
+    while following is not None:
+        page = json.loads((await served.request("GET", f"/api/v1/uploads?limit=2{following}", [])).body)
+        found += [upload["length"] for upload in page["uploads"]]
+        following = f"&after={page['next']}" if page["next"] else None
+
+    assert sorted(found) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "query",
     [
-        "limit=0", "limit=201", "limit=x", "limit=", "limit=-1", "limit=00000000199999", "limit=%D9%A3", "before=x",
-        "before=2026-01-01", "before=2026-01-01T00:00:00", "before=0001-01-01T00:00:00%2B14:00",
-        "before=9999-12-31T23:59:59-14:00", "state=", "state=lost", "all=yes",
+        "limit=0", "limit=201", "limit=x", "limit=", "limit=-1", "limit=00000000199999", "limit=%D9%A3", "after=",
+        "after=x", "after=2026-01-01T00:00:00Z", "after=" + "A" * 31, "after=" + "A" * 36,
+        "after=f" + "_" * 31, "after=%c3%a9", "state=", "state=lost", "all=yes",
     ],
 )  # fmt: skip
 async def test_a_malformed_parameter_is_refused(served, query):
@@ -111,7 +123,7 @@ async def test_a_list_can_be_of_one_state(served):
     upload = await served.upload(done)
     await served.core.database.execute("UPDATE uploads SET state = 'transfer_failed' WHERE id = $1", upload.id)
     assert await lengths("state=transfer_failed") == [5]
-    assert await lengths("state=transfer_failed&before=2020-01-01T00:00:00Z") == []
+    assert await lengths(f"state=transfer_failed&after={'A' * 32}") == []
 
 
 async def test_the_links_of_a_whole_upload_lead_somewhere(served):

@@ -254,3 +254,26 @@ async def test_who_would_be_one_too_many_is_answered_at_once(complete, monkeypat
     assert not kept.done()
     await served.stop(abort=False)
     await answer(kept)
+
+
+async def test_who_waits_for_a_final_upload_hears_of_its_last_part(served):
+    first = await served.create(3, {"Upload-Concat": "partial"} | BODY, b"abc")
+    last = await served.create(3, {"Upload-Concat": "partial"})
+    final = await served.create(None, {"Upload-Concat": f"final;{first} {last}"})
+    waiter = await waiting(served, await id_of(served, final))
+
+    await served.patch(last, 0, b"def")
+
+    assert (await answer(waiter))["state"] in {"completed", "transferring", "stored"}
+
+
+async def test_who_waits_for_a_final_upload_hears_that_it_became_too_large(serve):
+    served = await serve(limits={"max_size": 5})
+    first = await served.create(3, {"Upload-Concat": "partial"} | BODY, b"abc")
+    last = await served.create(None, {"Upload-Concat": "partial", "Upload-Defer-Length": "1"})
+    final = await served.create(None, {"Upload-Concat": f"final;{first} {last}"})
+    waiter = await waiting(served, await id_of(served, final))
+
+    await served.patch(last, 0, b"def", {"Upload-Length": "3"})
+
+    assert (await answer(waiter))["state"] == "expired"

@@ -21,7 +21,7 @@ from tests.conftest import _dsn_for, _run
 from tests.integration.support import NODE, World
 from tusd_py.database import jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
-from tusd_py.protocol.upload import Event, sources
+from tusd_py.protocol.upload import Event, State, sources
 
 PACKAGE = Path(tusd_py.database.__file__).parent
 IS_STATEMENT = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE|CREATE|SET)\b")
@@ -41,7 +41,8 @@ def statements() -> dict[str, str]:
     found = {}
     for module in modules():
         for name, value in vars(module).items():
-            texts = value if isinstance(value, tuple) else (value,)
+            several = tuple(value.values()) if isinstance(value, dict) else value
+            texts = several if isinstance(several, tuple) else (value,)
             for number, text in enumerate(texts):
                 if not name.startswith("_") and isinstance(text, str) and IS_STATEMENT.match(text):
                     found[f"{module.__name__.rpartition('.')[2]}.{name}" + (f"[{number}]" if number else "")] = text
@@ -184,11 +185,33 @@ PLANS = {
 }
 
 HIDDEN = ["expired", "removing", "removed"]
+FIRST = [uploads.BEFORE_ALL.created_at, uploads.BEFORE_ALL.id]
 LISTS = {
-    "list of an owner": (uploads.LIST, ["owner-1", None, 50, HIDDEN], "uploads_owner"),
-    "failed ones": (uploads.LIST_IN_STATE, [None, None, 50, "transfer_failed"], "uploads_unsettled"),
-    "stored ones of an owner": (uploads.LIST_IN_STATE, ["owner-1", None, 50, "stored"], "uploads_owner"),
-    "list of all": (uploads.LIST, [None, None, 50, HIDDEN], "uploads_created"),
+    "list of all": (uploads.LIST, [*FIRST, 50, HIDDEN], "uploads_created"),
+    "list of an owner": (uploads.LIST_OF_OWNER, [*FIRST, 50, HIDDEN, "owner-1"], "uploads_owner"),
+    "failed ones of an owner": (
+        uploads.LIST_OF_OWNER_IN_STATE[State.TRANSFER_FAILED], [*FIRST, 50, "owner-3"],
+        "uploads_unsettled|uploads_owner",
+    ),
+    "stored ones of an owner": (
+        uploads.LIST_OF_OWNER_IN_STATE[State.STORED], [*FIRST, 50, "owner-1"], "uploads_owner",
+    ),
+    **{
+        f"{state} ones": (
+            uploads.LIST_IN_STATE[state], [*FIRST, 50],
+            # Most are stored: there the index of all is as good.
+            "uploads_settled|uploads_created" if state is State.STORED else "uploads_unsettled|uploads_settled",
+        )
+        for state in State
+    },
+    **{
+        f"{state} ones of {owner}": (
+            uploads.LIST_OF_OWNER_IN_STATE[state], [*FIRST, 50, owner],
+            "uploads_owner_gone" if state is State.REMOVED else "uploads_owner_gone|uploads_settled",
+        )
+        for state in (State.REJECTED, State.EXPIRED, State.REMOVED)
+        for owner in ("owner-1", "owner-4")
+    },
 }
 
 

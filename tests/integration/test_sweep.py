@@ -675,3 +675,36 @@ async def test_the_sweep_goes_on_for_ever(world: World) -> None:
 
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+# --- jobs sent ahead ---------------------------------------------------------------------------------
+
+
+async def failed_beside_a_waiting_eager_job(world: World) -> Upload:
+    """A failed transfer whose job `ahead` waits for a try that is hours away."""
+    upload = await world.completed()
+    (job,) = await world.jobs().claim(1)
+    await world.jobs().fail(job, PermanentStoreError(), code="ERR")
+    await world.sql(
+        "INSERT INTO jobs (upload_id, kind, node, state, due_at)"
+        " VALUES ($1, 'ahead', $2, 'retry_wait', now() + interval '5 hours')",
+        upload.id, upload.node,
+    )  # fmt: skip
+    await age(world, upload, "updated_at")
+    return upload
+
+
+async def test_a_failed_transfer_is_tried_again_though_an_eager_job_waits(world: World) -> None:
+    upload = await failed_beside_a_waiting_eager_job(world)
+
+    assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+    assert await world.sweep.count_requeued() == 1
+    assert [job.upload.id for job in await world.jobs().claim(10)] == [upload.id]
+
+
+async def test_what_nobody_queued_is_adopted_though_an_eager_job_waits(world: World) -> None:
+    upload = await failed_beside_a_waiting_eager_job(world)
+    await world.force_state(upload, State.TRANSFERRING)
+    await age(world, upload, "updated_at")
+
+    assert (await sweep(world).once())["adopted"] == 1

@@ -11,6 +11,7 @@ from tusd_py.crc64 import combine
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_columns, upload_from_row
 from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, create_arguments
 from tusd_py.protocol.concat import Joined, join_parts, resolve_parts
+from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Connection
@@ -107,17 +108,22 @@ async def prolong_finals(connection: Connection, part_id: UUID, expires_at: date
         await connection.execute(PROLONG_FINALS, part_id, expires_at)
 
 
-async def complete_finals(connection: Connection, part_id: UUID, *, max_size: int | None) -> None:
-    """Complete every final upload that waited for this part alone, inside the caller's transaction."""
+async def complete_finals(connection: Connection, part_id: UUID, *, max_size: int | None) -> list[UploadId]:
+    """Complete every final upload that waited for this part alone, inside the caller's transaction.
+
+    Returns those that are complete now, or failed.
+    """
+    settled = []
     for final_row in await connection.fetch(PENDING_FINALS, part_id):
         # Read after the final is locked: of two parts that finish at once, the second sees both.
         joined = join_parts([upload_from_row(row) for row in await connection.fetch(PARTS, final_row["id"])], combine)
-        await _settle(connection, final_row["id"], joined, max_size)
+        if joined.complete:
+            await _settle(connection, final_row["id"], joined, max_size)
+            settled.append(UploadId(final_row["id"]))
+    return settled
 
 
 async def _settle(connection: Connection, final_id: UUID, joined: Joined, max_size: int | None) -> None:
-    if not joined.complete:
-        return
     if max_size is not None and joined.length is not None and joined.length > max_size:
         await connection.execute(FAIL_FINAL, final_id, "the parts together are larger than max_size")
     else:

@@ -62,16 +62,25 @@ UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state =
 _JOBLESS: Final = f"""
 NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})
 """  # noqa: S608
+# A job 'ahead' that waits is no reason not to queue what follows it; one at work has its turn first.
+_UNATTENDED: Final = f"""
+NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'ahead')
+"""  # noqa: S608
 REQUEUE_FAILED: Final = f"""
 WITH queued AS (
     INSERT INTO jobs (upload_id, kind, node, length)
     SELECT id, 'transfer', node, upload_length FROM uploads
-     WHERE node = $1 AND state = 'transfer_failed' AND updated_at <= now() - make_interval(secs => $2) AND {_JOBLESS}
+     WHERE node = $1 AND state = 'transfer_failed' AND updated_at <= now() - make_interval(secs => $2) AND {_UNATTENDED}
      LIMIT $3
     ON CONFLICT DO NOTHING
     RETURNING upload_id
 ), {FORGET_OLD_JOBS}
 SELECT upload_id FROM queued
+"""  # noqa: S608
+COUNT_REQUEUED: Final = f"""
+SELECT count(*) AS n FROM uploads
+ WHERE node = $1 AND state = 'transfer_failed'
+   AND EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.kind = 'transfer' AND jobs.state IN {LIVE})
 """  # noqa: S608
 # Nothing is ever without its job, since both are one statement; should it happen all the same, this heals it.
 ADOPT_JOBLESS: Final = f"""
@@ -79,7 +88,7 @@ INSERT INTO jobs (upload_id, kind, node, length)
 SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node,
        CASE state WHEN 'removing' THEN 0 ELSE upload_length END
   FROM uploads
- WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_JOBLESS}
+ WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
    AND (state = 'removing' OR {WANTS_TRANSFER})
  LIMIT $2
 ON CONFLICT DO NOTHING
@@ -161,7 +170,12 @@ class PostgresSweep(SweepRepository):
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
         rows = await self._database.fetch(REQUEUE_FAILED, self._node, float(older_than_seconds), limit)
+        self._wakeups.changed(*(row["upload_id"] for row in rows))
         return self._announce(len(rows))
+
+    async def count_requeued(self) -> int:
+        row = await self._database.read(COUNT_REQUEUED, self._node)
+        return 0 if row is None else int(row["n"])
 
     async def adopt_jobless(self, limit: int) -> int:
         return self._announce(len(await self._database.fetch(ADOPT_JOBLESS, self._node, limit)))

@@ -7,7 +7,9 @@ together (offset, state, job, event) is one statement or one transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from tusd_py.database.finals import PARTS, complete_finals, create_final, prolong_finals
 from tusd_py.database.removal import remove_upload
@@ -30,7 +32,7 @@ from tusd_py.database.transfers import (
     transfer_view,
 )
 from tusd_py.errors import LengthConflict, OffsetConflict
-from tusd_py.ports import AttemptView, NewUpload, TransferOrder, TransferView, UploadRepository
+from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, TransferView, UploadRepository
 from tusd_py.protocol.upload import State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -40,20 +42,22 @@ if TYPE_CHECKING:
 
 FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
 FIND: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1"  # noqa: S608
-LIST: Final = f"""
+
+
+def _list(which: str) -> str:
+    return f"""
 SELECT {UPLOAD_COLUMNS} FROM uploads
- WHERE ($1::text IS NULL OR owner = $1) AND concat IS DISTINCT FROM 'partial'
-   AND state <> ALL ($4::text[])
-   AND ($2::timestamptz IS NULL OR created_at < $2)
- ORDER BY created_at DESC LIMIT $3
+ WHERE {which} AND concat IS DISTINCT FROM 'partial' AND (created_at, id) < ($1::timestamptz, $2::uuid)
+ ORDER BY created_at DESC, id DESC LIMIT $3
 """  # noqa: S608
 
-LIST_IN_STATE: Final = f"""
-SELECT {UPLOAD_COLUMNS} FROM uploads
- WHERE state = $4 AND ($1::text IS NULL OR owner = $1) AND concat IS DISTINCT FROM 'partial'
-   AND ($2::timestamptz IS NULL OR created_at < $2)
- ORDER BY created_at DESC LIMIT $3
-"""  # noqa: S608
+
+# A state is written out: only then may every plan use the partial index that has it.
+LIST: Final = _list("state <> ALL ($4::text[])")
+LIST_OF_OWNER: Final = _list("state <> ALL ($4::text[]) AND owner = $5")
+LIST_IN_STATE: Final = {state: _list(f"state = '{state.value}'") for state in State}
+LIST_OF_OWNER_IN_STATE: Final = {state: _list(f"state = '{state.value}' AND owner = $4") for state in State}
+BEFORE_ALL: Final = ListPosition(datetime.max.replace(tzinfo=UTC), UploadId(UUID(int=2**128 - 1)))
 
 _COMPLETES: Final = "$8 AND $3 = coalesce(upload_length, $6)"
 ADVANCE: Final = f"""
@@ -115,13 +119,24 @@ class PostgresUploads(UploadRepository):
         return upload_from_row(row) if row else None
 
     async def newest(
-        self, owner: str | None, *, before: object, limit: int, hide: Sequence[State], state: State | None = None
+        self,
+        owner: str | None,
+        *,
+        after: ListPosition | None,
+        limit: int,
+        hide: Sequence[State],
+        state: State | None = None,
     ) -> list[Upload]:
+        position = after or BEFORE_ALL
+        arguments: list[object] = [position.created_at, position.id, limit]
         if state is None:
-            rows = await self._database.fetch(LIST, owner, before, limit, [hidden.value for hidden in hide])
+            statement = LIST if owner is None else LIST_OF_OWNER
+            arguments.append([hidden.value for hidden in hide])
         else:
-            rows = await self._database.fetch(LIST_IN_STATE, owner, before, limit, state.value)
-        return [upload_from_row(row) for row in rows]
+            statement = (LIST_IN_STATE if owner is None else LIST_OF_OWNER_IN_STATE)[state]
+        if owner is not None:
+            arguments.append(owner)
+        return [upload_from_row(row) for row in await self._database.fetch(statement, *arguments)]
 
     async def advance(  # noqa: PLR0913 -- each is one fact of the row
         self,
@@ -137,25 +152,30 @@ class PostgresUploads(UploadRepository):
             upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
             self._ahead_above, completes,
         )  # fmt: skip
+        finals: list[UploadId] = []
         if upload.concat is None:
             row = await self._database.fetchrow(ADVANCE, *arguments)
         else:
-            row = await self._advance_part(arguments)
+            row, finals = await self._advance_part(arguments)
         if row is None:
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
         after = upload_from_row(row)
         if after.state is not upload.state:
-            self._wakeups.changed(after.id)
+            self._wakeups.changed(after.id, *finals)
+        if finals:
+            self._wakeups.ring(after.node)
         return self._announce(after)
 
-    async def _advance_part(self, arguments: tuple[object, ...]) -> Row | None:
+    async def _advance_part(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
+        """Advance a part; return its row, and the finals that came to an end with it."""
+        finals: list[UploadId] = []
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(ADVANCE, *arguments)
             if row is not None:
                 await prolong_finals(connection, row["id"], row["expires_at"])
                 if row["state"] == State.COMPLETED:
-                    await complete_finals(connection, row["id"], max_size=self._max_size)
-        return row
+                    finals = await complete_finals(connection, row["id"], max_size=self._max_size)
+        return row, finals
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
         row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length)

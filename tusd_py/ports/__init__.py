@@ -30,6 +30,7 @@ from tusd_py.ports.stores import (
 )
 from tusd_py.ports.uploads import (
     AttemptView,
+    ListPosition,
     NewUpload,
     SweepRepository,
     TransferOrder,
@@ -50,6 +51,7 @@ __all__ = [
     "Figures",
     "Job",
     "JobQueue",
+    "ListPosition",
     "ListableStore",
     "ListedObject",
     "LocalObjects",

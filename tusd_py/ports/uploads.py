@@ -66,6 +66,14 @@ class NewUpload:
         return replace(self, length=joined.length, offset=offset, crc64nvme=joined.crc64nvme)
 
 
+@dataclass(frozen=True, slots=True)
+class ListPosition:
+    """The place of an upload in a list that begins with the newest. No two uploads share one."""
+
+    created_at: datetime
+    id: UploadId
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferView:
     """What people may know of the latest transfer of an upload."""
@@ -129,9 +137,15 @@ class UploadRepository(Protocol):
         """Answer an upload by its public id, whatever its state."""
 
     async def newest(
-        self, owner: str | None, *, before: object, limit: int, hide: Sequence[State], state: State | None = None
+        self,
+        owner: str | None,
+        *,
+        after: ListPosition | None,
+        limit: int,
+        hide: Sequence[State],
+        state: State | None = None,
     ) -> list[Upload]:
-        """Answer the newest uploads of an owner (None: everybody's) created before a moment.
+        """Return the newest uploads of an owner (None: everybody's) that follow a position.
 
         With a `state` only those in it, else all but those in a state to `hide`.
         """
@@ -224,6 +238,9 @@ class SweepRepository(Protocol):
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
         """Queue failed transfers again; answer how many."""
+
+    async def count_requeued(self) -> int:
+        """Return how many failed transfers of this node are queued again and not begun."""
 
     async def adopt_jobless(self, limit: int) -> int:
         """Queue whatever waits for a job and has none; answer how many."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,7 +15,7 @@ from tusd_py.policy import Intent, Principal
 from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import AttemptView, TransferOrder, TransferView, UploadRepository
+    from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView, UploadRepository
     from tusd_py.services.access import Access
     from tusd_py.services.watch import Watch
 
@@ -75,12 +74,14 @@ class Catalog:
         self,
         principal: Principal,
         *,
-        before: datetime | None,
+        after: ListPosition | None,
         limit: int,
         state: State | None = None,
         everybody: bool = False,
     ) -> Sequence[Upload]:
-        """Answer the newest uploads of `principal`, or those of everybody, in one state if it is given.
+        """Return the newest uploads of `principal`, or those of everybody, in one state if it is given.
+
+        `after` is the position of the last one of an earlier page.
 
         Raises:
             AccessError: he may not see them.
@@ -89,7 +90,7 @@ class Catalog:
         if not principal.anonymous:
             self._access.permit(principal, Intent.LIST, owner)
         hide = HIDDEN_IN_LISTS if state is None else ()
-        return await self._uploads.newest(owner, before=before, limit=limit, hide=hide, state=state)
+        return await self._uploads.newest(owner, after=after, limit=limit, hide=hide, state=state)
 
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
         """Answer how the upload's jobs went so far, newest first."""

@@ -53,7 +53,7 @@ from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 log = structlog.get_logger(__name__)
 
-_PROBE_NAME: Final = ".tusd-py-probe"
+PROBE_NAME: Final = ".tusd-py-probe"
 _READ_THREADS: Final = 8
 """They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
 
@@ -134,29 +134,27 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         await self._bucket.abort_multipart(self._prefix + key, multipart_id)
 
     async def probe(self, *, writing: bool = False) -> None:
-        try:
-            await self._bucket.probe()
-        except StorageError as error:
-            if code_of(error) is None:  # no answer at all
-                raise
+        if writing:
             # A HEAD is refused without a reason; a listing needs the same right and says why.
             await self._bucket.list_any(self._prefix)
-            raise
-        if writing:
             await self._probe_writing()
+        else:
+            await self._bucket.probe()
 
     async def _probe_writing(self) -> None:
         """Begin what never becomes an object: no version and no delete marker stay behind."""
-        key = self._prefix + _PROBE_NAME
-        spec = ObjectSpec(_PROBE_NAME, _PROBE_NAME, 0, None, "application/octet-stream")
+        key = self._prefix + PROBE_NAME
+        spec = ObjectSpec(PROBE_NAME, PROBE_NAME, 0, None, "application/octet-stream")
         try:
             upload = await self._bucket.create_multipart(key, object_parameters(self._config, spec))
         except StorageError as error:
             if code_of(error) not in UNSUPPORTED:
                 raise
             return  # it answered, and knows no multipart uploads
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(PermanentStoreError):
             await self._bucket.abort_multipart(key, upload.multipart_id)
+        # Also those of earlier probes whose reply was lost, or whose worker was killed.
+        await self._bucket.abort_strays(key)
 
     async def prove(self) -> AsyncGenerator[Proof]:
         with tempfile.TemporaryDirectory(prefix="tusd-py-check-") as directory:

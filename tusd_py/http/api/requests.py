@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Final
 from uuid import UUID
 
 from aiohttp import web
@@ -11,10 +14,13 @@ from aiohttp import web
 from tusd_py.errors import BadParameter, InvalidContentType, MethodNotAllowed, UploadNotFound
 from tusd_py.http.keys import KIND, PROBLEM, WEB
 from tusd_py.policy import Principal
+from tusd_py.ports import ListPosition
 from tusd_py.protocol.fields import CONTENT_TYPE, media_type
-from tusd_py.protocol.upload import UploadId
+from tusd_py.protocol.upload import Upload, UploadId
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_POSITION: Final = struct.Struct(">q16s")
 
 
 def resource(path: str, *, kind: str = "api", **handlers: Handler) -> web.RouteDef:
@@ -92,15 +98,19 @@ def prefix_of(request: web.Request) -> str:
     return request.rel_url.raw_path.partition("/api/")[0]
 
 
-def moment(request: web.Request, name: str) -> datetime | None:
-    """Answer a moment in the query, None if it is not there. Raises `BadParameter`."""
+def list_position(request: web.Request, name: str) -> ListPosition | None:
+    """Return the position that `list_position_text` has written, None without one. Raises `BadParameter`."""
     text = request.query.get(name)
     if text is None:
         return None
     try:
-        value = datetime.fromisoformat(text.replace(" ", "+"))
-        if value.tzinfo is None:
-            raise BadParameter(f"{name} needs a time zone.")
-        return value.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise BadParameter(f"{name} is a moment as in RFC 3339.") from None
+        microseconds, value = _POSITION.unpack(base64.b64decode(text, altchars=b"-_", validate=True))
+        return ListPosition(_EPOCH + timedelta(microseconds=microseconds), UploadId(UUID(bytes=value)))
+    except (ValueError, struct.error, OverflowError):
+        raise BadParameter(f'{name} is the "next" of an earlier page.') from None
+
+
+def list_position_text(upload: Upload) -> str:
+    """Return the place of an upload in lists, opaque to clients."""
+    microseconds = (upload.created_at - _EPOCH) // timedelta(microseconds=1)
+    return base64.urlsafe_b64encode(_POSITION.pack(microseconds, upload.id.bytes)).decode()

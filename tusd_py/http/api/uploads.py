@@ -7,7 +7,16 @@ from typing import Any, Final
 from aiohttp import web
 
 from tusd_py.errors import BadParameter
-from tusd_py.http.api.requests import flag, moment, prefix_of, principal_of, resource, upload_id_of, whole_number
+from tusd_py.http.api.requests import (
+    flag,
+    list_position,
+    list_position_text,
+    prefix_of,
+    principal_of,
+    resource,
+    upload_id_of,
+    whole_number,
+)
 from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
@@ -28,21 +37,21 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_uploads(request: web.Request) -> web.Response:
-    """Answer the caller's newest uploads, `?limit=` of them, older than `?before=`, in `?state=`.
+    """Answer the caller's newest uploads, `?limit=` of them, in `?state=`; `?all=1`: those of everybody.
 
-    `?all=1` asks for those of everybody.
+    `?after=` takes the `next` of an earlier page.
     """
     principal = principal_of(request)
     limit = whole_number(request, "limit", default=DEFAULT_PAGE, least=1, most=MAX_PAGE)
     uploads = await request.app[WEB].catalog.newest(
         principal,
-        before=moment(request, "before"),
+        after=list_position(request, "after"),
         limit=limit,
         state=_state(request),
         everybody=flag(request, "all"),
     )
-    following = uploads[-1].created_at.isoformat() if len(uploads) == limit else None
-    return json_response({"uploads": [_view(request, upload) for upload in uploads], "next_before": following})
+    following = list_position_text(uploads[-1]) if len(uploads) == limit else None
+    return json_response({"uploads": [_view(request, upload) for upload in uploads], "next": following})
 
 
 async def show_upload(request: web.Request) -> web.Response:
