@@ -8,7 +8,7 @@ import uuid
 import jwt
 import pytest
 
-from tests.http.support import OFFSET_TYPE, patch_head
+from tests.http.support import OFFSET_TYPE, TUS, patch_head
 
 SECRET = "a secret of thirty-two bytes, or so"
 BODY = {"Content-Type": OFFSET_TYPE}
@@ -210,3 +210,23 @@ async def test_where_nothing_is_public_nobody_gets_as_far_as_the_database(guarde
     await guarded.core.database.close()
 
     assert (await guarded.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401
+
+
+@pytest.mark.parametrize("mode", ["jwt", "none"])
+async def test_two_credentials_are_refused_whichever_is_good(serve, mode):
+    served = await serve(auth={"mode": mode, "jwt": {"secret": SECRET}})
+    path = await served.create(5, bearer())
+    upload_id = (await served.upload(path)).id
+    good, bad = bearer()["Authorization"], "Bearer x.y.z"
+
+    for first, second in ((good, good), (good, bad), (bad, good)):
+        twice = [TUS, ("Authorization", first), ("authorization", second)]
+        for method, target in (
+            ("POST", "/files/"), ("HEAD", path), ("PATCH", path), ("DELETE", path), ("GET", path),
+            ("GET", "/api/v1/uploads"), ("GET", f"/api/v1/uploads/{upload_id}"), ("GET", f"/download/{upload_id}"),
+            ("DELETE", f"/api/v1/uploads/{upload_id}"),
+        ):  # fmt: skip
+            refused = await served.request(method, target, twice)
+            assert refused.status == 400, (method, target)
+            assert not refused.body or b"Authorization must be sent once." in refused.body
+    assert (await served.head(path, bearer())).headers["upload-offset"] == "0"

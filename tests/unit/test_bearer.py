@@ -186,8 +186,14 @@ def test_a_token_without_subject_is_refused() -> None:
         by_secret().authenticate(bearing(signed_raw({"exp": NOW + 60})))
 
 
-def test_a_token_without_expiry_is_accepted(clock: Clock) -> None:
-    authenticator = by_secret(clock)
+def test_a_token_without_expiry_is_refused() -> None:
+    forever = bearing(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
+
+    assert reason_of(by_secret(), forever) == "exp is missing"
+
+
+def test_a_token_without_expiry_is_accepted_where_that_is_configured(clock: Clock) -> None:
+    authenticator = by_secret(clock, require_exp=False)
     forever = bearing(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
     authenticator.authenticate(forever)
     clock.advance(10**9)
@@ -547,7 +553,7 @@ def test_the_file_is_looked_at_once_a_second(file: KeyFile, clock: Clock) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"keys": 5}', '{"keys": []}', '{"keys": [{"kty": "oct"}]}', "[" * 5000]
+    "text", ["", "{", "[]", "null", "{}", '{"keys": 5}', '{"keys": {}}', "[" * 5000, '"' + "x" * 2**20 + '"']
 )
 def test_a_broken_new_file_keeps_the_old_keys_and_logs_once(file: KeyFile, clock: Clock, text: str) -> None:
     file.write(jwk(RSA_KEY))
@@ -560,6 +566,28 @@ def test_a_broken_new_file_keeps_the_old_keys_and_logs_once(file: KeyFile, clock
             assert authenticator.authenticate(signed(RSA_KEY)).subject == "alice"
 
     assert [entry["event"] for entry in logs if entry["event"] != "jwk_passed_over"] == ["jwks_file_unusable"]
+
+
+@pytest.mark.parametrize("entries", [[], [{"kty": "oct"}], [5], ["new"]])
+def test_a_well_formed_set_without_a_key_of_ours_locks_everybody_out(
+    file: KeyFile, clock: Clock, entries: list[object]
+) -> None:
+    file.write(jwk(RSA_KEY))
+    authenticator = by_file(file, clock=clock)
+    assert authenticator.authenticate(signed(RSA_KEY)).subject == "alice"
+    file.write(*[jwk(EC_KEY, use="enc") if entry == "new" else entry for entry in entries])
+    clock.advance(1)
+
+    with capture_logs() as logs:
+        for _ in range(3):
+            assert reason_of(authenticator, signed(RSA_KEY)) == "no key of ours fits the token"
+            clock.advance(1)
+
+    (said,) = [entry for entry in logs if entry["event"] != "jwk_passed_over"]
+    assert (said["event"], said["log_level"]) == ("jwks_file_without_key", "error")
+    file.write(jwk(RSA_KEY))
+    clock.advance(1)
+    assert authenticator.authenticate(signed(RSA_KEY)).subject == "alice"
 
 
 def test_a_file_that_vanishes_keeps_the_old_keys_until_it_is_back(file: KeyFile, clock: Clock) -> None:

@@ -84,6 +84,8 @@ class BearerAuthenticator(Authenticator):
 
     def _verify(self, token: str) -> _Verified:
         claims = self._claims(token)
+        if self._config.require_exp and "exp" not in claims:
+            raise Unauthenticated(reason="exp is missing")
         expires_at = _expires_at(claims)
         fresh_until = expires_at + self._config.leeway
         grace_until = fresh_until + self._config.resume_grace

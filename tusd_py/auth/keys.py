@@ -67,8 +67,9 @@ class SecretKeys(KeySource):
 class JwksFile(KeySource):
     """Public keys in a JWK set (RFC 7517), read again when the file changes.
 
-    A new file that cannot be used changes nothing but the log: a slip while keys are rotated must
-    not lock everybody out.
+    A new file that is missing or malformed changes nothing but the log: a slip while keys are rotated
+    must not lock everybody out. A well-formed one takes effect whatever is in it, for whoever takes out
+    the last key wants nobody to get in any more.
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class JwksFile(KeySource):
         try:
             self._stamp = self._look()
             self._keys = self._read()
+            if not self._keys:
+                raise ValueError(self._without_key())
         except (OSError, ValueError) as error:
             raise ConfigError([f"auth.jwt.jwks_file: {path}: {error}"]) from error
 
@@ -106,8 +109,11 @@ class JwksFile(KeySource):
             self._keys = self._read()
         except (OSError, ValueError) as error:
             log.warning("jwks_file_unusable", path=str(self._path), error=str(error), kept=len(self._keys))
-        else:
+            return
+        if self._keys:
             log.info("jwks_file_read", path=str(self._path), keys=len(self._keys))
+        else:
+            log.error("jwks_file_without_key", path=str(self._path), reason=f"{self._without_key()}; nobody gets in")
 
     def _look(self) -> _Stamp:
         # The time alone misses a second change within one tick of the clock, and a rename of an old file.
@@ -119,10 +125,10 @@ class JwksFile(KeySource):
             text = file.read(MAX_FILE_BYTES + 1)
         if len(text) > MAX_FILE_BYTES:
             raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
-        keys = [key for entry in _entries(text) if (key := self._usable(entry)) is not None]
-        if not keys:
-            raise ValueError(f"holds no public key for {', '.join(sorted(self._algorithms))}")
-        return keys
+        return [key for entry in _entries(text) if (key := self._usable(entry)) is not None]
+
+    def _without_key(self) -> str:
+        return f"holds no public key for {', '.join(sorted(self._algorithms))}"
 
     def _usable(self, entry: object) -> Key | None:
         # RFC 7517 §5: a set may hold keys that are not for us; they are passed over.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from aiohttp import web
 
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
+from tusd_py.http.authentication import principal_of
 from tusd_py.http.body import FEW_BODIES, RequestBody
 from tusd_py.http.dialects import dialect_of
 from tusd_py.http.downloads import download
@@ -54,7 +55,7 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
         raise _not_allowed(context, creation=False)
     request[KIND] = _KINDS[method]
     token = request.match_info["token"]
-    principal = _principal(context, request)
+    principal = principal_of(request)
     match method:
         case "HEAD":
             return await status(context, request, principal, token)
@@ -91,7 +92,7 @@ def options(request: web.Request) -> web.Response:
 
 async def create(context: Web, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
-    principal = _principal(context, request)
+    principal = principal_of(request)
     context.uploads.permit(principal, Intent.CREATE)
     dialect = dialect_of(request)
     locate = partial(location, context, request)
@@ -170,10 +171,6 @@ def _features(context: Web, request: web.Request) -> Features:
     if context.features.offers("checksum-trailer") and not keeps_trailers(request):
         return context.features.without("checksum-trailer")
     return context.features
-
-
-def _principal(context: Web, request: web.Request) -> Principal:
-    return context.authenticator.authenticate(request.headers.get("Authorization"))
 
 
 def _not_allowed(context: Web, *, creation: bool) -> MethodNotAllowed:

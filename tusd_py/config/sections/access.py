@@ -34,6 +34,7 @@ class JwtConfig(Section):
     )
     issuer: OptionalText = Field(default=None, description="required iss; empty: any")
     audience: OptionalText = Field(default=None, description="required aud; empty: any")
+    require_exp: bool = Field(default=True, description="false: accept tokens without exp, which never expire")
     create_scope: str = Field(default="", description="scope a token needs to create uploads; empty: none")
     read_any_scope: str = Field(
         default="files:read:any", description="scope that may see and download everybody's uploads"

@@ -33,7 +33,7 @@ class LimitsConfig(Section):
         default=0, ge=0, description="open upload bodies per client address; 0: no limit"
     )
     max_empty_patches: int = Field(
-        default=100, ge=1, description="empty PATCH requests in a row on one upload before 429"
+        default=100, ge=1, description="empty PATCH requests in a row on one upload before 403"
     )
 
 

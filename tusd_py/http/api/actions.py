@@ -6,8 +6,9 @@ import http
 
 from aiohttp import web
 
-from tusd_py.http.api.requests import prefix_of, principal_of, resource, upload_id_of
+from tusd_py.http.api.requests import prefix_of, resource, upload_id_of
 from tusd_py.http.api.views import API_PATH, upload_links
+from tusd_py.http.authentication import principal_of
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
 from tusd_py.protocol.upload import State, Upload

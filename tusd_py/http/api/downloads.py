@@ -5,8 +5,9 @@ from __future__ import annotations
 from aiohttp import web
 
 from tusd_py.errors import Unauthenticated
-from tusd_py.http.api.requests import principal_of, resource, upload_id_of
+from tusd_py.http.api.requests import resource, upload_id_of
 from tusd_py.http.api.views import DOWNLOAD_PATH
+from tusd_py.http.authentication import principal_of
 from tusd_py.http.downloads import download
 from tusd_py.http.keys import WEB
 from tusd_py.policy import NOBODY, Intent, Principal

@@ -13,7 +13,6 @@ from aiohttp import web
 
 from tusd_py.errors import BadParameter, InvalidContentType, MethodNotAllowed, UploadNotFound
 from tusd_py.http.keys import KIND, PROBLEM, WEB
-from tusd_py.policy import Principal
 from tusd_py.ports import ListPosition
 from tusd_py.protocol.fields import CONTENT_TYPE, media_type
 from tusd_py.protocol.upload import Upload, UploadId
@@ -55,11 +54,6 @@ def _preflight(request: web.Request) -> web.Response:
         headers.get("Access-Control-Request-Headers"),
     )
     return web.Response(status=200, headers=allowed)
-
-
-def principal_of(request: web.Request) -> Principal:
-    """Answer who is asking. Raises `Unauthenticated`."""
-    return request.app[WEB].authenticator.authenticate(request.headers.get("Authorization"))
 
 
 def upload_id_of(request: web.Request) -> UploadId:

@@ -12,12 +12,12 @@ from tusd_py.http.api.requests import (
     list_position,
     list_position_text,
     prefix_of,
-    principal_of,
     resource,
     upload_id_of,
     whole_number,
 )
 from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
+from tusd_py.http.authentication import principal_of
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
 from tusd_py.protocol.upload import State, Upload
