@@ -200,9 +200,10 @@ class BadParameter(ProtocolError):
 
 
 class EmptyPatchLimit(ProtocolError):
-    """Too many empty PATCH requests in a row on this upload."""
+    """Too many empty PATCH requests in a row on this upload; send bytes."""
 
-    code, status, retryable = "ERR_TOO_MANY_EMPTY_PATCHES", 429, True
+    # Not 429, which browsers' clients retry by themselves.
+    code, status = "ERR_TOO_MANY_EMPTY_PATCHES", 403
 
 
 # --- who is asking --------------------------------------------------------------------------------

@@ -170,13 +170,14 @@ class UploadService:
         count = self._empty_patches.pop(upload.id, 0) + 1
         if moved:
             return
+        # Kept when it refuses as well: only bytes begin the count anew.
+        self._empty_patches[upload.id] = count
+        if len(self._empty_patches) > MAX_COUNTED_UPLOADS:
+            del self._empty_patches[next(iter(self._empty_patches))]
         if count > self._settings.max_empty_patches:
             error = EmptyPatchLimit()
             error.upload = upload
             raise error
-        self._empty_patches[upload.id] = count
-        if len(self._empty_patches) > MAX_COUNTED_UPLOADS:
-            del self._empty_patches[next(iter(self._empty_patches))]
 
     async def terminate(self, principal: Principal, token: str, admit: Callable[[Upload], None]) -> None:
         """Make an upload gone for everybody; its bytes are removed in the background.
