@@ -69,7 +69,7 @@ def test_location_of_a_trusted_proxy_is_absolute(start_server: StartServer, tmp_
 
 def test_long_metadata_passes(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server()
-    metadata = "filename " + "QUJD" * 3000
+    metadata = "note " + "QUJD" * 3000
     with _behind_nginx(server, tmp_path) as front:
         created = request(front.port, "POST", "/files/", {"Upload-Length": "1", "Upload-Metadata": metadata})
         assert created.status == 201

@@ -115,7 +115,7 @@ def test_expect_continue_is_answered_and_the_body_follows(proxy: str, server: Se
 
 
 def test_long_metadata_passes_both_ways(proxy: str, server: Server, tmp_path: Path) -> None:
-    metadata = "filename " + "QUJD" * 3000
+    metadata = "note " + "QUJD" * 3000
     with behind(proxy, server, tmp_path) as front:
         created = request(front.port, "POST", "/files/", {"Upload-Length": "1", "Upload-Metadata": metadata})
         head = request(front.port, "HEAD", path_of(created.headers["location"]))

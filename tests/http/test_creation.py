@@ -213,7 +213,7 @@ async def test_a_repeated_creation_makes_a_second_upload_and_both_expire(served)
 
 async def test_long_header_lines_reach_us(served):
     """CRE-15 AIO-09"""
-    value = "filename " + "YWFh" * 3900
+    value = "note " + "YWFh" * 3900
 
     path = await served.create(5, {"Upload-Metadata": value})
     too_long = await served.request("POST", "/files/", {"Upload-Length": "5", "Upload-Metadata": "a" * 60_000})
@@ -228,3 +228,53 @@ async def test_a_line_beyond_the_parsers_limit_gets_a_plain_400(served):
 
     assert response.status == 400
     assert b"<" not in response.body
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+async def created_rows(served) -> int:
+    return (await served.core.database.fetchrow("SELECT count(*) AS n FROM uploads"))["n"]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        (f"filetype {encoded('text/' + 'x' * 12_000)}", "type"),
+        (f"type {encoded('text/' + 'x' * 251)}", "type"),
+        (f"filename {encoded('x' * 5_004)}", "name"),
+        (f"name {encoded('ü' * 513)}", "name"),
+    ],
+)
+@pytest.mark.parametrize("extra", [{}, {"Content-Type": OFFSET_TYPE}, {"Upload-Concat": "partial"}])
+async def test_a_name_or_type_longer_than_any_is_refused_before_anything_is_made(served, metadata, what, extra):
+    """CRE-11"""
+    body = b"hello" if "Content-Type" in extra else b""
+
+    refused = await served.request("POST", "/files/", {"Upload-Length": "5", "Upload-Metadata": metadata} | extra, body)
+
+    assert refused.status == 400
+    assert refused.body.startswith(f"ERR_INVALID_METADATA: The file's {what} is longer than".encode())
+    assert await created_rows(served) == 0
+    assert [path for path in served.config.staging_directory.rglob("*") if path.stat().st_size == 5] == []
+
+
+async def test_a_media_type_of_the_other_dialect_is_bounded_as_well(served):
+    """CRE-11"""
+    mark = [("Upload-Draft-Interop-Version", "8"), ("Upload-Complete", "?1"), ("Content-Type", "text/" + "x" * 12_000)]
+
+    refused = await served.request("POST", "/files/", mark, b"hello")
+
+    assert refused.status == 400
+    assert await created_rows(served) == 0
+
+
+async def test_the_longest_names_and_types_are_kept(served):
+    """CRE-11"""
+    metadata = f"filename {encoded('€' * 255)},filetype {encoded('application/' + 'x' * 243)}"
+
+    path = await served.create(5, {"Upload-Metadata": metadata})
+
+    upload = await served.upload(path)
+    assert (upload.filename, len(upload.content_type)) == ("€" * 255, 255)

@@ -391,7 +391,9 @@ async def test_acknowledged_bytes_that_are_lost_are_reported_and_never_made_up(s
     for response in (head, patch):
         assert "upload-offset" not in response.headers
     assert patch.body.startswith(b"ERR_STAGING_")
-    assert (await served.upload(path)).error is not None
+    assert (await served.upload(path)).error in {
+        "The staged bytes of this upload are damaged.", "The staged bytes of this upload are missing.",
+    }  # fmt: skip
     assert (await served.upload(path)).offset == 5
     assert not file.exists() or file.stat().st_size == 3
     assert (await served.request("DELETE", path)).status == 204

@@ -648,6 +648,34 @@ def test_keys_that_go_together_are_accepted(overrides: dict[str, Any]) -> None:
     assert cross_problems(load_config(None, overrides)) == []
 
 
+def in_s3(template: str, location: str) -> dict[str, Any]:
+    return {"storage": {"backend": "s3", "key_template": template, "s3": {"bucket": "b", "location": location}}}
+
+
+@pytest.mark.parametrize(
+    ("storage", "problem"),
+    [
+        ({"storage": {"key_template": "a" * 216 + "{id}"}}, "storage.key_template: a step has 252 bytes"),
+        ({"storage": {"key_template": "{id}/" + "ü" * 126}}, "storage.key_template: a step has 252 bytes"),
+        ({"storage": {"key_template": "{id}.tmp"}}, "storage.key_template: no step may end in .tmp"),
+        ({"storage": {"key_template": "a/" * 2100 + "{id}"}}, "storage.key_template: paths have"),
+        (in_s3("a" * 1064 + "{id}", ""), "storage.key_template: keys have 1100 bytes"),
+        (in_s3("a" * 888 + "{id}", "b" * 100 + "/"), "storage.key_template: keys have 1025 bytes"),
+    ],
+)
+def test_keys_that_no_store_takes_are_refused(storage: dict[str, Any], problem: str) -> None:
+    (found,) = problems_of(None, storage)
+
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "storage", [{"storage": {"key_template": "a" * 215 + "{id}"}}, in_s3("a" * 887 + "{id}", "b" * 100)]
+)
+def test_the_longest_keys_are_accepted(storage: dict[str, Any]) -> None:
+    assert cross_problems(load_config(None, storage)) == []
+
+
 def test_every_problem_of_the_store_is_named_at_once() -> None:
     wrong = with_jwt() | with_s3(
         bucket="", access_key="a", location="/a", sse_kms_key_id="k", custom_domain="c", querystring_auth=False

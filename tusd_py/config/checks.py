@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
 """RFC 7518 §3.2: an HS256 key has at least the size of the hash."""
+MAX_S3_KEY_BYTES: Final = 1024
+TEMPORARY_SUFFIX: Final = ".tmp"
+"""Of the filesystem store, while it copies."""
+MAX_FILE_NAME_BYTES: Final = 255 - len(TEMPORARY_SUFFIX)
+MAX_PATH_BYTES: Final = 4095 - len(".tmp/") - 16
+"""PATH_MAX of Linux, less the NUL and what a copy on its way has after its name."""
 
 _EVERY_INTERFACE: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.*:\[\]_-]+")
@@ -117,9 +123,32 @@ def _cors_credentials(cors: CorsConfig) -> Iterator[str]:
 
 
 def _storage(config: Config) -> Iterator[str]:
-    yield from _key_template(config.storage.key_template)
+    problems = list(_key_template(config.storage.key_template))
+    yield from problems or _key_length(config)
     if config.storage.backend == "s3":
         yield from s3_problems(config)
+
+
+def _key_length(config: Config) -> Iterator[str]:
+    # Every field is as long in each key, so one key stands for all of them.
+    widths = {"id": 36, "yyyy": 4, "mm": 2, "dd": 2, "owner_hash": 16}
+    key = config.storage.key_template.format(**{name: "0" * width for name, width in widths.items()})
+    if config.storage.backend == "s3":
+        location = config.storage.s3.location.strip("/")
+        length = len(f"{location}/{key}".lstrip("/").encode())
+        if length > MAX_S3_KEY_BYTES:
+            yield (
+                f"storage.key_template: keys have {length} bytes, with storage.s3.location; "
+                f"S3 takes {MAX_S3_KEY_BYTES}"
+            )
+        return
+    longest = max(len(step.encode()) for step in key.split("/"))
+    if longest > MAX_FILE_NAME_BYTES:
+        yield f"storage.key_template: a step has {longest} bytes; a file name may have {MAX_FILE_NAME_BYTES}"
+    if (length := len(f"{config.store_directory}/{key}".encode())) > MAX_PATH_BYTES:
+        yield f"storage.key_template: paths have {length} bytes; the system takes {MAX_PATH_BYTES}"
+    if any(step.endswith(TEMPORARY_SUFFIX) for step in key.split("/")):
+        yield f"storage.key_template: no step may end in {TEMPORARY_SUFFIX}, as unfinished copies do"
 
 
 def _key_template(template: str) -> Iterator[str]:

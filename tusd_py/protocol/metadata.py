@@ -10,6 +10,11 @@ from typing import Final
 from tusd_py.errors import InvalidMetadata
 from tusd_py.protocol.fields import is_printable
 
+MAX_NAME_BYTES: Final = 1024
+"""255 characters of UTF-16, which some file systems take, may be 765 bytes."""
+MAX_TYPE_BYTES: Final = 255
+"""RFC 6838 §4.2: 127 characters and a slash and 127 more. Stores refuse headers that are much longer."""
+
 _KEY: Final = re.compile(r"[!-+\--~]+")
 """Printable ASCII without space and comma."""
 
@@ -65,3 +70,19 @@ def text_value(pairs: dict[str, bytes], *keys: str) -> str | None:
         if text and text != "null" and text.isprintable():
             return text
     return None
+
+
+def file_name(pairs: dict[str, bytes]) -> str | None:
+    """Return the name of the file. Raises `InvalidMetadata` if it is longer than any file system's."""
+    return _bounded(text_value(pairs, "filename", "name"), MAX_NAME_BYTES, "name")
+
+
+def file_type(pairs: dict[str, bytes]) -> str | None:
+    """Return the media type of the file. Raises `InvalidMetadata` if it is longer than one can be."""
+    return _bounded(text_value(pairs, "filetype", "type", "content_type"), MAX_TYPE_BYTES, "type")
+
+
+def _bounded(text: str | None, max_bytes: int, what: str) -> str | None:
+    if text is not None and len(text.encode()) > max_bytes:
+        raise InvalidMetadata(f"The file's {what} is longer than {max_bytes} bytes.")
+    return text

@@ -160,7 +160,8 @@ class Appender:
     async def _report_damage(self, upload: Upload, error: StagingDamaged) -> None:
         log.error("staging_damaged", upload_id=str(upload.id), offset=upload.offset, reason=str(error))
         with contextlib.suppress(DatabaseUnavailable):
-            await self._uploads.record_damage(upload.id, str(error))
+            # The owner reads it: no path.
+            await self._uploads.record_damage(upload.id, error.detail)
 
 
 def _is_fatal(error: TusdError, append: Append) -> bool:

@@ -20,7 +20,7 @@ from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
-from tusd_py.protocol.metadata import text_value
+from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
 from tusd_py.services.access import Access, UploadSettings, hash_token
 from tusd_py.services.append import Appender
@@ -112,8 +112,8 @@ class Creator:
             node=self._settings.node,
             length=command.length,
             metadata=command.metadata,
-            filename=text_value(command.pairs, "filename", "name"),
-            content_type=text_value(command.pairs, "filetype", "type", "content_type"),
+            filename=file_name(command.pairs),
+            content_type=file_type(command.pairs),
             content_encoding=command.content_encoding,
             content_language=command.content_language,
             concat=command.concat,
