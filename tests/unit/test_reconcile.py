@@ -46,7 +46,8 @@ SCOPE = Scope(
 def row(**changes: Any) -> RowFacts:
     values: dict[str, Any] = {
         "id": ID, "node": "here", "state": State.STORED, "concat": None, "length": 10, "offset": 10, "crc64nvme": 7,
-        "object_key": KEY, "multipart_id": None, "etag": '"e"', "local_present": False, "remote_present": True,
+        "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None,
+        "local_present": False, "remote_present": True,
         "missing": False, "busy": False, "jobless": None, "age_seconds": 2 * HOUR, "stored_seconds": 2 * HOUR,
     }  # fmt: skip
     return RowFacts(**(values | changes))
