@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
 
+from tests.support.browser import WAIT_MS, Complaints, chromium
+from tests.support.files import random_file, seeded
 from tests.support.server import Config, Server, StartServer
+from tests.support.tools import ROOT, require_tool
 
 LOG_TAIL_LINES = 200
 
@@ -33,3 +37,51 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
     with contextlib.ExitStack() as ending:
         for server in servers:
             ending.callback(server.close)
+
+
+# --- the browser and its pages ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    context = browser.new_context(locale="en-GB", accept_downloads=True)
+    context.set_default_timeout(WAIT_MS)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def complaints() -> Iterator[Complaints]:
+    complaints = Complaints()
+    yield complaints
+    print("--- the browser's console ---", *complaints.lines, sep="\n")
+
+
+@pytest.fixture
+def page(context: BrowserContext, complaints: Complaints) -> Page:
+    page = context.new_page()
+    complaints.listen(page)
+    return page
+
+
+@pytest.fixture
+def built() -> None:
+    """Uppy lies beside the page."""
+    require_tool("the built page", at=ROOT / "tusd_py" / "web" / "assets" / "uppy.js", install="scripts/frontend")
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> Callable[[str, int], tuple[Path, str]]:
+    rng = seeded("browser")
+
+    def make(name: str, size: int) -> tuple[Path, str]:
+        path = tmp_path / name
+        return path, random_file(path, size, rng)
+
+    return make

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from tests.support.browser import REBOUND_NAME, WAIT_MS, Complaints, chromium, static_server
+from tests.support.browser import REBOUND_NAME, WAIT_MS, Complaints, button, finished, row_of, start, static_server
 from tests.support.cutting_proxy import CuttingProxy, Request, Stall
-from tests.support.files import download, files_under, random_file, seeded, sha256_of
+from tests.support.files import download, files_under, sha256_of
 from tests.support.nginx import MAIN
 from tests.support.ports import LOOPBACK, free_port, is_listening
 from tests.support.process import Child, wait_until
@@ -44,41 +43,7 @@ server {{
 """
 
 
-# --- the browser and its pages ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(locale="en-GB", accept_downloads=True)
-    context.set_default_timeout(WAIT_MS)
-    yield context
-    context.close()
-
-
-@pytest.fixture
-def complaints() -> Iterator[Complaints]:
-    complaints = Complaints()
-    yield complaints
-    print("--- the browser's console ---", *complaints.lines, sep="\n")
-
-
-@pytest.fixture
-def page(context: BrowserContext, complaints: Complaints) -> Page:
-    page = context.new_page()
-    complaints.listen(page)
-    return page
-
-
-@pytest.fixture
-def built() -> None:
-    """Uppy lies beside the page."""
-    require_tool("the built page", at=ROOT / "tusd_py" / "web" / "assets" / "uppy.js", install="scripts/frontend")
+# --- helpers ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -109,44 +74,6 @@ def open_example(example: Path, page: Page) -> Iterator[OpenExample]:
             page.goto(f"{origin}/?{urlencode({'endpoint': endpoint, **options})}")
 
         yield go
-
-
-@pytest.fixture
-def make_file(tmp_path: Path) -> Callable[[str, int], tuple[Path, str]]:
-    rng = seeded("browser")
-
-    def make(name: str, size: int) -> tuple[Path, str]:
-        path = tmp_path / name
-        return path, random_file(path, size, rng)
-
-    return make
-
-
-def add(page: Page, *files: Path) -> None:
-    """Choose files in the Dashboard."""
-    page.locator("input.uppy-Dashboard-input").first.set_input_files(files)
-
-
-def start(page: Page, *files: Path) -> None:
-    """Choose files and press the button."""
-    add(page, *files)
-    page.get_by_role("button", name=re.compile(r"^Upload \d+ file")).click()
-
-
-def button(page: Page, name: str) -> None:
-    """Press a button of the status bar."""
-    page.locator(".uppy-StatusBar").get_by_role("button", name=name, exact=True).click()
-
-
-def finished(page: Page) -> None:
-    """Wait until Uppy says that everything is uploaded."""
-    expect(page.locator(".uppy-StatusBar.is-complete")).to_be_visible(timeout=WAIT_MS)
-
-
-def row_of(page: Page, name: str, state: str) -> None:
-    """Wait until the list shows a file in a state."""
-    row = page.get_by_role("row").filter(has_text=name)
-    expect(row.locator(f".state[data-state={state}]")).to_be_visible(timeout=WAIT_MS)
 
 
 def target_of(proxy: CuttingProxy, *, number: int = 0) -> str:

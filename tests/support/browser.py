@@ -6,12 +6,13 @@ import contextlib
 import functools
 import http.server
 import os
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.ports import LOOPBACK
 from tests.support.tools import require_tool
@@ -76,3 +77,33 @@ def static_server(directory: Path) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join(5)
+
+
+# --- Uppy and the list of the page -------------------------------------------------------------------
+
+
+def add(page: Page, *files: Path) -> None:
+    """Choose files in the Dashboard."""
+    page.locator("input.uppy-Dashboard-input").first.set_input_files(files)
+
+
+def start(page: Page, *files: Path) -> None:
+    """Choose files and press the button."""
+    add(page, *files)
+    page.get_by_role("button", name=re.compile(r"^Upload \d+ file")).click()
+
+
+def button(page: Page, name: str) -> None:
+    """Press a button of the status bar."""
+    page.locator(".uppy-StatusBar").get_by_role("button", name=name, exact=True).click()
+
+
+def finished(page: Page) -> None:
+    """Wait until Uppy says that everything is uploaded."""
+    expect(page.locator(".uppy-StatusBar.is-complete")).to_be_visible(timeout=WAIT_MS)
+
+
+def row_of(page: Page, name: str, state: str) -> None:
+    """Wait until the list shows a file in a state."""
+    row = page.get_by_role("row").filter(has_text=name)
+    expect(row.locator(f".state[data-state={state}]")).to_be_visible(timeout=WAIT_MS)
