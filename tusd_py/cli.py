@@ -18,7 +18,7 @@ from tusd_py import __version__
 from tusd_py.config import Config, load_config
 from tusd_py.config.units import parse_duration
 from tusd_py.errors import ConfigError, TusdError
-from tusd_py.protocol.upload import UploadId
+from tusd_py.protocol.upload import StagingId, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import Proof
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         ("migrate", migrate, "bring the database schema up to date"),
         ("transfer", transfer, "move an upload to the store, or try failed ones again, and say how it goes"),
         ("reconcile", reconcile, "compare the database, the staging directory and the store; mend what is safe"),
+        ("staging", staging, "show whose files lie in the staging directory, and make it this database's"),
         ("check-config", check_config, "print the effective configuration, or every problem with it"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
@@ -77,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--timeout", type=_duration, default=600.0, metavar="TIME", help='longest wait, such as "90s" (10m)'
             )
+        if name == "staging":
+            sub.add_argument("action", choices=("adopt",), help="bring directory and database together")
+            sub.add_argument("--id", type=UUID, metavar="ID", help="the id to give to the directory")
+            sub.add_argument("--yes", action="store_true", help="do it without a question")
         if name == "reconcile":
             sub.add_argument("--repair", action="store_true", help="mend what is safe; otherwise only tell")
             sub.add_argument("--json", action="store_true", help="a line of JSON per finding, and one at the end")
@@ -193,6 +198,23 @@ def reconcile(options: argparse.Namespace) -> int:
         structlog.get_logger(__name__).exception("reconcile_died")
         print(f"tusd-py: {type(error).__name__}: {error}", file=sys.stderr)
     return USAGE
+
+
+def staging(options: argparse.Namespace) -> int:
+    """Show what lies in the staging directory, and bring it and the database together."""
+    config = configuration(options)
+    from tusd_py.logs import configure_logging
+
+    configure_logging(config.logging)
+    _refuse_new_database(config)
+    with _database(config) as usable:
+        from tusd_py.commands import adopt_staging
+
+        def confirm() -> bool:
+            return options.yes or (sys.stdin.isatty() and input("Do it? [y/N] ").strip().lower() in {"y", "yes"})
+
+        wanted = None if options.id is None else StagingId(options.id)
+        return OK if asyncio.run(adopt_staging(usable, wanted, confirm=confirm, say=_say)) else FAILED
 
 
 def _refuse_new_database(config: Config) -> None:

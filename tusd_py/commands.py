@@ -10,18 +10,23 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from tusd_py.app import (
+    adopt,
+    demand_directories,
+    identify,
     make_catalog,
     make_core,
     make_reconciler,
     make_records,
     make_sweep_records,
+    plan_adoption,
     reachable,
     running,
 )
+from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.statistics import read_figures
 from tusd_py.metrics import Metrics
 from tusd_py.policy import ANONYMOUS
-from tusd_py.protocol.upload import State, UploadId
+from tusd_py.protocol.upload import StagingId, State, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -49,10 +54,12 @@ async def transfer_one(
     async with reachable(records):
         await catalog.request_transfer(ANONYMOUS, upload_id)
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        return await _follow(catalog, upload_id, deadline, say)
+        return await _follow(catalog, StagingDirectories(records.database), upload_id, deadline, say)
 
 
-async def _follow(catalog: Catalog, upload_id: UploadId, deadline: float, say: Callable[[str], None]) -> bool:
+async def _follow(
+    catalog: Catalog, directories: StagingDirectories, upload_id: UploadId, deadline: float, say: Callable[[str], None]
+) -> bool:
     seen = await catalog.look(ANONYMOUS, upload_id)
     say(_describe(seen))
     warned = False
@@ -66,7 +73,8 @@ async def _follow(catalog: Catalog, upload_id: UploadId, deadline: float, say: C
         if seen.mark != before.mark:
             say(_describe(seen))
         elif not warned and _is_unclaimed(seen.transfer):
-            say(f'no worker has claimed it: is one running for the node "{seen.upload.node}"?')
+            directory = await directories.find(seen.upload.staging_id)
+            say(f"no worker has claimed it: is one running beside the staging directory {directory}?")
             warned = True
     return seen.upload.state is State.STORED
 
@@ -95,11 +103,12 @@ async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
     total = 0
     started = time.monotonic()
     async with reachable(records):
+        await identify(records)
         waiting = await sweep.count_requeued()
         # Not those that a worker has given up meanwhile, or this might never end.
         while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
             total += count
-        figures = await read_figures(records.database, config.node)
+        figures = await read_figures(records.database, records.identity.id)
     say(f"{total} queued")
     if waiting:
         say(f"{waiting} had been queued before and wait for a worker")
@@ -109,6 +118,40 @@ async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
         say("the store is away; they begin once it is back")
 
 
+async def identify_staging(config: Config) -> None:
+    """Have the staging directory and the database agree before anything is started; see `identify`."""
+    records = make_records(config)
+    await records.database.open()
+    try:
+        await identify(records)
+    finally:
+        await records.database.close()
+
+
+async def adopt_staging(
+    config: Config, wanted: StagingId | None, *, confirm: Callable[[], bool], say: Callable[[str], None]
+) -> bool:
+    """Show what lies in the staging directory and whose it is; if confirmed, bring it and the database together.
+
+    Raises:
+        StagingMismatch, StorageError, DatabaseUnavailable: nothing was changed.
+    """
+    records = make_records(config)
+    await records.database.open()
+    try:
+        adoption = await plan_adoption(records, wanted)
+        for line in adoption.describe():
+            say(line)
+        if not confirm():
+            say('nothing was changed; to go on, run it with "--yes"')
+            return False
+        await adopt(records, adoption)
+        say(f"the staging directory has the id {adoption.chosen}; servers that run on it must be started again")
+        return True
+    finally:
+        await records.database.close()
+
+
 async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Callable[[str], None]) -> Report:
     """Compare what should be on this node with what is, say each finding and then the figures.
 
@@ -116,8 +159,9 @@ async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Ca
         DatabaseUnavailable, StorageError: nothing could be compared.
     """
     core = make_core(config, Metrics())
-    reconciler = make_reconciler(core)
+    demand_directories(config)
     async with running(core):
+        reconciler = make_reconciler(core)
         async for outcome in reconciler.run(repair=repair):
             say(_json(outcome.as_json()) if as_json else outcome.as_text(repair=repair))
     report = reconciler.report

@@ -314,6 +314,12 @@ class TooManyConnections(StateConflict):
     code, status, retryable = "ERR_TOO_MANY_CONNECTIONS", 423, True
 
 
+class WrongNode(StateConflict):
+    """The bytes of this upload are on another node; try again there."""
+
+    code, status, retryable = "ERR_WRONG_NODE", 503, True
+
+
 class RangeNotSatisfiable(StateConflict):
     """The requested range lies outside the file."""
 
@@ -387,6 +393,12 @@ class StagingMissing(StagingDamaged):
     """The staged bytes of this upload are missing."""
 
     code = "ERR_STAGING_MISSING"
+
+
+class StagingMismatch(StorageError):
+    """The staging directory and the database do not belong together."""
+
+    code = "ERR_STAGING_MISMATCH"
 
 
 class StoredObjectMissing(StorageError):

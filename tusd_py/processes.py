@@ -42,6 +42,7 @@ from tusd_py.logs import configure_logging
 from tusd_py.metrics import Metrics, figure_gauges
 from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
+from tusd_py.staging.identity import read_id
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -143,7 +144,8 @@ async def _collect(config: Config, database: Database) -> CollectorRegistry:
     ]
     with contextlib.suppress(DatabaseUnavailable):
         # What the processes counted is worth seeing above all while the database is away.
-        gauges += figure_gauges(await read_figures(database, config.node))
+        staging_id = await asyncio.to_thread(read_id, config.staging_directory)
+        gauges += figure_gauges(await read_figures(database, staging_id))
     registry.register(Gauges(gauges))
     return registry
 

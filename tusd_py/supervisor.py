@@ -107,6 +107,7 @@ class Supervisor:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics_dir
             # Only now: the children take what these import, and the variable must be set before.
             self._children = self._plan()
+            self._identify_staging()
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             for child in self._children:
                 self._spawn(child)
@@ -192,6 +193,12 @@ class Supervisor:
 
         child = Child(f"worker-{number}", body)
         return child
+
+    def _identify_staging(self) -> None:
+        # Here as well, so that a refusal is one sentence and no child is started.
+        from tusd_py.commands import identify_staging
+
+        asyncio.run(identify_staging(self._config))
 
     # --- children ----------------------------------------------------------------------------------
 

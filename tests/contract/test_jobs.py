@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.integration.support import World, stored
+from tests.integration.support import THERE, World, stored
 from tusd_py.database.jobs import KEPT_ATTEMPTS
 from tusd_py.errors import TransferCancelled, TransientStoreError
 from tusd_py.ports import LARGE_BYTES, Digests, Job, PartRecord
@@ -70,11 +70,11 @@ async def test_what_is_due_longest_comes_first(world: World) -> None:
     assert order == [upload.id for upload in uploads]
 
 
-async def test_a_worker_claims_for_its_own_node_only(world: World) -> None:
-    here, there = await world.completed(), await world.completed(node="there")
+async def test_a_worker_claims_for_its_own_directory_only(world: World) -> None:
+    here, there = await world.completed(), await world.completed(staging_id=THERE)
 
     assert [job.upload.id for job in await world.jobs().claim(10)] == [here.id]
-    assert [job.upload.id for job in await world.jobs("w", node="there").claim(10)] == [there.id]
+    assert [job.upload.id for job in await world.jobs("w", staging_id=THERE).claim(10)] == [there.id]
 
 
 async def test_large_uploads_are_counted_apart(world: World) -> None:
@@ -150,8 +150,8 @@ async def test_the_jobs_of_a_dead_worker_are_released_and_nobody_elses(world: Wo
     dead, alive, own, held = [
         (await world.completed(), await world.jobs(name).claim(1)) for name in ("dead", "alive", "own", "own")
     ]
-    elsewhere = await world.completed(node="there")
-    await world.jobs("dead", node="there").claim(1)
+    elsewhere = await world.completed(staging_id=THERE)
+    await world.jobs("dead", staging_id=THERE).claim(1)
 
     released = await world.jobs("own").release_lost(["dead", "long dead"], held=[job.id for job in held[1]])
 
@@ -519,7 +519,7 @@ async def world_waits_for_a_lock(world: World) -> None:
 
 async def test_nothing_is_due_where_there_is_nothing(world: World) -> None:
     assert await world.jobs().next_due_seconds() is None
-    await world.completed(node="there")
+    await world.completed(staging_id=THERE)
     await world.completed(concat=Concat.PARTIAL)
     assert await world.jobs().next_due_seconds() is None
 

@@ -212,7 +212,7 @@ async def test_parts_that_are_sent_ahead_of_their_upload_are_no_strays(
     world.staging.path(upload.id).write_bytes(b"x" * PART)
     begun = s3.client.create_multipart_upload(Bucket=s3.account.bucket, Key=f"{s3.prefix}/{upload.object_key}")
     await world.sql("UPDATE uploads SET multipart_id = $1", begun["UploadId"])
-    await world.sql("INSERT INTO jobs (upload_id, kind, node) SELECT id, 'ahead', node FROM uploads")
+    await world.sql("INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'ahead', staging_id FROM uploads")
 
     await is_clean(world, store)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.integration.support import NODE, World
+from tests.integration.support import HERE, World
 from tusd_py.database.reconcile import PostgresReconcile
 from tusd_py.protocol.upload import Upload
 from tusd_py.reconcile.compare import Scope, key_pattern
@@ -42,7 +42,7 @@ def reconciler(world: World, store: Any = None, *, clock: Any = None, batch: int
     """A run; to it everything on disk and in the store is two hours old, unless `clock` is the true one."""
     chosen = world.store if store is None else store
     values: dict[str, Any] = {
-        "node": NODE,
+        "staging_id": HERE,
         "margin_seconds": HOUR,
         "key_pattern": key_pattern(TEMPLATE),
         "keeps_ids": chosen.keeps_ids,
@@ -50,7 +50,7 @@ def reconciler(world: World, store: Any = None, *, clock: Any = None, batch: int
         "delete_local_after_seconds": 0.0,
     }
     return Reconciler(
-        PostgresReconcile(world.database, world.wakeups, node=NODE),
+        PostgresReconcile(world.database, world.wakeups, directory=world.staging.identity),
         DirectoryScan(world.root / "staging"),
         chosen,
         Scope(**(values | changes)),

@@ -22,12 +22,14 @@ from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
 from tusd_py.metrics import Metrics
-from tusd_py.ports import NewUpload, StoredObject
-from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
+from tusd_py.ports import NewUpload, StagingIdentity, StoredObject
+from tusd_py.protocol.upload import Concat, StagingId, State, TokenHash, Upload, UploadId
 from tusd_py.staging import StagingArea
 from tusd_py.stores.filesystem import FilesystemStore
 
-NODE = "here"
+HERE = StagingId(uuid.UUID("4e3c0000-0000-4000-8000-000000000001"))
+THERE = StagingId(uuid.UUID("4e3c0000-0000-4000-8000-000000000002"))
+"""The staging directory of the tests' world, and another node's."""
 LEASE_SECONDS = 30.0
 DAY = 86400.0
 GONE_STATES = ("rejected", "expired", "removing", "removed")
@@ -40,7 +42,7 @@ def new_upload(**changes: Any) -> NewUpload:
         "id": upload_id,
         "token_hash": TokenHash(uuid.uuid4().bytes * 2),
         "owner": "alice",
-        "node": NODE,
+        "staging_id": HERE,
         "length": 10,
         "object_key": f"uploads/{upload_id}",
     }
@@ -67,13 +69,16 @@ class World:
     root: Path
     tokens: dict[UploadId, TokenHash] = field(default_factory=dict)
 
-    def jobs(self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, node: str = NODE) -> PostgresJobs:
+    def jobs(
+        self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, staging_id: StagingId = HERE
+    ) -> PostgresJobs:
         """The queue as one worker sees it."""
-        return PostgresJobs(self.database, node=node, worker=worker, lease_seconds=lease)
+        directory = StagingIdentity(staging_id)
+        return PostgresJobs(self.database, directory=directory, worker=worker, lease_seconds=lease)
 
-    def outages(self, *, node: str = NODE) -> PostgresOutages:
+    def outages(self, *, staging_id: StagingId = HERE) -> PostgresOutages:
         """What a worker of the node knows of outages."""
-        return PostgresOutages(self.database, self.wakeups, node=node)
+        return PostgresOutages(self.database, self.wakeups, directory=StagingIdentity(staging_id))
 
     async def create(self, **changes: Any) -> Upload:
         """Insert a row; no file comes with it."""
@@ -198,7 +203,8 @@ async def open_world(
     pool = Database(dsn, DatabaseConfig(**database))
     wakeups = Wakeups(pool)
     # Nothing here is about power cuts, so nothing waits for the disk.
-    staging = StagingArea(root / "staging", StagingConfig(reserve=0, durability="page-cache"), Metrics())
+    config = StagingConfig(reserve=0, durability="page-cache")
+    staging = StagingArea(root / "staging", config, Metrics(), StagingIdentity(HERE))
     for shard in range(256):
         (root / "staging" / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
     store = FilesystemStore(root / "store")
@@ -212,7 +218,7 @@ async def open_world(
             database=pool,
             wakeups=wakeups,
             uploads=PostgresUploads(pool, wakeups, max_size=None, ahead_above=ahead_above),
-            sweep=PostgresSweep(pool, wakeups, node=NODE),
+            sweep=PostgresSweep(pool, wakeups, directory=staging.identity),
             staging=staging,
             store=store,
             root=root,

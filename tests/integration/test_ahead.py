@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.support import World, open_world
+from tests.integration.support import HERE, World, open_world
 from tests.integration.workers import SOON, InParts, is_true, reaches, working
 from tusd_py import crc64
 from tusd_py.database.statistics import read_figures
@@ -289,7 +289,7 @@ async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     await receive(world, upload, PART)
 
-    figures = await read_figures(world.database, "here")
+    figures = await read_figures(world.database, HERE)
 
     assert (figures.jobs, figures.oldest_due_job_seconds) == ({}, 0)
     assert await world.jobs().next_due_seconds() is None
@@ -335,7 +335,7 @@ async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.M
     upload = await receive(world, upload, PART)
     await receive(world, await world.create(length=PART), PART - 1)
 
-    assert rung == ["here"]
+    assert rung == [HERE]
 
 
 # --- two claims in one moment ----------------------------------------------------------------------

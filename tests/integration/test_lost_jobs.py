@@ -105,7 +105,7 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeyp
 
     monkeypatch.setattr(runner_module, "DATABASE_PAUSE_SECONDS", 0.02)
     upload = await world.received()
-    jobs = Unanswered(world.database, node="here", worker="worker-1", lease_seconds=LEASE)
+    jobs = Unanswered(world.database, directory=world.staging.identity, worker="worker-1", lease_seconds=LEASE)
 
     async with working(world, jobs=jobs, lease_seconds=LEASE):
         await reaches(world, upload, State.STORED, deadline=DEADLINE)

@@ -12,7 +12,7 @@ from typing import Any, Self
 import pytest
 from structlog.testing import capture_logs
 
-from tests.integration.support import NODE, World, open_world
+from tests.integration.support import HERE, THERE, World, open_world
 from tests.integration.test_ahead import CONTENT, PART, Ahead, receive
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
 from tusd_py.database.statistics import read_figures
@@ -174,7 +174,7 @@ async def test_a_store_that_refuses_blocks_is_logged_once_and_resumes_by_itself(
             await is_true(lambda: outage_lasts(world), "the outage is noticed")
             await is_true(lambda: store.probes >= 3, "the store is probed again")
             view = await world.uploads.transfer_view(upload.id)
-            figures = await read_figures(world.database, NODE)
+            figures = await read_figures(world.database, HERE)
             store.error = None
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
@@ -312,12 +312,12 @@ async def test_what_is_sent_ahead_waits_for_the_store_as_well(eager_world: World
 
 async def test_nothing_is_claimed_on_a_node_whose_store_is_away(world: World) -> None:
     await world.completed()
-    there = await world.completed(node="there")
+    there = await world.completed(staging_id=THERE)
     await world.outages().declare(AWAY, probe_in_seconds=1)
 
     assert await world.jobs().claim(10) == []
     assert await world.jobs().next_due_seconds() is None
-    assert [job.upload.id for job in await world.jobs("w", node="there").claim(10)] == [there.id]
+    assert [job.upload.id for job in await world.jobs("w", staging_id=THERE).claim(10)] == [there.id]
 
     await world.outages().end()
     assert len(await world.jobs().claim(10)) == 1
@@ -353,7 +353,7 @@ async def test_of_many_workers_one_has_the_probe(world: World) -> None:
     probes = [await record.take_probe(for_seconds=30) for record in records]
 
     assert [probe.taken for probe in probes if probe is not None] == [True, False, False, False, False]
-    assert await world.outages(node="there").take_probe(for_seconds=30) is None
+    assert await world.outages(staging_id=THERE).take_probe(for_seconds=30) is None
 
 
 async def test_the_probes_of_a_worker_that_died_are_taken_over(world: World) -> None:

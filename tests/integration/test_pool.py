@@ -11,7 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from tests.integration.support import World, open_world
+from tests.integration.support import HERE, THERE, World, open_world
 from tests.integration.workers import is_true, reaches, working
 from tests.support.process import wait_until
 from tusd_py.config.sections import DatabaseConfig
@@ -250,7 +250,7 @@ async def test_everything_works_without_prepared_statements(shared_dsn: str, tmp
         await world.uploads.remove(upload.id)
         await reaches(world, upload, State.REMOVED)
         assert (await world.find(final)).length == 2
-        assert "uploading" not in (await read_figures(world.database, "here")).uploads
+        assert "uploading" not in (await read_figures(world.database, HERE)).uploads
 
 
 async def test_with_no_statement_cache_nothing_is_kept_prepared(server: EmbeddedPostgres) -> None:
@@ -387,13 +387,13 @@ async def test_many_wakeups_become_one_notification(
     wakeups = Wakeups(database)
 
     for _ in range(100):
-        wakeups.ring("here")
-        wakeups.ring("there")
+        wakeups.ring(HERE)
+        wakeups.ring(THERE)
     await wakeups.close()
     await database.execute(NOTIFY, CHANNEL, "end")
 
     await is_true(lambda: heard[-1] == "end", "everything has arrived")
-    assert sorted(heard[1:-1]) == ["here", "there"]
+    assert sorted(heard[1:-1]) == [str(HERE), str(THERE)]
 
 
 async def test_a_wakeup_that_fails_hurts_nobody_and_the_next_one_is_sent(
@@ -402,16 +402,16 @@ async def test_a_wakeup_that_fails_hurts_nobody_and_the_next_one_is_sent(
     monkeypatch.setattr(wakeups_module, "JOBS_CHANNEL", CHANNEL)
     wakeups = Wakeups(database)
     server.stop()
-    wakeups.ring("here")
+    wakeups.ring(HERE)
     await wakeups.close()
     server.start()
     await is_true(lambda: answers(database), "the pool has healed")
     await is_true(lambda: heard[-1:] == [""], "it listens again")
 
-    wakeups.ring("here")
+    wakeups.ring(HERE)
     await wakeups.close()
 
-    await is_true(lambda: heard[-1] == "here", "it was told")
+    await is_true(lambda: heard[-1] == str(HERE), "it was told")
 
 
 async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +419,7 @@ async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch:
     monkeypatch.setattr(world.wakeups, "ring", rung.append)
 
     async def rings(count: int, what: str) -> None:
-        assert rung == ["here"] * count, what
+        assert rung == [HERE] * count, what
         rung.clear()
 
     upload, part, final_part = await world.create(), await world.create(), await world.part(length=4)
@@ -446,10 +446,10 @@ async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch:
 
 
 async def test_figures_count_what_operators_watch(world: World) -> None:
-    empty = await read_figures(world.database, "here")
+    empty = await read_figures(world.database, HERE)
     await world.create()
     await world.completed()
-    await world.completed(node="there")
+    await world.completed(staging_id=THERE)
     await world.force_state(await world.completed(), State.TRANSFER_FAILED)
     await world.sql("UPDATE uploads SET created_at = now() - interval '1 hour'")
     await world.sql("UPDATE jobs SET due_at = now() - interval '2 hours'")
@@ -458,7 +458,7 @@ async def test_figures_count_what_operators_watch(world: World) -> None:
         due = "UPDATE jobs SET state = $2, due_at = now() + make_interval(days => $3) WHERE upload_id = $1"
         await world.sql(due, upload.id, state, days)
 
-    figures = await read_figures(world.database, "here")
+    figures = await read_figures(world.database, HERE)
 
     assert empty == Figures({}, 0, {}, 0)
     assert figures.uploads == {"created": 1, "completed": 4, "transfer_failed": 1}

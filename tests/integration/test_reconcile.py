@@ -13,7 +13,7 @@ import pytest
 
 from tests.integration.killed_worker import POINTS
 from tests.integration.reconciling import age_rows, make_old, reconcile, reconciler, reports, snapshot, stage
-from tests.integration.support import NODE, World
+from tests.integration.support import HERE, THERE, World
 from tests.integration.test_killed_worker import run_until_killed
 from tests.integration.workers import Gated, InParts, is_true, reaches, working
 from tusd_py.protocol.upload import State, Upload, UploadId
@@ -478,10 +478,10 @@ async def test_nothing_that_is_younger_than_the_margin_is_looked_at(world: World
 
 
 async def test_what_another_node_keeps_is_left_to_it(world: World) -> None:
-    theirs = await world.create(node="there", offset=4)
-    completed = await world.completed(node="there")
+    theirs = await world.create(staging_id=THERE, offset=4)
+    completed = await world.completed(staging_id=THERE)
     await world.sql("DELETE FROM jobs")
-    lost = await world.force_state(await world.create(node="there"), State.STORED)
+    lost = await world.force_state(await world.create(staging_id=THERE), State.STORED)
     await world.create()
 
     told = await reports(world)
@@ -546,7 +546,7 @@ async def test_an_upload_that_moves_under_the_eyes_of_a_run_is_no_finding(world:
 
 
 async def test_a_database_that_knows_nothing_of_this_node_is_not_believed(world: World) -> None:
-    await world.create(node="there")
+    await world.create(staging_id=THERE)
     path = world.staging.path(UploadId(uuid.uuid4()))
     path.write_bytes(CONTENT)
 
@@ -657,10 +657,10 @@ async def test_an_upload_is_not_moved_by_what_was_true_before(world: World) -> N
     assert not await one._records.forget_copy(row)
     assert not await one._records.queue_job(row)
     assert await world.state(upload) is State.REMOVING
-    assert row.node == NODE
+    assert row.staging_id == HERE
 
 
-GIVE_A_JOB = "INSERT INTO jobs (upload_id, kind, node) SELECT id, 'transfer', node FROM uploads"
+GIVE_A_JOB = "INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'transfer', staging_id FROM uploads"
 TRUE_BEFORE = [
     (Kind.OBJECT_OF_GONE_UPLOAD, GIVE_A_JOB),
     (Kind.OBJECT_OF_GONE_UPLOAD, "UPDATE uploads SET state = 'stored', gone_at = NULL"),

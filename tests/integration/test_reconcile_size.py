@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.reconciling import reconciler
-from tests.integration.support import World
+from tests.integration.support import HERE, World
 from tusd_py.reconcile.findings import Kind
 from tusd_py.stores import file_listing
 
@@ -20,10 +20,10 @@ FEW, MANY = 300, 3000
 FRAMES = 10
 OURS = tracemalloc.Filter(True, "*/tusd_py/*", all_frames=True)
 """What was allocated for us; other tests' servers may run in threads of this process."""
-INSERT = """
-INSERT INTO uploads (id, token_hash, node, state, upload_length, upload_offset, object_key, local_present,
+INSERT = f"""
+INSERT INTO uploads (id, token_hash, staging_id, state, upload_length, upload_offset, object_key, local_present,
                      remote_present, stored_at, updated_at)
-SELECT id, sha256(id::text::bytea), 'here', 'stored', 3, 3, 'uploads/' || id, n % 2 = 0, true,
+SELECT id, sha256(id::text::bytea), '{HERE}'::uuid, 'stored', 3, 3, 'uploads/' || id, n % 2 = 0, true,
        now() - interval '2 hours', now() - interval '2 hours'
   FROM unnest($1::uuid[]) WITH ORDINALITY AS made (id, n)
 """

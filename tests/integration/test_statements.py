@@ -18,7 +18,7 @@ import pytest
 
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
-from tests.integration.support import NODE, World
+from tests.integration.support import HERE, World
 from tusd_py.database import jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
@@ -131,10 +131,10 @@ def test_the_queue_tells_the_time_by_the_database() -> None:
 
 # --- plans -----------------------------------------------------------------------------------------
 
-SEED = """
-INSERT INTO uploads (id, token_hash, owner, node, state, upload_length, upload_offset, object_key, concat,
+SEED = f"""
+INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, object_key, concat,
                      created_at, updated_at, expires_at, stored_at, completed_at, gone_at, local_present)
-SELECT gen_random_uuid(), sha256(n::text::bytea), 'owner-' || n % 500, 'here', state, 10,
+SELECT gen_random_uuid(), sha256(n::text::bytea), 'owner-' || n % 500, '{HERE}'::uuid, state, 10,
        CASE WHEN state IN ('created', 'uploading') THEN 0 ELSE 10 END, 'key/' || n,
        CASE WHEN state = 'completed' THEN 'partial' END,
        now() - make_interval(secs => n), now() - make_interval(secs => n),
@@ -147,8 +147,8 @@ SELECT gen_random_uuid(), sha256(n::text::bytea), 'owner-' || n % 500, 'here', s
           FROM generate_series(1, 50000) AS n) AS made
 """
 SEED_JOBS = """
-INSERT INTO jobs (upload_id, kind, node, state, due_at, length)
-SELECT id, 'transfer', node, CASE WHEN state = 'transfer_failed' THEN 'queued' ELSE 'succeeded' END,
+INSERT INTO jobs (upload_id, kind, staging_id, state, due_at, length)
+SELECT id, 'transfer', staging_id, CASE WHEN state = 'transfer_failed' THEN 'queued' ELSE 'succeeded' END,
        now() - interval '1 minute', 10
   FROM uploads WHERE state IN ('stored', 'transfer_failed')
 """
@@ -164,24 +164,24 @@ PLANS = {
     "latest_transfer": (transfers.LATEST_TRANSFER, [NOBODY], "jobs_upload|jobs_pkey"),
     "commit": (transfers.COMMIT, [NOBODY], "uploads_pkey"),
     "attempts": (transfers.ATTEMPTS, [NOBODY, 100], "jobs_upload|jobs_pkey|jobs_live"),
-    "claim": (jobs.CLAIM, [NODE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
+    "claim": (jobs.CLAIM, [HERE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
-    "next_due": (jobs.NEXT_DUE, [NODE, True, LARGE_BYTES], "jobs_due"),
+    "next_due": (jobs.NEXT_DUE, [HERE, True, LARGE_BYTES], "jobs_due"),
     "lock_transfer": (removal.LOCK_TRANSFER, [NOBODY], "jobs_live|jobs_upload"),
-    "overdue": (sweep.OVERDUE, [NODE, 60.0, 500, []], "uploads_unsettled"),
-    "purgeable": (sweep.PURGEABLE, [NODE, 60.0, 500], "uploads_purgeable"),
-    "requeue_failed": (sweep.REQUEUE_FAILED, [NODE, 60.0, 500], "uploads_unsettled"),
-    "adopt_jobless": (sweep.ADOPT_JOBLESS, [NODE, 500], "uploads_unsettled"),
-    "purge_rows": (sweep.PURGE_ROWS, [NODE, 60.0, 500], "uploads_gone"),
+    "overdue": (sweep.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
+    "purgeable": (sweep.PURGEABLE, [HERE, 60.0, 500], "uploads_purgeable"),
+    "requeue_failed": (sweep.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
+    "adopt_jobless": (sweep.ADOPT_JOBLESS, [HERE, 500], "uploads_unsettled"),
+    "purge_rows": (sweep.PURGE_ROWS, [60.0, 500], "uploads_gone"),
     "reconcile_page": (reconcile.PAGE, ["key/2", 500], "uploads_object_key_key"),
     "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"]], "uploads_object_key_key"),
     "reconcile_by_id": (reconcile.BY_ID, [[NOBODY]], "uploads_pkey"),
-    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [NODE, 20], "uploads_created"),
+    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20], "uploads_created"),
     "reconcile_queue_job": (reconcile.QUEUE_JOB, [NOBODY, "removing", 10, "remove"], "uploads_pkey|uploads_unsettled"),
     "reconcile_requeue_lost": (
         reconcile.REQUEUE_LOST, [NOBODY, "stored", 10, "why", sources(Event.LOSE)], "uploads_pkey",
     ),
-    "figures": (statistics.FIGURES, [NODE], "uploads_unsettled"),
+    "figures": (statistics.FIGURES, [HERE], "uploads_unsettled"),
 }
 
 HIDDEN = ["expired", "removing", "removed"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.reconciling import make_old, reconcile
-from tests.integration.support import DAY, NODE, World, stored
+from tests.integration.support import DAY, THERE, World, stored
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
@@ -37,6 +37,12 @@ def sweep(world: World, *, records: PostgresSweep | None = None, **changes: Any)
         "events_after_seconds": 3600.0,
     }
     return Sweep(records or world.sweep, world.staging, SweepSettings(**(values | changes)), Metrics())
+
+
+def impatient(world: World) -> PostgresSweep:
+    """Cleanup that waits an hour for a commit."""
+    directory = world.staging.identity
+    return PostgresSweep(world.database, world.wakeups, directory=directory, uncommitted_after_seconds=3600)
 
 
 async def age(world: World, upload: Upload, *columns: str) -> None:
@@ -130,7 +136,7 @@ async def test_what_nobody_committed_expires_after_its_time(world: World) -> Non
     await world.uploads.request_transfer(wanted.id)
     for upload in (forgotten, final, held, committed, wanted, *others):
         await age(world, upload, "completed_at")
-    records = PostgresSweep(world.database, world.wakeups, node=NODE, uncommitted_after_seconds=3600)
+    records = impatient(world)
 
     assert (await sweep(world).once())["expired"] == 0
     done = await sweep(world, records=records).once()
@@ -150,7 +156,7 @@ async def test_what_nobody_committed_expires_after_its_time(world: World) -> Non
 async def test_what_was_committed_in_the_last_moment_stays(world: World) -> None:
     upload = await world.received(trigger=Trigger.COMMIT)
     await age(world, upload, "completed_at")
-    records = PostgresSweep(world.database, world.wakeups, node=NODE, uncommitted_after_seconds=3600)
+    records = impatient(world)
     assert [overdue.id for overdue in await records.overdue(10)] == [upload.id]
 
     await world.uploads.commit(upload.id)
@@ -160,7 +166,7 @@ async def test_what_was_committed_in_the_last_moment_stays(world: World) -> None
 
 
 async def test_another_nodes_uploads_are_its_own_affair(world: World) -> None:
-    upload = await world.create(node="there")
+    upload = await world.create(staging_id=THERE)
     await world.run_out_of_time(upload)
 
     assert (await sweep(world).once())["expired"] == 0
@@ -363,7 +369,7 @@ async def test_a_copy_that_reconcile_has_queued_again_meanwhile_stays(world: Wor
     path.write_bytes(b"0123456789")
     if not recorded:
         await world.sweep.purged([lost.id, whole.id])
-    records = RequeuedMeanwhile(world.database, world.wakeups, node=NODE)
+    records = RequeuedMeanwhile(world.database, world.wakeups, directory=world.staging.identity)
     records.world = world
 
     await sweep(world, records=records).once()
@@ -630,7 +636,7 @@ async def test_old_files_that_no_upload_claims_are_removed(world: World, monkeyp
 
 
 async def test_files_of_uploads_stay_however_old(world: World) -> None:
-    uploads = [await world.received(), await world.part(b"ab"), await world.received(node="there")]
+    uploads = [await world.received(), await world.part(b"ab"), await world.received(staging_id=THERE)]
     for upload in uploads:
         os.utime(world.staging.path(upload.id), (0, 0))
 
@@ -686,9 +692,9 @@ async def failed_beside_a_waiting_eager_job(world: World) -> Upload:
     (job,) = await world.jobs().claim(1)
     await world.jobs().fail(job, PermanentStoreError(), code="ERR")
     await world.sql(
-        "INSERT INTO jobs (upload_id, kind, node, state, due_at)"
+        "INSERT INTO jobs (upload_id, kind, staging_id, state, due_at)"
         " VALUES ($1, 'ahead', $2, 'retry_wait', now() + interval '5 hours')",
-        upload.id, upload.node,
+        upload.id, upload.staging_id,
     )  # fmt: skip
     await age(world, upload, "updated_at")
     return upload

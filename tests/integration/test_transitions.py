@@ -8,7 +8,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
-from tests.integration.support import NODE, World, stored
+from tests.integration.support import HERE, World, stored
 from tests.integration.test_statements import statements
 from tusd_py.database.reconcile import PostgresReconcile
 from tusd_py.errors import PermanentStoreError, StateConflict
@@ -54,7 +54,7 @@ async def give_up(world: World, uploads: dict[State, Upload]) -> None:
 
 
 async def lose(world: World, uploads: dict[State, Upload]) -> None:
-    records = PostgresReconcile(world.database, world.wakeups, node=NODE)
+    records = PostgresReconcile(world.database, world.wakeups, directory=world.staging.identity)
     for row in await records.by_id([upload.id for upload in uploads.values()]):
         lost = await records.requeue_lost(row, "The stored file is missing.")
         assert lost is (Event.LOSE in TRANSITIONS[row.state])
@@ -95,9 +95,9 @@ async def put_jobs(world: World, uploads: dict[State, Upload], kind: str, state:
     await world.sql("DELETE FROM jobs")
     for upload in uploads.values():
         await world.sql(
-            "INSERT INTO jobs (upload_id, kind, node, state, worker, attempt, started_at)"
+            "INSERT INTO jobs (upload_id, kind, staging_id, state, worker, attempt, started_at)"
             " VALUES ($1, $2, $3, $4, $5, 1, now())",
-            upload.id, kind, NODE, state, WORKER,
+            upload.id, kind, HERE, state, WORKER,
         )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ async def test_two_uploads_never_share_a_token_or_a_key(world: World) -> None:
 
 async def test_an_upload_has_one_live_job_of_a_kind(world: World) -> None:
     upload = await world.completed()
-    insert = "INSERT INTO jobs (upload_id, kind, node, state) VALUES ($1, $2, 'here', $3)"
+    insert = "INSERT INTO jobs (upload_id, kind, state) VALUES ($1, $2, $3)"
 
     for state in ("queued", "running", "retry_wait"):
         with pytest.raises(asyncpg.UniqueViolationError):

@@ -270,7 +270,7 @@ async def test_a_helper_that_dies_takes_the_worker_with_it(world: World) -> None
             raise RuntimeError("bug in a helper")
 
     await world.received()
-    jobs = Broken(world.database, node="here", worker="worker-1", lease_seconds=0.3)
+    jobs = Broken(world.database, directory=world.staging.identity, worker="worker-1", lease_seconds=0.3)
     store = Gated(world.store)
 
     with pytest.raises(ExceptionGroup) as died:
@@ -305,7 +305,8 @@ class Flaky(PostgresJobs):
     """A queue whose database is away for a while, before or after it did what it was asked."""
 
     def __init__(self, world: World, *, lease_seconds: float = 30.0) -> None:
-        super().__init__(world.database, node="here", worker="worker-1", lease_seconds=lease_seconds)
+        directory = world.staging.identity
+        super().__init__(world.database, directory=directory, worker="worker-1", lease_seconds=lease_seconds)
         self.away: set[str] = set()
         self.lost_replies: set[str] = set()
         self.refused = 0

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.uploads import NOW, upload
+from tests.unit.uploads import HERE, NOW, upload
 from tusd_py.crc64 import combine, update
-from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge
+from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge, WrongNode
 from tusd_py.protocol.concat import join_parts, resolve_parts
-from tusd_py.protocol.upload import Concat, State
+from tusd_py.protocol.upload import Concat, StagingId, State
 
 
 def part(data=b"", **changes):
@@ -24,7 +25,7 @@ def part(data=b"", **changes):
 
 
 def resolve(*parts, **changes):
-    facts = {"owner": None, "node": "n", "allow_unfinished": True, "max_size": None, "now": NOW}
+    facts = {"owner": None, "staging_id": HERE, "allow_unfinished": True, "max_size": None, "now": NOW}
     return resolve_parts(parts, **facts | changes)
 
 
@@ -58,7 +59,6 @@ def test_an_unknown_checksum_makes_the_whole_unknown():
         part(owner="bob"),
         part(concat=None),
         part(concat=Concat.FINAL),
-        part(node="m"),
         part(state=State.REMOVED),
         part(expires_at=NOW - timedelta(seconds=1)),
     ],
@@ -67,6 +67,12 @@ def test_what_is_no_part_of_ones_own_is_refused_by_its_place(bad):
     """CAT-06"""
     with pytest.raises(InvalidConcat, match="Part 2 "):
         resolve(part(), bad, part())
+
+
+@pytest.mark.parametrize("parts", [[], [part()]])
+def test_parts_in_another_staging_directory_are_for_another_node(parts):
+    with pytest.raises(WrongNode):
+        resolve(*parts, part(staging_id=StagingId(uuid4())))
 
 
 def test_rules_about_the_whole():

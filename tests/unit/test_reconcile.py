@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.ports import ListedObject, RowFacts, StagedFile, StoredObject, UnfinishedObject
-from tusd_py.protocol.upload import GONE, Concat, State, UploadId
+from tusd_py.protocol.upload import GONE, Concat, StagingId, State, UploadId
 from tusd_py.reconcile.compare import (
     ObjectFacts,
     Scope,
@@ -33,8 +33,9 @@ HOUR = 3600.0
 NOW = 1_800_000_000.0
 ID = UploadId(uuid.UUID("0b5a3b0e-5f0e-4d6b-9d5f-0d6c7f6f7a10"))
 KEY = f"2026/11/20/{ID}"
+HERE = StagingId(uuid.uuid4())
 SCOPE = Scope(
-    node="here",
+    staging_id=HERE,
     margin_seconds=HOUR,
     key_pattern=key_pattern("{yyyy}/{mm}/{dd}/{id}"),
     keeps_ids=True,
@@ -45,10 +46,10 @@ SCOPE = Scope(
 
 def row(**changes: Any) -> RowFacts:
     values: dict[str, Any] = {
-        "id": ID, "node": "here", "state": State.STORED, "concat": None, "length": 10, "offset": 10, "crc64nvme": 7,
-        "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None,
-        "local_present": False, "remote_present": True,
-        "missing": False, "busy": False, "jobless": None, "age_seconds": 2 * HOUR, "stored_seconds": 2 * HOUR,
+        "id": ID, "staging_id": HERE, "state": State.STORED, "concat": None, "length": 10, "offset": 10,
+        "crc64nvme": 7, "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None,
+        "local_present": False, "remote_present": True, "missing": False, "busy": False, "jobless": None,
+        "age_seconds": 2 * HOUR, "stored_seconds": 2 * HOUR,
     }  # fmt: skip
     return RowFacts(**(values | changes))
 
@@ -144,7 +145,7 @@ def test_an_upload_without_bytes_of_its_own_needs_no_file() -> None:
         assert judged(row(state=State.UPLOADING, remote_present=False, **changes), None, None) == []
 
 
-@pytest.mark.parametrize("changes", [{"age_seconds": HOUR - 1}, {"node": "there"}])
+@pytest.mark.parametrize("changes", [{"age_seconds": HOUR - 1}, {"staging_id": StagingId(uuid.uuid4())}])
 def test_the_young_and_those_of_other_nodes_are_not_judged(changes: dict[str, Any]) -> None:
     assert judged(row(**changes), None, None) == []
     assert judged(row(jobless="transfer", **changes), None, None) == []
@@ -188,7 +189,7 @@ def test_a_removal_that_is_to_come_removes_the_object_itself() -> None:
     ("upload", "expected"),
     [
         (None, Kind.ORPHAN_FILE),
-        (row(node="there"), Kind.FOREIGN_FILE),
+        (row(staging_id=StagingId(uuid.uuid4())), Kind.FOREIGN_FILE),
         (row(), Kind.LEFTOVER_COPY),
         (row(busy=True), None),
         (row(age_seconds=HOUR - 1), None),

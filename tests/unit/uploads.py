@@ -5,17 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from tusd_py.protocol.upload import State, Upload, UploadId
+from tusd_py.protocol.upload import StagingId, State, Upload, UploadId
 
+HERE = StagingId(uuid4())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def upload(**changes) -> Upload:
     """An upload of 100 bytes of which 70 are there, unless it is said otherwise."""
     facts = {
-        "id": UploadId(uuid4()), "owner": None, "node": "n", "state": State.UPLOADING, "length": 100, "offset": 70,
-        "metadata": None, "filename": None, "content_type": None, "concat": None, "concat_header": None, "crc64nvme": 0,
-        "object_key": "k", "local_present": True, "remote_present": False, "hold": False, "created_at": NOW,
-        "updated_at": NOW, "expires_at": None,
+        "id": UploadId(uuid4()), "owner": None, "staging_id": HERE, "state": State.UPLOADING, "length": 100,
+        "offset": 70, "metadata": None, "filename": None, "content_type": None, "concat": None, "concat_header": None,
+        "crc64nvme": 0, "object_key": "k", "local_present": True, "remote_present": False, "hold": False,
+        "created_at": NOW, "updated_at": NOW, "expires_at": None,
     }  # fmt: skip
     return Upload(**facts | changes)

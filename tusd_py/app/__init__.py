@@ -1,8 +1,9 @@
 """The composition root: configuration in, wired components out. Only this package names adapters."""
 
-from tusd_py.app.comparing import make_reconciler
+from tusd_py.app.comparing import demand_directories, make_reconciler
 from tusd_py.app.core import Core, Records, database_dsn, make_core, make_records, make_store, reachable, running
 from tusd_py.app.embedding import create_app
+from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.serving import derive_features, make_catalog, make_web, upload_settings
 from tusd_py.app.working import Work, make_sweep_records, make_work, run_work
 
@@ -10,9 +11,12 @@ __all__ = [
     "Core",
     "Records",
     "Work",
+    "adopt",
     "create_app",
     "database_dsn",
+    "demand_directories",
     "derive_features",
+    "identify",
     "make_catalog",
     "make_core",
     "make_reconciler",
@@ -21,6 +25,7 @@ __all__ = [
     "make_sweep_records",
     "make_web",
     "make_work",
+    "plan_adoption",
     "reachable",
     "run_work",
     "running",

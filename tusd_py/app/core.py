@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.app.identity import identify
 from tusd_py.config import Config
 from tusd_py.database.pool import Database, Notifications
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
 from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
-from tusd_py.ports import AheadStore
+from tusd_py.ports import AheadStore, StagingIdentity
 from tusd_py.staging import StagingArea
 from tusd_py.stores.bandwidth import Bandwidth
 
@@ -33,6 +34,8 @@ class Records:
     notifications: Notifications
     wakeups: Wakeups
     uploads: PostgresUploads
+    identity: StagingIdentity
+    """Which staging directory is ours, from `identify` on."""
 
 
 @dataclass(slots=True)
@@ -92,6 +95,7 @@ def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
             max_size=config.limits.max_size or None,
             ahead_above=ahead_above,
         ),
+        identity=StagingIdentity(),
     )
 
 
@@ -110,7 +114,8 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         notifications=records.notifications,
         wakeups=records.wakeups,
         uploads=records.uploads,
-        staging=StagingArea(config.staging_directory, config.staging, metrics),
+        identity=records.identity,
+        staging=StagingArea(config.staging_directory, config.staging, metrics, records.identity),
         store=store,
         metrics=metrics,
     )
@@ -133,9 +138,11 @@ async def running(core: Core) -> AsyncIterator[None]:
     """Open everything, last of all the notifications, and close it in the opposite order."""
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(core.staging.close)
-        await asyncio.to_thread(core.staging.prepare)
         stack.push_async_callback(core.database.close)
         await core.database.open()
+        # Before anything is made in a directory that may be the wrong one.
+        await identify(core)
+        await asyncio.to_thread(core.staging.prepare)
         stack.push_async_callback(core.wakeups.close)
         stack.push_async_callback(core.store.close)
         await core.store.open()

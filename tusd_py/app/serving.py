@@ -107,7 +107,6 @@ def _asked(locks: LocalLocks, payload: str) -> None:
 def upload_settings(config: Config, features: Features) -> UploadSettings:
     """Answer the part of the configuration that the use-cases need."""
     return UploadSettings(
-        node=config.node,
         key_template=config.storage.key_template,
         append=AppendSettings(
             max_size=features.max_size,

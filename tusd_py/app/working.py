@@ -32,7 +32,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
     transfer = config.transfer
     jobs = PostgresJobs(
         core.database,
-        node=config.node,
+        directory=core.identity,
         worker=worker or unique_name(),
         lease_seconds=transfer.lease,
         wakeups=core.wakeups,
@@ -59,11 +59,16 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         retry_max_delay_seconds=transfer.retry_max_delay,
         shutdown_seconds=config.server.shutdown_timeout,
     )
-    outages = PostgresOutages(core.database, core.wakeups, node=config.node)
+    outages = PostgresOutages(core.database, core.wakeups, directory=core.identity)
     detector = OutageDetector(outages, core.store, poll_seconds=transfer.poll_interval)
     runner = Runner(jobs, transfers, detector, settings, core.metrics)
     runner.take_over(dead_workers)
-    core.notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node in {"", config.node} else None)
+
+    def rung(payload: str) -> None:
+        if payload in {"", str(core.identity.id)}:
+            runner.wake()
+
+    core.notifications.subscribe(JOBS_CHANNEL, rung)
     sweep_settings = SweepSettings(
         interval_seconds=config.cleanup.interval,
         delete_local=transfer.delete_local,
@@ -82,7 +87,7 @@ def make_sweep_records(records: Records) -> PostgresSweep:
     return PostgresSweep(
         records.database,
         records.wakeups,
-        node=config.node,
+        directory=records.identity,
         uncommitted_after_seconds=config.cleanup.uncommitted_after,
     )
 

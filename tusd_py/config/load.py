@@ -138,7 +138,7 @@ class Config(BaseSettings):
 
     @property
     def node(self) -> str:
-        """The name under which this node's staging files are recorded."""
+        """The name of this node, for people."""
         return self.server.node or socket.gethostname()
 
     @classmethod

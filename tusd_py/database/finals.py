@@ -64,9 +64,9 @@ FAIL_FINAL: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'expired', error = $2, gone_at = now(), updated_at = now()
      WHERE id = $1 AND state IN {IN_RECEIVING}
-    RETURNING id, node
+    RETURNING id, staging_id
 )
-INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved
+INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'remove', staging_id FROM moved
 """  # noqa: S608
 NOW: Final = "SELECT now()"
 
@@ -88,7 +88,7 @@ async def create_final(
     parts = resolve_parts(
         [found.get(token) for token in tokens],
         owner=new.owner,
-        node=new.node,
+        staging_id=new.staging_id,
         allow_unfinished=allow_unfinished,
         max_size=max_size,
         now=await connection.fetchval(NOW),

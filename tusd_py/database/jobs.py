@@ -15,7 +15,7 @@ from tusd_py.database.ledger import FENCE, PostgresLedger
 from tusd_py.database.rows import upload_columns, upload_from_row
 from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
 from tusd_py.errors import TusdError
-from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StoredObject, TransferLedger
+from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StagingIdentity, StoredObject, TransferLedger
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ RELEASE_SECONDS: Final = 1.0
 """What is left of a lease that is let go: for what the worker had under way to come to its end."""
 KEPT_ATTEMPTS: Final = 100
 """Per job: a removal is tried for ever, and so is a transfer that kills its worker."""
+FEW: Final = 8
+"""Of jobs that any worker may do, one claim takes so many beside its own."""
 MAX_ERROR_CHARACTERS: Final = 2000
 LOSSES_IN_A_ROW: Final = 3
 """So often a job goes to the next worker at once. One that goes on killing its workers waits for its leases."""
@@ -38,15 +40,22 @@ kind <> 'ahead' AND NOT EXISTS (
 """
 _DUE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
+ WHERE staging_id = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
 """  # noqa: S608 -- only constants of this package are inserted, here and below
+# Removals of what is not staged anywhere: any worker may do them.
+_DUE_ANYWHERE: Final = f"""
+SELECT id, state, worker, attempt, started_at FROM jobs
+ WHERE staging_id IS NULL AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
+ ORDER BY due_at LIMIT least($2, {FEW}) FOR NO KEY UPDATE SKIP LOCKED
+"""  # noqa: S608
 # Finished uploads come first. Beside them those that have a part to send, and those with nothing left
 # to send ahead, whose jobs are then closed. One that has all its bytes and waits for the client's last
 # word is neither.
 _DUE_AHEAD: Final = f"""
 SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
   FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
- WHERE jobs.node = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now() AND {STORE_THERE}
+ WHERE jobs.staging_id = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
+   AND {STORE_THERE}
    AND (uploads.upload_offset >= jobs.wants AND uploads.upload_offset < uploads.upload_length
         OR uploads.state NOT IN {IN_RECEIVING})
  ORDER BY jobs.due_at LIMIT greatest(0, least($8, $4 - (SELECT count(*) FROM large)))
@@ -55,12 +64,14 @@ SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
 CLAIM: Final = f"""
 WITH small AS (
     {_DUE} AND length <= $3 ORDER BY due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+), anywhere AS (
+    {_DUE_ANYWHERE}
 ), large AS (
     {_DUE} AND length > $3 ORDER BY due_at LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED
 ), ahead AS (
     {_DUE_AHEAD}
 ), due AS (
-    SELECT * FROM small UNION ALL SELECT * FROM large UNION ALL SELECT * FROM ahead
+    SELECT * FROM small UNION ALL SELECT * FROM anywhere UNION ALL SELECT * FROM large UNION ALL SELECT * FROM ahead
 ), lost AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
     SELECT id, attempt, worker, 'lost', started_at FROM due WHERE state = 'running'
@@ -125,8 +136,8 @@ WITH given AS (
 RELEASE_LOST: Final = f"""
 WITH given AS (
     SELECT id FROM jobs
-     WHERE node = $1 AND worker = ANY ($2::text[]) AND state = 'running' AND id <> ALL ($3::bigint[])
-       AND due_at > now() + make_interval(secs => $4)
+     WHERE (staging_id = $1 OR staging_id IS NULL) AND worker = ANY ($2::text[]) AND state = 'running'
+       AND id <> ALL ($3::bigint[]) AND due_at > now() + make_interval(secs => $4)
        AND (SELECT count(*) FROM job_attempts past WHERE past.job_id = jobs.id AND past.outcome = 'lost'
                 AND past.attempt >= jobs.attempt - {LOSSES_IN_A_ROW}) < {LOSSES_IN_A_ROW}
      ORDER BY id FOR NO KEY UPDATE
@@ -244,20 +255,30 @@ SELECT id, attempt, $3, state, started_at FROM closed
 """
 
 NEXT_DUE: Final = f"""
-SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
- WHERE node = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead' AND {STORE_THERE}
+SELECT extract(epoch FROM least(
+    (SELECT min(due_at) FROM jobs
+      WHERE staging_id = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead'),
+    (SELECT min(due_at) FROM jobs WHERE staging_id IS NULL AND state IN {LIVE})
+) - now())::float8 AS seconds
+ WHERE {STORE_THERE}
 """  # noqa: S608
 
 
 class PostgresJobs(JobQueue):
-    """The queue of one worker on one node."""
+    """The queue of one worker beside one staging directory."""
 
     def __init__(
-        self, database: Database, *, node: str, worker: str, lease_seconds: float, wakeups: Wakeups | None = None
+        self,
+        database: Database,
+        *,
+        directory: StagingIdentity,
+        worker: str,
+        lease_seconds: float,
+        wakeups: Wakeups | None = None,
     ) -> None:
         """`wakeups` tell those who wait for an upload what became of it; None: they find out by looking."""
         self._database = database
-        self._node = node
+        self._directory = directory
         self._worker = worker
         self._lease_seconds = lease_seconds
         self._wakeups = wakeups
@@ -265,7 +286,7 @@ class PostgresJobs(JobQueue):
     async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
         rows = await self._database.fetch(
             CLAIM,
-            self._node,
+            self._directory.id,
             limit,
             LARGE_BYTES,
             limit if large is None else large,
@@ -301,7 +322,7 @@ class PostgresJobs(JobQueue):
 
     async def release_lost(self, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
         workers = [self._worker, *dead_workers]
-        return len(await self._database.fetch(RELEASE_LOST, self._node, workers, held, RELEASE_SECONDS))
+        return len(await self._database.fetch(RELEASE_LOST, self._directory.id, workers, held, RELEASE_SECONDS))
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
         rows = await self._database.fetch(
@@ -344,7 +365,7 @@ class PostgresJobs(JobQueue):
         return await self._database.execute(DISCARD, *self._fence(job), float(settle_seconds)) > 0
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
-        row = await self._database.read(NEXT_DUE, self._node, large, LARGE_BYTES)
+        row = await self._database.read(NEXT_DUE, self._directory.id, large, LARGE_BYTES)
         return None if row is None else row["seconds"]
 
     def ledger(self, job: Job) -> TransferLedger:

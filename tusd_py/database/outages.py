@@ -1,10 +1,10 @@
-"""The record of a node's store outages: what its workers share, and what outlives each of them."""
+"""The record of store outages, for each staging directory: what its workers share, and what outlives each of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.ports import Job, Outage, OutageRecord, Probe
+from tusd_py.ports import Job, Outage, OutageRecord, Probe, StagingIdentity
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
@@ -12,41 +12,42 @@ if TYPE_CHECKING:
 
 # Returns a row only for what is new, also if two workers say it in one moment.
 DECLARE: Final = """
-INSERT INTO store_outages AS known (node, blocked, error_code, error, probe_at)
+INSERT INTO store_outages AS known (staging_id, blocked, error_code, error, probe_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
-ON CONFLICT (node) DO UPDATE
+ON CONFLICT (staging_id) DO UPDATE
    SET blocked = excluded.blocked, error_code = excluded.error_code, error = excluded.error,
        since = CASE WHEN known.ended_at IS NULL THEN known.since ELSE now() END,
        probes = CASE WHEN known.ended_at IS NULL THEN known.probes ELSE 0 END,
        probe_at = excluded.probe_at, ended_at = NULL
  WHERE known.ended_at IS NOT NULL OR known.blocked <> excluded.blocked
     OR (excluded.blocked AND known.error <> excluded.error)
-RETURNING node
+RETURNING staging_id
 """
 OVERLAPS: Final = """
-SELECT EXISTS (SELECT FROM store_outages WHERE node = $1 AND (ended_at IS NULL OR ended_at >= $2)) AS overlaps
+SELECT EXISTS (SELECT FROM store_outages WHERE staging_id = $1 AND (ended_at IS NULL OR ended_at >= $2)) AS overlaps
 """
 TAKE_PROBE: Final = """
 WITH taken AS (
     UPDATE store_outages SET probe_at = now() + make_interval(secs => $2), probes = probes + 1
-     WHERE node = $1 AND ended_at IS NULL AND (probe_at <= now() OR $3)
+     WHERE staging_id = $1 AND ended_at IS NULL AND (probe_at <= now() OR $3)
     RETURNING probes
 )
 SELECT probes, true AS taken, 0::float8 AS due_seconds FROM taken
  UNION ALL
 SELECT probes, false, greatest(0, extract(epoch FROM probe_at - now()))::float8 FROM store_outages
- WHERE node = $1 AND ended_at IS NULL AND NOT EXISTS (SELECT FROM taken)
+ WHERE staging_id = $1 AND ended_at IS NULL AND NOT EXISTS (SELECT FROM taken)
 """
 POSTPONE_PROBE: Final = """
-UPDATE store_outages SET probe_at = now() + make_interval(secs => $2) WHERE node = $1 AND ended_at IS NULL
+UPDATE store_outages SET probe_at = now() + make_interval(secs => $2) WHERE staging_id = $1 AND ended_at IS NULL
 """
 # Jobs that wait for a retry are due as well: what they failed of may have been the outage's beginning.
 END: Final = """
 WITH over AS (
-    UPDATE store_outages SET ended_at = now() WHERE node = $1 AND ended_at IS NULL RETURNING node, since
+    UPDATE store_outages SET ended_at = now() WHERE staging_id = $1 AND ended_at IS NULL RETURNING staging_id, since
 ), waiting AS (
-    SELECT jobs.id FROM jobs JOIN over USING (node)
-     WHERE jobs.state = 'retry_wait' AND jobs.due_at > now()
+    SELECT jobs.id FROM jobs, over
+     WHERE (jobs.staging_id = over.staging_id OR jobs.staging_id IS NULL)
+       AND jobs.state = 'retry_wait' AND jobs.due_at > now()
      ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
 ), due AS (
     UPDATE jobs SET due_at = now() FROM waiting WHERE jobs.id = waiting.id
@@ -56,32 +57,32 @@ SELECT extract(epoch FROM now() - since)::float8 AS seconds FROM over
 
 
 class PostgresOutages(OutageRecord):
-    """The outages of one node."""
+    """The outages as the workers beside one staging directory see them."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, node: str) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, *, directory: StagingIdentity) -> None:
         self._database = database
         self._wakeups = wakeups
-        self._node = node
+        self._directory = directory
 
     async def declare(self, outage: Outage, *, probe_in_seconds: float) -> bool:
         facts = (outage.blocked, outage.code, outage.sentence, float(probe_in_seconds))
-        if await self._database.fetchrow(DECLARE, self._node, *facts) is not None:
+        if await self._database.fetchrow(DECLARE, self._directory.id, *facts) is not None:
             return True
-        await self._database.execute(POSTPONE_PROBE, self._node, float(probe_in_seconds))
+        await self._database.execute(POSTPONE_PROBE, self._directory.id, float(probe_in_seconds))
         return False
 
     async def overlaps(self, job: Job) -> bool:
-        row = await self._database.read(OVERLAPS, self._node, job.started_at)
+        row = await self._database.read(OVERLAPS, self._directory.id, job.started_at)
         return row is not None and bool(row["overlaps"])
 
     async def take_probe(self, *, for_seconds: float, at_once: bool = False) -> Probe | None:
-        row = await self._database.fetchrow(TAKE_PROBE, self._node, float(for_seconds), at_once)
+        row = await self._database.fetchrow(TAKE_PROBE, self._directory.id, float(for_seconds), at_once)
         return None if row is None else Probe(row["probes"], taken=row["taken"], due_seconds=row["due_seconds"])
 
     async def end(self) -> float | None:
-        row = await self._database.fetchrow(END, self._node)
+        row = await self._database.fetchrow(END, self._directory.id)
         if row is None:
             return None
-        self._wakeups.ring(self._node)
+        self._wakeups.ring(self._directory.id)
         seconds: float = row["seconds"]
         return seconds

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from tusd_py.database.rows import unsigned
 from tusd_py.database.statements import LIVE, WANTS_TRANSFER
-from tusd_py.ports import ReconcileRepository, RowFacts, StagedPart
+from tusd_py.ports import ReconcileRepository, RowFacts, StagedPart, StagingIdentity
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ CASE WHEN state = 'removing' OR (state = 'expired' AND local_present) THEN 'remo
      WHEN {WANTS_TRANSFER} THEN 'transfer' END
 """
 _FACTS: Final = f"""
-SELECT id, node, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag, version_id,
-       local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
+SELECT id, staging_id, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag,
+       version_id, local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
        CASE WHEN NOT {_BUSY} THEN {_WAITS_FOR} END AS jobless,
        extract(epoch FROM now() - updated_at)::float8 AS age,
        coalesce(extract(epoch FROM now() - stored_at), 0)::float8 AS stored_age
@@ -42,9 +42,9 @@ PAGE: Final = f"{_FACTS} WHERE object_key > $1 ORDER BY object_key LIMIT $2"
 BY_ID: Final = f"{_FACTS} WHERE id = ANY ($1::uuid[])"
 BY_KEY: Final = f"{_FACTS} WHERE object_key = ANY ($1::text[])"
 NEWEST_STORED: Final = """
-SELECT object_key FROM uploads WHERE node = $1 AND state = 'stored' ORDER BY created_at DESC LIMIT $2
+SELECT object_key FROM uploads WHERE staging_id = $1 AND state = 'stored' ORDER BY created_at DESC LIMIT $2
 """
-KNOWS_NODE: Final = "SELECT EXISTS (SELECT 1 FROM uploads WHERE node = $1) AS known"
+KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM uploads WHERE staging_id = $1) AS known"
 SEGMENTS: Final = """
 SELECT part.id, part.upload_offset FROM upload_parts link JOIN uploads part ON part.id = link.part_id
  WHERE link.final_id = $1 AND part.state = 'completed' AND part.local_present ORDER BY link.position
@@ -52,8 +52,8 @@ SELECT part.id, part.upload_offset FROM upload_parts link JOIN uploads part ON p
 
 _UNCHANGED: Final = "id = $1 AND state = $2 AND upload_offset = $3"
 QUEUE_JOB: Final = f"""
-INSERT INTO jobs (upload_id, kind, node, length)
-SELECT id, {_WAITS_FOR}, node, CASE WHEN {_WAITS_FOR} = 'transfer' THEN upload_length ELSE 0 END
+INSERT INTO jobs (upload_id, kind, staging_id, length)
+SELECT id, {_WAITS_FOR}, staging_id, CASE WHEN {_WAITS_FOR} = 'transfer' THEN upload_length ELSE 0 END
   FROM uploads WHERE {_UNCHANGED} AND NOT {_BUSY} AND {_WAITS_FOR} = $4
 ON CONFLICT DO NOTHING
 RETURNING upload_id
@@ -71,9 +71,10 @@ WITH moved AS (
      WHERE {_UNCHANGED} AND state = ANY ($5::text[]) AND NOT {_BUSY}
        AND (concat IS DISTINCT FROM 'final' OR upload_length = (
             SELECT coalesce(sum(segment.upload_offset), 0) FROM ({SEGMENTS}) AS segment))
-    RETURNING id, node, upload_length
+    RETURNING id, staging_id, upload_length
 ), queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length) SELECT id, 'transfer', node, upload_length FROM moved
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'transfer', staging_id, upload_length FROM moved
     ON CONFLICT DO NOTHING
 ), told AS (
     INSERT INTO events (upload_id, kind) SELECT id, 'upload.object_missing' FROM moved
@@ -103,12 +104,12 @@ UPDATE uploads SET local_present = false WHERE {_UNCHANGED} AND state = 'stored'
 
 
 class PostgresReconcile(ReconcileRepository):
-    """The record as one node compares it."""
+    """The record as it is compared beside one staging directory."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, node: str) -> None:
+    def __init__(self, database: Database, wakeups: Wakeups, *, directory: StagingIdentity) -> None:
         self._database = database
         self._wakeups = wakeups
-        self._node = node
+        self._directory = directory
 
     async def page(self, after: str, limit: int) -> list[RowFacts]:
         return [_facts(row) for row in await self._database.fetch(PAGE, after, limit)]
@@ -120,10 +121,10 @@ class PostgresReconcile(ReconcileRepository):
         return [_facts(row) for row in await self._database.fetch(BY_KEY, keys)]
 
     async def newest_stored(self, limit: int) -> list[str]:
-        return [row["object_key"] for row in await self._database.fetch(NEWEST_STORED, self._node, limit)]
+        return [row["object_key"] for row in await self._database.fetch(NEWEST_STORED, self._directory.id, limit)]
 
-    async def knows_node(self) -> bool:
-        row = await self._database.read(KNOWS_NODE, self._node)
+    async def knows_directory(self) -> bool:
+        row = await self._database.read(KNOWS_DIRECTORY, self._directory.id)
         return row is not None and bool(row["known"])
 
     async def segments(self, upload_id: UploadId) -> list[StagedPart]:
@@ -151,7 +152,7 @@ class PostgresReconcile(ReconcileRepository):
 
     def _announce(self, row: RowFacts, *, done: bool) -> bool:
         if done:
-            self._wakeups.ring(row.node)
+            self._wakeups.ring(row.staging_id)
             self._wakeups.changed(row.id)
         return done
 
@@ -163,7 +164,7 @@ def _seen(row: RowFacts) -> tuple[UploadId, str, int]:
 def _facts(row: Row) -> RowFacts:
     return RowFacts(
         id=row["id"],
-        node=row["node"],
+        staging_id=row["staging_id"],
         state=State(row["state"]),
         concat=Concat(row["concat"]) if row["concat"] else None,
         length=row["upload_length"],

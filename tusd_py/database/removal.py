@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS
+from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS, REMOVED_WHERE
 from tusd_py.errors import InvalidTransition, PartInUse, TransferInProgress, UploadHeld, UploadNotFound
 from tusd_py.protocol.upload import GONE, Concat, Event, Upload, UploadId, sources
 
@@ -52,10 +52,12 @@ REMOVE: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now()
      WHERE id = $1 AND state = ANY ($2::text[])
-    RETURNING id, node
+    RETURNING id, {REMOVED_WHERE}
 ), {DISOWN_LOCAL}
-INSERT INTO jobs (upload_id, kind, node, due_at)
-SELECT id, 'remove', node, coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now()) FROM moved
+INSERT INTO jobs (upload_id, kind, staging_id, due_at)
+SELECT id, 'remove', staging_id,
+       coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now())
+  FROM moved
 ON CONFLICT DO NOTHING
 """  # noqa: S608
 

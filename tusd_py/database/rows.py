@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Row
 
 UPLOAD_COLUMNS: Final = (
-    "id, owner, node, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
+    "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
     "protocol, whole_checksum, content_encoding, content_language"
@@ -32,7 +32,7 @@ def upload_from_row(row: Row) -> Upload:
     return Upload(
         id=row["id"],
         owner=row["owner"],
-        node=row["node"],
+        staging_id=row["staging_id"],
         state=_STATES[row["state"]],
         length=row["upload_length"],
         offset=row["upload_offset"],

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 IN_RECEIVING: Final = "('created', 'uploading')"
 LIVE: Final = "('queued', 'running', 'retry_wait')"
 """States of a job that is not over; the partial indexes of `jobs` say the same."""
-STORE_THERE: Final = "NOT EXISTS (SELECT FROM store_outages WHERE node = $1 AND ended_at IS NULL)"
-"""No outage lasts on the node that is the first argument of a statement."""
+STORE_THERE: Final = "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = $1 AND ended_at IS NULL)"
+"""No outage lasts beside the staging directory that is the first argument of a statement."""
 NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
 """States of a final upload that still reads its parts. A stored one reads the store instead."""
 
@@ -33,8 +33,8 @@ def expires(seconds: str) -> str:
 # Part of the statement that records the last byte: no crash can come between the two.
 FOLLOW_COMPLETION: Final = """
 queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'transfer', node, upload_length FROM changed
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'transfer', staging_id, upload_length FROM changed
      WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'
 ), told AS (
     INSERT INTO events (upload_id, kind, payload)
@@ -49,8 +49,8 @@ queued AS (
 # locks it before the upload, and this statement holds the upload.
 SEND_AHEAD: Final = """
 ahead AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'ahead', node, upload_length FROM changed
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'ahead', staging_id, upload_length FROM changed
      WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
     ON CONFLICT DO NOTHING
 )
@@ -64,6 +64,9 @@ disowned AS (
      WHERE uploads.id = link.final_id AND uploads.state = 'stored' AND uploads.local_present
 )
 """
+
+REMOVED_WHERE: Final = "CASE WHEN local_present THEN staging_id END AS staging_id"
+"""The directory that a removal needs, NULL if nothing of the upload is staged: then any worker may do it."""
 
 KEPT_JOBS: Final = 10
 # An upload that is queued again and again keeps its latest jobs; their history goes with the others.
@@ -79,7 +82,7 @@ forgotten AS (
 
 CREATE: Final = f"""
 WITH changed AS (
-    INSERT INTO uploads (id, token_hash, owner, node, state, upload_length, upload_offset, crc64nvme,
+    INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
                          metadata, concat, concat_header, filename, content_type, object_key,
                          protocol, whole_checksum, profile, trigger, content_encoding, content_language,
                          expires_at, completed_at)
@@ -95,7 +98,7 @@ SELECT * FROM changed
 def create_arguments(new: NewUpload) -> tuple[Any, ...]:
     """Answer the arguments of `CREATE`, in its order."""
     return (
-        new.id, new.token_hash, new.owner, new.node, new.state, new.length, new.offset, signed(new.crc64nvme),
+        new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
         new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
         float(new.expires_after_seconds), new.protocol,
         None if new.whole_checksum is None else new.whole_checksum.to_text(), new.profile, new.trigger,

@@ -9,12 +9,13 @@ from tusd_py.ports import Figures
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
+    from tusd_py.protocol.upload import StagingId
 
 # Settled uploads, which are most of a large table, are not counted.
 FIGURES: Final = f"""
 WITH away AS (
-    SELECT node, blocked, extract(epoch FROM now() - since)::float8 AS seconds FROM store_outages
-     WHERE node = $1 AND ended_at IS NULL
+    SELECT blocked, extract(epoch FROM now() - since)::float8 AS seconds FROM store_outages
+     WHERE staging_id = $1 AND ended_at IS NULL
 )
 SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
           FROM (SELECT state, count(*) AS n FROM uploads
@@ -25,11 +26,13 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
        (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
           FROM (SELECT CASE WHEN state <> 'running' AND away.blocked THEN 'blocked' ELSE state END AS state,
                        count(*) AS n
-                  FROM jobs LEFT JOIN away USING (node)
-                 WHERE node = $1 AND state IN {LIVE} AND kind <> 'ahead' GROUP BY 1) AS counted) AS jobs,
+                  FROM jobs LEFT JOIN away ON true
+                 WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN {LIVE} AND kind <> 'ahead'
+                 GROUP BY 1) AS counted) AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
-         WHERE node = $1 AND state IN ('queued', 'retry_wait') AND kind <> 'ahead' AND due_at <= now()
+         WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN ('queued', 'retry_wait')
+           AND kind <> 'ahead' AND due_at <= now()
        ) AS oldest_due_job,
        coalesce((SELECT seconds FROM away WHERE NOT blocked), 0) AS store_away,
        coalesce((SELECT seconds FROM away WHERE blocked), 0) AS store_blocked
@@ -37,9 +40,9 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
 PING: Final = "SELECT 1"
 
 
-async def read_figures(database: Database, node: str) -> Figures:
-    """Read the figures; jobs are those of `node`."""
-    row = await database.read(FIGURES, node)
+async def read_figures(database: Database, staging_id: StagingId | None) -> Figures:
+    """Read the figures; jobs are those beside one staging directory, and those that any worker may do."""
+    row = await database.read(FIGURES, staging_id)
     assert row is not None  # a SELECT without FROM always answers one row
     return Figures(
         row["uploads"],

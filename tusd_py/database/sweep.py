@@ -8,7 +8,7 @@ from uuid import UUID
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
 from tusd_py.database.statements import DISOWN_LOCAL, FORGET_OLD_JOBS, IN_RECEIVING, LIVE, NEEDING_PARTS, WANTS_TRANSFER
-from tusd_py.ports import SweepRepository
+from tusd_py.ports import StagingIdentity, SweepRepository
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = lin
              WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTS})
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 _OVERDUE: Final = f"""
-node = $1 AND NOT hold AND {_NOT_NEEDED}
+staging_id = $1 AND NOT hold AND {_NOT_NEEDED}
 AND ((state IN {IN_RECEIVING} AND expires_at <= now())
      OR (state = 'completed' AND concat = 'partial' AND expires_at <= now())
      OR (state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'commit' AND committed_at IS NULL
@@ -40,15 +40,15 @@ EXPIRE: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'expired', gone_at = now(), updated_at = now()
      WHERE id = $3 AND state = ANY ($4::text[]) AND {_OVERDUE}
-    RETURNING id, node
+    RETURNING id, staging_id
 ), {DISOWN_LOCAL}
-INSERT INTO jobs (upload_id, kind, node) SELECT id, 'remove', node FROM moved ON CONFLICT DO NOTHING
+INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'remove', staging_id FROM moved ON CONFLICT DO NOTHING
 RETURNING upload_id
 """  # noqa: S608
 
 PURGEABLE: Final = """
 SELECT id FROM uploads
- WHERE node = $1 AND state = 'stored' AND local_present AND remote_present
+ WHERE staging_id = $1 AND state = 'stored' AND local_present AND remote_present
    AND stored_at <= now() - make_interval(secs => $2)
  ORDER BY stored_at LIMIT $3
 """
@@ -68,9 +68,10 @@ NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state 
 """  # noqa: S608
 REQUEUE_FAILED: Final = f"""
 WITH queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'transfer', node, upload_length FROM uploads
-     WHERE node = $1 AND state = 'transfer_failed' AND updated_at <= now() - make_interval(secs => $2) AND {_UNATTENDED}
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'transfer', staging_id, upload_length FROM uploads
+     WHERE staging_id = $1 AND state = 'transfer_failed'
+       AND updated_at <= now() - make_interval(secs => $2) AND {_UNATTENDED}
      LIMIT $3
     ON CONFLICT DO NOTHING
     RETURNING upload_id
@@ -79,16 +80,16 @@ SELECT upload_id FROM queued
 """  # noqa: S608
 COUNT_REQUEUED: Final = f"""
 SELECT count(*) AS n FROM uploads
- WHERE node = $1 AND state = 'transfer_failed'
+ WHERE staging_id = $1 AND state = 'transfer_failed'
    AND EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.kind = 'transfer' AND jobs.state IN {LIVE})
 """  # noqa: S608
 # Nothing is ever without its job, since both are one statement; should it happen all the same, this heals it.
 ADOPT_JOBLESS: Final = f"""
-INSERT INTO jobs (upload_id, kind, node, length)
-SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, node,
+INSERT INTO jobs (upload_id, kind, staging_id, length)
+SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, staging_id,
        CASE state WHEN 'removing' THEN 0 ELSE upload_length END
   FROM uploads
- WHERE node = $1 AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
+ WHERE staging_id = $1 AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
    AND (state = 'removing' OR {WANTS_TRANSFER})
  LIMIT $2
 ON CONFLICT DO NOTHING
@@ -97,7 +98,7 @@ RETURNING upload_id
 RELEASE_PARTS: Final = f"""
 WITH old AS (
     SELECT link.final_id, link.position FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-     WHERE final.node = $1
+     WHERE final.staging_id = $1
        AND (final.state IN ('expired', 'removed', 'rejected') OR (final.state = 'stored' AND NOT final.local_present))
      LIMIT $2 FOR UPDATE OF link SKIP LOCKED
 ), released AS (
@@ -114,10 +115,10 @@ SELECT part_id FROM released
 PURGE_ROWS: Final = f"""
 WITH old AS MATERIALIZED (
     SELECT id FROM uploads
-     WHERE node = $1 AND state IN ('expired', 'removed', 'rejected')
-       AND gone_at <= now() - make_interval(secs => $2) AND NOT local_present AND {_JOBLESS}
+     WHERE state IN ('expired', 'removed', 'rejected')
+       AND gone_at <= now() - make_interval(secs => $1) AND NOT local_present AND {_JOBLESS}
        AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE part_id = uploads.id OR final_id = uploads.id)
-     ORDER BY gone_at LIMIT $3 FOR UPDATE SKIP LOCKED
+     ORDER BY gone_at LIMIT $2 FOR UPDATE SKIP LOCKED
 )
 DELETE FROM uploads USING old WHERE uploads.id = old.id
 """  # noqa: S608
@@ -134,32 +135,37 @@ SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
 
 
 class PostgresSweep(SweepRepository):
-    """The cleanup queries of one node."""
+    """The cleanup queries of one staging directory."""
 
     def __init__(
-        self, database: Database, wakeups: Wakeups, *, node: str, uncommitted_after_seconds: float = 0
+        self,
+        database: Database,
+        wakeups: Wakeups,
+        *,
+        directory: StagingIdentity,
+        uncommitted_after_seconds: float = 0,
     ) -> None:
         """`uncommitted_after_seconds` is how long a complete upload waits for its commit; 0: for ever."""
         self._database = database
         self._wakeups = wakeups
-        self._node = node
+        self._directory = directory
         self._uncommitted_after_seconds = float(uncommitted_after_seconds)
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
-        arguments = (self._node, self._uncommitted_after_seconds, limit, skip)
+        arguments = (self._directory.id, self._uncommitted_after_seconds, limit, skip)
         return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, *arguments)]
 
     async def expire(self, upload_id: UploadId) -> bool:
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_OVERDUE, upload_id)
-            arguments = (self._node, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
+            arguments = (self._directory.id, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
             moved = await connection.fetchrow(EXPIRE, *arguments)
         if moved is not None:
             self._wakeups.changed(upload_id)
         return self._announce(0 if moved is None else 1) > 0
 
     async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
-        rows = await self._database.fetch(PURGEABLE, self._node, float(older_than_seconds), limit)
+        rows = await self._database.fetch(PURGEABLE, self._directory.id, float(older_than_seconds), limit)
         return [row["id"] for row in rows]
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
@@ -169,22 +175,22 @@ class PostgresSweep(SweepRepository):
         await self._database.execute(PURGED, upload_ids)
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
-        rows = await self._database.fetch(REQUEUE_FAILED, self._node, float(older_than_seconds), limit)
+        rows = await self._database.fetch(REQUEUE_FAILED, self._directory.id, float(older_than_seconds), limit)
         self._wakeups.changed(*(row["upload_id"] for row in rows))
         return self._announce(len(rows))
 
     async def count_requeued(self) -> int:
-        row = await self._database.read(COUNT_REQUEUED, self._node)
+        row = await self._database.read(COUNT_REQUEUED, self._directory.id)
         return 0 if row is None else int(row["n"])
 
     async def adopt_jobless(self, limit: int) -> int:
-        return self._announce(len(await self._database.fetch(ADOPT_JOBLESS, self._node, limit)))
+        return self._announce(len(await self._database.fetch(ADOPT_JOBLESS, self._directory.id, limit)))
 
     async def release_parts(self, limit: int) -> int:
-        return len(await self._database.fetch(RELEASE_PARTS, self._node, limit))
+        return len(await self._database.fetch(RELEASE_PARTS, self._directory.id, limit))
 
     async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
-        return await self._database.execute(PURGE_ROWS, self._node, float(older_than_seconds), limit)
+        return await self._database.execute(PURGE_ROWS, float(older_than_seconds), limit)
 
     async def purge_events(self, older_than_seconds: float, limit: int) -> int:
         return await self._database.execute(PURGE_EVENTS, float(older_than_seconds), limit)
@@ -194,5 +200,5 @@ class PostgresSweep(SweepRepository):
 
     def _announce(self, jobs: int) -> int:
         if jobs:
-            self._wakeups.ring(self._node)
+            self._wakeups.ring(self._directory.id)
         return jobs

@@ -23,8 +23,8 @@ WITH changed AS (
     UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = $1
     RETURNING {UPLOAD_COLUMNS}
 ), queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'transfer', node, upload_length FROM changed
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'transfer', staging_id, upload_length FROM changed
      WHERE state = 'completed' AND trigger = 'commit'
        AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND jobs.state IN {LIVE})
     ON CONFLICT DO NOTHING
@@ -40,8 +40,8 @@ SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'tr
 # The upload keeps its state, and what failed says why, until a worker claims the new job.
 QUEUE_TRANSFER: Final = f"""
 WITH queued AS (
-    INSERT INTO jobs (upload_id, kind, node, length)
-    SELECT id, 'transfer', node, upload_length FROM uploads WHERE id = $1
+    INSERT INTO jobs (upload_id, kind, staging_id, length)
+    SELECT id, 'transfer', staging_id, upload_length FROM uploads WHERE id = $1
     ON CONFLICT DO NOTHING
     RETURNING id, upload_id
 ), {FORGET_OLD_JOBS}
@@ -54,11 +54,11 @@ SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfe
 # The parts as well, for a transfer that has only begun may find some that were sent ahead of it.
 TRANSFER_VIEW: Final = f"""
 SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
-       CASE WHEN outage.node IS NULL THEN job.due_at END AS due_at,
+       CASE WHEN outage.staging_id IS NULL THEN job.due_at END AS due_at,
        coalesce(outage.error, job.last_error) AS last_error, coalesce(outage.error_code, job.error_code) AS error_code,
        greatest(job.bytes_done, ({SENT})) AS bytes_done
   FROM jobs job LEFT JOIN store_outages outage
-       ON outage.node = job.node AND outage.ended_at IS NULL AND job.state IN ('queued', 'retry_wait')
+       ON outage.staging_id = job.staging_id AND outage.ended_at IS NULL AND job.state IN ('queued', 'retry_wait')
  WHERE job.upload_id = $1 AND job.kind = 'transfer' ORDER BY job.id DESC LIMIT 1
 """  # noqa: S608
 ATTEMPTS: Final = """

@@ -163,7 +163,7 @@ class PostgresUploads(UploadRepository):
         if after.state is not upload.state:
             self._wakeups.changed(after.id, *finals)
         if finals:
-            self._wakeups.ring(after.node)
+            self._wakeups.ring(after.staging_id)
         return self._announce(after)
 
     async def _advance_part(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
@@ -199,7 +199,7 @@ class PostgresUploads(UploadRepository):
     async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
         async with self._database.transaction() as connection:
             upload = await remove_upload(connection, upload_id, force=force)
-        self._wakeups.ring(upload.node)
+        self._wakeups.ring(upload.staging_id if upload.local_present else None)
         self._wakeups.changed(upload.id)
         return upload
 
@@ -208,14 +208,14 @@ class PostgresUploads(UploadRepository):
             upload = await commit_upload(connection, upload_id)
         self._wakeups.changed(upload.id)
         if upload.trigger is Trigger.COMMIT:
-            self._wakeups.ring(upload.node)
+            self._wakeups.ring(upload.staging_id)
         return upload
 
     async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
         async with self._database.transaction() as connection:
             order = await request_transfer(connection, upload_id)
         if order.queued:
-            self._wakeups.ring(order.upload.node)
+            self._wakeups.ring(order.upload.staging_id)
             self._wakeups.changed(upload_id)
         return order
 
@@ -234,7 +234,7 @@ class PostgresUploads(UploadRepository):
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
         queued = upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
         if queued or self._is_sent_ahead(upload):
-            self._wakeups.ring(upload.node)
+            self._wakeups.ring(upload.staging_id)
         return upload
 
     def _is_sent_ahead(self, upload: Upload) -> bool:

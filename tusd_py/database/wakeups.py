@@ -17,7 +17,7 @@ from tusd_py.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
-    from tusd_py.protocol.upload import UploadId
+    from tusd_py.protocol.upload import StagingId, UploadId
 
 log = structlog.get_logger(__name__)
 
@@ -34,17 +34,17 @@ IDS_PER_NOTIFICATION: Final = 200
 
 
 class Wakeups:
-    """Rings the workers of a node, and tells who waits for uploads that they have changed."""
+    """Rings the workers beside a staging directory, and tells who waits for uploads that they have changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._nodes: set[str] = set()
+        self._directories: set[StagingId | None] = set()
         self._uploads: set[UploadId] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def ring(self, node: str) -> None:
-        """Wake the workers of `node` soon. Never blocks and never fails."""
-        self._nodes.add(node)
+    def ring(self, staging_id: StagingId | None) -> None:
+        """Wake the workers beside a staging directory soon, None: all of them. Never blocks and never fails."""
+        self._directories.add(staging_id)
         self._send_soon()
 
     def changed(self, *upload_ids: UploadId) -> None:
@@ -62,7 +62,7 @@ class Wakeups:
             self._task = asyncio.create_task(self._send(), name="database-wakeups")
 
     async def _send(self) -> None:
-        while self._nodes or self._uploads:
+        while self._directories or self._uploads:
             await asyncio.sleep(GATHER_SECONDS)
             notes = list(self._gathered())
             try:
@@ -71,9 +71,9 @@ class Wakeups:
                 log.warning("wakeup_failed", notifications=len(notes), error=str(error))
 
     def _gathered(self) -> Iterator[tuple[str, str]]:
-        nodes, self._nodes = self._nodes, set()
+        directories, self._directories = self._directories, set()
         upload_ids, self._uploads = [str(upload_id) for upload_id in self._uploads], set()
-        for node in nodes:
-            yield JOBS_CHANNEL, node
+        for staging_id in directories:
+            yield JOBS_CHANNEL, "" if staging_id is None else str(staging_id)
         for start in range(0, len(upload_ids), IDS_PER_NOTIFICATION):
             yield UPLOADS_CHANNEL, ",".join(upload_ids[start : start + IDS_PER_NOTIFICATION])

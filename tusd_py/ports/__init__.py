@@ -8,7 +8,7 @@ from tusd_py.ports.proofs import Outcome, Proof, Provable
 from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue, Outage, OutageRecord, Probe
 from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
-from tusd_py.ports.staging import Staging, StagingFile, StagingFiles
+from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
 from tusd_py.ports.stores import (
     NO_DIGESTS,
     AheadStore,
@@ -76,6 +76,7 @@ __all__ = [
     "Staging",
     "StagingFile",
     "StagingFiles",
+    "StagingIdentity",
     "StagingScan",
     "StoredObject",
     "SweepRepository",

@@ -78,7 +78,9 @@ class JobQueue(Protocol):
     """
 
     async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
-        """Take over due jobs of this node: up to `limit`, and beside them up to `large` large ones.
+        """Take over due jobs of this staging directory: up to `limit`, and beside them up to `large` large ones.
+
+        And a few of those that any worker may do.
 
         None: as many large ones as others. What finished uploads leave of the places for large ones,
         up to `ahead` of them, goes to uploads that are still being received.

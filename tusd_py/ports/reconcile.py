@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from tusd_py.protocol.upload import Concat, State, UploadId
+from tusd_py.protocol.upload import Concat, StagingId, State, UploadId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +20,7 @@ class RowFacts:
     """What the record says of an upload, as far as its bytes are concerned. Ages in seconds."""
 
     id: UploadId
-    node: str
+    staging_id: StagingId
     state: State
     concat: Concat | None
     length: int | None
@@ -67,7 +67,7 @@ class ReconcileRepository(Protocol):
     """The record as it is compared. Every method raises `DatabaseUnavailable`."""
 
     async def page(self, after: str, limit: int) -> list[RowFacts]:
-        """Answer uploads of all nodes by object key (in the order of its code points) after one."""
+        """Answer uploads of all staging directories by object key (in the order of its code points) after one."""
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
         """Answer those uploads that exist."""
@@ -76,10 +76,10 @@ class ReconcileRepository(Protocol):
         """Answer the uploads of these object keys."""
 
     async def newest_stored(self, limit: int) -> list[str]:
-        """Answer the object keys of the newest stored uploads of this node."""
+        """Answer the object keys of the newest stored uploads of this staging directory."""
 
-    async def knows_node(self) -> bool:
-        """Tell whether there is any upload of this node."""
+    async def knows_directory(self) -> bool:
+        """Return whether there is any upload of this staging directory."""
 
     async def segments(self, upload_id: UploadId) -> list[StagedPart]:
         """Answer the parts of a final upload in order, as far as their bytes are kept."""

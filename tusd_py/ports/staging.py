@@ -7,10 +7,34 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tusd_py.protocol.upload import UploadId
+from tusd_py.errors import StagingMismatch, WrongNode
+from tusd_py.protocol.upload import StagingId, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.protocol.checksum import Hasher
+
+
+class StagingIdentity:
+    """Which staging directory this process has: known once directory and database agreed on it, at start."""
+
+    def __init__(self, staging_id: StagingId | None = None) -> None:
+        self._id = staging_id
+
+    @property
+    def id(self) -> StagingId:
+        """The id of the directory."""
+        if self._id is None:
+            raise StagingMismatch("The staging directory has not been identified yet.")
+        return self._id
+
+    def confirm(self, staging_id: StagingId) -> None:
+        """Take an id for the directory's, from here on."""
+        self._id = staging_id
+
+    def demand(self, upload: Upload) -> None:
+        """Raise `WrongNode` if another directory holds the bytes of an upload."""
+        if upload.staging_id != self.id:
+            raise WrongNode(upload_id=str(upload.id), staging_id=str(upload.staging_id))
 
 
 class StagingFile(Protocol):
@@ -49,6 +73,9 @@ class StagingFile(Protocol):
 
 class Staging(Protocol):
     """The disk that receives the bytes."""
+
+    identity: StagingIdentity
+    """Which directory this is."""
 
     def new_id(self) -> UploadId:
         """Answer a fresh public id, random but for what lets files of the same moment lie together."""

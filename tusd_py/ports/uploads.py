@@ -11,6 +11,7 @@ from uuid import UUID
 from tusd_py.protocol.upload import (
     DEFAULT_PROFILE,
     Concat,
+    StagingId,
     State,
     TokenHash,
     Trigger,
@@ -31,7 +32,7 @@ class NewUpload:
     id: UploadId
     token_hash: TokenHash
     owner: str | None
-    node: str
+    staging_id: StagingId
     length: int | None
     offset: int = 0
     crc64nvme: int | None = 0
@@ -222,7 +223,7 @@ class SweepRepository(Protocol):
     """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
-        """Answer uploads of this node whose time is up and that nothing needs any more."""
+        """Answer uploads of this staging directory whose time is up and that nothing needs any more."""
 
     async def expire(self, upload_id: UploadId) -> bool:
         """Expire an upload if it is still overdue, and queue the removal of its bytes."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge
-from tusd_py.protocol.upload import Concat, State, Upload
+from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge, WrongNode
+from tusd_py.protocol.upload import Concat, StagingId, State, Upload
 
 CombineCrc = Callable[[int, int, int], int]
 """(crc of the first, crc of the second, length of the second) -> crc of both in a row."""
@@ -38,7 +38,7 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     parts: Sequence[Upload | None],
     *,
     owner: str | None,
-    node: str,
+    staging_id: StagingId,
     allow_unfinished: bool,
     max_size: int | None,
     now: datetime,
@@ -46,11 +46,14 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     """Answer the parts if a final upload may be made of them (tus 1.0.0 §concatenation).
 
     Raises:
-        InvalidConcat: a part is unknown, gone, somebody else's, on another node, or no partial upload.
+        InvalidConcat: a part is unknown, gone, somebody else's, or no partial upload.
+        WrongNode: a part lies in another staging directory.
         PartNotFinished: a part is incomplete and the server does not wait for parts.
         UploadTooLarge: together they are larger than `max_size`.
     """
-    usable = [_usable(position, part, owner, node, now) for position, part in enumerate(parts, 1)]
+    usable = [_usable(position, part, owner, now) for position, part in enumerate(parts, 1)]
+    if any(part.staging_id != staging_id for part in usable):
+        raise WrongNode
     if not allow_unfinished and any(part.state is not State.COMPLETED for part in usable):
         raise PartNotFinished
     lengths = [part.length for part in usable if part.length is not None]
@@ -59,12 +62,10 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     return usable
 
 
-def _usable(position: int, part: Upload | None, owner: str | None, node: str, now: datetime) -> Upload:
+def _usable(position: int, part: Upload | None, owner: str | None, now: datetime) -> Upload:
     # Unknown, gone and foreign parts look the same from outside.
     if part is None or part.gone(now) or part.owner != owner:
         raise InvalidConcat(f"Part {position} of Upload-Concat does not exist.")
     if part.concat is not Concat.PARTIAL:
         raise InvalidConcat(f"Part {position} of Upload-Concat is not a partial upload.")
-    if part.node != node:
-        raise InvalidConcat(f"Part {position} of Upload-Concat is on another node.")
     return part

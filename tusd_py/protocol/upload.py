@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tusd_py.protocol.commands import Append
 
 UploadId = NewType("UploadId", UUID)
+StagingId = NewType("StagingId", UUID)
+"""The id of a staging directory, kept in it and in the database."""
 """Public and stable: downloads, API, logs, events."""
 TokenHash = NewType("TokenHash", bytes)
 """SHA-256 of the token in the tus URL. The token itself is a write capability and is not kept."""
@@ -141,7 +143,8 @@ class Upload:
 
     id: UploadId
     owner: str | None
-    node: str
+    staging_id: StagingId
+    """The staging directory that receives its bytes and keeps them until they are stored."""
     state: State
     length: int | None
     offset: int

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tusd_py.ports import ListedObject, RowFacts, StagedFile, StoredObject, UnfinishedObject
-from tusd_py.protocol.upload import GONE, Concat, State
+from tusd_py.protocol.upload import GONE, Concat, StagingId, State
 from tusd_py.reconcile.findings import Finding, Kind, Repair
 
 _FIELDS: Final = {
@@ -42,7 +42,7 @@ def key_pattern(template: str) -> re.Pattern[str]:
 class Scope:
     """What is ours, and from when on it counts. Times in seconds."""
 
-    node: str
+    staging_id: StagingId
     margin_seconds: float
     key_pattern: re.Pattern[str]
     keeps_ids: bool
@@ -51,8 +51,8 @@ class Scope:
     delete_local_after_seconds: float
 
     def concerns(self, row: RowFacts) -> bool:
-        """Tell whether a row is this node's, and old enough."""
-        return row.node == self.node and row.age_seconds >= self.margin_seconds
+        """Tell whether a row is this staging directory's, and old enough."""
+        return row.staging_id == self.staging_id and row.age_seconds >= self.margin_seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def judge_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
 
 def needs_look(row: RowFacts, scope: Scope) -> bool:
     """Tell whether the staged file of an upload is of interest at all."""
-    return row.node == scope.node and _has_own_file(row) and row.state not in GONE
+    return row.staging_id == scope.staging_id and _has_own_file(row) and row.state not in GONE
 
 
 def _is_stored(row: RowFacts) -> bool:
@@ -225,8 +225,8 @@ def judge_file(file: StagedFile, row: RowFacts | None, scope: Scope, *, now: flo
         return found(Kind.FOREIGN_FILE, Repair.NONE, "not a file of this server; not followed, not opened")
     if row is None:
         return found(Kind.ORPHAN_FILE, Repair.REMOVE_FILE)
-    if row.node != scope.node:
-        return found(Kind.FOREIGN_FILE, Repair.NONE, f"of an upload of node {row.node}")
+    if row.staging_id != scope.staging_id:
+        return found(Kind.FOREIGN_FILE, Repair.NONE, f"of an upload of staging directory {row.staging_id}")
     if row.age_seconds >= scope.margin_seconds and not row.busy and _has_no_use(row, scope):
         return found(Kind.LEFTOVER_COPY, Repair.REMOVE_FILE, f"the upload is {row.state}")
     return None

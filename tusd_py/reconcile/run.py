@@ -195,7 +195,7 @@ class Reconciler:
     # --- staged files ------------------------------------------------------------------------------
 
     async def _files(self) -> AsyncGenerator[Finding, None]:
-        right_database = await self._records.knows_node()
+        right_database = await self._records.knows_directory()
         pages = self._staging.pages(self._batch)
         while page := await asyncio.to_thread(_next_page, pages):
             self.report.files += len(page)
@@ -234,7 +234,7 @@ def _kept(finding: Finding) -> Finding:
         size=finding.size,
         age_seconds=finding.age_seconds,
         repair=Repair.NONE,
-        detail="the database knows no upload of this node; is it the right one?",
+        detail="the database knows no upload of this staging directory; is it the right one?",
     )
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 class UploadSettings:
     """What the use-cases need to know of the configuration."""
 
-    node: str
     key_template: str
     append: AppendSettings
     allow_unfinished_parts: bool

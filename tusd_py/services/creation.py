@@ -109,7 +109,7 @@ class Creator:
             id=upload_id,
             token_hash=hash_token(token),
             owner=principal.subject,
-            node=self._settings.node,
+            staging_id=self._staging.identity.id,
             length=command.length,
             metadata=command.metadata,
             filename=file_name(command.pairs),

@@ -93,10 +93,12 @@ class UploadService:
             UploadNotFound, UploadGone, AccessError: for this client there is no such upload.
             UploadLocked: the writer did not let go in time.
             StagingDamaged: acknowledged bytes are not in staging any more.
+            WrongNode: its bytes are in another staging directory; nothing was opened or changed.
         """
         upload = await self.load(principal, token, Intent.HEAD)
         if upload.state not in RECEIVING or upload.concat is Concat.FINAL:
             return upload
+        self._demand_bytes(upload)
         if self._locks.held(upload.id):
             async with self._locks.hold(upload.id, _no_body):
                 return await self._settled(await self._access.reload(upload.id))
@@ -130,6 +132,7 @@ class UploadService:
             see `status` and `Appender.append`; `error.upload` tells where the upload stands.
         """
         upload = await self.load(principal, token, Intent.WRITE)
+        self._demand_bytes(upload)
         if upload.concat is Concat.FINAL:
             append = Append(offset=upload.offset, content_length=0)
         else:
@@ -187,7 +190,7 @@ class UploadService:
         A request that still writes to it is ended first and cannot bring it back.
 
         Raises:
-            UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress.
+            UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress, WrongNode.
         """
         upload = await self.load(principal, token, Intent.TERMINATE)
         admit(upload)
@@ -205,11 +208,18 @@ class UploadService:
         if upload.state not in RECEIVING:
             await self._uploads.remove(upload.id, force=force)
         else:
+            self._demand_bytes(upload)
             async with self._locks.hold(upload.id, _no_body):
                 if self._staging.probe(upload.id) is None:
                     await self._wait_for_other_process(upload)
                 await self._uploads.remove(upload.id, force=force)
         log.info("upload_terminated", upload_id=str(upload.id), state=upload.state.value, force=force)
+
+    def _demand_bytes(self, upload: Upload) -> None:
+        """Raise `WrongNode` if this node would have to touch staged bytes that it does not have."""
+        # A final upload that waits for its parts has no bytes of its own.
+        if upload.state in RECEIVING and upload.concat is not Concat.FINAL:
+            self._staging.identity.demand(upload)
 
     # --- read --------------------------------------------------------------------------------------
 
@@ -228,6 +238,7 @@ class UploadService:
             NotReady: bytes are still missing.
             UploadNotFound, UploadGone: nothing can be served any more.
             StagingMissing: the bytes ought to be in staging and are not.
+            WrongNode: they are in another staging directory.
         """
         if upload.gone(datetime.now(UTC)):
             raise self._access.gone()
@@ -240,7 +251,8 @@ class UploadService:
         return Staged(upload, tuple(await self.segments(upload)))
 
     async def segments(self, upload: Upload) -> list[Segment]:
-        """Answer the staged files that make up an upload, in order."""
+        """Answer the staged files that make up an upload, in order. Raises `WrongNode`."""
+        self._staging.identity.demand(upload)
         sources = await self._uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
         return [Segment(self._staging.path(source.id), source.offset) for source in sources]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from uuid import UUID
 
 from tusd_py.errors import StagingFull, UploadTooLarge
-from tusd_py.ports import Staging, StagingFile
+from tusd_py.ports import Staging, StagingFile, StagingIdentity
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging.locked_file import LockedFile, checksum, create_locked, open_locked, translated_errors
 from tusd_py.staging.locking import locked_files
@@ -42,7 +42,10 @@ DIRECTORY_MODE: Final = 0o750
 class StagingArea(Staging):
     """The staging directory, with the threads that write to it."""
 
-    def __init__(self, directory: Path, config: StagingConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, directory: Path, config: StagingConfig, metrics: Metrics, identity: StagingIdentity | None = None
+    ) -> None:
+        self.identity = identity or StagingIdentity()
         self._directory = directory
         self._syncs = Syncs(metrics) if config.durability == "fsync" else None
         self._reserve = config.reserve

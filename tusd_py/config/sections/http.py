@@ -74,7 +74,7 @@ class ServerConfig(Section):
         default="auto", description="auto: uvloop where it is installed"
     )
     node: str = Field(
-        default="", description="name of the node whose disk holds the staging files; empty: the host name"
+        default="", description="name of this node for people; empty: the host name"
     )
     header_timeout: PositiveSeconds = Field(
         default=15, description="longest time for a request's headers to arrive whole; then 408, and it is closed"
