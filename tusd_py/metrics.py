@@ -166,6 +166,14 @@ def _statuses(error: type[TusdError]) -> set[int]:
     return {error.status}.union(*(_statuses(one) for one in error.__subclasses__()))
 
 
+def readiness_gauges(problems: Mapping[str, str | None], *, ready: bool) -> list[Metric]:
+    """Return what the checks of /readyz say as gauges, each check with 0 or 1."""
+    degraded = GaugeMetricFamily("tusd_degraded", "1 for each check of /readyz that fails.", labels=["check"])
+    for name, problem in problems.items():
+        degraded.add_metric([name], float(problem is not None))
+    return [GaugeMetricFamily("tusd_ready", "Whether uploads can go on at this node.", float(ready)), degraded]
+
+
 def figure_gauges(figures: Figures) -> list[Metric]:
     """Answer what is read from the database as gauges; every state is there, with 0 if it has none."""
     uploads = GaugeMetricFamily("tusd_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])

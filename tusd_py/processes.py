@@ -30,16 +30,17 @@ from tusd_py import __version__
 from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
 from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
+from tusd_py.database.outages import read_outage
 from tusd_py.database.pool import Database
 from tusd_py.database.statistics import ping, read_figures
-from tusd_py.errors import DatabaseUnavailable
+from tusd_py.errors import DatabaseUnavailable, TransientStoreError
 from tusd_py.http.application import build_application
 from tusd_py.http.connection import ConnectionRunner
 from tusd_py.http.hosts import HostPolicy, public_names
-from tusd_py.http.operations import build_operations
+from tusd_py.http.operations import Check, Readiness, build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
-from tusd_py.metrics import Metrics, figure_gauges
+from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
 from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
 from tusd_py.staging.identity import read_id
@@ -55,6 +56,8 @@ M_MMAP_THRESHOLD: Final = -3
 MALLOC_MMAP_BYTES: Final = 64 * 2**20
 MALLOC_TRIM_BYTES: Final = 32 * 2**20
 WORKER_NICENESS: Final = 5
+OUTAGE_LOOK_SECONDS: Final = 2.0
+"""Less than a check may take, so that a database that hangs is not blamed on the store."""
 COLLECTOR_THRESHOLDS: Final = (5_000, 50, 100)
 
 
@@ -106,10 +109,27 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
 
         await database.open()
         await store.open()
-        checks = {"database": lambda: ping(database), "staging": staging, "store": store.probe}
+
+        async def store_accepts() -> None:
+            await store.probe()
+            outage = None
+            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # which the other check says
+                async with asyncio.timeout(OUTAGE_LOOK_SECONDS):
+                    outage = await read_outage(database, await asyncio.to_thread(read_id, config.staging_directory))
+            if outage is not None:
+                # The worker asks for more than this probe: whether the store takes what is written.
+                raise TransientStoreError(outage.sentence)
+
+        readiness = Readiness(
+            {
+                "database": Check(lambda: ping(database)),
+                "staging": Check(staging),
+                "store": Check(store_accepts, required=False),
+            }
+        )
         # Nobody has to show who they are here; on loopback a page could only come by a name of its own.
         hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
-        application = build_operations(checks, lambda: _collect(config, database), hosts)
+        application = build_operations(readiness, lambda: _collect(config, database, readiness), hosts)
         runner = ConnectionRunner(application, config, Metrics(), handle_signals=False, access_log=None)
         await runner.setup()
         await web.SockSite(runner, listening).start()
@@ -132,20 +152,23 @@ class Gauges(Collector):
         yield from self._gauges
 
 
-async def _collect(config: Config, database: Database) -> CollectorRegistry:
+async def _collect(config: Config, database: Database, readiness: Readiness) -> CollectorRegistry:
     registry = CollectorRegistry()
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    problems = await readiness.problems()
     free = float(shutil.disk_usage(config.staging_directory).free)
     gauges: list[Metric] = [
         build_info(__version__),
         *await asyncio.to_thread(process_metrics, os.getppid()),
         GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", free),
+        *readiness_gauges(problems, ready=readiness.is_ready(problems)),
     ]
-    with contextlib.suppress(DatabaseUnavailable):
-        # What the processes counted is worth seeing above all while the database is away.
-        staging_id = await asyncio.to_thread(read_id, config.staging_directory)
-        gauges += figure_gauges(await read_figures(database, staging_id))
+    # What the processes counted is worth seeing above all while the database is away.
+    if problems["database"] is None:
+        with contextlib.suppress(DatabaseUnavailable):
+            staging_id = await asyncio.to_thread(read_id, config.staging_directory)
+            gauges += figure_gauges(await read_figures(database, staging_id))
     registry.register(Gauges(gauges))
     return registry
 

@@ -67,7 +67,12 @@ def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_ser
 
     assert health == (200, b"ok\n")
     assert ready[0] == 200
-    assert json.loads(ready[1])["checks"] == {"database": "ok", "staging": "ok", "store": "ok"}
+    assert json.loads(ready[1]) == {
+        "ready": True, "degraded": [], "checks": {"database": "ok", "staging": "ok", "store": "ok"},
+    }  # fmt: skip
+    assert "tusd_ready 1.0" in metrics
+    for check in ("database", "staging", "store"):
+        assert f'tusd_degraded{{check="{check}"}} 0.0' in metrics
     assert "tusd_received_bytes_total 1000.0" in metrics
     assert 'tusd_requests_total{method="POST",status="201"} 1.0' in metrics
     assert metrics.count("tusd_staging_free_bytes ") == 3  # HELP, TYPE and one sample, no copy per process
@@ -113,7 +118,10 @@ def test_readiness_names_a_staging_disk_without_space(start_server: StartServer)
     status, body = get(f"{server.ready.operations_url}/readyz")
 
     assert status == 503
+    assert json.loads(body)["ready"] is False
+    assert json.loads(body)["degraded"] == []
     assert "no space left" in json.loads(body)["checks"]["staging"]
+    assert (server.metrics()["tusd_ready"], server.metrics()['tusd_degraded{check="staging"}']) == (0, 1)
 
 
 # --- processes -------------------------------------------------------------------------------------

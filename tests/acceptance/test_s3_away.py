@@ -59,6 +59,11 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         path, upload_id = create(server.url, content)
         seen = wait_for_transfer(server, upload_id, "retry_wait")
         assert seen["state"] == "transferring"
+        status, ready = get(f"{server.ready.operations_url}/readyz")
+        assert (status, json.loads(ready)["ready"], json.loads(ready)["degraded"]) == (200, True, ["store"])
+        assert json.loads(ready)["checks"]["store"] != "ok"
+        gauges = server.metrics()
+        assert (gauges["tusd_ready"], gauges['tusd_degraded{check="store"}']) == (1, 1)
         assert seen["next_attempt_at"] is None
         assert get(f"{server.origin}{path}") == (200, content)
         wait_until(
@@ -76,6 +81,7 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         assert metrics['tusd_transfers_total{outcome="retry"}'] == 0
         assert metrics['tusd_transfers_total{outcome="postponed"}'] == stored["attempts"] + later["attempts"] - 2
         assert metrics['tusd_store_outage_seconds{kind="unreachable"}'] == 0
+        assert metrics['tusd_degraded{check="store"}'] == 0
         _, history = get(f"{server.origin}/api/v1/uploads/{upload_id}/attempts")
         outcomes = [past["outcome"] for past in json.loads(history)["attempts"]]
         assert outcomes == ["succeeded", *["postponed"] * (stored["attempts"] - 1)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS
-from tusd_py.metrics import Metrics, figure_gauges
+from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
 from tusd_py.ports import Figures
 from tusd_py.stores.s3_rights import OF_BUCKET
 
@@ -47,7 +47,9 @@ def test_every_link_of_the_readme_leads_somewhere():
 
 
 def test_the_readme_names_every_metric():
-    families = [*Metrics().registry.collect(), *figure_gauges(Figures({}, 0, {}, 0))]
+    families = [
+        *Metrics().registry.collect(), *figure_gauges(Figures({}, 0, {}, 0)), *readiness_gauges({}, ready=True),
+    ]  # fmt: skip
     names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
 

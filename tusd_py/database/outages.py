@@ -9,6 +9,7 @@ from tusd_py.ports import Job, Outage, OutageRecord, Probe, StagingIdentity
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
     from tusd_py.database.wakeups import Wakeups
+    from tusd_py.protocol.upload import StagingId
 
 # Returns a row only for what is new, also if two workers say it in one moment.
 DECLARE: Final = """
@@ -54,6 +55,7 @@ WITH over AS (
 )
 SELECT extract(epoch FROM now() - since)::float8 AS seconds FROM over
 """
+CURRENT: Final = "SELECT blocked, error_code, error FROM store_outages WHERE staging_id = $1 AND ended_at IS NULL"
 
 
 class PostgresOutages(OutageRecord):
@@ -86,3 +88,9 @@ class PostgresOutages(OutageRecord):
         self._wakeups.ring(self._directory.id)
         seconds: float = row["seconds"]
         return seconds
+
+
+async def read_outage(database: Database, staging_id: StagingId | None) -> Outage | None:
+    """Return the outage that lasts beside a staging directory, None if there is none."""
+    row = await database.read(CURRENT, staging_id)
+    return None if row is None else Outage(blocked=row["blocked"], code=row["error_code"], sentence=row["error"])
