@@ -230,3 +230,24 @@ async def test_two_credentials_are_refused_whichever_is_good(serve, mode):
             assert refused.status == 400, (method, target)
             assert not refused.body or b"Authorization must be sent once." in refused.body
     assert (await served.head(path, bearer())).headers["upload-offset"] == "0"
+
+
+@pytest.mark.parametrize("working", [False, True])
+async def test_only_what_is_public_may_be_embedded_by_other_sites(serve, working):
+    served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
+    embedders = {}
+    for profile in ("default", "open", "team"):
+        path = await served.create(5, BODY | bearer(profile=profile), b"hello")
+        if working:
+            async with served.working():
+                await served.until_state(path, "stored")
+        link = f"/download/{(await served.upload(path)).id}"
+        answers = [await served.request("GET", target, bearer()) for target in (link, path)]
+        assert [answer.body for answer in answers] == [b"hello", b"hello"]
+        embedders[profile] = [answer.headers["cross-origin-resource-policy"] for answer in answers]
+
+    assert embedders == {name: [f"{scope}-{end}"] * 2 for name, scope, end in (
+        ("default", "same", "site"), ("open", "cross", "origin"), ("team", "same", "site"),
+    )}  # fmt: skip
+    for target in ("/api/v1/uploads", "/files/x", "/nowhere"):
+        assert (await served.request("GET", target, bearer())).headers["cross-origin-resource-policy"] == "same-site"

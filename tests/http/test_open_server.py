@@ -133,3 +133,13 @@ async def test_no_action_of_the_api_can_be_sent_without_a_preflight(serve, kind,
     assert (upload.committed_at, upload.state.value) == (None, "completed")
     accepted = await served.request("POST", target, [TUS, ("Content-Type", "Application/JSON; charset=utf-8")])
     assert accepted.status in {200, 202}
+
+
+async def test_no_page_of_another_origin_may_embed_anything(serve):
+    served = await serve(profiles={"default": {"perm_download": "public"}})
+    path = await served.create(5, LETTERS, b"hello")
+    link = f"/download/{(await served.upload(path)).id}"
+
+    for target in (link, path, "/api/v1/uploads", "/", "/nowhere", "/files/x"):
+        answer = await served.request("GET", target)
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"

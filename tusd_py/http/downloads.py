@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Final
 import aiofiles
 from aiohttp import ETag, web
 
+from tusd_py import policy
 from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, StoredObjectMissing
 from tusd_py.http.disposition import content_disposition, safe_content_type
-from tusd_py.http.keys import CLOSE, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import CLOSE, PUBLIC, UPLOAD_ID, WEB, Web
 from tusd_py.ports import DownloadHeaders, LocalObjects, Presigner, Segment
 from tusd_py.services.uploads import Staged, Stored
 
@@ -46,6 +47,8 @@ async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
     """
     context = request.app[WEB]
     request[UPLOAD_ID] = upload.id
+    profile = context.config.profiles.get(upload.profile)
+    request[PUBLIC] = profile is not None and profile.perm_download == policy.PUBLIC
     served = _present(context, upload)
     located = await context.uploads.locate(upload)
     if isinstance(located, Staged):

@@ -60,5 +60,7 @@ DIALECT: Final[web.RequestKey[Dialect]] = web.RequestKey("dialect")
 """How the request speaks; ask `dialect_of`, which chooses."""
 DESCRIPTION: Final[web.RequestKey[dict[str, str]]] = web.RequestKey("description")
 """Headers that tell of the upload whose bytes are the response."""
+PUBLIC: Final = web.RequestKey("public", bool)
+"""The response is an upload that everybody may download."""
 METHOD: Final = web.RequestKey("method", str)
 """The method that an override made of the request's own."""

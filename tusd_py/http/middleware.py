@@ -27,7 +27,19 @@ from tusd_py.errors import (
 from tusd_py.http.connection import SERVER_NAME
 from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
-from tusd_py.http.keys import BYTES_IN, CLOSE, DESCRIPTION, KIND, METHOD, PROBLEM, REQUEST_ID, UPLOAD_ID, WEB, Web
+from tusd_py.http.keys import (
+    BYTES_IN,
+    CLOSE,
+    DESCRIPTION,
+    KIND,
+    METHOD,
+    PROBLEM,
+    PUBLIC,
+    REQUEST_ID,
+    UPLOAD_ID,
+    WEB,
+    Web,
+)
 from tusd_py.http.replies import error_response, problem_response
 from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
@@ -173,6 +185,17 @@ def _log_request(context: Web, request: web.Request, status: int, error: TusdErr
         log.info("request", **facts)
 
 
+def _resource_policy(context: Web, request: web.Request) -> str:
+    """Return the sites whose pages may embed a response without asking, for example as an image.
+
+    The links of a website and those in its mails belong to one site, on several hosts. Without
+    authentication a page of a neighbouring host would see what was meant for one browser.
+    """
+    if context.config.auth.mode == "none":
+        return "same-origin"
+    return "cross-origin" if request.get(PUBLIC) else "same-site"
+
+
 async def shared_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add what every response carries, whoever made it; runs before the headers are sent."""
     context = request.app[WEB]
@@ -183,6 +206,7 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
         headers.update(description)
     headers["X-Content-Type-Options"] = "nosniff"
     headers["Server"] = SERVER_NAME
+    headers["Cross-Origin-Resource-Policy"] = _resource_policy(context, request)
     if fields.CACHE_CONTROL not in headers:
         headers[fields.CACHE_CONTROL] = "no-store"
     if (request_id := request.get(REQUEST_ID)) is not None:
