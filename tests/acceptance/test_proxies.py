@@ -99,6 +99,24 @@ def test_location_names_the_proxy_and_leads_to_the_upload(proxy: str, server: Se
         assert request(front.port, "HEAD", path_of(location)).status == 200
 
 
+@pytest.mark.parametrize(
+    "invented",
+    [
+        {"X-Forwarded-Prefix": "/evil"},
+        {"Forwarded": "host=evil.example;proto=https"},
+        {"X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "https", "X-Forwarded-Prefix": "/evil"},
+    ],
+)
+def test_what_a_client_says_of_the_way_to_us_is_not_passed_on(
+    proxy: str, invented: dict[str, str], server: Server, tmp_path: Path
+) -> None:
+    with behind(proxy, server, tmp_path) as front:
+        created = request(front.port, "POST", "/files/", {"Upload-Length": "1", **invented})
+
+    assert created.status == 201
+    assert created.headers["location"].startswith(f"{front.origin}/files/")
+
+
 def test_expect_continue_is_answered_and_the_body_follows(proxy: str, server: Server, tmp_path: Path) -> None:
     with behind(proxy, server, tmp_path) as front:
         target = path_of(create(front.port, 5).headers["location"])
