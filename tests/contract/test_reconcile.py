@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tests.contract.destinations import PART, Destination, MemoryLedger, S3Destination
+from tests.contract.destinations import PART, Destination, MemoryLedger, S3Destination, identity_of
 from tests.contract.test_object_store import OpenStore
 from tests.integration.reconciling import Run, reconcile, reports
 from tests.integration.support import World
@@ -65,8 +65,8 @@ async def test_a_lost_object_is_sent_again_from_staging(
     await put_in_store(world, store, upload, gone)
     await world.staging.remove([gone.id])
     await world.sweep.purged([gone.id])
-    await store.remove(upload.object_key)
-    await store.remove(gone.object_key)
+    await store.remove(identity_of(CONTENT, upload.object_key))
+    await store.remove(identity_of(CONTENT, gone.object_key))
 
     found = await told(world, destination, store)
     mended = await reconcile(world, store, repair=True)
@@ -87,7 +87,7 @@ async def test_somebody_elses_object_under_an_uploads_key_is_marked_and_not_touc
     store = await open_store(destination)
     upload = await world.received(CONTENT)
     await put_in_store(world, store, upload)
-    await store.remove(upload.object_key)
+    await store.remove(identity_of(CONTENT, upload.object_key))
     destination.write(upload.object_key, b"theirs")
 
     found = await told(world, destination, store)

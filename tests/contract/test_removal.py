@@ -32,7 +32,7 @@ from tests.contract.test_object_store import (
 from tests.contract.test_proofs import failed, proofs_of
 from tests.support.s3_proxy import OF_VERSIONS, S3Proxy, s3_proxy
 from tusd_py import crc64
-from tusd_py.errors import ObjectLocked, PermanentStoreError, TransientStoreError
+from tusd_py.errors import ObjectLocked, PermanentStoreError
 from tusd_py.ports import Outcome
 from tusd_py.stores.s3_client import Bucket
 
@@ -120,19 +120,6 @@ async def test_a_store_that_refuses_if_match_is_asked_without(
     assert await store.remove(identity_of(b"abc", KEY))
 
     assert_nothing(s3)
-
-
-async def test_a_store_directory_that_is_not_there_has_nothing_removed(
-    destination: Destination, open_store: OpenStore
-) -> None:
-    """A disk that is not mounted is a matter of time, and no proof that the file is gone."""
-    if not isinstance(destination, FilesystemDestination):
-        return
-    store = await open_store(destination)
-    destination.root.rename(destination.root.with_name("unmounted"))
-
-    with pytest.raises(TransientStoreError):
-        await store.remove(identity_of(b"abc", KEY))
 
 
 # --- versions --------------------------------------------------------------------------------------
