@@ -1,6 +1,6 @@
 """A disk whose sync fails loses bytes; none that was acknowledged may be among them.
 
-`scripts/failing-device` shows the same with a real block device, which needs privileges.
+`scripts/failing_device.py` shows the same with a real block device, which needs privileges.
 """
 
 from __future__ import annotations

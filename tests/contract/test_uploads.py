@@ -197,6 +197,42 @@ async def test_a_writer_that_lost_its_place_changes_nothing(world: World) -> Non
     assert await world.find(upload) == ahead
 
 
+@pytest.mark.parametrize("concat", [None, Concat.PARTIAL])
+async def test_whoever_becomes_the_writer_fences_out_all_before(world: World, concat: Concat | None) -> None:
+    before = await world.create(length=10, concat=concat)
+    moved = await world.advance(before, 4)
+
+    now = await world.uploads.become_writer(before.id)
+
+    assert now is not None
+    assert (now.offset, now.writer) == (4, moved.writer + 1)
+    with pytest.raises(OffsetConflict):
+        await world.advance(moved, 10)
+    assert await world.find(before) == now
+    assert (await world.advance(now, 10)).state is State.COMPLETED
+
+
+async def test_a_length_is_declared_by_the_writer_of_today(world: World) -> None:
+    before = await world.advance(await world.create(length=None), 4)
+    now = await world.uploads.become_writer(before.id)
+    assert now is not None
+
+    with pytest.raises(LengthConflict):
+        await world.uploads.declare_length(before, 10)
+    assert (await world.find(before)).length is None
+
+    assert (await world.uploads.declare_length(now, 10)).length == 10
+
+
+async def test_nobody_becomes_the_writer_of_what_receives_no_bytes(world: World) -> None:
+    complete, removed = await world.completed(), await world.create(length=10)
+    await world.uploads.remove(removed.id)
+
+    for upload in (complete, removed):
+        assert await world.uploads.become_writer(upload.id) is None
+        assert (await world.find(upload)).writer == 0
+
+
 async def test_an_offset_never_goes_back(world: World) -> None:
     upload = await world.advance(await world.create(length=10), 6)
 

@@ -411,6 +411,56 @@ async def test_a_torn_tail_is_cut_off_before_anything_is_appended(served):
     assert await served.staged(path) == b"hellowor"
 
 
+async def test_the_writer_is_raised_before_a_tail_is_cut_and_not_otherwise(served, monkeypatch):
+    """LOCK-08"""
+    path = await served.create(20, BODY, b"hello")
+    database, statements = served.core.database, []
+
+    def counted(name):
+        method = getattr(database, name)
+
+        async def run(sql, *arguments):
+            statements.append(sql.split()[0])
+            return await method(sql, *arguments)
+
+        return run
+
+    for name in ("fetchrow", "fetch", "execute"):
+        monkeypatch.setattr(database, name, counted(name))
+
+    assert (await served.patch(path, 5, b"world")).status == 204
+    agreeing = statements.copy()
+    with served.core.staging.path((await served.upload(path)).id).open("ab") as opened:
+        opened.write(b"TAIL")
+    statements.clear()
+    assert (await served.patch(path, 10, b"again")).status == 204
+
+    assert agreeing == ["SELECT", "WITH"]
+    assert statements == ["SELECT", "SELECT", "UPDATE", "WITH"]
+    assert (await served.upload(path)).writer == 1
+    assert await served.staged(path) == b"helloworldagain"
+
+
+async def test_a_tail_whose_offset_is_recorded_at_the_last_moment_is_kept(served, monkeypatch):
+    """LOCK-08"""
+    path = await served.create(20, BODY, b"hello")
+    upload = await served.upload(path)
+    with served.core.staging.path(upload.id).open("ab") as opened:
+        opened.write(b"world")
+    become_writer = served.core.uploads.become_writer
+
+    async def late(upload_id):
+        # The statement of a process that died was committed while this one waited for the row.
+        await served.core.uploads.advance(upload, 10, upload.crc64nvme, expires_after_seconds=0)
+        return await become_writer(upload_id)
+
+    monkeypatch.setattr(served.core.uploads, "become_writer", late)
+    refused = await served.patch(path, 5, b"WORLD")
+
+    assert (refused.status, refused.headers["upload-offset"]) == (409, "10")
+    assert await served.staged(path) == b"helloworld"
+
+
 async def test_a_disk_that_fails_is_told_with_the_true_offset(served, monkeypatch):
     """GEN-16"""
     path = await served.create(10, BODY, b"hello")

@@ -159,7 +159,8 @@ NOBODY = "00000000-0000-0000-0000-000000000000"
 PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
     "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
-    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True], "uploads_pkey"),
+    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
+    "become_writer": (uploads.BECOME_WRITER, [NOBODY], "uploads_pkey"),
     "transfer_view": (transfers.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
     "latest_transfer": (transfers.LATEST_TRANSFER, [NOBODY], "jobs_upload|jobs_pkey"),
     "commit": (transfers.COMMIT, [NOBODY], "uploads_pkey"),
@@ -281,7 +282,7 @@ async def test_an_offset_moves_without_touching_an_index(world: World) -> None:
     async with world.database.transaction() as connection:
         before = await connection.fetchrow(UPDATES, "uploads")
         for offset in range(8):
-            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None, None, True)
+            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None, None, True, 0)
         after = await connection.fetchrow(UPDATES, "uploads")
 
     assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

@@ -14,7 +14,7 @@ UPLOAD_COLUMNS: Final = (
     "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
-    "protocol, whole_checksum, content_encoding, content_language"
+    "protocol, whole_checksum, content_encoding, content_language, writer"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
@@ -41,6 +41,7 @@ def upload_from_row(row: Row) -> Upload:
         content_type=row["content_type"],
         content_encoding=row["content_encoding"],
         content_language=row["content_language"],
+        writer=row["writer"],
         concat=_CONCATS[row["concat"]],
         concat_header=row["concat_header"],
         crc64nvme=unsigned(row["crc64nvme"]),

@@ -71,7 +71,7 @@ WITH changed AS (
            expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
                              ELSE greatest(expires_at, {expires("$5::float8")}) END,
            updated_at = now()
-     WHERE id = $1 AND upload_offset = $2 AND $3 >= $2 AND state IN {IN_RECEIVING}
+     WHERE id = $1 AND upload_offset = $2 AND writer = $9 AND $3 >= $2 AND state IN {IN_RECEIVING}
        AND concat IS DISTINCT FROM 'final'
     RETURNING {UPLOAD_COLUMNS}
 ), {FOLLOW_COMPLETION}, {SEND_AHEAD.format(longer_than="$7::bigint")}
@@ -81,8 +81,12 @@ SELECT * FROM changed
 DECLARE_LENGTH: Final = f"""
 UPDATE uploads SET upload_length = $2, updated_at = now()
  WHERE id = $1 AND state IN {IN_RECEIVING} AND (upload_length IS NULL OR upload_length = $2)
-   AND upload_offset <= $2
+   AND upload_offset <= $2 AND writer = $3
 RETURNING {UPLOAD_COLUMNS}
+"""  # noqa: S608
+
+BECOME_WRITER: Final = f"""
+UPDATE uploads SET writer = writer + 1 WHERE id = $1 AND state IN {IN_RECEIVING} RETURNING {UPLOAD_COLUMNS}
 """  # noqa: S608
 
 DAMAGE: Final = f"""
@@ -150,7 +154,7 @@ class PostgresUploads(UploadRepository):
     ) -> Upload:
         arguments = (
             upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
-            self._ahead_above, completes,
+            self._ahead_above, completes, upload.writer,
         )  # fmt: skip
         finals: list[UploadId] = []
         if upload.concat is None:
@@ -178,10 +182,14 @@ class PostgresUploads(UploadRepository):
         return row, finals
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
-        row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length)
+        row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length, upload.writer)
         if row is None:
             raise LengthConflict
         return upload_from_row(row)
+
+    async def become_writer(self, upload_id: UploadId) -> Upload | None:
+        row = await self._database.fetchrow(BECOME_WRITER, upload_id)
+        return upload_from_row(row) if row else None
 
     async def create_final(self, new: NewUpload, parts: Sequence[TokenHash], *, allow_unfinished: bool) -> Upload:
         async with self._database.transaction() as connection:

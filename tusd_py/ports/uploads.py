@@ -170,7 +170,13 @@ class UploadRepository(Protocol):
         upload and queues its transfer in the same statement, unless `completes` is false.
 
         Raises:
-            OffsetConflict: another writer moved the upload; nothing was changed.
+            OffsetConflict: another writer moved the upload, or became its writer; nothing was changed.
+        """
+
+    async def become_writer(self, upload_id: UploadId) -> Upload | None:
+        """Fence out all earlier writers and return the upload with the offset that is then final for them.
+
+        None: it does not receive bytes any more. To be called by whoever holds the file and is about to cut it.
         """
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:

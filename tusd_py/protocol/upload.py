@@ -174,6 +174,8 @@ class Upload:
     profile: str = DEFAULT_PROFILE
     trigger: Trigger = Trigger.COMPLETE
     committed_at: datetime | None = None
+    writer: int = 0
+    """Raised by whoever is about to cut the staged bytes: earlier writers then move the offset no more."""
     content_encoding: str | None = None
     content_language: str | None = None
 

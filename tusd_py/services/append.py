@@ -93,8 +93,12 @@ class Appender:
 
     async def _append_to(self, file: StagingFile, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
         if file.size != upload.offset:
-            # A torn tail of a crash, or another process moved the upload since our look.
+            # Another process moved the upload since our look, or there is a torn tail of a crash.
             upload = await reload()
+        if file.size > upload.offset and upload.state in RECEIVING:
+            # An UPDATE of whoever wrote the tail may still wait inside the database. It comes before this
+            # one, and tells a greater offset, or finds no row any more.
+            upload = await self._uploads.become_writer(upload.id) or await reload()
         plan = self._plan(upload, append)
         if upload.state not in RECEIVING:
             return await self._nothing_left(upload, plan, body)

@@ -205,7 +205,8 @@ class Reception:
             current = await self._uploads.find(self._upload.id)
             if current is None or current.state in GONE:
                 raise UploadNotFound from None
-            if not self._upload.offset < current.offset <= self._written:
+            mine = current.writer == self._upload.writer
+            if not (mine and self._upload.offset < current.offset <= self._written):
                 raise
             self._upload = current
             if current.state in RECEIVING:
