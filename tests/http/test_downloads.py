@@ -226,6 +226,27 @@ async def test_a_remote_store_is_redirected_to(served):
         assert served.web.store.asked == (method, key, headers, 300)
 
 
+async def test_without_a_redirect_the_url_of_the_store_is_told(served):
+    """A page that must send `Authorization` cannot follow a redirect to another origin."""
+    _, link = await uploaded(served, filename="a.html")
+    staged = await served.request("GET", f"{link}?redirect=0")
+    await served.core.database.execute(
+        "UPDATE uploads SET state = 'stored', remote_present = true, local_present = false, stored_at = now()"
+    )
+    served.web.store = RemoteStore()
+
+    told = await served.request("GET", f"{link}?redirect=0")
+    redirected = await served.request("GET", f"{link}?redirect=1")
+    refused = await served.request("GET", f"{link}?redirect=no")
+
+    assert (staged.status, staged.body) == (200, DATA)
+    assert (told.status, told.body) == (204, b"")
+    assert told.headers["location"] == redirected.headers["location"]
+    assert "no-store" in told.headers["cache-control"]
+    assert redirected.status == 302
+    assert refused.status == 400
+
+
 async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):
     path, _ = await uploaded(served)
     locate = served.web.uploads.locate

@@ -39,8 +39,11 @@ SANDBOX: Final = "sandbox; default-src 'none'"
 """Should a browser show a served file after all, it may run and load nothing."""
 
 
-async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
-    """Answer the bytes of a complete upload, or where they are.
+async def download(request: web.Request, upload: Upload, *, redirect: bool = True) -> web.StreamResponse:
+    """Return the bytes of a complete upload, or where they are.
+
+    Without `redirect` a URL of the store is told by a 204 instead: a page that sends `Authorization`
+    cannot follow a redirect, for the store would be sent it too.
 
     Raises:
         NotReady, UploadNotFound, UploadGone: see `UploadService.locate`.
@@ -64,7 +67,7 @@ async def download(request: web.Request, upload: Upload) -> web.StreamResponse:
         else:
             context.metrics.downloads.labels("staging").inc()
             return response
-    return await _serve_stored(request, context, located, served)
+    return await _serve_stored(request, context, located, served, redirect=redirect)
 
 
 def _present(context: Web, upload: Upload) -> DownloadHeaders:
@@ -85,7 +88,7 @@ def _headers(served: DownloadHeaders) -> dict[str, str]:
 
 
 async def _serve_stored(
-    request: web.Request, context: Web, stored: Stored, served: DownloadHeaders
+    request: web.Request, context: Web, stored: Stored, served: DownloadHeaders, *, redirect: bool
 ) -> web.StreamResponse:
     store, key = context.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
@@ -111,7 +114,7 @@ async def _serve_stored(
     )
     context.metrics.downloads.labels("redirect").inc()
     return web.Response(
-        status=http.HTTPStatus.FOUND,
+        status=http.HTTPStatus.FOUND if redirect else http.HTTPStatus.NO_CONTENT,
         headers={"Location": url, "Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"},
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from tusd_py.errors import Unauthenticated
-from tusd_py.http.api.requests import resource, upload_id_of
+from tusd_py.http.api.requests import flag, resource, upload_id_of
 from tusd_py.http.api.views import DOWNLOAD_PATH
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.downloads import download
@@ -21,9 +21,13 @@ def routes() -> list[web.RouteDef]:
 
 
 async def download_by_id(request: web.Request) -> web.StreamResponse:
-    """Serve a complete upload; a filename in the path is for people and changes nothing."""
+    """Serve a complete upload; a filename in the path is for people and changes nothing.
+
+    `?redirect=0` tells a URL of the store by a 204 instead of a redirect to it.
+    """
+    redirect = flag(request, "redirect", default=True)
     upload = await request.app[WEB].catalog.view(_reader(request), upload_id_of(request), Intent.DOWNLOAD)
-    return await download(request, upload)
+    return await download(request, upload, redirect=redirect)
 
 
 def _reader(request: web.Request) -> Principal:

@@ -79,9 +79,9 @@ def whole_number(request: web.Request, name: str, *, default: int, least: int, m
     return int(text)
 
 
-def flag(request: web.Request, name: str) -> bool:
-    """Answer a switch in the query, off if it is not there. Raises `BadParameter`."""
-    text = request.query.get(name, "0")
+def flag(request: web.Request, name: str, *, default: bool = False) -> bool:
+    """Return a switch in the query. Raises `BadParameter`."""
+    text = request.query.get(name, "1" if default else "0")
     if text not in {"0", "1"}:
         raise BadParameter(f"{name} is 0 or 1.")
     return text == "1"
