@@ -90,6 +90,11 @@ def add(page: Page, *files: Path) -> None:
 def start(page: Page, *files: Path) -> None:
     """Choose files and press the button."""
     add(page, *files)
+    press_upload(page)
+
+
+def press_upload(page: Page) -> None:
+    """Press the button that begins."""
     page.get_by_role("button", name=re.compile(r"^Upload \d+ file")).click()
 
 

@@ -30,7 +30,7 @@ UPPY_VERSION: Final = "6.0.1"
 """Of the npm package `uppy`, whose prebuilt files a CDN serves; frontend/ builds the same from its parts."""
 
 _WEB: Final = Path(__file__).resolve().parents[1] / "web"
-_OWN: Final = ("page.css", "page.js", "recent.js", "uploader.js", "icon.svg")
+_OWN: Final = ("page.css", "page.js", "access.js", "recent.js", "rows.js", "uploader.js", "icon.svg")
 _BUILT: Final = ("uppy.js", "uppy.css", "licenses.txt")
 _TYPES: Final = {
     ".css": "text/css",
@@ -98,6 +98,7 @@ def _page(uppy: Uppy, config: Config, features: Features) -> Document:
         "endpoint": f"{config.server.base_path.removeprefix('/')}/",
         "parallel": "true" if features.offers("concatenation") else "false",
         "max_size": str(features.max_size or ""),
+        "token": "true" if config.auth.mode == "jwt" else "false",
         "script": uppy.script,
         "script_integrity": uppy.script_integrity,
         "style": uppy.style,

@@ -1,12 +1,15 @@
 // The upload page: Uppy above, the list of uploads below. Every address is relative to the page, so
 // that it works below any prefix. What it must know stands in data attributes of the body.
+import { Access } from "./access.js"
 import { RecentUploads } from "./recent.js"
-import { startUploader } from "./uploader.js"
+import { startUploader, underWay } from "./uploader.js"
 
 const PATIENCE_MS = 20_000
 const settings = document.body.dataset
 const endpoint = new URL(settings.endpoint, document.baseURI).href
 const notice = document.getElementById("notice")
+const section = document.getElementById("uploader")
+let uppy = null
 
 /** Put an element into the head and wait until what it names is there. */
 function load(tag, attributes) {
@@ -45,22 +48,46 @@ function giveUp(error) {
   notice.replaceChildren(...lines.flatMap((line, index) => (index ? [document.createElement("br"), line] : [line])))
 }
 
+/** Return what this page is uploading. */
+function sending() {
+  return uppy ? underWay(uppy) : []
+}
+
+/** Offer the uploader where a file could be sent; files that are in it stay in sight. */
+function offerUploader() {
+  section.hidden = !access.ready && !uppy?.getFiles().length
+}
+
 document.getElementById("endpoint").textContent = endpoint
-let uploading = () => false
-const recent = new RecentUploads({ busy: () => uploading() })
+const access = new Access({
+  needed: settings.token === "true",
+  onChange: () => {
+    offerUploader()
+    recent.clear()
+  },
+})
+const recent = new RecentUploads({ access, sending, cancel: (fileId) => uppy.removeFile(fileId) })
+offerUploader()
 recent.refresh()
+addEventListener("beforeunload", (event) => {
+  if (sending().length) {
+    // The browser asks whether to leave, in words of its own.
+    event.preventDefault()
+  }
+})
 
 try {
   const library = await loadUppy()
   notice.remove()
-  const uppy = startUploader(library, {
+  uppy = startUploader(library, {
     target: "#uploader",
     endpoint,
     maxSize: Number(settings.maxSize) || null,
     parallel: settings.parallel === "true",
+    access,
     onChange: () => recent.refresh(),
+    onProgress: () => recent.show(),
   })
-  uploading = () => Object.keys(uppy.getState().currentUploads).length > 0
 } catch (error) {
   giveUp(error)
 }

@@ -1,86 +1,48 @@
-// The list of recent uploads. It asks again for as long as something moves, ever less often while
-// nothing changes, and not at all while nobody looks.
+// The list of recent uploads: what the server says, and what this page is sending just now, byte by byte.
+// The server is asked again for as long as something moves, ever less often while nothing changes, and
+// not at all while nobody looks.
+import { problemOf } from "./access.js"
+import { isReceiving, nameOf, Row } from "./rows.js"
 
-const LIST_URL = "api/v1/uploads?limit=20"
+const API_URL = "api/v1/uploads"
 const SOONEST_MS = 1000
 const LATEST_MS = 15_000
+/** The server makes known how far an upload is at least this often. */
+const RECEIVING_MS = 5000
 const SLOWER = 1.5
+const EMPTY = "Nothing here yet."
 const MOVING = new Set(["created", "uploading", "completed", "transferring"])
-const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"]
-const MOMENT = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" })
 
-/** Answer a number of bytes for people. */
-export function formatBytes(count) {
-  if (count === null) {
-    return "unknown"
+/** Lay what this page knows of an upload upon what the server says. */
+function merged(upload, own) {
+  if (!own || !isReceiving(upload)) {
+    return upload
   }
-  const power = Math.min(UNITS.length - 1, Math.floor(Math.log2(Math.max(count, 1)) / 10))
-  const value = count / 2 ** (10 * power)
-  return `${value.toLocaleString(undefined, { maximumFractionDigits: power && value < 100 ? 1 : 0 })} ${UNITS[power]}`
+  return { ...upload, fileId: own.fileId, state: own.state, offset: Math.max(upload.offset, own.offset) }
 }
 
-/** Build an element with properties and children. */
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties)
-  element.append(...children)
-  return element
-}
-
-function nameOf(upload) {
-  return upload.filename || upload.id
-}
-
-/** The name, which leads to the bytes as soon as they can be had. */
-function nameCell(upload) {
-  const name = nameOf(upload)
-  return make("th", { scope: "row" }, upload.download_url ? make("a", { href: `download/${upload.id}` }, name) : name)
-}
-
-function stateCell(upload) {
-  const badge = make("span", { className: "state" }, upload.state.replaceAll("_", " "))
-  badge.dataset.state = upload.state
-  const cell = make("td", {}, badge)
-  if (upload.state === "uploading" && upload.length) {
-    const done = `${Math.floor((100 * upload.offset) / upload.length)} %`
-    badge.append(` ${done}`)
-    const bar = make("progress", { max: upload.length, value: upload.offset }, done)
-    bar.setAttribute("aria-label", nameOf(upload))
-    cell.append(bar)
-  }
-  return cell
-}
-
-function timeCell(upload) {
-  const text = MOMENT.format(new Date(upload.created_at))
-  return make("td", {}, make("time", { dateTime: upload.created_at }, text))
-}
-
-/** Fill the row of an upload. */
-function fill(row, upload) {
-  const size = make("td", { className: "number" }, formatBytes(upload.length))
-  row.replaceChildren(nameCell(upload), size, stateCell(upload), timeCell(upload))
-}
-
-/** Tell why the list is not there. */
-async function problemOf(response) {
-  const problem = await response.json().catch(() => ({}))
-  return `The list could not be loaded: ${problem.detail || `status ${response.status}`}`
-}
-
-/** Keeps the table of the page up to date; `busy` tells whether this page is uploading. */
+/** Keeps the table of the page up to date. */
 export class RecentUploads {
   #table = document.getElementById("recent")
+  #title = document.getElementById("recent-title")
   #note = document.getElementById("recent-note")
+  #problem = document.getElementById("recent-problem")
   #news = document.getElementById("news")
   #rows = new Map()
+  #uploads = null
   #states = null
-  #busy
+  #access
+  #sending
+  #cancel
   #delay = SOONEST_MS
   #timer
   #asking
 
-  constructor({ busy }) {
-    this.#busy = busy
+  /** `sending()` returns what this page is uploading; `cancel(fileId)` ends one of these. */
+  constructor({ access, sending, cancel }) {
+    this.#access = access
+    this.#sending = sending
+    this.#cancel = cancel
     document.addEventListener("visibilitychange", () => this.refresh())
   }
 
@@ -90,10 +52,23 @@ export class RecentUploads {
     this.#ask()
   }
 
+  /** Forget everything: somebody else is looking. */
+  clear() {
+    this.#uploads = null
+    this.#states = null
+    this.#complain("")
+    this.show()
+    this.refresh()
+  }
+
   async #ask() {
     clearTimeout(this.#timer)
     this.#asking?.abort()
     if (document.hidden) {
+      return
+    }
+    if (!this.#access.ready) {
+      this.#say("With a token you see your uploads here.")
       return
     }
     const asking = new AbortController()
@@ -109,18 +84,26 @@ export class RecentUploads {
     }
   }
 
-  /** Show what the server answers; tell whether to ask again. */
+  /** Show what the server answers; return whether to ask again. */
   async #load(signal) {
-    const response = await fetch(LIST_URL, { signal, cache: "no-store" })
+    const response = await this.#access.fetch(`${API_URL}?limit=20`, { signal, cache: "no-store" })
+    if (response.status === 401 && !this.#access.ready) {
+      return false
+    }
     if (!response.ok) {
-      this.#say(await problemOf(response))
+      this.#say(`The list could not be loaded: ${await problemOf(response)}`)
       return response.status >= 500
     }
-    const { uploads } = await response.json()
-    if (this.#show(uploads)) {
+    this.#uploads = (await response.json()).uploads
+    const changed = this.show()
+    this.#say(this.#rows.size ? "" : EMPTY)
+    if (changed) {
       this.#delay = SOONEST_MS
+    } else if (this.#uploads.some(isReceiving)) {
+      this.#delay = Math.min(this.#delay, RECEIVING_MS)
     }
-    return this.#busy() || uploads.some((upload) => MOVING.has(upload.state))
+    this.#announce()
+    return this.#sending().length > 0 || this.#uploads.some(({ state }) => MOVING.has(state))
   }
 
   #schedule(again) {
@@ -135,53 +118,138 @@ export class RecentUploads {
     this.#note.hidden = !text
   }
 
-  /** Bring the rows in line with the uploads, touching only what differs; tell whether anything did. */
-  #show(uploads) {
+  #complain(text) {
+    this.#problem.textContent = text
+    this.#problem.hidden = !text
+  }
+
+  /** Bring the rows in line with what is known, touching only what differs; return whether anything did. */
+  show() {
+    const uploads = this.#all()
     const known = this.#rows
     this.#rows = new Map()
     let changed = known.size !== uploads.length
-    const rows = uploads.map((upload) => {
-      const content = JSON.stringify(upload)
-      const { row, seen } = known.get(upload.id) ?? { row: make("tr", {}) }
-      if (seen !== content) {
-        fill(row, upload)
-        changed = true
-      }
-      this.#rows.set(upload.id, { row, seen: content })
-      return row
+    const elements = uploads.map((upload) => {
+      const row = known.get(upload.id) ?? new Row({ download: this.#download, remove: this.#remove })
+      changed = row.update(upload) || changed
+      this.#rows.set(upload.id, row)
+      return row.element
     })
     if (changed) {
-      this.#place(rows)
-      this.#announce(uploads)
+      this.#place(elements)
     }
     this.#table.hidden = !uploads.length
-    this.#say(uploads.length ? "" : "Nothing here yet.")
+    if (uploads.length && this.#note.textContent === EMPTY) {
+      this.#say("")
+    }
     return changed
   }
 
+  /** What the server has told of, preceded by what it does not list yet. */
+  #all() {
+    const uploads = this.#uploads ?? []
+    const sending = new Map(this.#sending().map((own) => [own.id, own]))
+    const listed = uploads.map((upload) => merged(upload, sending.get(upload.id)))
+    for (const { id } of uploads) {
+      sending.delete(id)
+    }
+    return [...sending.values(), ...listed]
+  }
+
   /** Put the rows in order; one that stays where it is keeps the focus. */
-  #place(rows) {
+  #place(elements) {
     const body = this.#table.tBodies[0]
-    const wanted = new Set(rows)
-    for (const row of [...body.rows]) {
-      if (!wanted.has(row)) {
-        row.remove()
+    const wanted = new Set(elements)
+    for (const element of [...body.rows]) {
+      if (!wanted.has(element)) {
+        if (element.contains(document.activeElement)) {
+          this.#title.focus()
+        }
+        element.remove()
       }
     }
-    rows.forEach((row, index) => {
-      if (body.rows[index] !== row) {
-        body.insertBefore(row, body.rows[index] ?? null)
+    elements.forEach((element, index) => {
+      if (body.rows[index] !== element) {
+        body.insertBefore(element, body.rows[index] ?? null)
       }
     })
   }
 
   /** Tell those who do not see the table what has been stored. */
-  #announce(uploads) {
+  #announce() {
     const before = this.#states
-    const stored = uploads.filter(({ id, state }) => state === "stored" && before?.get(id) !== "stored")
+    const stored = this.#uploads.filter(({ id, state }) => state === "stored" && before?.get(id) !== "stored")
     if (before && stored.length) {
       this.#news.textContent = `Stored: ${stored.map(nameOf).join(", ")}`
     }
-    this.#states = new Map(uploads.map(({ id, state }) => [id, state]))
+    this.#states = new Map(this.#uploads.map(({ id, state }) => [id, state]))
+  }
+
+  // --- what the buttons and links do ---
+
+  #remove = async (upload) => {
+    const name = nameOf(upload)
+    const receiving = isReceiving(upload)
+    const question = receiving
+      ? `Cancel the upload of “${name}”? What has arrived of it is deleted.`
+      : `Delete “${name}”? It cannot be brought back.`
+    if (!confirm(question)) {
+      return
+    }
+    this.#complain("")
+    if (upload.fileId) {
+      this.#cancel(upload.fileId)
+      this.#news.textContent = `Cancelled: ${name}`
+      return
+    }
+    await this.#attempt(async () => {
+      const response = await this.#access.fetch(`${API_URL}/${upload.id}`, { method: "DELETE" })
+      if (response.ok || response.status === 404) {
+        this.#news.textContent = `${receiving ? "Cancelled" : "Deleted"}: ${name}`
+      } else {
+        this.#complain(`${name} was not deleted: ${await problemOf(response)}`)
+      }
+    })
+    this.refresh()
+  }
+
+  /** A link sends no token, so that with one the page has to fetch the bytes. */
+  #download = async (upload, event) => {
+    if (!this.#access.headers.Authorization) {
+      return
+    }
+    event.preventDefault()
+    this.#complain("")
+    await this.#attempt(async () => {
+      const response = await this.#access.fetch(`download/${upload.id}?redirect=0`)
+      if (response.ok) {
+        await save(response, nameOf(upload))
+      } else {
+        this.#complain(`${nameOf(upload)} could not be downloaded: ${await problemOf(response)}`)
+      }
+    })
+  }
+
+  async #attempt(action) {
+    try {
+      await action()
+    } catch {
+      this.#complain("The server does not answer; try again.")
+    }
+  }
+}
+
+/** Save the bytes of an answer, or those at the URL of the store that it names, which needs no token. */
+async function save(response, name) {
+  const elsewhere = response.headers.get("Location")
+  const url = elsewhere ?? URL.createObjectURL(await response.blob())
+  const link = Object.assign(document.createElement("a"), { href: url, download: name })
+  if (elsewhere) {
+    Object.assign(link, { target: "_blank", rel: "noopener noreferrer" })
+  }
+  link.click()
+  if (!elsewhere) {
+    // The browser has begun to save by then; the bytes are held until the URL is given back.
+    setTimeout(() => URL.revokeObjectURL(url), 60_000)
   }
 }

@@ -55,7 +55,7 @@ class ServerConfig(Section):
     )
     page: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="upload page at /; auto: with auth.mode = none on loopback; it knows of no tokens",
+        description="upload page at /, with a field for tokens under auth.mode = jwt; auto: with none on loopback",
     )
     public_url: OptionalHttpUrl = Field(
         default=None,
