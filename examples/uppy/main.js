@@ -1,5 +1,6 @@
 import Uppy from "@uppy/core"
 import Dashboard from "@uppy/dashboard"
+import GoldenRetriever from "@uppy/golden-retriever"
 import Tus from "@uppy/tus"
 import "@uppy/core/css/style.min.css"
 import "@uppy/dashboard/css/style.min.css"
@@ -12,6 +13,8 @@ document.getElementById("endpoint").textContent = endpoint
 
 new Uppy()
   .use(Dashboard, { inline: true, target: "#uppy", theme: "auto" })
+  // Keeps the chosen files in the browser: after a reload or a crash they are there again.
+  .use(GoldenRetriever)
   .use(Tus, {
     endpoint,
     // Waits between the tries of a request that failed. The URL of an unfinished upload is kept in

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +14,18 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from tests.support.browser import REBOUND_NAME, WAIT_MS, Complaints, button, finished, row_of, start, static_server
+from tests.support.browser import (
+    REBOUND_NAME,
+    WAIT_MS,
+    Complaints,
+    add,
+    button,
+    finished,
+    press_upload,
+    row_of,
+    start,
+    static_server,
+)
 from tests.support.cutting_proxy import CuttingProxy, Request, Stall
 from tests.support.files import download, files_under, sha256_of
 from tests.support.nginx import MAIN
@@ -341,23 +354,58 @@ def test_cancelling_deletes_the_upload_at_the_server(
         assert request(server.port, "HEAD", target).status == 404
 
 
-def test_after_a_reload_the_same_file_goes_on_from_its_offset(
+KEPT = """() => new Promise((resolve) => {
+    const opened = indexedDB.open("uppy-blobs")
+    opened.onsuccess = () => {
+        const counted = opened.result.transaction("files").objectStore("files").count()
+        counted.onsuccess = () => { opened.result.close(); resolve(counted.result) }
+    }
+})"""
+"""How many files Golden Retriever has put away."""
+
+
+def test_after_a_reload_the_file_is_there_again_and_goes_on_from_its_offset(
     page: Page, open_example: OpenExample, start_server: StartServer, make_file
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
     server = start_server(WELCOME)
     with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
         open_example(proxy.url)
-        start(page, path)
+        add(page, path)
+        wait_until(lambda: page.evaluate(KEPT) == 1, deadline=60, what="the file is kept in the browser")
+        press_upload(page)
         proxy.wait_struck()
         before = len(proxy.requests)
         page.reload()
-        start(page, path)
+        press_upload(page)  # without choosing the file again
         finished(page)
 
         assert resumed(proxy.requests[before:]) > 0
         assert len(proxy.of("POST")) == 1
         assert stored_sha256(server, 1) == {sha256}
+
+
+def test_npm_start_serves_the_example_without_a_terminal(
+    page: Page, complaints: Complaints, start_server: StartServer, make_file, tmp_path: Path
+) -> None:
+    """A watching esbuild ends with its standard input, which a service or a script closes."""
+    npm = require_tool("npm", install="apt-get install npm")
+    require_tool("esbuild", at=EXAMPLE / "node_modules" / ".bin" / "esbuild", install="npm ci --prefix examples/uppy")
+    path, sha256 = make_file("small.bin", 100_000)
+    port = free_port()
+    server = start_server({"cors": {"allow_origins": [f"http://{LOOPBACK}:{port}"]}})
+    command = [npm, "start", "--prefix", EXAMPLE, "--", f"--serve={LOOPBACK}:{port}"]
+    with Child(command, log=tmp_path / "npm.log") as started:
+        started.wait_ready(lambda: is_listening(port), deadline=60, what="the example is served")
+        page.goto(f"http://{LOOPBACK}:{port}/?{urlencode({'endpoint': server.url})}")
+        start(page, path)
+        expect(page.get_by_text("1 uploaded")).to_be_visible(timeout=WAIT_MS)
+        assert started.running
+        os.killpg(started.pid, signal.SIGTERM)  # as Ctrl-C does: npm does not pass signals on
+        wait_until(lambda: not is_listening(port), deadline=60, what="it has ended")
+
+    assert stored_sha256(server, 1) == {sha256}
+    assert complaints.lines == []
 
 
 def test_a_refused_file_shows_what_the_server_says(
