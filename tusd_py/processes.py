@@ -157,11 +157,15 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     problems = await readiness.problems()
-    free = float(shutil.disk_usage(config.staging_directory).free)
+    disk = shutil.disk_usage(config.staging_directory)
     gauges: list[Metric] = [
         build_info(__version__),
         *await asyncio.to_thread(process_metrics, os.getppid()),
-        GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", free),
+        GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", disk.free),
+        GaugeMetricFamily("tusd_staging_size_bytes", "Size of the staging disk.", disk.total),
+        GaugeMetricFamily(
+            "tusd_staging_reserve_bytes", "Space that uploads leave free (staging.reserve).", config.staging.reserve
+        ),
         *readiness_gauges(problems, ready=readiness.is_ready(problems)),
     ]
     # What the processes counted is worth seeing above all while the database is away.
