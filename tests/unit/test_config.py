@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from tusd_py.config import Config, ProfileConfig, load_config
 from tusd_py.config.checks import cross_problems, is_loopback, warnings
+from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.example import render_example
 from tusd_py.config.render import MASK, render_effective
 from tusd_py.config.sections import ProfileObjectParameters
@@ -178,7 +179,101 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path: Path) -> None:
     ],
 )
 def test_an_unknown_key_is_named(write: Files, text: str, key: str) -> None:
-    assert problems_of(write(text)) == [f"{key}: unknown key"]
+    (problem,) = problems_of(write(text))
+
+    assert problem.startswith(f"{key}: unknown key")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[servre]\nport = 1", "server"),
+        ("port = 1", "server.port or operations.port"),
+        ("[server]\nprot = 1", "server.port"),
+        ("[storage.s3.client]\ntimeout = 1", "storage.s3.client.read_timeout"),
+        ("[storage.s3.object_parameters]\nCacheControl = 'x'", "storage.s3.object_parameters.cache_control"),
+        ("[profiles.photos]\nperm_downlaod = 'owner'", "profiles.photos.perm_download"),
+    ],
+)
+def test_the_nearest_key_is_suggested(write: Files, text: str, meant: str) -> None:
+    (problem,) = problems_of(write(text))
+
+    assert problem.endswith(f": unknown key; did you mean {meant}?")
+
+
+def test_what_is_like_no_key_gets_no_suggestion(write: Files) -> None:
+    assert problems_of(write("[server]\nxyzzy = 1")) == ["server.xyzzy: unknown key"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("TUSD_SERVER__PROT", "server.prot: unknown key (from the environment: TUSD_SERVER__PROT)"),
+        ("tusd_server__prot", "server.prot: unknown key (from the environment: tusd_server__prot)"),
+    ],
+)
+def test_an_unknown_key_says_that_it_is_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, name: str, problem: str
+) -> None:
+    monkeypatch.setenv(name, "1")
+
+    assert problems_of(None) == [f"{problem}; did you mean server.port?"]
+
+
+@pytest.mark.parametrize("name", ["TUSD_SERVER_PORT", "TUSD_SERVRE__PORT"])
+def test_the_nearest_variable_is_suggested(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+
+    (problem,) = problems_of(None)
+
+    assert problem.endswith("; did you mean TUSD_SERVER__PORT?")
+
+
+# --- the DSN -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:p@h/d",
+        "postgres://h",
+        "postgresql:///d?host=%2Frun%2Fpostgresql&port=5433",
+        "postgresql://tusd@/postgres?host=/srv/data&port=5432",
+        "postgresql://u:%40%3A%2F%23%3F%25@h:5432/d?sslmode=require",
+        "postgresql://u:p:q@[::1]:5432,h2:5433/d?target_session_attrs=read-write&application_name=a@b",
+    ],
+)
+def test_a_sound_dsn_is_accepted(dsn: str) -> None:
+    assert dsn_problem(dsn) is None
+
+
+@pytest.mark.parametrize("character", "@/#?[]%")
+def test_a_password_that_is_not_escaped_is_refused_without_showing_it(write: Files, character: str) -> None:
+    dsn = f"postgresql://user:hush{character}zzhush@host/database"
+
+    (problem,) = problems_of(write(f"[database]\ndsn = '{dsn}'"))
+
+    assert problem.startswith("database.dsn: has a character in its user or password that must be escaped: ")
+    assert "hush" not in problem
+
+
+@pytest.mark.parametrize(
+    ("dsn", "problem"),
+    [
+        ("mysql://u:p@h/d", 'begins with "mysql://"; only PostgreSQL is supported: write postgresql://'),
+        ("postgresql+asyncpg://u:p@h/d", 'begins with "postgresql+asyncpg://"; only PostgreSQL'),
+        ("host=h dbname=d password=hush", "is no URL; write postgresql://"),
+        ("hush", "is no URL; write postgresql://"),
+        ("postgresql://h:port/d", "cannot be read; write postgresql://"),
+        ("postgresql://h/d?sslmode", "cannot be read; write postgresql://"),
+    ],
+)
+@pytest.mark.parametrize("key", ["dsn", "listen_dsn"])
+def test_another_dsn_is_refused(write: Files, key: str, dsn: str, problem: str) -> None:
+    (found,) = problems_of(write(f"[database]\n{key} = '{dsn}'"))
+
+    assert found.startswith(f"database.{key}: {problem}")
+    assert "hush" not in found
 
 
 @pytest.mark.parametrize(
@@ -461,7 +556,7 @@ def secretive(write: Files) -> Config:
     mode = "jwt"
     jwt.secret = "{SECRET}"
     [database]
-    dsn = "{SECRET}"
+    dsn = "postgresql://user:{SECRET}@host/database"
     [storage.s3]
     access_key = "{SECRET}"
     secret_key = "{SECRET}"

@@ -7,6 +7,7 @@ import re
 import string
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.s3_checks import s3_connections, s3_problems, s3_warnings
 
 if TYPE_CHECKING:
@@ -184,6 +185,12 @@ def _overlap(host: str, other: str) -> bool:
     return "localhost" in {host, other} and is_loopback(host) and is_loopback(other)
 
 
+def _database(config: Config) -> Iterator[str]:
+    for key, dsn in (("dsn", config.database.dsn), ("listen_dsn", config.database.listen_dsn)):
+        if dsn is not None and (problem := dsn_problem(dsn.get_secret_value())):
+            yield f"database.{key}: {problem}"
+
+
 def _transfer(config: Config) -> Iterator[str]:
     if config.transfer.retry_delay > config.transfer.retry_max_delay:
         yield "transfer.retry_delay: is longer than retry_max_delay"
@@ -196,6 +203,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"storage"}), _storage),
     (frozenset({"storage", "transfer"}), s3_connections),
     (frozenset({"server", "operations"}), _listeners),
+    (frozenset({"database"}), _database),
     (frozenset({"transfer"}), _transfer),
 )
 """Every check with the sections it looks at."""

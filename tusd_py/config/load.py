@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -44,6 +44,7 @@ from tusd_py.config.sections import (
     TransferConfig,
     TusConfig,
 )
+from tusd_py.config.suggest import did_you_mean, keys, nearest_text, section_of
 from tusd_py.errors import ConfigError
 from tusd_py.protocol.upload import DEFAULT_PROFILE
 
@@ -198,8 +199,9 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 def _unknown_environment() -> list[str]:
     # pydantic-settings reads only the variables it knows, in any case, and is silent about the others.
+    variables = [_variable(path) for path in keys(Config)]
     return [
-        f"environment: {name} names no key (sections: {', '.join(Config.model_fields)})"
+        f"environment: {name} names no key{nearest_text(name.upper(), variables) or _all_sections()}"
         for name in sorted(os.environ)
         if name.upper().startswith(ENV_PREFIX)
         and name not in RESERVED_ENV
@@ -210,22 +212,28 @@ def _unknown_environment() -> list[str]:
 def _may_name_a_key(steps: list[str]) -> bool:
     """Tell whether the model itself will look at this variable, and refuse it if it must."""
     known = Config.model_fields.get(steps[0])
-    return known is not None and (len(steps) == 1 or _is_section(known.annotation))
+    return known is not None and (len(steps) == 1 or section_of(known.annotation) is not None)
 
 
-def _is_section(annotation: object) -> bool:
-    """Tell whether there are keys below: a section, or a table of sections by name."""
-    if get_origin(annotation) is dict:
-        return _is_section(get_args(annotation)[1])
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+def _variable(path: Sequence[str]) -> str:
+    return ENV_PREFIX + ENV_DELIMITER.join(path).upper()
+
+
+def _all_sections() -> str:
+    return f" (sections: {', '.join(Config.model_fields)})"
 
 
 def _validation_problems(error: ValidationError) -> list[str]:
     problems = []
     for problem in error.errors(include_url=False, include_context=False):
-        path = ".".join(str(step) for step in problem["loc"] if not str(step).startswith("function-"))
+        path = [str(step) for step in problem["loc"] if not str(step).startswith("function-")]
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            message = "unknown key"
-        problems.append(f"{path}: {message}")
+            message = f"unknown key{_from_environment(path)}{did_you_mean(Config, path)}"
+        problems.append(f"{'.'.join(path)}: {message}")
     return problems
+
+
+def _from_environment(path: Sequence[str]) -> str:
+    variable = _variable(path)
+    return next((f" (from the environment: {name})" for name in os.environ if name.upper() == variable), "")
