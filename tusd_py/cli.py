@@ -17,7 +17,7 @@ from uuid import UUID
 from tusd_py import __version__
 from tusd_py.config import Config, load_config
 from tusd_py.config.units import parse_duration
-from tusd_py.errors import ConfigError, TusdError
+from tusd_py.errors import ConfigError, DatabaseUnavailable, TusdError
 from tusd_py.protocol.upload import StagingId, UploadId
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
         sub.add_argument("--data-dir", type=Path, metavar="DIR", help="everything that is kept")
         if name == "check-config":
+            sub.add_argument("--quiet", action="store_true", help="print problems only: no configuration, no warning")
             sub.add_argument(
                 "--connect", action="store_true", help="try the database, the staging disk and every right in the store"
             )
@@ -123,8 +124,13 @@ def worker(options: argparse.Namespace) -> int:
     configure_logging(config.logging)
     _warn(config)
     with _database(config) as usable:
+        from tusd_py.app import database_dsn
+        from tusd_py.database.rights import check_rights
         from tusd_py.processes import run_worker
 
+        # One that is away comes back, and the worker waits for it.
+        with contextlib.suppress(DatabaseUnavailable):
+            asyncio.run(check_rights(database_dsn(usable)))
         run_worker(usable, ready=lambda: None)
     return OK
 
@@ -231,19 +237,23 @@ def check_config(options: argparse.Namespace) -> int:
 
     config = configuration(options)
     configure_logging(config.logging)
-    for warning in warnings(config):
+    for warning in () if options.quiet else warnings(config):
         print(f"tusd-py: warning: {warning}", file=sys.stderr)
     if options.connect:
         with _database(config) as usable:
-            return _connect(usable, options.timeout)
-    print(render_effective(config), end="")
+            return _connect(usable, options.timeout, quiet=options.quiet)
+    if not options.quiet:
+        print(render_effective(config), end="")
     return OK
 
 
-def _connect(config: Config, timeout_seconds: float) -> int:
+def _connect(config: Config, timeout_seconds: float, *, quiet: bool) -> int:
+    from tusd_py.ports import Outcome
     from tusd_py.preflight import run_checks
 
     def show(proof: Proof) -> None:
+        if quiet and proof.outcome is not Outcome.FAILED:
+            return
         print(f"{proof.outcome.value:<8}{proof.subject:<50}{proof.detail}".rstrip(), flush=True)
 
     return OK if asyncio.run(run_checks(config, show, timeout_seconds=timeout_seconds)) else USAGE

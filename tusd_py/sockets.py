@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from typing import Any
+from typing import Any, Final
 
 from tusd_py.errors import ConfigError
+
+MAX_PORT: Final = 65535
 
 
 def bind(host: str, port: int, section: str, *, alone: bool = True, shared: bool = True) -> socket.socket:
@@ -18,26 +21,61 @@ def bind(host: str, port: int, section: str, *, alone: bool = True, shared: bool
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        if alone and port:
+            _probe(family, address)
+        return _bound(family, address, shared=shared)
+    except OSError as error:
+        raise _problem(section, host, port, error) from error
+
+
+def bind_next_free(host: str, port: int, section: str, *, tries: int) -> socket.socket:
+    """Bind a socket of its own to the first of `tries` ports, from `port` on, that nobody uses.
+
+    Raises:
+        ConfigError: as `bind`; all of them are in use.
+    """
+    last = min(port + tries - 1, MAX_PORT)
+    for number in range(port, last):
+        try:
+            return bind(host, number, section, shared=False)
+        except ConfigError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EADDRINUSE):
+                raise
+    return bind(host, last, section, shared=False)
+
+
+def refuse_if_used(listening: socket.socket, section: str) -> None:
+    """Raise ConfigError if somebody else has come to listen where this one, which does not yet, is bound."""
+    host, port = listening.getsockname()[:2]
+    try:
+        _probe(listening.family, listening.getsockname())
+    except OSError as error:
+        raise _problem(section, host, port, error) from error
+
+
+def _bound(family: int, address: tuple[Any, ...], *, shared: bool) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if alone:
-            _refuse_if_used(family, address)
         if shared:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind(address)
         listening.setblocking(False)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError([f"{section}.port: cannot listen on {host}:{port}: {reason}"]) from error
+    except OSError:
+        listening.close()
+        raise
     return listening
 
 
-def _refuse_if_used(family: int, address: tuple[Any, ...]) -> None:
-    """Raise OSError if somebody else listens there: SO_REUSEPORT would share the port with them."""
-    if address[1]:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+def _probe(family: int, address: tuple[Any, ...]) -> None:
+    """Raise OSError if somebody listens there: SO_REUSEPORT would share the port with them."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+
+
+def _problem(section: str, host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError([f"{section}.port: cannot listen on {host}:{port}: {error.strerror or error}"])
 
 
 def origin_of(listening: socket.socket) -> str:

@@ -32,7 +32,7 @@ from tusd_py.errors import ConfigError, TusdError
 from tusd_py.greeting import greeting_of
 from tusd_py.notify import notify_service_manager
 from tusd_py.process_identity import NAME_PREFIX, unique_name
-from tusd_py.sockets import bind, origin_of
+from tusd_py.sockets import bind, bind_next_free, origin_of, refuse_if_used
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -47,6 +47,9 @@ WATCH_SECONDS: Final = 0.5
 BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 POSTGRES_PAUSE_SECONDS: Final = 1.0
 STABLE_SECONDS: Final = 30.0
+EARLY_DEATHS: Final = 5
+"""So often a child may be killed before the server is ready; then the start has failed."""
+OPERATIONS_PORTS: Final = 100
 KEPT_NAMES: Final = 100
 """Of dead children: a successor may die before it has released their jobs."""
 GRACE_SECONDS: Final = 5.0
@@ -75,6 +78,8 @@ class Child:
     ready: bool = False
     started_at: float = 0.0
     failures: int = 0
+    hopeless: bool = False
+    """It ended in such a way that a start does not wait for another try."""
     restart_at: float | None = None
     ready_fd: int = -1
     sockets: list[socket.socket] = field(default_factory=list)
@@ -99,15 +104,16 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT; answer the exit status."""
         self._prepare_directories()
         self._take_data_dir()
-        self._start_database()
+        # Before the database: a start that cannot succeed should not run a recovery first.
+        self._bind()
         try:
-            self._migrate()
-            self._bind()
+            self._with_database(self._migrate)
+            self._refuse_taken_ports()
             self._metrics_dir = fresh_metrics_dir(self._config.data_dir)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics_dir
             # Only now: the children take what these import, and the variable must be set before.
             self._children = self._plan()
-            self._identify_staging()
+            self._with_database(self._identify_staging)
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
             for child in self._children:
                 self._spawn(child)
@@ -134,12 +140,29 @@ class Supervisor:
             reason = "another server runs on this directory; give each a data_dir of its own"
             log.warning("data_dir_in_use", data_dir=str(self._config.data_dir), reason=reason)
 
-    def _start_database(self) -> None:
-        if self._config.database.dsn is not None:
-            return
-        from tusd_py.embedded_postgres import EmbeddedPostgres
+    def _with_database(self, step: Callable[[], None]) -> None:
+        """Do a step of the start; once more if the embedded server was killed meanwhile."""
+        for left in reversed(range(EARLY_DEATHS + 1)):
+            self._start_database()
+            try:
+                step()
+            except TusdError as error:
+                if self._postgres is None or self._postgres.running() or not left:
+                    raise
+                log.error("embedded_postgres_died", reason=str(error))  # noqa: TRY400
+                time.sleep(POSTGRES_PAUSE_SECONDS)
+            else:
+                return
 
-        self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres", max_connections=self._connections())
+    def _start_database(self) -> None:
+        if self._postgres is None:
+            if self._config.database.dsn is not None:
+                return
+            from tusd_py.embedded_postgres import EmbeddedPostgres
+
+            self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres", max_connections=self._connections())
+        if self._postgres.running():
+            return
         self._postgres.start()
         self._config = with_dsn(self._config, self._postgres.dsn)
         log.info("embedded_postgres_started", owned=self._postgres.owned)
@@ -151,11 +174,15 @@ class Supervisor:
         return max(60, http + others)
 
     def _migrate(self) -> None:
-        if not self._config.database.migrate_at_start or self._config.database.dsn is None:
-            return
         from tusd_py.database.migrate import migrate
+        from tusd_py.database.rights import check_rights
 
-        asyncio.run(migrate(self._config.database.dsn.get_secret_value()))
+        if self._config.database.dsn is None:
+            return
+        dsn = self._config.database.dsn.get_secret_value()
+        if self._config.database.migrate_at_start:
+            asyncio.run(migrate(dsn))
+        asyncio.run(check_rights(dsn))
 
     def _bind(self) -> None:
         server, operations = self._config.server, self._config.operations
@@ -164,8 +191,21 @@ class Supervisor:
         more = [bind(server.host, port, "server", alone=False) for _ in range(server.processes - 1)]
         self._public = [first, *more]
         if operations.enabled:
-            self._operations = bind(operations.host, self._config.operations_port, "operations", shared=False)
+            wanted = self._config.operations_port
+            # Without a configured one any port will do: two servers side by side are no mistake.
+            tries = 1 if operations.port is not None else OPERATIONS_PORTS
+            self._operations = bind_next_free(operations.host, wanted, "operations", tries=tries)
+            taken = self._operations.getsockname()[1]
+            if wanted not in {0, taken}:
+                reason = "the next port is used; set operations.port to choose one"
+                log.warning("operations_port_in_use", port=wanted, used=taken, reason=reason)
         self._sockets = [*self._public, *([self._operations] if self._operations else [])]
+
+    def _refuse_taken_ports(self) -> None:
+        # Another server that started with us may have bound the same port before either of us listened.
+        refuse_if_used(self._public[0], "server")
+        if self._operations is not None:
+            refuse_if_used(self._operations, "operations")
 
     def _plan(self) -> list[Child]:
         from tusd_py import processes
@@ -256,8 +296,8 @@ class Supervisor:
                 log.info("stopping", signal=signal.Signals(received.si_signo).name)
                 return 0
             self._reap()
-            if not self._announced and any(child.failures for child in self._children):
-                log.error("start_failed", children=[child.name for child in self._children if child.failures])
+            if not self._announced and (failed := [child.name for child in self._children if child.hopeless]):
+                log.error("start_failed", children=failed)
                 return 1
             self._look_at_ready()
             self._restart_due()
@@ -279,6 +319,8 @@ class Supervisor:
     def _bury(self, child: Child, status: int) -> None:
         lived = time.monotonic() - child.started_at
         child.failures = 1 if lived > STABLE_SECONDS else child.failures + 1
+        # Who ends by himself has said why, and would do it again; who is killed may fare better next time.
+        child.hopeless = os.waitstatus_to_exitcode(status) >= 0 or child.failures > EARLY_DEATHS
         delay = BACKOFF_SECONDS[min(child.failures, len(BACKOFF_SECONDS)) - 1]
         log.error(
             "child_died",

@@ -22,6 +22,7 @@ import asyncpg
 import structlog
 
 from tusd_py.database.pool import translated_errors
+from tusd_py.database.refusals import explained_refusals
 from tusd_py.errors import MigrationError
 
 log = structlog.get_logger(__name__)
@@ -115,9 +116,10 @@ async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: f
     Raises:
         MigrationError: see `pending`; or a statement failed, and its file was rolled back.
         DatabaseUnavailable: the database cannot be reached.
+        ConfigError: it refuses the login, or the user lacks a right.
     """
     known = load_migrations(directory)
-    with translated_errors():
+    with translated_errors(), explained_refusals():
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, timeout=10)
         try:
             if connection.get_server_version() < OLDEST_SERVER:
@@ -178,6 +180,8 @@ async def _apply_one(connection: asyncpg.Connection[asyncpg.Record], migration: 
             for statement in _statements(migration.sql):
                 await connection.execute(statement)
             await connection.execute(RECORD, migration.version, migration.name, migration.sha256, _ms(started))
+    except asyncpg.InsufficientPrivilegeError:
+        raise
     except asyncpg.PostgresError as error:
         outcome = "was rolled back" if whole else "may be half done; run it again"
         raise MigrationError(f"Migration {migration.name} failed and {outcome}: {error}") from error

@@ -41,6 +41,10 @@ UNAVAILABLE: Final = (
     asyncpg.TransactionRollbackError,
     # ALTER DATABASE … ALLOW_CONNECTIONS false, for as long as somebody mends it.
     asyncpg.ObjectNotInPrerequisiteStateError,
+    # A password that is being changed, a right that somebody took away: cured there, not by a restart here.
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
     *WITHOUT_SCHEMA,
 )
 """What a database that is away, starting, stopping, failing over or full answers, one that ended two

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -10,23 +9,16 @@ import asyncpg
 
 from tusd_py.database.migrate import APPLIED, LEDGER_EXISTS, OLDEST_SERVER, Migration, load_migrations, pending
 from tusd_py.database.pool import UNAVAILABLE
+from tusd_py.database.rights import RIGHTS, missing_grants, tables_of
 from tusd_py.errors import MigrationError
 from tusd_py.ports import Outcome, Proof, Provable
 
 if TYPE_CHECKING:
     from tusd_py.config import DatabaseConfig
 
-_RIGHTS: Final = "SELECT, INSERT, UPDATE, DELETE"
-MISSING_RIGHTS: Final = """
-SELECT name, string_agg(one, ', ') AS missing
-  FROM unnest($1::text[]) AS name, unnest(string_to_array($2, ', ')) AS one
- WHERE NOT has_table_privilege(name, one)
- GROUP BY name ORDER BY name
-"""
 MAY_CREATE: Final = "SELECT has_schema_privilege(current_schema(), 'CREATE')"
 WHERE: Final = "SELECT current_user || ' in ' || current_database() || '.' || coalesce(current_schema(), '-')"
 
-_TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.MULTILINE)
 _REFUSED: Final = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
@@ -108,13 +100,10 @@ async def _rights(
 ) -> Proof:
     if missing and not await connection.fetchval(MAY_CREATE):
         return Proof("database: rights", Outcome.FAILED, "GRANT CREATE on the schema, or migrate as its owner")
-    there = [migration for migration in known if migration not in missing]
-    tables = [name for migration in there for name in _TABLE.findall(migration.sql)]
-    lacking = await connection.fetch(MISSING_RIGHTS, tables, _RIGHTS)
-    if lacking:
-        grants = "; ".join(f"GRANT {row['missing']} ON {row['name']}" for row in lacking)
-        return Proof("database: rights", Outcome.FAILED, grants)
-    return Proof("database: rights", detail=f"{_RIGHTS} on {len(tables)} tables" if tables else "CREATE on the schema")
+    tables = tables_of(migration for migration in known if migration not in missing)
+    if lacking := await missing_grants(connection, tables):
+        return Proof("database: rights", Outcome.FAILED, "; ".join(lacking))
+    return Proof("database: rights", detail=f"{RIGHTS} on {len(tables)} tables" if tables else "CREATE on the schema")
 
 
 def _reason(error: Exception) -> str:
