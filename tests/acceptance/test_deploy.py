@@ -54,6 +54,8 @@ def test_every_alert_says_what_happened_and_what_to_do() -> None:
 # A server that is well, and per alert what is wrong with it. The first 30 minutes are healthy.
 HEALTHY = {
     'up{job="tusd_py", instance="a"}': "1+0x90",
+    'tusd_ready{instance="a"}': "1+0x90",
+    'tusd_degraded{instance="a", check="store"}': "0+0x90",
     'process_start_time_seconds{instance="a", process="http-1"}': "1000+0x90",
     'process_open_fds{instance="a", process="http-1"}': "100+0x90",
     'process_max_fds{instance="a", process="http-1"}': "1000+0x90",
@@ -77,6 +79,11 @@ HEALTHY = {
 }
 FAULTS = {
     "TusdDown": {'up{job="tusd_py", instance="a"}': "1+0x30 0+0x60"},
+    "TusdNotReady": {
+        'tusd_ready{instance="a"}': "1+0x30 0+0x60",
+        'tusd_degraded{instance="a", check="database"}': "0+0x30 1+0x60",
+    },
+    "TusdDegraded": {'tusd_degraded{instance="a", check="store"}': "0+0x30 1+0x60"},
     "TusdProcessRestarts": {'process_start_time_seconds{instance="a", process="http-1"}': "1000+0x30 1001+1x60"},
     "TusdErrors": {'tusd_requests_total{instance="a", method="PATCH", status="500"}': "0+0x30 0+20x60"},
     "TusdAcceptFailures": {'tusd_accept_failures_total{instance="a"}': "0+0x30 1+1x60"},
@@ -242,4 +249,4 @@ def _labels_of_result(expression: str) -> frozenset[str]:
     outermost = next((one for one in nodes if isinstance(one, promql_parser.AggregateExpr)), None)
     if outermost is not None:
         return frozenset(outermost.modifier.labels if outermost.modifier is not None else ())
-    return frozenset({"instance", "process", "state", "version", "python"})
+    return frozenset({"instance", "check", "process", "state", "version", "python"})
