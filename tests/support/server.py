@@ -61,8 +61,12 @@ class Server:
         *,
         env: Mapping[str, str] | None = None,
         data_dir: Path | None = None,
+        program: Path | None = None,
     ) -> None:
-        """Prepare a server under `directory`; its ports stay the same over restarts."""
+        """Prepare a server under `directory`; its ports stay the same over restarts.
+
+        `program` is the installed command, unless it is this environment's.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self.data_dir = data_dir or directory / "data"
         self.port = free_port()
@@ -71,7 +75,8 @@ class Server:
         self._seen: set[psutil.Process] = set()
         config_file = directory / "config.toml"
         config_file.write_text(to_toml(merged({"operations": {"port": self.operations_port}}, config or {})))
-        program = require_tool("tusd-py", at=Path(sys.executable).with_name("tusd-py"), install="pip install -e .")
+        here = Path(sys.executable).with_name("tusd-py")
+        program = program or require_tool("tusd-py", at=here, install="pip install -e .")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
         self.child = Child(
             [

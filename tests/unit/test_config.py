@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -478,6 +479,15 @@ def test_a_good_value_is_understood(write: Files, section: str, line: str, expec
 )
 def test_verify_tls_is_a_switch_or_a_file(write: Files, written: str, expected: object) -> None:
     assert load_config(write(f"[storage.s3]\nverify_tls = {written}")).storage.s3.verify_tls == expected
+
+
+def test_uvloop_is_refused_where_it_is_not_installed(write: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config(write('[server]\nevent_loop = "uvloop"')).server.event_loop == "uvloop"
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+
+    with pytest.raises(ConfigError, match=r"server\.event_loop: uvloop is not installed"):
+        load_config(write('[server]\nevent_loop = "uvloop"'))
+    assert load_config().server.event_loop == "auto"
 
 
 @given(st.integers(0, 2**63 - 1))

