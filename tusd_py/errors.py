@@ -199,6 +199,12 @@ class BadParameter(ProtocolError):
     code = "ERR_BAD_PARAMETER"
 
 
+class FormNotAccepted(ProtocolError):
+    """This address takes resumable uploads and no forms; see https://tus.io/implementations for clients."""
+
+    code, status = "ERR_FORM_NOT_ACCEPTED", 415
+
+
 class EmptyPatchLimit(ProtocolError):
     """Too many empty PATCH requests in a row on this upload; send bytes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -139,11 +140,49 @@ async def test_an_action_needs_every_byte_and_permission(guarded, action):
     assert (upload.committed_at, await guarded.count("jobs", upload, "transfer")) == (None, 0)
 
 
-async def test_operators_transfer_for_others_and_do_not_commit(guarded):
+async def test_operators_commit_and_transfer_for_others(guarded):
     path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
 
-    assert (await act(guarded, path, "commit", OPERATOR))[0] == 404
+    assert (await act(guarded, path, "commit", OPERATOR))[0] == 200
     assert (await act(guarded, path, "transfer", OPERATOR))[0] == 202
+    assert (await guarded.upload(path)).committed_at is not None
+
+
+async def test_what_waits_for_its_commit_says_when_it_expires(guarded):
+    path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
+    upload = await guarded.upload(path)
+
+    async def expires_at():
+        shown = await guarded.request("GET", f"/api/v1/uploads/{upload.id}", bearer())
+        return json.loads(shown.body)["expires_at"]
+
+    waiting = await expires_at()
+    await act(guarded, path, "commit", bearer())
+
+    uncommitted_after = guarded.web.config.cleanup.uncommitted_after
+    assert datetime.fromisoformat(waiting) == upload.completed_at + timedelta(seconds=uncommitted_after)
+    assert await expires_at() is None
+
+
+async def test_where_an_upload_is_stored_is_told_to_operators(guarded):
+    path = await guarded.create(5, BODY | bearer(), b"hello")
+    upload = await guarded.upload(path)
+
+    async def shown_to(headers):
+        response = await guarded.request("GET", f"/api/v1/uploads/{upload.id}", headers)
+        return json.loads(response.body)
+
+    staged = [(await shown_to(who))["location"] for who in (bearer(), OPERATOR)]
+    async with guarded.working():
+        await guarded.until_state(path, State.STORED)
+    owner, operator = await shown_to(bearer()), await shown_to(OPERATOR)
+
+    directory = str(guarded.web.config.store_directory)
+    assert staged == ["staging", "staging"]
+    assert owner["location"] == "store"
+    assert operator["location"] == {"backend": "filesystem", "directory": directory, "key": upload.object_key}
+    assert owner["owner"] == operator["owner"] == upload.owner == "ann"
+    assert owner["object_key"] == upload.object_key
 
 
 # --- transfer --------------------------------------------------------------------------------------

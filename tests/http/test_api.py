@@ -27,7 +27,9 @@ async def test_an_upload_is_shown_as_it_stands(served):
     assert shown | {"id": 0, "created_at": 0, "updated_at": 0, "expires_at": 0} == {
         "id": 0, "state": "uploading", "length": 5, "offset": 2, "filename": "a.txt", "content_type": None,
         "content_encoding": None, "content_language": None,
-        "profile": "default", "trigger": "complete", "location": "local", "download_url": None, "created_at": 0,
+        "profile": "default", "trigger": "complete", "owner": None, "metadata": {"filename": "a.txt"},
+        "object_key": (await served.upload(path)).object_key, "location": "staging", "download_url": None,
+        "created_at": 0,
         "updated_at": 0, "completed_at": None, "committed_at": None, "stored_at": None, "expires_at": 0, "sha256": None,
         "md5": None, "error": None, "transfer": None, "transfer_id": None, "attempts": 0, "bytes_transferred": 0,
         "last_error": None, "error_code": None, "next_attempt_at": None,
@@ -48,7 +50,11 @@ async def test_the_way_to_the_store_can_be_watched(served):
         await served.until_state(path, "stored")
     shown = await show(served, path)
 
-    assert (shown["state"], shown["attempts"], shown["location"]) == ("stored", 1, "remote")
+    assert (shown["state"], shown["attempts"]) == ("stored", 1)
+    # Without authentication everybody is an operator.
+    key = (await served.upload(path)).object_key
+    directory = str(served.web.config.store_directory)
+    assert shown["location"] == {"backend": "filesystem", "directory": directory, "key": key}
     assert shown["stored_at"] is not None
     assert (await served.request("GET", shown["download_url"], [])).body == b"hello"
 
@@ -89,6 +95,46 @@ async def test_pages_skip_none_of_the_uploads_of_one_moment(served):
         following = f"&after={page['next']}" if page["next"] else None
 
     assert sorted(found) == [0, 1, 2, 3, 4]
+
+
+async def test_metadata_is_shown_decoded(served):
+    metadata = "filename YS50eHQ=, title R3LDvMOfZQ==,flag,raw /w=="
+    path = await served.create(5, {"Upload-Metadata": metadata})
+
+    assert (await show(served, path))["metadata"] == {"filename": "a.txt", "title": "Grüße", "flag": "", "raw": None}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "query", "name"),
+    [
+        ("GET", "", "stat=stored", "stat"),
+        ("GET", "", "before=2026-01-01T00:00:00Z", "before"),
+        ("GET", "/{id}", "limit=1", "limit"),
+        ("GET", "/{id}/attempts", "wait=1", "wait"),
+        ("POST", "/{id}/commit", "force=1", "force"),
+        ("POST", "/{id}/transfer", "force=1", "force"),
+        ("DELETE", "/{id}", "forec=1", "forec"),
+    ],
+)
+async def test_an_unknown_parameter_is_refused_and_changes_nothing(served, method, path, query, name):
+    upload = await served.upload(await served.create(5, BODY, b"hello"))
+    url = f"/api/v1/uploads{path.format(id=upload.id)}?{query}"
+
+    response = await served.request(method, url, {"Content-Type": "application/json"})
+
+    problem = json.loads(response.body)
+    assert (response.status, problem["code"]) == (400, "ERR_BAD_PARAMETER")
+    assert name in problem["detail"]
+    after = await served.core.uploads.find(upload.id)
+    assert (after.state, after.committed_at) == (upload.state, None)
+
+
+async def test_downloads_take_whatever_parameters_a_link_has(served):
+    upload = await served.upload(await served.create(5, BODY, b"hello"))
+
+    response = await served.request("GET", f"/download/{upload.id}?utm_source=mail", [])
+
+    assert (response.status, response.body) == (200, b"hello")
 
 
 @pytest.mark.parametrize(

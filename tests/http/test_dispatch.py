@@ -325,3 +325,17 @@ async def test_a_transfer_coding_that_is_not_chunked_stores_nothing(served):
     assert response.status in {400, 415, 501}
     assert await served.offset(path) == 0
     await connection.close()
+
+
+@pytest.mark.parametrize("rufh", [True, False])
+@pytest.mark.parametrize("content_type", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
+async def test_a_plain_form_is_told_what_this_address_is_for(serve, content_type, rufh):
+    served = await serve(rufh={"enabled": rufh})
+
+    response = await served.request("POST", "/files/", [("Content-Type", content_type)], b"--x--")
+
+    assert response.status == 415
+    assert response.body.startswith(b"ERR_FORM_NOT_ACCEPTED: ")
+    assert b"resumable uploads" in response.body
+    assert b"https://tus.io/" in response.body
+    assert await served.core.database.fetch("SELECT 1 FROM uploads") == []

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tusd_py.staging.identity import ID_FILE
+
 BLOCK_BYTES = 2**20
 SEED_VARIABLE = "TUSD_TEST_SEED"
 
@@ -42,11 +44,11 @@ def sha256_of(path: Path) -> str:
 
 
 def files_under(directory: Path) -> list[Path]:
-    """Every file below a directory; files that vanish meanwhile are left out."""
+    """Every file below a directory but for its id; files that vanish meanwhile are left out."""
     found: list[Path] = []
     for path in directory.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
-            if path.is_file():
+            if path.is_file() and path.name != ID_FILE:
                 found.append(path)
     return sorted(found)
 

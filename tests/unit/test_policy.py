@@ -49,7 +49,8 @@ TABLE: list[tuple[str, Principal, dict[Intent, type[TusdError] | None]]] = [
     (
         "operator",
         ADMIN,
-        STRANGERS | dict.fromkeys((Intent.READ, Intent.LIST, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE)),
+        STRANGERS
+        | dict.fromkeys((Intent.READ, Intent.LIST, Intent.COMMIT, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE)),
     ),
     ("nobody", NOBODY, dict.fromkeys(Intent, Unauthenticated)),
     ("nobody with scopes", SCOPED_NOBODY, dict.fromkeys(Intent, Unauthenticated)),

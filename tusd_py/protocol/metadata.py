@@ -72,6 +72,19 @@ def text_value(pairs: dict[str, bytes], *keys: str) -> str | None:
     return None
 
 
+def decoded_metadata(header: str | None) -> dict[str, str | None]:
+    """Return the pairs of an accepted header as texts, None for a value that is not UTF-8."""
+    pairs = parse_metadata(header, max_bytes=len(header or ""))
+    return {key: _text(value) for key, value in pairs.items()}
+
+
+def _text(value: bytes) -> str | None:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
 def file_name(pairs: dict[str, bytes]) -> str | None:
     """Return the name of the file. Raises `InvalidMetadata` if it is longer than any file system's."""
     return _bounded(text_value(pairs, "filename", "name"), MAX_NAME_BYTES, "name")

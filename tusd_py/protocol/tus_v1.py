@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from tusd_py.errors import (
     ConcatUnsupported,
     FinalImmutable,
+    FormNotAccepted,
     InvalidChecksum,
     InvalidConcat,
     InvalidContentType,
@@ -40,6 +41,7 @@ from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadProtocol
 
 marks: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
 announces: Final = False
+FORM_TYPES: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 
 
 # --- requests ------------------------------------------------------------------------------------
@@ -50,10 +52,13 @@ def check_request(method: str, headers: Headers) -> None:
 
     Raises:
         UnsupportedVersion: missing, repeated or another one (tus 1.0.0 §Tus-Resumable).
+        FormNotAccepted: a browser has sent an ordinary form, or somebody has tried `curl -F`.
     """
     lines = headers.getall(fields.TUS_RESUMABLE, [])
     if method == "OPTIONS" or (method in {"HEAD", "GET"} and not lines):
         return
+    if method == "POST" and not lines and fields.media_type(headers.get(fields.CONTENT_TYPE)) in FORM_TYPES:
+        raise FormNotAccepted
     if lines != [fields.TUS_VERSION]:
         raise UnsupportedVersion
 

@@ -17,7 +17,7 @@ def routes() -> list[web.RouteDef]:
     """Answer the routes of downloads."""
     served = {"GET": download_by_id, "HEAD": download_by_id}
     paths = (f"{DOWNLOAD_PATH}/{{id}}", f"{DOWNLOAD_PATH}/{{id}}/{{filename}}")
-    return [resource(path, kind="download", **served) for path in paths]
+    return [resource(path, kind="download", query=None, **served) for path in paths]
 
 
 async def download_by_id(request: web.Request) -> web.StreamResponse:

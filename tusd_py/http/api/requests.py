@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
@@ -22,10 +23,17 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _POSITION: Final = struct.Struct(">q16s")
 
 
-def resource(path: str, *, kind: str = "api", **handlers: Handler) -> web.RouteDef:
-    """Answer the route of a resource with a handler per method; errors are answered as problem+json.
+def resource(
+    path: str,
+    *,
+    kind: str = "api",
+    query: Mapping[str, Collection[str]] | None = MappingProxyType({}),
+    **handlers: Handler,
+) -> web.RouteDef:
+    """Return the route of a resource with a handler per method; errors are answered as problem+json.
 
-    `kind` is what metrics call its requests.
+    `kind` is what metrics call its requests. `query` has the parameters that each method knows, where others
+    are refused: a misspelt filter would return everything. None: whatever is there is ignored.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -41,9 +49,18 @@ def resource(path: str, *, kind: str = "api", **handlers: Handler) -> web.RouteD
         if request.method == "POST" and media_type(request.headers.get(CONTENT_TYPE)) != "application/json":
             # A page of any origin may send other types without asking first (a CORS-simple request).
             raise InvalidContentType("Content-Type must be application/json, even where there is no body.")
+        if query is not None:
+            _refuse_unknown(request, query.get(request.method, ()))
         return await handler(request)
 
     return web.route("*", path, answer)
+
+
+def _refuse_unknown(request: web.Request, known: Collection[str]) -> None:
+    unknown = sorted(request.query.keys() - set(known))
+    if unknown:
+        names = f"known are {', '.join(known)}" if known else "none is known here"
+        raise BadParameter(f"The parameter {unknown[0][:64]} is not known; {names}.")
 
 
 def _preflight(request: web.Request) -> web.Response:

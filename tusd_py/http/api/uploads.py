@@ -20,6 +20,7 @@ from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
+from tusd_py.policy import Principal
 from tusd_py.protocol.upload import State, Upload
 
 MAX_PAGE: Final = 200
@@ -30,8 +31,13 @@ MAX_WAIT_SECONDS: Final = 60
 def routes() -> list[web.RouteDef]:
     """Answer the routes of uploads."""
     return [
-        resource(API_PATH, GET=list_uploads),
-        resource(f"{API_PATH}/{{id}}", GET=show_upload, DELETE=remove_upload),
+        resource(API_PATH, query={"GET": ("limit", "after", "state", "all")}, GET=list_uploads),
+        resource(
+            f"{API_PATH}/{{id}}",
+            query={"GET": ("wait",), "DELETE": ("force",)},
+            GET=show_upload,
+            DELETE=remove_upload,
+        ),
         resource(f"{API_PATH}/{{id}}/attempts", GET=list_attempts),
     ]
 
@@ -51,7 +57,7 @@ async def list_uploads(request: web.Request) -> web.Response:
         everybody=flag(request, "all"),
     )
     following = list_position_text(uploads[-1]) if len(uploads) == limit else None
-    return json_response({"uploads": [_view(request, upload) for upload in uploads], "next": following})
+    return json_response({"uploads": [_view(request, principal, upload) for upload in uploads], "next": following})
 
 
 async def show_upload(request: web.Request) -> web.Response:
@@ -65,7 +71,7 @@ async def show_upload(request: web.Request) -> web.Response:
         wait_seconds=whole_number(request, "wait", default=0, least=0, most=MAX_WAIT_SECONDS),
         wanted=lambda: request.transport is not None and not request.transport.is_closing(),
     )
-    return json_response(_view(request, seen.upload) | transfer_view(seen.transfer, seen.sent_ahead))
+    return json_response(_view(request, principal, seen.upload) | transfer_view(seen.transfer, seen.sent_ahead))
 
 
 async def remove_upload(request: web.Request) -> web.Response:
@@ -87,10 +93,10 @@ async def list_attempts(request: web.Request) -> web.Response:
     return json_response({"attempts": [attempt_view(attempt, operator=operator) for attempt in attempts]})
 
 
-def _view(request: web.Request, upload: Upload) -> dict[str, Any]:
-    return upload_view(
-        upload, prefix=prefix_of(request), downloads=request.app[WEB].config.downloads.enabled
-    )
+def _view(request: web.Request, principal: Principal, upload: Upload) -> dict[str, Any]:
+    context = request.app[WEB]
+    operator = context.catalog.operates(principal)
+    return upload_view(upload, context.config, prefix=prefix_of(request), operator=operator)
 
 
 def _state(request: web.Request) -> State | None:
