@@ -86,6 +86,15 @@ async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(
         assert got.headers.get("content-range") == {206: f"bytes {first}-{last}/10", 416: "bytes */10"}.get(status)
 
 
+async def test_a_range_is_ignored_on_head(served, place):
+    _, link = await place(served)
+
+    for value in ("bytes=2-3", "bytes=99-"):
+        head = await served.request("HEAD", link, [("Range", value)])
+        assert (head.status, head.headers["content-length"]) == (200, "10")
+        assert "content-range" not in head.headers
+
+
 async def test_several_range_lines_are_several_ranges(served, place):
     path, link = await place(served)
 

@@ -144,6 +144,8 @@ def _file_response_understands(request: web.Request, tag: ETag) -> bool:
 
 
 def _range_field(request: web.Request) -> str:
+    if request.method != "GET":
+        return ""  # ranges are defined for GET alone (RFC 9110 §14.2)
     # Lines of one name are one list (RFC 9110 §5.2): two of them are several ranges.
     return ", ".join(request.headers.getall("Range", []))
 
