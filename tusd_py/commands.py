@@ -15,7 +15,7 @@ from tusd_py.app import (
     identify,
     make_catalog,
     make_core,
-    make_reconciler,
+    make_reconcilers,
     make_records,
     make_sweep_records,
     plan_adoption,
@@ -161,10 +161,11 @@ async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Ca
     core = make_core(config, Metrics())
     demand_directories(config)
     async with running(core):
-        reconciler = make_reconciler(core)
-        async for outcome in reconciler.run(repair=repair):
-            say(_json(outcome.as_json()) if as_json else outcome.as_text(repair=repair))
-    report = reconciler.report
+        reconcilers, report = await make_reconcilers(core)
+        for where, reconciler in reconcilers.items():
+            async for outcome in reconciler.run(repair=repair):
+                say(_json(outcome.as_json()) if as_json else outcome.as_text(repair=repair))
+            report.add(reconciler.report, where=where)
     say(_json({"summary": report.as_json()}) if as_json else report.as_text())
     return report
 

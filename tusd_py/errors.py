@@ -431,6 +431,12 @@ class StoreBlocked(PermanentStoreError):
     code, retryable = "ERR_STORE_BLOCKED", True
 
 
+class StoreNotConfigured(StorageError):
+    """The store that holds this file is not configured on this server any more."""
+
+    code, status, retryable = "ERR_STORE_NOT_CONFIGURED", 503, True
+
+
 class ObjectLocked(StorageError):
     """The store keeps the file under object lock; its removal is tried every day."""
 

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.app import database_dsn, make_store
+from tusd_py.app import database_dsn, make_former_store, make_store
+from tusd_py.config.places import place_of
 from tusd_py.database.proofs import DatabaseProof
 from tusd_py.errors import TusdError
 from tusd_py.ports import Outcome, Proof, Provable
@@ -47,6 +48,7 @@ def _subjects(config: Config) -> tuple[tuple[str, AsyncGenerator[Proof]], ...]:
         ("database", DatabaseProof(database_dsn(config), config.database).prove()),
         ("staging", StagingProof(config.staging_directory, config.staging).prove()),
         ("store", _store(config)),
+        ("former stores", _former_stores(config)),
     )
 
 
@@ -66,6 +68,24 @@ async def _store(config: Config) -> AsyncGenerator[Proof]:
                 yield proof
     finally:
         await store.close()
+
+
+async def _former_stores(config: Config) -> AsyncGenerator[Proof]:
+    """Reach each store from before. Nothing is written there: they take nothing new."""
+    for former in config.storage.former:
+        if former.moved:
+            continue
+        subject = f"former store: {place_of(config, former)}"
+        store = make_former_store(config, former)
+        try:
+            await store.open()
+            await store.probe()
+        except TusdError as error:
+            yield Proof(subject, Outcome.FAILED, str(error))
+        else:
+            yield Proof(subject)
+        finally:
+            await store.close()
 
 
 def _impatient(config: Config) -> Config:

@@ -265,7 +265,7 @@ async def test_an_upload_is_removed_by_its_public_id(guarded, state):
     assert await delete(guarded, upload.id, "", bearer()) == (404, "ERR_UPLOAD_NOT_FOUND")
     assert (await guarded.head(path, bearer())).status == 404
     assert not guarded.core.staging.path(upload.id).exists()
-    assert not guarded.core.store.local_path(upload.object_key).exists()
+    assert not guarded.core.stores.current.local_path(upload.object_key).exists()
 
 
 async def test_a_removal_ends_a_request_that_still_writes(served):

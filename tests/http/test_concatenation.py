@@ -85,7 +85,7 @@ async def test_a_final_is_stored_and_its_parts_are_kept(served):
     async with served.working():
         final = await served.until_state(path, "stored")
 
-    stored = await served.core.store.stat(final.object_key)
+    stored = await served.core.stores.current.stat(final.object_key)
     assert stored.length == 11
     assert await stored_bytes(served, path) == b"hello world"
     for source in parts:

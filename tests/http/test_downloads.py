@@ -219,12 +219,22 @@ class RemoteStore(ObjectStore, Presigner):
         return f"https://bucket.example/{key}?signed"
 
 
-async def test_a_remote_store_is_redirected_to(served):
+def pretend_store(monkeypatch, served, store):
+    """Let every upload lie in this store, and return it."""
+
+    async def at(place_id):
+        return store
+
+    monkeypatch.setattr(served.core.stores, "at", at)
+    return store
+
+
+async def test_a_remote_store_is_redirected_to(served, monkeypatch):
     path, link = await uploaded(served, filename="a.html")
     await served.core.database.execute(
         "UPDATE uploads SET state = 'stored', remote_present = true, local_present = false, stored_at = now()"
     )
-    served.web.store = RemoteStore()
+    remote = pretend_store(monkeypatch, served, RemoteStore())
     key = (await served.upload(path)).object_key
     headers = DownloadHeaders("text/html", 'attachment; filename="a.html"')
 
@@ -232,17 +242,17 @@ async def test_a_remote_store_is_redirected_to(served):
         response = await served.request(method, target)
         assert (response.status, response.headers["location"]) == (302, f"https://bucket.example/{key}?signed")
         assert "no-store" in response.headers["cache-control"]
-        assert served.web.store.asked == (method, key, headers, 300)
+        assert remote.asked == (method, key, headers, 300)
 
 
-async def test_without_a_redirect_the_url_of_the_store_is_told(served):
+async def test_without_a_redirect_the_url_of_the_store_is_told(served, monkeypatch):
     """A page that must send `Authorization` cannot follow a redirect to another origin."""
     _, link = await uploaded(served, filename="a.html")
     staged = await served.request("GET", f"{link}?redirect=0")
     await served.core.database.execute(
         "UPDATE uploads SET state = 'stored', remote_present = true, local_present = false, stored_at = now()"
     )
-    served.web.store = RemoteStore()
+    pretend_store(monkeypatch, served, RemoteStore())
 
     told = await served.request("GET", f"{link}?redirect=0")
     redirected = await served.request("GET", f"{link}?redirect=1")
@@ -304,10 +314,60 @@ async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_connection(served, 
 
 async def test_a_stored_file_that_is_missing_is_not_found(served):
     path, link = await stored(served)
-    served.core.store.local_path((await served.upload(path)).object_key).unlink()
+    served.core.stores.current.local_path((await served.upload(path)).object_key).unlink()
 
     assert (await served.request("GET", path)).status == 404
     assert (await served.request("GET", link)).status == 404
+
+
+async def test_a_stored_file_that_is_missing_is_served_from_its_staged_copy(serve):
+    served = await serve(transfer={"delete_local": False})
+    path, link = await uploaded(served)
+    async with served.working():
+        upload = await served.until_state(path, "stored")
+    file = served.core.stores.current.local_path(upload.object_key)
+    file.unlink()
+
+    for target in (path, link):
+        got = await served.request("GET", target, {"Range": "bytes=2-4"})
+        assert (got.status, got.body) == (206, DATA[2:5])
+    served.core.staging.path(upload.id).write_bytes(DATA[:-1])
+    assert (await served.request("GET", link)).status == 404
+
+
+async def test_a_stored_file_that_is_missing_is_served_from_the_parts_of_a_concatenation(serve):
+    served = await serve(transfer={"delete_local": False})
+    parts = [await served.create(5, BODY | {"Upload-Concat": "partial"}, half) for half in (DATA[:5], DATA[5:])]
+    path = await served.create(headers={"Upload-Concat": f"final;{parts[0]} {parts[1]}"})
+    async with served.working():
+        upload = await served.until_state(path, "stored")
+    served.core.stores.current.local_path(upload.object_key).unlink()
+
+    got = await served.request("GET", path)
+
+    assert (got.status, got.body) == (200, DATA)
+
+
+async def test_what_a_remote_store_is_known_to_have_lost_is_served_from_its_staged_copy(served, monkeypatch):
+    """No look at the store for each download: somebody has looked, and noted it."""
+    path, link = await uploaded(served)
+    await served.core.database.execute("UPDATE uploads SET state = 'stored', remote_present = true, stored_at = now()")
+    pretend_store(monkeypatch, served, RemoteStore())
+    assert (await served.request("GET", link)).status == 302
+
+    await served.core.database.execute("UPDATE uploads SET missing_at = now()")
+    got = await served.request("GET", link)
+
+    assert (got.status, got.body) == (200, DATA)
+    served.core.staging.path((await served.upload(path)).id).unlink()
+    assert (await served.request("GET", link)).status == 302
+
+
+async def test_a_store_directory_that_is_not_mounted_is_a_matter_of_time(served):
+    _, link = await stored(served)
+    served.config.store_directory.rename(served.config.store_directory.with_name("unmounted"))
+
+    assert (await served.request("GET", link)).status == 503
 
 
 async def test_a_client_that_goes_away_is_no_failure(served, capfd):

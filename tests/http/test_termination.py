@@ -51,7 +51,7 @@ async def test_its_bytes_are_removed(served, body):
         await eventually(lambda: not served.core.staging.path(upload.id).exists())
         await served.until_state(path, "removed")
 
-    assert await served.core.store.stat(upload.object_key) is None
+    assert await served.core.stores.current.stat(upload.object_key) is None
 
 
 async def test_the_stored_object_is_removed(served):
@@ -59,12 +59,12 @@ async def test_the_stored_object_is_removed(served):
     path = await served.create(5, BODY, b"hello")
     async with served.working():
         upload = await served.until_state(path, "stored")
-        assert await served.core.store.stat(upload.object_key) is not None
+        assert await served.core.stores.current.stat(upload.object_key) is not None
 
         assert (await served.request("DELETE", path)).status == 204
         await served.until_state(path, "removed")
 
-    assert await served.core.store.stat(upload.object_key) is None
+    assert await served.core.stores.current.stat(upload.object_key) is None
 
 
 async def test_deleting_ends_an_append_and_nothing_comes_back(served):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ import asyncpg
 
 from tests.conftest import _dsn_for, _run
 from tusd_py import crc64
+from tusd_py.config.places import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
 from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.outages import PostgresOutages
+from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
 from tusd_py.metrics import Metrics
-from tusd_py.ports import NewUpload, StagingIdentity, StoredObject
+from tusd_py.places import Stores
+from tusd_py.ports import NewUpload, ObjectStore, StagingIdentity, StoredObject
 from tusd_py.protocol.upload import Concat, StagingId, State, TokenHash, Upload, UploadId
 from tusd_py.staging import StagingArea
 from tusd_py.stores.filesystem import FilesystemStore
@@ -79,6 +82,11 @@ class World:
     def outages(self, *, staging_id: StagingId = HERE) -> PostgresOutages:
         """What a worker of the node knows of outages."""
         return PostgresOutages(self.database, self.wakeups, directory=StagingIdentity(staging_id))
+
+    def stores(self, store: ObjectStore | None = None, former: Mapping[Place, ObjectStore] | None = None) -> Stores:
+        """The world's store, or a store in its stead, as the current one; and those of before."""
+        place = Place("filesystem", directory=str(self.root / "store"))
+        return Stores(PostgresPlaces(self.database), place, self.store if store is None else store, former)
 
     async def create(self, **changes: Any) -> Upload:
         """Insert a row; no file comes with it."""
@@ -183,7 +191,15 @@ class World:
         return path.read_bytes() if path.exists() else None
 
 
-EMPTY = ("DELETE FROM upload_parts", "DELETE FROM uploads", "DELETE FROM events", "DELETE FROM store_outages")
+EMPTY = (
+    "DELETE FROM upload_parts",
+    "DELETE FROM uploads",
+    "DELETE FROM events",
+    "DELETE FROM store_outages",
+    # As the migration leaves them: whoever comes first has place 1.
+    "DELETE FROM store_places",
+    "INSERT INTO store_places (id) VALUES (1)",
+)
 
 
 @contextlib.contextmanager

@@ -350,7 +350,7 @@ def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
         uploads=world.uploads,
         sweep=world.sweep,
         staging=world.staging,
-        store=store,
+        stores=world.stores(store),
         metrics=Metrics(),
         purge_at_once=True,
     )

@@ -287,7 +287,7 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
 
     metrics = Metrics()
     transfers = Transfers(
-        jobs=world.jobs(), uploads=world.uploads, sweep=world.sweep, staging=world.staging, store=world.store,
+        jobs=world.jobs(), uploads=world.uploads, sweep=world.sweep, staging=world.staging, stores=world.stores(),
         metrics=metrics, purge_at_once=True,
     )  # fmt: skip
     sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60), metrics)
@@ -381,20 +381,20 @@ async def test_a_long_transfer_keeps_its_lease(world: World) -> None:
     upload = await world.received()
     store, other = Gated(world.store), OneByOne(world.store)
 
-    async with working(world, store, lease_seconds=0.6), working(world, other, name="worker-2"):
-        await store.reached.wait()
-        renewed = await world.value("SELECT due_at FROM jobs")
+    async def renewed_twice() -> bool:
+        nonlocal renewed
+        before, renewed = renewed, await world.value("SELECT due_at FROM jobs")
+        return renewed > before
 
-        async def renewed_twice() -> bool:
-            nonlocal renewed
-            before, renewed = renewed, await world.value("SELECT due_at FROM jobs")
-            return renewed > before
-
-        await is_true(renewed_twice, "the lease was renewed")
-        await is_true(renewed_twice, "the lease was renewed again")
-        await is_true(renewed_twice, "and again, beyond its first end")
-        store.gate.set()
-        await reaches(world, upload, State.STORED)
+    async with working(world, store, lease_seconds=0.6):
+        await store.reached.wait()  # before the other one begins, which else might be first
+        async with working(world, other, name="worker-2"):
+            renewed = await world.value("SELECT due_at FROM jobs")
+            await is_true(renewed_twice, "the lease was renewed")
+            await is_true(renewed_twice, "the lease was renewed again")
+            await is_true(renewed_twice, "and again, beyond its first end")
+            store.gate.set()
+            await reaches(world, upload, State.STORED)
 
     assert other.puts == []
     assert store.cancelled == 0

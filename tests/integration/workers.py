@@ -10,6 +10,7 @@ from typing import Any
 from tests.integration.support import World
 from tests.support.process import eventually
 from tusd_py.metrics import Metrics
+from tusd_py.places import Stores
 from tusd_py.ports import (
     JobQueue,
     ObjectIdentity,
@@ -52,6 +53,7 @@ async def working(
     *,
     name: str = "worker-1",
     jobs: JobQueue | None = None,
+    stores: Stores | None = None,
     purge: bool = True,
     digests: frozenset[str] = frozenset(),
     object_parameters: Mapping[str, Mapping[str, str]] | None = None,
@@ -62,19 +64,20 @@ async def working(
     chosen = settings(**changes)
     queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease_seconds)
     metrics = Metrics()
-    chosen_store = store if store is not None else world.store
+    stores = world.stores(store) if stores is None else stores
+    await stores.current_id()
     transfers = Transfers(
         jobs=queue,
         uploads=world.uploads,
         sweep=world.sweep,
         staging=world.staging,
-        store=chosen_store,
+        stores=stores,
         metrics=metrics,
         purge_at_once=purge,
         digests=digests,
         object_parameters=object_parameters,
     )
-    detector = OutageDetector(world.outages(), chosen_store, poll_seconds=chosen.poll_seconds)
+    detector = OutageDetector(world.outages(), stores.current, poll_seconds=chosen.poll_seconds)
     runner = Runner(queue, transfers, detector, chosen, metrics)
     runner.take_over(dead_workers)
     task = asyncio.create_task(runner.run())

@@ -1,7 +1,17 @@
 """The composition root: configuration in, wired components out. Only this package names adapters."""
 
-from tusd_py.app.comparing import demand_directories, make_reconciler
-from tusd_py.app.core import Core, Records, database_dsn, make_core, make_records, make_store, reachable, running
+from tusd_py.app.comparing import demand_directories, make_reconcilers
+from tusd_py.app.core import (
+    Core,
+    Records,
+    database_dsn,
+    make_core,
+    make_former_store,
+    make_records,
+    make_store,
+    reachable,
+    running,
+)
 from tusd_py.app.embedding import create_app
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.serving import derive_features, make_catalog, make_web, upload_settings
@@ -19,7 +29,8 @@ __all__ = [
     "identify",
     "make_catalog",
     "make_core",
-    "make_reconciler",
+    "make_former_store",
+    "make_reconcilers",
     "make_records",
     "make_store",
     "make_sweep_records",

@@ -1,4 +1,4 @@
-"""One comparison of the record, the staging disk and the store, wired."""
+"""Comparisons of the record, the staging disk and the stores, wired."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from tusd_py.config import Config
 from tusd_py.database.reconcile import PostgresReconcile
 from tusd_py.errors import StorageError
 from tusd_py.reconcile.compare import Scope, key_pattern
+from tusd_py.reconcile.findings import Report
 from tusd_py.reconcile.run import ReconcilableStore, Reconciler
 from tusd_py.staging import DirectoryScan
 
@@ -22,22 +23,38 @@ def demand_directories(config: Config) -> None:
             raise StorageError("A directory is missing that is to be compared.", path=str(directory))
 
 
-def make_reconciler(core: Core) -> Reconciler:
-    """Wire one comparison of the record, the staging disk and the store, once all three are open.
+async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
+    """Wire a comparison with each configured store, by what it is called, and a report to add them up in.
+
+    The report says already which uploads are stored where nothing is configured.
 
     Raises:
-        StorageError: the store tells nothing of what it holds.
+        DatabaseUnavailable: it is not known what is where.
+        StorageError: a store tells nothing of what it holds.
     """
-    config, store = core.config, core.store
-    if not isinstance(store, ReconcilableStore):
-        raise StorageError("This store does not tell what it holds.", store=store.name)
-    scope = Scope(
-        staging_id=core.identity.id,
-        margin_seconds=config.cleanup.reconcile_margin,
-        key_pattern=key_pattern(config.storage.key_template),
-        keeps_ids=store.keeps_ids,
-        delete_local=config.transfer.delete_local,
-        delete_local_after_seconds=config.transfer.delete_local_after,
-    )
+    config, stores = core.config, await core.stores.configured()
     records = PostgresReconcile(core.database, core.wakeups, directory=core.identity)
-    return Reconciler(records, DirectoryScan(config.staging_directory), store, scope)
+    known = [place_id for ids in stores.values() for place_id in ids]
+    report, unknown = Report(), await core.stores.unconfigured()
+    for place_id, count in (await records.stored_elsewhere(known)).items():
+        place = await core.stores.place(place_id)
+        report.failed_checks[f"uploads in {place}"] = f"{count} are stored there: configure it as [[storage.former]]"
+    reconcilers = {}
+    for store, ids in stores.items():
+        if not isinstance(store, ReconcilableStore):
+            raise StorageError("This store does not tell what it holds.", store=store.name)
+        current = store is core.stores.current
+        scope = Scope(
+            staging_id=core.identity.id,
+            margin_seconds=config.cleanup.reconcile_margin,
+            key_pattern=key_pattern(config.storage.key_template),
+            places=tuple(ids),
+            unknown_places=tuple(unknown) if current else (),
+            former=not current,
+            keeps_ids=store.keeps_ids,
+            delete_local=config.transfer.delete_local,
+            delete_local_after_seconds=config.transfer.delete_local_after,
+        )
+        where = "" if current else f" ({await core.stores.place(ids[0])})"
+        reconcilers[where] = Reconciler(records, DirectoryScan(config.staging_directory), store, scope)
+    return reconcilers, report

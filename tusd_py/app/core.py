@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.app.identity import identify
 from tusd_py.config import Config
+from tusd_py.config.places import place_of, store_directory
+from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database, Notifications
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
 from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
-from tusd_py.ports import AheadStore, StagingIdentity
+from tusd_py.places import Stores
+from tusd_py.ports import StagingIdentity
 from tusd_py.staging import StagingArea
 from tusd_py.stores.bandwidth import Bandwidth
 
 if TYPE_CHECKING:
+    from tusd_py.config.sections import FormerStoreConfig
     from tusd_py.ports import ObjectStore
 
 POOL_LOOK_SECONDS: Final = 1.0
@@ -43,7 +47,7 @@ class Core(Records):
     """What the HTTP side and the worker share within one process."""
 
     staging: StagingArea
-    store: ObjectStore
+    stores: Stores
     metrics: Metrics
 
 
@@ -61,6 +65,28 @@ def make_store(config: Config) -> ObjectStore:
     return FilesystemStore(
         config.store_directory, sync_linked=config.staging.durability == "page-cache", bandwidth=bandwidth
     )
+
+
+def make_former_store(config: Config, former: FormerStoreConfig) -> ObjectStore:
+    """Build the store of what was stored before the configuration changed."""
+    if former.backend == "s3":
+        from tusd_py.stores.s3 import S3Store
+
+        return S3Store(former.s3)
+    from tusd_py.stores.filesystem import FilesystemStore
+
+    # Nothing new comes into it, and a directory that is missing is one that is not mounted.
+    return FilesystemStore(store_directory(config, former), make_root=False)
+
+
+def make_stores(config: Config, database: Database) -> Stores:
+    """Build the current store and those of before, with the record of their places. Opens nothing."""
+    current = make_store(config)
+    former = {
+        place_of(config, each): current if each.moved else make_former_store(config, each)
+        for each in config.storage.former
+    }
+    return Stores(PostgresPlaces(database), place_of(config, config.storage), current, former)
 
 
 def database_dsn(config: Config) -> str:
@@ -105,8 +131,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
     Raises:
         ConfigError: see `database_dsn`.
     """
-    store = make_store(config)
-    eager = config.transfer.eager and isinstance(store, AheadStore)
+    eager = config.transfer.eager and config.storage.backend == "s3"
     records = make_records(config, ahead_above=config.transfer.eager_above if eager else None)
     return Core(
         config=config,
@@ -116,7 +141,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         uploads=records.uploads,
         identity=records.identity,
         staging=StagingArea(config.staging_directory, config.staging, metrics, records.identity),
-        store=store,
+        stores=make_stores(config, records.database),
         metrics=metrics,
     )
 
@@ -144,8 +169,8 @@ async def running(core: Core) -> AsyncIterator[None]:
         await identify(core)
         await asyncio.to_thread(core.staging.prepare)
         stack.push_async_callback(core.wakeups.close)
-        stack.push_async_callback(core.store.close)
-        await core.store.open()
+        stack.push_async_callback(core.stores.close)
+        await core.stores.open()
         stack.push_async_callback(core.notifications.close)
         await core.notifications.open()
         watching = asyncio.create_task(_watch_pool(core), name="watch-pool")

@@ -73,10 +73,9 @@ def make_web(core: Core) -> Web:
     return Web(
         config=config,
         features=features,
-        uploads=UploadService(core.uploads, core.staging, locks, access, settings),
+        uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),
         catalog=Catalog(core.uploads, access, watch),
         watch=watch,
-        store=core.store,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
         trusted=TrustedProxies(config.server.trusted_proxies),

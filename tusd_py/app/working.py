@@ -43,7 +43,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         uploads=core.uploads,
         sweep=sweep,
         staging=core.staging,
-        store=core.store,
+        stores=core.stores,
         metrics=core.metrics,
         digests=config.integrity.digests,
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
@@ -60,7 +60,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         shutdown_seconds=config.server.shutdown_timeout,
     )
     outages = PostgresOutages(core.database, core.wakeups, directory=core.identity)
-    detector = OutageDetector(outages, core.store, poll_seconds=transfer.poll_interval)
+    detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)
     runner = Runner(jobs, transfers, detector, settings, core.metrics)
     runner.take_over(dead_workers)
 

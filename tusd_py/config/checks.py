@@ -9,6 +9,7 @@ import string
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.config.dsn import dsn_problem
+from tusd_py.config.places import place_of
 from tusd_py.config.s3_checks import s3_connections, s3_problems, s3_warnings
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def _storage(config: Config) -> Iterator[str]:
     problems = list(_key_template(config.storage.key_template))
     yield from problems or _key_length(config)
     if config.storage.backend == "s3":
-        yield from s3_problems(config)
+        yield from s3_problems(config, config.storage.s3)
 
 
 def _key_length(config: Config) -> Iterator[str]:
@@ -178,6 +179,17 @@ def _key_template(template: str) -> Iterator[str]:
         yield "storage.key_template: must not contain control characters or backslashes"
 
 
+def _former_stores(config: Config) -> Iterator[str]:
+    seen = {place_of(config, config.storage): "the current store"}
+    for number, former in enumerate(config.storage.former):
+        path = f"storage.former.{number}"
+        if former.backend == "s3":
+            yield from s3_problems(config, former.s3, path=f"{path}.s3")
+        if (same := seen.get(place := place_of(config, former))) is not None:
+            yield f"{path}: is {same}: the {place}"
+        seen.setdefault(place, path)
+
+
 def _listeners(config: Config) -> Iterator[str]:
     server, operations = config.server, config.operations
     # With SO_REUSEPORT both could bind the same port, and metrics would be answered to the public.
@@ -208,6 +220,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"auth"}), _jwt),
     (frozenset({"cors"}), _cors),
     (frozenset({"storage"}), _storage),
+    (frozenset({"storage", "data_dir"}), _former_stores),
     (frozenset({"storage", "transfer"}), s3_connections),
     (frozenset({"server", "operations"}), _listeners),
     (frozenset({"database"}), _database),

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from tusd_py.config.checks import cross_problems
+from tusd_py.config.places import store_directory
 from tusd_py.config.sections import (
     AuthConfig,
     CleanupConfig,
@@ -128,7 +129,7 @@ class Config(BaseSettings):
     @property
     def store_directory(self) -> Path:
         """The root of the filesystem store."""
-        return (self.storage.filesystem.directory or self.data_dir / "store").absolute()
+        return store_directory(self, self.storage)
 
     @property
     def operations_port(self) -> int:

@@ -43,20 +43,22 @@ def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iter
         path = f"{table}.{name}" if table else name
         yield ""
         yield from comment((type(value).__doc__ or "").split("\n", 1)[0])
-        yield f"[{path}]"
+        yield f"[[{path}]]" if isinstance(values.get(name), list) else f"[{path}]"
         yield from render_lines(value, comment=comment, table=path)
     if not table:
         yield ""
 
 
 def _tables(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
-    """Answer the tables that a value is written as: none, its own, or one for each of its names."""
+    """Return the tables that a value is written as: none, its own, or one for each name or item."""
     if isinstance(value, BaseModel):
         yield name, value
     elif isinstance(value, dict):
         for below, section in value.items():
             if isinstance(section, BaseModel):
                 yield f"{name}.{below}", section
+    elif isinstance(value, list):
+        yield from ((name, section) for section in value if isinstance(section, BaseModel))
 
 
 def _readable(value: object, field: FieldInfo) -> object:

@@ -14,11 +14,10 @@ if TYPE_CHECKING:
 _PUBLIC_ONLY: Final = "only where everybody may download everything; here auth.mode asks who it is"
 
 
-def s3_problems(config: Config) -> Iterator[str]:
-    """Answer every problem of a store in S3 as `key.path: message`."""
-    s3 = config.storage.s3
+def s3_problems(config: Config, s3: S3StoreConfig, *, path: str = "storage.s3") -> Iterator[str]:
+    """Return every problem of a store in S3 as `key.path: message`."""
     for problem in (*_credentials(s3), *_objects(s3), *_links(s3, public=everything_is_public(config))):
-        yield f"storage.s3{problem}"
+        yield f"{path}{problem}"
 
 
 def s3_connections(config: Config) -> Iterator[str]:

@@ -93,6 +93,8 @@ WITH small AS (
 )
 SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at, claimed.wants,
        claimed.lost,
+       claimed.kind = 'remove' AND EXISTS (SELECT 1 FROM jobs past WHERE past.upload_id = upload.id
+           AND past.kind <> 'remove' AND past.attempt > 0) AS sent,
        upload.multipart_id, {upload_columns("upload")},
        CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
                          WHEN 'ahead' THEN upload.state IN {IN_RECEIVING}
@@ -227,6 +229,14 @@ INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, s
 SELECT id, attempt, $3, 'failed', $5, $6, started_at FROM failed
 """  # noqa: S608
 
+# The parts and the multipart upload of the place before are no use in another one.
+MOVE: Final = f"""
+WITH ours AS (SELECT upload_id FROM jobs WHERE {FENCE} FOR SHARE), forgotten AS (
+    DELETE FROM transfer_parts USING ours WHERE transfer_parts.upload_id = ours.upload_id
+)
+UPDATE uploads SET place_id = $4, multipart_id = NULL FROM ours WHERE uploads.id = ours.upload_id
+"""  # noqa: S608
+
 SENDING_AHEAD: Final = """
 SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'ahead' AND state = 'running' AND due_at > now())
     AS sending
@@ -306,6 +316,7 @@ class PostgresJobs(JobQueue):
                 multipart_id=row["multipart_id"],
                 runnable=row["runnable"],
                 wants=row["wants"],
+                sent=row["sent"],
                 lost=row["lost"],
             )
             for row in rows
@@ -353,6 +364,9 @@ class PostgresJobs(JobQueue):
         ours = await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
         self._changed([job])
         return ours
+
+    async def move(self, job: Job, place_id: int) -> bool:
+        return await self._database.execute(MOVE, *self._fence(job), place_id) > 0
 
     async def sending_ahead(self, job: Job) -> bool:
         row = await self._database.read(SENDING_AHEAD, job.upload.id)

@@ -32,17 +32,22 @@ CASE WHEN state = 'removing' OR (state = 'expired' AND local_present) THEN 'remo
 """
 _FACTS: Final = f"""
 SELECT id, staging_id, state, concat, upload_length, upload_offset, crc64nvme, object_key, multipart_id, etag,
-       version_id, local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
+       version_id, place_id, local_present, remote_present, missing_at IS NOT NULL AS missing, {_BUSY} AS busy,
        CASE WHEN NOT {_BUSY} THEN {_WAITS_FOR} END AS jobless,
        extract(epoch FROM now() - updated_at)::float8 AS age,
        coalesce(extract(epoch FROM now() - stored_at), 0)::float8 AS stored_age
   FROM uploads
 """  # noqa: S608
-PAGE: Final = f"{_FACTS} WHERE object_key > $1 ORDER BY object_key LIMIT $2"
+PAGE: Final = f"{_FACTS} WHERE object_key > $1 AND place_id = ANY ($3::integer[]) ORDER BY object_key LIMIT $2"
 BY_ID: Final = f"{_FACTS} WHERE id = ANY ($1::uuid[])"
-BY_KEY: Final = f"{_FACTS} WHERE object_key = ANY ($1::text[])"
+BY_KEY: Final = f"{_FACTS} WHERE object_key = ANY ($1::text[]) AND place_id = ANY ($2::integer[])"
 NEWEST_STORED: Final = """
-SELECT object_key FROM uploads WHERE staging_id = $1 AND state = 'stored' ORDER BY created_at DESC LIMIT $2
+SELECT object_key FROM uploads WHERE staging_id = $1 AND state = 'stored' AND place_id = ANY ($3::integer[])
+ ORDER BY created_at DESC LIMIT $2
+"""
+STORED_ELSEWHERE: Final = """
+SELECT place_id, count(*) AS uploads FROM uploads
+ WHERE staging_id = $1 AND state = 'stored' AND place_id <> ALL ($2::integer[]) GROUP BY place_id
 """
 KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM uploads WHERE staging_id = $1) AS known"
 SEGMENTS: Final = """
@@ -111,17 +116,22 @@ class PostgresReconcile(ReconcileRepository):
         self._wakeups = wakeups
         self._directory = directory
 
-    async def page(self, after: str, limit: int) -> list[RowFacts]:
-        return [_facts(row) for row in await self._database.fetch(PAGE, after, limit)]
+    async def page(self, places: Sequence[int], after: str, limit: int) -> list[RowFacts]:
+        return [_facts(row) for row in await self._database.fetch(PAGE, after, limit, places)]
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
         return [_facts(row) for row in await self._database.fetch(BY_ID, upload_ids)]
 
-    async def by_key(self, keys: Sequence[str]) -> list[RowFacts]:
-        return [_facts(row) for row in await self._database.fetch(BY_KEY, keys)]
+    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[RowFacts]:
+        return [_facts(row) for row in await self._database.fetch(BY_KEY, keys, places)]
 
-    async def newest_stored(self, limit: int) -> list[str]:
-        return [row["object_key"] for row in await self._database.fetch(NEWEST_STORED, self._directory.id, limit)]
+    async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
+        rows = await self._database.fetch(NEWEST_STORED, self._directory.id, limit, places)
+        return [row["object_key"] for row in rows]
+
+    async def stored_elsewhere(self, places: Sequence[int]) -> dict[int, int]:
+        rows = await self._database.fetch(STORED_ELSEWHERE, self._directory.id, places)
+        return {row["place_id"]: row["uploads"] for row in rows}
 
     async def knows_directory(self) -> bool:
         row = await self._database.read(KNOWS_DIRECTORY, self._directory.id)
@@ -174,6 +184,7 @@ def _facts(row: Row) -> RowFacts:
         multipart_id=row["multipart_id"],
         etag=row["etag"],
         version_id=row["version_id"],
+        place_id=row["place_id"],
         local_present=row["local_present"],
         remote_present=row["remote_present"],
         missing=row["missing"],

@@ -14,7 +14,7 @@ UPLOAD_COLUMNS: Final = (
     "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
-    "protocol, whole_checksum, content_encoding, content_language, writer"
+    "protocol, whole_checksum, content_encoding, content_language, writer, place_id, missing_at"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
@@ -57,6 +57,8 @@ def upload_from_row(row: Row) -> Upload:
         stored_at=row["stored_at"],
         etag=row["etag"],
         version_id=row["version_id"],
+        place_id=row["place_id"],
+        missing_at=row["missing_at"],
         sha256=row["sha256"],
         md5=row["md5"],
         error=row["error"],

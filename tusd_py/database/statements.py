@@ -85,8 +85,8 @@ WITH changed AS (
     INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
                          metadata, concat, concat_header, filename, content_type, object_key,
                          protocol, whole_checksum, profile, trigger, content_encoding, content_language,
-                         expires_at, completed_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21,
+                         place_id, expires_at, completed_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21, $22,
             CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
             CASE WHEN $5 = 'completed' THEN now() END)
     RETURNING {UPLOAD_COLUMNS}
@@ -102,5 +102,5 @@ def create_arguments(new: NewUpload) -> tuple[Any, ...]:
         new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
         float(new.expires_after_seconds), new.protocol,
         None if new.whole_checksum is None else new.whole_checksum.to_text(), new.profile, new.trigger,
-        new.content_encoding, new.content_language,
+        new.content_encoding, new.content_language, new.place_id,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import aiofiles
+import structlog
 from aiohttp import ETag, web
 
 from tusd_py import policy
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
     from tusd_py.protocol.upload import Upload
+
+log = structlog.get_logger(__name__)
 
 READ_BYTES: Final = 256 * 1024
 FILES_AHEAD: Final = 16
@@ -46,7 +49,8 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
     cannot follow a redirect, for the store would be sent it too.
 
     Raises:
-        NotReady, UploadNotFound, UploadGone: see `UploadService.locate`.
+        NotReady, UploadNotFound, UploadGone, StoreNotConfigured: see `UploadService.locate`.
+        StoredObjectMissing: the store's file is not there, nor is a staged copy.
     """
     context = request.app[WEB]
     request[UPLOAD_ID] = upload.id
@@ -56,18 +60,30 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
     located = await context.uploads.locate(upload)
     if isinstance(located, Staged):
         try:
-            tag = ETag(f"{upload.id}-{upload.offset}")
-            response = await _serve_segments(request, tag, located.segments, served)
+            return await _serve_staged(request, context, located, served)
         except StagingMissing:
             # The transfer finished in between and removed the staged copy; then the store has it.
             upload = await context.uploads.refresh(upload.id)
             located = await context.uploads.locate(upload)
             if isinstance(located, Staged):
                 raise
-        else:
-            context.metrics.downloads.labels("staging").inc()
-            return response
-    return await _serve_stored(request, context, located, served, redirect=redirect)
+    try:
+        return await _serve_stored(request, context, located, served, redirect=redirect)
+    except StoredObjectMissing:
+        copy = await context.uploads.staged_copy(upload)
+        if copy is None:
+            raise
+        log.warning("object_missing", upload_id=str(upload.id), served_from="staging")
+        return await _serve_staged(request, context, copy, served)
+
+
+async def _serve_staged(
+    request: web.Request, context: Web, staged: Staged, served: DownloadHeaders
+) -> web.StreamResponse:
+    tag = ETag(f"{staged.upload.id}-{staged.upload.offset}")
+    response = await _serve_segments(request, tag, staged.segments, served)
+    context.metrics.downloads.labels("staging").inc()
+    return response
 
 
 def _present(context: Web, upload: Upload) -> DownloadHeaders:
@@ -90,12 +106,13 @@ def _headers(served: DownloadHeaders) -> dict[str, str]:
 async def _serve_stored(
     request: web.Request, context: Web, stored: Stored, served: DownloadHeaders, *, redirect: bool
 ) -> web.StreamResponse:
-    store, key = context.store, stored.upload.object_key
+    store, key = stored.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
         path = store.local_path(key)
         try:
             facts = path.stat()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            await store.probe()  # on a disk that is not mounted nothing is missing
             raise StoredObjectMissing(key=key) from error
         context.metrics.downloads.labels("store").inc()
         tag = ETag(f"{facts.st_mtime_ns:x}-{facts.st_size:x}")

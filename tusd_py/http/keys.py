@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tusd_py.http.forwarded import TrustedProxies
     from tusd_py.http.hosts import HostPolicy
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import Authenticator, ObjectStore
+    from tusd_py.ports import Authenticator
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features
     from tusd_py.services.catalog import Catalog
@@ -31,7 +31,6 @@ class Web:
     uploads: UploadService
     catalog: Catalog
     watch: Watch
-    store: ObjectStore
     authenticator: Authenticator
     cors: CorsPolicy
     trusted: TrustedProxies

@@ -4,6 +4,7 @@ Adapters subclass these explicitly, so that the class line lists their capabilit
 checker reports a missing method where the adapter is built. Nothing here imports an adapter.
 """
 
+from tusd_py.ports.places import PlaceRecord
 from tusd_py.ports.proofs import Outcome, Proof, Provable
 from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue, Outage, OutageRecord, Probe
 from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
@@ -64,6 +65,7 @@ __all__ = [
     "OutageRecord",
     "Outcome",
     "PartRecord",
+    "PlaceRecord",
     "Presigner",
     "Probe",
     "Proof",

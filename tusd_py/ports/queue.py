@@ -29,6 +29,8 @@ class Job:
     """False: the upload has moved on, and nothing is left to do."""
     wants: int = 0
     """Of a job `ahead`: so many bytes had to be durable for this claim."""
+    sent: bool = True
+    """Of a removal: a worker may have begun to bring the upload into its store."""
     lost: bool = False
     """Its worker fell silent, and this claim took it away from him."""
 
@@ -113,6 +115,9 @@ class JobQueue(Protocol):
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
         """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
+
+    async def move(self, job: Job, place_id: int) -> bool:
+        """Record in which place a transfer goes on, from its beginning. Returns whether the job still was ours."""
 
     async def sending_ahead(self, job: Job) -> bool:
         """Tell whether a worker holds a lease on the job `ahead` of the same upload."""

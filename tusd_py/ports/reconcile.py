@@ -30,6 +30,7 @@ class RowFacts:
     multipart_id: str | None
     etag: str | None
     version_id: str | None
+    place_id: int
     local_present: bool
     remote_present: bool
     missing: bool
@@ -66,17 +67,23 @@ class StagedPart:
 class ReconcileRepository(Protocol):
     """The record as it is compared. Every method raises `DatabaseUnavailable`."""
 
-    async def page(self, after: str, limit: int) -> list[RowFacts]:
-        """Answer uploads of all staging directories by object key (in the order of its code points) after one."""
+    async def page(self, places: Sequence[int], after: str, limit: int) -> list[RowFacts]:
+        """Return uploads in some places, of all staging directories, by object key after one.
+
+        The order is that of the key's code points.
+        """
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
         """Answer those uploads that exist."""
 
-    async def by_key(self, keys: Sequence[str]) -> list[RowFacts]:
-        """Answer the uploads of these object keys."""
+    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[RowFacts]:
+        """Return the uploads of these object keys in some places."""
 
-    async def newest_stored(self, limit: int) -> list[str]:
-        """Answer the object keys of the newest stored uploads of this staging directory."""
+    async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
+        """Return the object keys of the newest uploads of this staging directory that are stored in some places."""
+
+    async def stored_elsewhere(self, places: Sequence[int]) -> dict[int, int]:
+        """Return how many uploads of this staging directory are stored in places that are none of these, by place."""
 
     async def knows_directory(self) -> bool:
         """Return whether there is any upload of this staging directory."""

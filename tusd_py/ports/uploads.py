@@ -10,6 +10,7 @@ from uuid import UUID
 
 from tusd_py.protocol.upload import (
     DEFAULT_PROFILE,
+    FIRST_PLACE,
     Concat,
     StagingId,
     State,
@@ -48,6 +49,7 @@ class NewUpload:
     completes: bool = True
     """Reaching the length completes it."""
     object_key: str
+    place_id: int = FIRST_PLACE
     profile: str = DEFAULT_PROFILE
     trigger: Trigger = Trigger.COMPLETE
     expires_after_seconds: float = 0

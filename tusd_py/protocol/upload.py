@@ -35,6 +35,8 @@ StagingId = NewType("StagingId", UUID)
 TokenHash = NewType("TokenHash", bytes)
 """SHA-256 of the token in the tus URL. The token itself is a write capability and is not kept."""
 
+FIRST_PLACE: Final = 1
+"""The place of everything that was stored before places were recorded."""
 DEFAULT_PROFILE: Final = "default"
 """The profile of everybody whose token names none."""
 
@@ -165,6 +167,10 @@ class Upload:
     stored_at: datetime | None = None
     etag: str | None = None
     version_id: str | None = None
+    place_id: int = FIRST_PLACE
+    """Which of the stores that are or were configured holds its object, or is to hold it."""
+    missing_at: datetime | None = None
+    """Since when it is known that bytes are missing which should be there."""
     sha256: bytes | None = None
     md5: bytes | None = None
     error: str | None = None

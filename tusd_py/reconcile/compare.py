@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tusd_py.ports import ListedObject, RowFacts, StagedFile, StoredObject, UnfinishedObject
-from tusd_py.protocol.upload import GONE, Concat, StagingId, State
+from tusd_py.protocol.upload import FIRST_PLACE, GONE, Concat, StagingId, State
 from tusd_py.reconcile.findings import Finding, Kind, Repair
 
 _FIELDS: Final = {
@@ -45,10 +45,20 @@ class Scope:
     staging_id: StagingId
     margin_seconds: float
     key_pattern: re.Pattern[str]
+    places: tuple[int, ...] = (FIRST_PLACE,)
+    """The ids of the places that the compared store holds."""
+    unknown_places: tuple[int, ...] = ()
+    """Those of places that no store is configured for: what waits in staging is compared, what is stored is not."""
+    former: bool = False
+    """The store takes nothing new: what belongs to no upload is compared beside the current one."""
     keeps_ids: bool
     """The store's objects carry the ids of their uploads."""
     delete_local: bool
     delete_local_after_seconds: float
+
+    def covers(self, row: RowFacts | None) -> bool:
+        """Return whether a staged file with this row, or none, is compared beside this store."""
+        return (not self.former) if row is None else row.place_id in self.places + self.unknown_places
 
     def concerns(self, row: RowFacts) -> bool:
         """Tell whether a row is this staging directory's, and old enough."""
@@ -102,7 +112,7 @@ class UploadFacts:
 def judge_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
     """Compare an upload with its staged bytes, its object and its jobs."""
     row = facts.row
-    if not scope.concerns(row):
+    if not scope.concerns(row) or (_is_stored(row) and row.place_id in scope.unknown_places):
         return
     if row.jobless is not None:
         yield _of(row, Kind.JOB_MISSING, Repair.QUEUE_JOB, f"{row.state} without a job to {row.jobless} it")

@@ -136,6 +136,14 @@ class Report:
         self.found[outcome.finding.kind] += 1
         self.results[outcome.result] += 1
 
+    def add(self, other: Report, *, where: str = "") -> None:
+        """Add the figures of a run beside another store; `where` tells its failed checks from ours."""
+        for name in ("uploads", "files", "objects", "unfinished", "foreign_objects", "foreign_unfinished"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.found += other.found
+        self.results += other.results
+        self.failed_checks |= {f"{name}{where}": reason for name, reason in other.failed_checks.items()}
+
     @property
     def left(self) -> int:
         """How many findings there still are."""

@@ -102,6 +102,8 @@ class Repairs:
         """Tell whether an upload can do without its staged copy: by its object, not by its record."""
         if row.state in GONE:
             return True
+        if row.place_id not in self._scope.places:
+            return False  # its store is not configured, and cannot be asked
         found = await self._store.stat(row.object_key)
         return found is not None and found.length == row.length and found.upload_id in {None, str(row.id)}
 

@@ -123,7 +123,7 @@ class Reconciler:
                     yield finding
 
     async def _refuse_wrong_store(self) -> None:
-        keys = await self._records.newest_stored(SAMPLE)
+        keys = await self._records.newest_stored(self._scope.places, SAMPLE)
         if len(keys) < FEWEST_SAMPLED:
             return
         for key in keys:
@@ -133,7 +133,8 @@ class Reconciler:
 
     async def _rows(self) -> AsyncIterator[tuple[RowFacts, int | None]]:
         after = ""
-        while page := await self._records.page(after, self._batch):
+        places = self._scope.places + self._scope.unknown_places
+        while page := await self._records.page(places, after, self._batch):
             wanted = [row.id for row in page if needs_look(row, self._scope)]
             sizes = await asyncio.to_thread(self._staging.sizes, wanted)
             for row in page:
@@ -177,7 +178,7 @@ class Reconciler:
         if self._scope.key_pattern.fullmatch(entry.key) is None:
             self.report.foreign_objects += 1
             return []
-        rows = await self._records.by_key([entry.key])
+        rows = await self._records.by_key(self._scope.places, [entry.key])
         if rows:  # its row is newer than our page, or the listing is not in order
             return await self._look_again(rows[0], ObjectFacts.listed(entry, self._clock()))
         now = self._clock()
@@ -198,11 +199,13 @@ class Reconciler:
         right_database = await self._records.knows_directory()
         pages = self._staging.pages(self._batch)
         while page := await asyncio.to_thread(_next_page, pages):
-            self.report.files += len(page)
             ids = [file.upload_id for file in page if file.upload_id is not None]
             rows = {row.id: row for row in await self._records.by_id(ids)} if ids else {}
             for file in page:
                 row = rows.get(file.upload_id) if file.upload_id is not None else None
+                if not self._scope.covers(row):
+                    continue
+                self.report.files += 1
                 finding = judge_file(file, row, self._scope, now=self._clock())
                 if finding is None or (row is not None and await self._is_last_copy(finding, row)):
                     continue
@@ -217,7 +220,7 @@ class Reconciler:
         async for page in _in_pages(self._store.list_unfinished(), self._batch):
             self.report.unfinished += len(page)
             keys = [entry.key for entry in page if _can_be_a_key(entry.key)]
-            rows = {row.object_key: row for row in await self._records.by_key(keys)}
+            rows = {row.object_key: row for row in await self._records.by_key(self._scope.places, keys)}
             for entry in page:
                 row = rows.get(entry.key)
                 if row is None and self._scope.key_pattern.fullmatch(entry.key) is None:

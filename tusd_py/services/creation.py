@@ -28,6 +28,7 @@ from tusd_py.services.buffers import Block
 from tusd_py.services.reception import orphan_seconds
 
 if TYPE_CHECKING:
+    from tusd_py.places import Stores
     from tusd_py.ports import Body, Staging, UploadRepository
 
 log = structlog.get_logger(__name__)
@@ -57,13 +58,21 @@ def render_key(template: str, upload_id: UploadId, owner: str | None, now: datet
 class Creator:
     """Creates uploads."""
 
-    def __init__(
-        self, uploads: UploadRepository, staging: Staging, appender: Appender, access: Access, settings: UploadSettings
+    def __init__(  # noqa: PLR0913 -- its collaborators
+        self,
+        uploads: UploadRepository,
+        staging: Staging,
+        appender: Appender,
+        access: Access,
+        *,
+        stores: Stores,
+        settings: UploadSettings,
     ) -> None:
         self._uploads = uploads
         self._staging = staging
         self._appender = appender
         self._access = access
+        self._stores = stores
         self._settings = settings
 
     async def create(
@@ -82,7 +91,7 @@ class Creator:
         if command.unwanted_body is not None:
             await self._demand_no_byte(body, command.unwanted_body)
         self._staging.check_space(max(command.length or 0, command.content_length or 0))
-        new, token = self._new_upload(principal, command)
+        new, token = await self._new_upload(principal, command)
         if command.concat is Concat.FINAL:
             upload = await self._uploads.create_final(
                 new,
@@ -102,7 +111,7 @@ class Creator:
         if await body.read():
             raise refusal
 
-    def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
+    async def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
         upload_id = self._staging.new_id()
         token = secrets.token_urlsafe(TOKEN_BYTES)
         new = NewUpload(
@@ -122,6 +131,7 @@ class Creator:
             protocol=command.protocol,
             completes=command.completes is not False,
             object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
+            place_id=await self._stores.current_id(),
             profile=principal.profile,
             trigger=self._settings.triggers[principal.profile],
             expires_after_seconds=self._settings.append.expires_after_seconds,

@@ -5,7 +5,8 @@ Each use-case authorises first, before a byte of a body is read and before anyth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import EmptyPatchLimit, NotReady, StagingDamaged, StagingMissing, TusdError
+from tusd_py.errors import EmptyPatchLimit, NotReady, StagingDamaged, StagingMissing, StoreNotConfigured, TusdError
 from tusd_py.policy import Intent, Principal
 from tusd_py.ports import Segment
 from tusd_py.protocol.commands import Append, Create
@@ -24,7 +25,8 @@ from tusd_py.services.creation import Announce, Created, Creator
 from tusd_py.services.waiting import until_free
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Body, Staging, UploadLocks, UploadRepository
+    from tusd_py.places import Stores
+    from tusd_py.ports import Body, ObjectStore, Staging, UploadLocks, UploadRepository
 
 log = structlog.get_logger(__name__)
 
@@ -49,20 +51,23 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The bytes are in the store."""
+    """The bytes are in this store."""
 
     upload: Upload
+    store: ObjectStore
 
 
 class UploadService:
     """The use-cases. Knows no HTTP, no SQL and no adapter."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- its collaborators
         self,
         uploads: UploadRepository,
         staging: Staging,
         locks: UploadLocks,
         access: Access,
+        *,
+        stores: Stores,
         settings: UploadSettings,
     ) -> None:
         self._uploads = uploads
@@ -70,8 +75,9 @@ class UploadService:
         self._locks = locks
         self._settings = settings
         self._access = access
+        self._stores = stores
         self._appender = Appender(uploads, staging, locks, settings.append)
-        self._creator = Creator(uploads, staging, self._appender, self._access, settings)
+        self._creator = Creator(uploads, staging, self._appender, self._access, stores=stores, settings=settings)
         self._empty_patches: dict[UploadId, int] = {}
 
     def permit(self, principal: Principal, intent: Intent, owner: str | None = None) -> None:
@@ -232,11 +238,15 @@ class UploadService:
         return await self._access.reload(upload_id)
 
     async def locate(self, upload: Upload) -> Staged | Stored:
-        """Answer where a complete upload's bytes are.
+        """Return where a complete upload's bytes are.
+
+        Those of a stored upload are in its store, unless that is known to have lost them, or is not
+        configured, and there is a staged copy.
 
         Raises:
             NotReady: bytes are still missing.
             UploadNotFound, UploadGone: nothing can be served any more.
+            StoreNotConfigured: they are in a store that this server does not know.
             StagingMissing: the bytes ought to be in staging and are not.
             WrongNode: they are in another staging directory.
         """
@@ -245,16 +255,42 @@ class UploadService:
         if upload.state in RECEIVING:
             raise NotReady
         if upload.state is State.STORED and upload.remote_present:
-            return Stored(upload)
+            return await self._locate_stored(upload)
         if not upload.local_present:
             raise StagingMissing(upload_id=str(upload.id))
         return Staged(upload, tuple(await self.segments(upload)))
+
+    async def _locate_stored(self, upload: Upload) -> Staged | Stored:
+        if upload.missing_at is not None and (copy := await self.staged_copy(upload)) is not None:
+            return copy
+        try:
+            return Stored(upload, await self._stores.at(upload.place_id))
+        except StoreNotConfigured:
+            copy = await self.staged_copy(upload)
+            if copy is None:
+                raise
+            return copy
+
+    async def staged_copy(self, upload: Upload) -> Staged | None:
+        """Return the staged copy of a stored upload, None if it is not there whole."""
+        segments = await self.segments(upload)
+        # The parts of a stored final may have been let go, one or all of them.
+        if sum(each.length for each in segments) != upload.offset or not await asyncio.to_thread(_are_whole, segments):
+            return None
+        return Staged(upload, tuple(segments))
 
     async def segments(self, upload: Upload) -> list[Segment]:
         """Answer the staged files that make up an upload, in order. Raises `WrongNode`."""
         self._staging.identity.demand(upload)
         sources = await self._uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
         return [Segment(self._staging.path(source.id), source.offset) for source in sources]
+
+
+def _are_whole(segments: Sequence[Segment]) -> bool:
+    try:
+        return all(segment.length == 0 or segment.path.stat().st_size >= segment.length for segment in segments)
+    except OSError:
+        return False
 
 
 def _no_body() -> None:

@@ -69,22 +69,29 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
     before it counts as stored; otherwise its bytes are known to be on the disk already. `bandwidth`
-    limits copies; a link moves no bytes.
+    limits copies; a link moves no bytes. Without `make_root` the root must be there when it is opened.
     """
 
     name = "filesystem"
     keeps_ids = False
 
     def __init__(
-        self, root: Path, *, sync_linked: bool = False, bandwidth: Bandwidth | None = None, threads: int = 4
+        self,
+        root: Path,
+        *,
+        sync_linked: bool = False,
+        bandwidth: Bandwidth | None = None,
+        threads: int = 4,
+        make_root: bool = True,
     ) -> None:
         self._tree = FileTree(root)
+        self._make_root = make_root
         self._bandwidth = bandwidth
         self._sync_linked = sync_linked
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="filesystem-store")
 
     async def open(self) -> None:
-        await self._run(self._tree.open)
+        await self._run(self._tree.open if self._make_root else self._tree.probe)
 
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown)

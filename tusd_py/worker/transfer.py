@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from tusd_py.errors import StorageError, TusdError
+from tusd_py.errors import StorageError, StoreNotConfigured, TransferCancelled, TusdError
 from tusd_py.ports import (
     NO_DIGESTS,
     AheadStore,
@@ -30,6 +30,7 @@ from tusd_py.worker.sweep import remove_staged_copies
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
+    from tusd_py.places import Stores
     from tusd_py.ports import JobQueue, ObjectStore, Staging, SweepRepository, UploadRepository
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,7 @@ class Transfers:
         uploads: UploadRepository,
         sweep: SweepRepository,
         staging: Staging,
-        store: ObjectStore,
+        stores: Stores,
         metrics: Metrics,
         purge_at_once: bool,
         object_parameters: Mapping[str, Mapping[str, Any]] | None = None,
@@ -63,7 +64,8 @@ class Transfers:
         self._uploads = uploads
         self._sweep = sweep
         self._staging = staging
-        self._store = store
+        self._stores = stores
+        self._store = stores.current
         self._metrics = metrics
         self._purge_at_once = purge_at_once
         self._object_parameters = object_parameters or {}
@@ -78,12 +80,14 @@ class Transfers:
             and isinstance(self._store, BatchStore)
             and job.upload.concat is None
             and job.upload.offset <= SMALL_BYTES
+            and job.upload.place_id == self._stores.registered_id
         )
 
     async def transfer(self, job: Job) -> StoredObject:
         """Bring one upload into the store. Raises whatever the store raises."""
         upload = job.upload
         await self._until_alone(job)
+        await self._go_to_current_place(job)
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
         ledger = self._ledger(job)
@@ -103,11 +107,29 @@ class Transfers:
         upload = await self._uploads.find(job.upload.id)
         if upload is None or upload.state not in RECEIVING:
             return job.wants
+        await self._go_to_current_place(job)
         durable = min(upload.offset, job.wants + AHEAD_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
         wants = await self._store.put_ahead(self._spec(upload), [segment], self._ledger(job))
         log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
         return wants
+
+    async def _go_to_current_place(self, job: Job) -> None:
+        """Leave the place that was configured when the upload was made, or begun to be sent, if it is another now."""
+        current, upload = await self._stores.current_id(), job.upload
+        if upload.place_id == current:
+            return
+        try:
+            store = await self._stores.at(upload.place_id)
+            if job.multipart_id is not None:
+                await store.abort(upload.object_key, job.multipart_id)
+            if store is not self._store:  # its objects were not moved to the current one
+                await self._remove_object(store, upload, upload)
+        except StorageError as error:
+            # The upload does not wait for a store that is not used any more.
+            log.warning("left_in_former_place", upload_id=str(upload.id), key=upload.object_key, reason=str(error))
+        if not await self._jobs.move(job, current):
+            raise TransferCancelled(upload_id=str(upload.id))
 
     async def _until_alone(self, job: Job) -> None:
         """Wait for the end of a job `ahead` that was claimed in the same moment as this one.
@@ -135,23 +157,40 @@ class Transfers:
         await self._until_alone(job)
         # The staged bytes first: without them nobody can make the object anew behind our back.
         await self._staging.remove([upload.id])
+        store = await self._store_of(job)
+        if store is None:
+            return
         if job.multipart_id is not None:
-            await self._store.abort(upload.object_key, job.multipart_id)
+            await store.abort(upload.object_key, job.multipart_id)
         # A worker that died while it sent ahead may have begun what nobody could record.
         sent_ahead = isinstance(self._store, AheadStore) and upload.offset > SMALL_BYTES
         if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_ahead):
-            await self._remove_object(upload, upload.etag, upload.version_id)
+            await self._remove_object(store, upload, upload)
 
-    async def _remove_object(self, upload: Upload, etag: str | None, version_id: str | None) -> None:
+    async def _store_of(self, job: Job) -> ObjectStore | None:
+        """Return the store that may hold something of an upload, None if none can.
+
+        Raises:
+            StoreNotConfigured: it is not configured any more, so that nothing can be removed there.
+        """
+        upload = job.upload
+        try:
+            return await self._stores.at(upload.place_id)
+        except StoreNotConfigured:
+            if upload.remote_present or job.sent or job.multipart_id is not None:
+                raise
+            return None
+
+    async def _remove_object(self, store: ObjectStore, upload: Upload, known: Upload | StoredObject) -> None:
         identity = ObjectIdentity(
             upload_id=str(upload.id),
             key=upload.object_key,
             length=upload.offset if upload.length is None else upload.length,
             crc64nvme=upload.crc64nvme,
-            etag=etag,
-            version_id=version_id,
+            etag=known.etag,
+            version_id=known.version_id,
         )
-        if not await self._store.remove(identity):
+        if not await store.remove(identity):
             log.warning("foreign_object_kept", upload_id=str(upload.id), key=upload.object_key)
 
     # --- records: fenced, so that a late one changes nothing ---------------------------------------
@@ -187,7 +226,7 @@ class Transfers:
         """The job is not ours any more. If the upload is gone too, take back what was just made."""
         current = await self._uploads.find(job.upload.id)
         if current is None or current.state in GONE:
-            await self._remove_object(job.upload, stored.etag, stored.version_id)
+            await self._remove_object(self._store, job.upload, stored)
             log.info("transfer_undone", upload_id=str(job.upload.id))
         else:
             log.warning("transfer_lease_lost", upload_id=str(job.upload.id), attempt=job.attempt)

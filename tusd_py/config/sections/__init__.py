@@ -11,7 +11,7 @@ from tusd_py.config.sections.local import FEW_CONNECTIONS, DatabaseConfig, Stagi
 from tusd_py.config.sections.objects import ObjectParameters, ProfileObjectParameters
 from tusd_py.config.sections.profiles import ProfileConfig, Profiles
 from tusd_py.config.sections.s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
-from tusd_py.config.sections.storage import FilesystemStoreConfig, StorageConfig
+from tusd_py.config.sections.storage import FilesystemStoreConfig, FormerStoreConfig, StorageConfig
 from tusd_py.config.sections.uploads import LimitsConfig, RufhConfig, TusConfig
 from tusd_py.config.sections.work import CleanupConfig, IntegrityConfig, TransferConfig
 
@@ -24,6 +24,7 @@ __all__ = [
     "DatabaseConfig",
     "DownloadsConfig",
     "FilesystemStoreConfig",
+    "FormerStoreConfig",
     "IntegrityConfig",
     "JwtConfig",
     "LimitsConfig",

@@ -16,6 +16,17 @@ class FilesystemStoreConfig(Section):
     directory: OptionalPath = Field(default=None, description="empty: <data_dir>/store")
 
 
+class FormerStoreConfig(Section):
+    """A store that holds uploads from before: what [storage] said of it then."""
+
+    backend: Literal["filesystem", "s3"] = Field(default="filesystem", description="what storage.backend was")
+    moved: bool = Field(
+        default=False, description="its objects lie in the current store now, under the same keys below its location"
+    )
+    filesystem: FilesystemStoreConfig = Field(default_factory=FilesystemStoreConfig)
+    s3: S3StoreConfig = Field(default_factory=S3StoreConfig)
+
+
 class StorageConfig(Section):
     """Where finished uploads go."""
 
@@ -28,3 +39,7 @@ class StorageConfig(Section):
     )
     filesystem: FilesystemStoreConfig = Field(default_factory=FilesystemStoreConfig)
     s3: S3StoreConfig = Field(default_factory=S3StoreConfig)
+    former: list[FormerStoreConfig] = Field(
+        default=[],
+        description="[[storage.former]]: where uploads lie since before a change of the above; see docs/stores.md",
+    )

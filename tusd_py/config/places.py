@@ -1,0 +1,54 @@
+"""Which place a store is: what makes its objects unreachable when it is changed. Pure."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from tusd_py.config.load import Config
+    from tusd_py.config.sections import FormerStoreConfig, StorageConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A bucket and prefix at an endpoint, or a directory. What does not apply is empty."""
+
+    backend: str
+    endpoint: str = ""
+    """Empty: AWS."""
+    bucket: str = ""
+    prefix: str = ""
+    directory: str = ""
+    """Relative to the data directory where it lies in it, so that the two may be moved together."""
+
+    def __str__(self) -> str:
+        if self.backend == "filesystem":
+            return f"directory {self.directory}"
+        at = f" at {self.endpoint}" if self.endpoint else ""
+        return f"bucket {self.bucket}{at}{f', location {self.prefix}' if self.prefix else ''}"
+
+
+def place_of(config: Config, storage: StorageConfig | FormerStoreConfig) -> Place:
+    """Return the place of the store that `storage` configures."""
+    if storage.backend == "s3":
+        s3 = storage.s3
+        return Place("s3", _endpoint(s3.endpoint_url), s3.bucket, s3.location.strip("/"))
+    data, directory = os.path.abspath(config.data_dir), os.path.abspath(store_directory(config, storage))  # noqa: PTH100
+    inside = os.path.relpath(directory, data)
+    return Place("filesystem", directory=directory if inside.split("/")[0] == ".." else inside)
+
+
+def store_directory(config: Config, storage: StorageConfig | FormerStoreConfig) -> Path:
+    """Return the root of the filesystem store that `storage` configures."""
+    return (storage.filesystem.directory or config.data_dir / "store").absolute()
+
+
+def _endpoint(url: str | None) -> str:
+    if url is None:
+        return ""
+    parts = urlsplit(url)
+    return parts._replace(scheme=parts.scheme.lower(), netloc=parts.netloc.lower()).geturl()

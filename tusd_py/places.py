@@ -1,0 +1,118 @@
+"""Every store that is configured here, by the place it is: the current one, and those of before.
+
+New uploads go to the current one. What was stored elsewhere is read and removed there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from tusd_py.config.places import Place
+from tusd_py.errors import DatabaseUnavailable, StorageError, StoreNotConfigured
+
+if TYPE_CHECKING:
+    from tusd_py.ports import ObjectStore, PlaceRecord
+
+log = structlog.get_logger(__name__)
+
+
+class Stores:
+    """The stores of one process."""
+
+    def __init__(
+        self,
+        record: PlaceRecord,
+        place: Place,
+        current: ObjectStore,
+        former: Mapping[Place, ObjectStore] | None = None,
+    ) -> None:
+        """`former` says which store holds now what was stored in another place: `current` itself, if it was moved."""
+        self.current = current
+        self._record = record
+        self._place = place
+        self._former = former or {}
+        self._registering = asyncio.Lock()
+        self._current_id: int | None = None
+        self._by_id: dict[int, ObjectStore] = {}
+        self._places: dict[int, Place] = {}
+
+    async def open(self) -> None:
+        """Open the stores, and register their places if the database can be reached: if not, at the first use."""
+        await self.current.open()
+        for place, store in self._former.items():
+            if store is not self.current:
+                try:
+                    await store.open()
+                except StorageError as error:
+                    # Only what lies there cannot be had.
+                    log.warning("former_store_not_usable", place=str(place), reason=str(error))
+        with contextlib.suppress(DatabaseUnavailable):
+            await self.current_id()
+
+    async def close(self) -> None:
+        """Close the stores."""
+        for store in {id(each): each for each in (self.current, *self._former.values())}.values():
+            await store.close()
+
+    @property
+    def registered_id(self) -> int | None:
+        """The id of the current place, None before it was registered."""
+        return self._current_id
+
+    async def current_id(self) -> int:
+        """Return the id of the current place.
+
+        Raises:
+            DatabaseUnavailable: it is not known yet.
+        """
+        if self._current_id is None:
+            await self._register()
+        assert self._current_id is not None  # _register has set it, or raised
+        return self._current_id
+
+    async def configured(self) -> dict[ObjectStore, list[int]]:
+        """Return each store with the ids of the places that it holds, the current one first."""
+        await self.current_id()
+        found: dict[ObjectStore, list[int]] = {self.current: []}
+        for place_id, store in self._by_id.items():
+            found.setdefault(store, []).append(place_id)
+        return found
+
+    async def unconfigured(self) -> list[int]:
+        """Return the ids of the places on record that no store is configured for."""
+        await self.current_id()
+        return [place_id for place_id in await self._record.places() if place_id not in self._by_id]
+
+    async def at(self, place_id: int) -> ObjectStore:
+        """Return the store that holds what was stored in a place.
+
+        Raises:
+            StoreNotConfigured: no store is configured for it.
+            DatabaseUnavailable: the places are not known yet.
+        """
+        await self.current_id()
+        store = self._by_id.get(place_id)
+        if store is None:
+            raise StoreNotConfigured(place=str(await self.place(place_id)))
+        return store
+
+    async def place(self, place_id: int) -> Place | None:
+        """Return which place that is, also where it is not configured. None: nobody knows."""
+        if place_id not in self._places:
+            self._places = await self._record.places()
+        return self._places.get(place_id)
+
+    async def _register(self) -> None:
+        async with self._registering:
+            if self._current_id is not None:
+                return
+            ids = await self._record.register(self._place, list(self._former))
+            self._by_id = {ids[self._place]: self.current}
+            for place, store in self._former.items():
+                self._by_id.setdefault(ids[place], store)
+            self._current_id = ids[self._place]
