@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from collections.abc import MutableMapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -52,6 +53,7 @@ def configure_logging(config: LoggingConfig) -> None:
         cache_logger_on_first_use=True,
     )
     _configure_foreign(shared, renderer, level, json=not console)
+    _capture_the_interpreter()
 
 
 def _configure_foreign(
@@ -72,6 +74,22 @@ def _configure_foreign(
     # One line per call to S3 or per retry is noise at info.
     for chatty in ("botocore", "aiobotocore", "urllib3", "asyncio", "aiohttp.access"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+
+
+def _capture_the_interpreter() -> None:
+    """Log what the interpreter would write to standard error by itself, past the redaction."""
+    logging.captureWarnings(capture=True)
+    log = logging.getLogger("python")
+
+    def in_thread(failed: threading.ExceptHookArgs) -> None:
+        name = failed.thread.name if failed.thread is not None else "?"
+        log.error("exception in thread %s", name, exc_info=failed.exc_value)
+
+    def unraisable(failed: sys.UnraisableHookArgs) -> None:
+        log.error("%s: %r", failed.err_msg or "exception ignored in", failed.object, exc_info=failed.exc_value)
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = unraisable
 
 
 def _dumps(value: Any, **_: Any) -> bytes:

@@ -21,7 +21,7 @@ from tests.support.stalling_client import OCTETS, create, request
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 
 FAULTS = """
-    import asyncio, logging
+    import asyncio, logging, threading, warnings
     from tusd_py.services import access
 
     load = access.Access.load
@@ -29,10 +29,23 @@ FAULTS = """
     async def forgotten(token):
         raise KeyError(token)
 
+    def thread(token):
+        raise KeyError(token)
+
+    class Finalized:
+        def __init__(self, token):
+            self.token = token
+
+        def __del__(self):
+            raise ValueError(f"/files/{self.token}")
+
     async def failing(self, principal, token, intent):
         if not token.startswith("fail"):
             return await load(self, principal, token, intent)
         asyncio.ensure_future(forgotten(token))
+        threading.Thread(target=thread, args=(token,)).start()
+        Finalized(token)
+        warnings.warn(f"about /files/{token}", UserWarning)
         logging.getLogger("aiohttp.server").debug("an inner record of %s", f"/files/{token}")
         local = {"token": token}
         try:
@@ -113,7 +126,8 @@ def test_no_traceback_and_no_record_of_a_library_shows_a_token(server: Server) -
         assert request(server.port, "GET", f"/files/{token}").status == 500
 
     wait_until(lambda: "never retrieved" in server.log_text(), deadline=20, what="asyncio complains")
-    assert "an inner record of" in server.log_text()
+    for said in ("an inner record of", "exception in thread", "__del__", "UserWarning: about"):
+        wait_until(lambda said=said: said in server.log_text(), deadline=20, what=f"the log says {said}")
     assert "cannot read /files/fail" in server.log_text()
     assert_secret(server, tokens, "the-end-of-the-faults")
 

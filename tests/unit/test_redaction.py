@@ -9,6 +9,7 @@ import logging
 import re
 import string
 import sys
+import threading
 import uuid
 from urllib.parse import quote, unquote
 
@@ -88,6 +89,9 @@ def log_of(request, monkeypatch):
     """Run something that logs and answer all that was written."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     monkeypatch.setattr(sys, "stderr", output)
+    # As they are, to have them back after the test.
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     before = structlog.get_config(), logging.getLogger().handlers[:], logging.getLogger().level
     configure_logging(LoggingConfig(format=request.param, level="debug"))
 
@@ -96,6 +100,7 @@ def log_of(request, monkeypatch):
         return output.buffer.getvalue().decode()
 
     yield run
+    logging.captureWarnings(capture=False)
     structlog.configure(**before[0])
     logging.getLogger().handlers[:] = before[1]
     logging.getLogger().setLevel(before[2])
