@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import signal
+import threading
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -52,6 +56,52 @@ def test_head_takes_over_from_another_process(start_server: StartServer) -> None
             _assert_takes_over(newcomer, holder, target, SENT)
 
     _finish(server, target, created.headers["upload-id"], SENT, content)
+
+
+@pytest.mark.timeout(150)
+def test_heads_amid_appends_of_another_process_never_fail(start_server: StartServer) -> None:
+    """A 500 would make a client begin again at byte 0. Each side's connections end up in both processes."""
+    server = start_server({"server": {"processes": 2}, "transfer": {"trigger": "manual"}})
+    content = seeded("heads").randbytes(LENGTH)
+    target = create(server.port, LENGTH).headers["location"]
+    heads: Counter[int] = Counter()
+    acknowledged = 0
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            least = acknowledged
+            with contextlib.suppress(ConnectionError):
+                head = request(server.port, "HEAD", target)
+                heads[head.status] += 1
+                assert head.status == 423 or head.offset >= least
+
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(ask) for _ in range(2)]
+        try:
+            end = time.monotonic() + 40
+            while acknowledged < LENGTH and heads.total() < 400 and time.monotonic() < end:
+                piece, here = content[acknowledged : acknowledged + 4 * KIB], {"Upload-Offset": str(acknowledged)}
+                with contextlib.suppress(ConnectionError):
+                    answer = request(server.port, "PATCH", target, {**OCTETS, **here}, piece)
+                    assert answer.status in {204, *LOSER_STATUSES}
+                    if answer.status == 204:
+                        acknowledged = answer.offset
+                        continue
+                head = request(server.port, "HEAD", target)
+                heads[head.status] += 1
+                if head.status == 200:
+                    acknowledged = head.offset
+        finally:
+            over.set()
+        for each in asking:
+            each.result()
+
+    print(heads)
+    assert heads[200] > 20
+    assert set(heads) <= {200, 423}
+    staged = next(path for path in server.staging.rglob("*-*-*") if path.is_file())
+    assert staged.read_bytes()[:acknowledged] == content[:acknowledged]
 
 
 def test_patch_takes_over_from_a_stalled_patch(start_server: StartServer) -> None:

@@ -229,6 +229,78 @@ async def test_another_process_is_asked_and_its_offset_is_believed(served, monke
     assert await served.staged(path) == b"hello"
 
 
+@pytest.mark.parametrize("let_go", [True, False])
+async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_never_fails(serve, monkeypatch, let_go):
+    """LOCK-01 LOCK-04 CORE-12"""
+    served = await serve(staging={"lock_timeout": 5 if let_go else 0.3})
+    path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"he")
+    upload = await served.upload(path)
+    writers = []
+
+    def begin():
+        writers.append(locked(served, upload))
+
+    async def other_process_stops(_):
+        # Each stores one more byte; after the fourth nobody comes any more.
+        if len(writers) < 4 or let_go:
+            os.pwrite(writers[-1], b"x", 1 + len(writers))
+            await served.core.database.execute("UPDATE uploads SET upload_offset = upload_offset + 1")
+            os.close(writers[-1])
+
+    find = served.core.uploads.find
+
+    async def find_and_begin(upload_id):
+        # Between the look at the row and the one at the file the next writer has it.
+        found = await find(upload_id)
+        if len(writers) < 4:
+            begin()
+        return found
+
+    monkeypatch.setattr(served.web.uploads._locks, "_ask_others", other_process_stops)
+    monkeypatch.setattr(served.core.uploads, "find", find_and_begin)
+    begin()
+
+    response = await served.head(path)
+
+    assert len(writers) == 4
+    if let_go:
+        assert (response.status, response.headers["upload-offset"]) == (200, "6")
+    else:
+        os.close(writers[-1])
+        assert (response.status, response.headers["retry-after"]) == (423, "1")
+        assert "upload-offset" not in response.headers
+
+
+async def test_a_head_of_an_upload_that_is_stored_and_cleaned_up_meanwhile_finds_it(served, monkeypatch):
+    """LOCK-01 CORE-12"""
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
+    probe, find = served.core.staging.probe, served.core.uploads.find
+
+    def too_late(upload_id):
+        served.core.staging.path(upload_id).unlink(missing_ok=True)
+        return probe(upload_id)
+
+    async def stored_meanwhile(upload_id):
+        await served.core.database.execute("UPDATE uploads SET upload_offset = 5, state = 'completed'")
+        return await find(upload_id)
+
+    monkeypatch.setattr(served.core.staging, "probe", too_late)
+    monkeypatch.setattr(served.core.uploads, "find", stored_meanwhile)
+
+    assert await served.offset(path) == 5
+
+
+async def test_looking_at_a_file_hinders_nobody_who_looks_as_well(served):
+    """LOCK-01"""
+    path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
+    fd = os.open(served.core.staging.path((await served.upload(path)).id), os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+
+    assert await served.offset(path) == 2
+
+    os.close(fd)
+
+
 async def test_downloads_take_no_lock(served):
     """LOCK-07"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")

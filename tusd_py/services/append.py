@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,16 +22,13 @@ from tusd_py.errors import (
 from tusd_py.protocol.upload import RECEIVING, AppendPlan, Upload, plan_append
 from tusd_py.services.buffers import AppendSettings, BufferBudget
 from tusd_py.services.reception import UNCERTAIN, Reception
-from tusd_py.services.waiting import until_free
+from tusd_py.services.waiting import Reload, settled, until_free
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, StagingFile, UploadLocks, UploadRepository
     from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
-
-Reload = Callable[[], Awaitable[Upload]]
-"""Reads the row again and checks again that it may be used."""
 
 
 class Appender:
@@ -121,11 +117,13 @@ class Appender:
 
     async def _settled(self, upload: Upload, reload: Reload) -> Upload:
         """Answer the upload once no other process moves it."""
-        if upload.state not in RECEIVING or self._staging.probe(upload.id) == upload.offset:
-            return upload
-        file = await self._open(upload, reload)
-        await file.close()
-        return await reload()
+        try:
+            return await settled(
+                self._staging, self._locks, upload, reload, timeout_seconds=self._settings.lock_timeout_seconds
+            )
+        except StagingDamaged as error:
+            await self._report_damage(upload, error)
+            raise
 
     async def _nothing_left(self, upload: Upload, plan: AppendPlan, body: Body) -> Upload:
         # A client that lost the reply to its last byte sends an empty body and must see success.

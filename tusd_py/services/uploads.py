@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import EmptyPatchLimit, NotReady, StagingDamaged, StagingMissing, StoreNotConfigured, TusdError
+from tusd_py.errors import EmptyPatchLimit, NotReady, StagingMissing, StoreNotConfigured, TusdError
 from tusd_py.policy import Intent, Principal
 from tusd_py.ports import Segment
 from tusd_py.protocol.commands import Append, Create
@@ -22,7 +22,7 @@ from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload, UploadId
 from tusd_py.services.access import Access, UploadSettings
 from tusd_py.services.append import Appender
 from tusd_py.services.creation import Announce, Created, Creator
-from tusd_py.services.waiting import until_free
+from tusd_py.services.waiting import settled, size_when_free
 
 if TYPE_CHECKING:
     from tusd_py.places import Stores
@@ -111,25 +111,13 @@ class UploadService:
         return await self._settled(upload)
 
     async def _settled(self, upload: Upload) -> Upload:
-        """Answer the upload once no other process writes to it."""
-        if upload.state not in RECEIVING:
-            return upload
-        size = self._staging.probe(upload.id)
-        if size is None:
-            await self._wait_for_other_process(upload)
-        elif size == upload.offset:
-            return upload
-        upload = await self._access.reload(upload.id)
-        if upload.state in RECEIVING and (self._staging.probe(upload.id) or 0) < upload.offset:
-            raise StagingDamaged(upload_id=str(upload.id), expected=upload.offset)
-        return upload
-
-    async def _wait_for_other_process(self, upload: Upload) -> None:
-        async def attempt() -> int | None:
-            return self._staging.probe(upload.id)
-
-        timeout = self._settings.append.lock_timeout_seconds
-        await until_free(self._locks, upload.id, attempt, timeout_seconds=timeout)
+        return await settled(
+            self._staging,
+            self._locks,
+            upload,
+            partial(self._access.reload, upload.id),
+            timeout_seconds=self._settings.append.lock_timeout_seconds,
+        )
 
     async def append(self, principal: Principal, token: str, parse: Callable[[Upload], Append], body: Body) -> Appended:
         """Append a body. `parse` runs after the upload was found, as the order of checks demands.
@@ -216,8 +204,8 @@ class UploadService:
         else:
             self._demand_bytes(upload)
             async with self._locks.hold(upload.id, _no_body):
-                if self._staging.probe(upload.id) is None:
-                    await self._wait_for_other_process(upload)
+                timeout = self._settings.append.lock_timeout_seconds
+                await size_when_free(self._staging, self._locks, upload.id, timeout_seconds=timeout)
                 await self._uploads.remove(upload.id, force=force)
         log.info("upload_terminated", upload_id=str(upload.id), state=upload.state.value, force=force)
 

@@ -124,14 +124,16 @@ class StagingArea(Staging):
             if opened is None or opened[1] or not create or self._syncs is None:
                 return opened
             # An empty file counts for nothing, and whoever made it may have failed to sync its name.
-            Path(path).unlink(missing_ok=True)
-            os.close(opened[0])
+            try:
+                Path(path).unlink(missing_ok=True)
+            finally:
+                os.close(opened[0])
             return create_locked(path, self._syncs)
 
     def probe(self, upload_id: UploadId) -> int | None:
         with translated_errors():
             try:
-                opened = open_locked(self._name(upload_id))
+                opened = open_locked(self._name(upload_id), shared=True)
             except FileNotFoundError:
                 return 0
         if opened is None:

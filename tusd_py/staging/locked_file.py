@@ -148,9 +148,12 @@ def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
     return running
 
 
-def open_locked(path: str) -> tuple[int, int] | None:
-    """Open and lock a file; return its descriptor and size, None while somebody else holds it."""
-    return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
+def open_locked(path: str, *, shared: bool = False) -> tuple[int, int] | None:
+    """Open and lock a file; return its descriptor and size, None while somebody else holds it.
+
+    With `shared` others may look at it as well, but nobody can write.
+    """
+    return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
@@ -164,7 +167,7 @@ def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     except FileExistsError:
         return None
     try:
-        created = _locked(fd, path)
+        created = _locked(fd, path, fcntl.LOCK_EX)
     except FileNotFoundError:
         # Between the two calls somebody else took it for a leftover.
         return None
@@ -179,9 +182,9 @@ def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     return created
 
 
-def _locked(fd: int, path: str) -> tuple[int, int] | None:
+def _locked(fd: int, path: str, kind: int) -> tuple[int, int] | None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
         facts = os.fstat(fd)
         if facts.st_nlink == 0:
             # Removed between open and lock: what we hold is nobody's file any more.
