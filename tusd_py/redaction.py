@@ -27,7 +27,7 @@ _LETTER: Final = "(?:[A-Za-z0-9_-]|%(?:2[Dd]|3[0-9]|[46][1-9A-Fa-f]|5[0-9AaFf]|7
 _CANDIDATE: Final = re.compile(rf"(?P<run>{_LETTER}{{{MIN_TOKEN_LENGTH},}})|%[0-9A-Fa-f]{{2}}")
 _BEFORE_SEGMENT: Final = re.compile(r"(?:[/\\]|%2[Ff]|%5[Cc]|[?&;](?:[^\s?&;=/]*=)?)\Z")
 _PROGRAM_NAME: Final = re.compile(
-    r"_*[a-z][a-z0-9]*(?:[_-]+[a-z0-9]+)+_*"  # snake_case, and the names of hosts and modules
+    r"(?:[0-9]{4}_)?_*[a-z][a-z0-9]*(?:[_-]+[a-z0-9]+)+_*"  # snake_case, names of hosts, modules and migrations
     r"|_*[A-Z][A-Z0-9]*(?:_+[A-Z0-9]+)+"  # CONSTANTS
     r"|_*(?:[A-Z]{1,5}[a-z]{2,}[0-9]?){2,}"  # CamelCase
 )

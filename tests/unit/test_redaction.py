@@ -71,7 +71,8 @@ def test_a_public_id_stays_and_is_no_token(public_id):
     [
         "ClientConnectionResetError('Cannot write to closing transport')",
         "No space (cause='ERR_DATABASE_UNAVAILABLE', code=ERR_UNSUPPORTED_CONTENT_ENCODING)",
-        "embedded_postgres_not_started", "http-7d9f8b6c5d-x2x4z-7d9f8b6c5d:4711", "/files/short", "2026/11/21/" + ID,
+        "embedded_postgres_not_started", "0002_record_store_outages",
+        "http-7d9f8b6c5d-x2x4z-7d9f8b6c5d:4711", "/files/short", "2026/11/21/" + ID,
         '  File "/srv/app/tusd_py/http/middleware.py", line 60, in _the_longest_name_of_a_function_there_is',
         "    return await self._another_long_name_of_a_function(upload_id)",
     ],
