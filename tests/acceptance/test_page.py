@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def patch(server: Server, target: str, offset: int, size: int) -> None:
     assert request(server.port, "PATCH", target, headers, bytes(size)).status == 204
 
 
+@contextlib.contextmanager
+def stalled(page: Page, server: Server, path: Path) -> Iterator[CuttingProxy]:
+    """Have the page upload a file that gets no further than its first bytes."""
+    with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
+        page.goto(f"{proxy.origin}/")
+        start(page, path)
+        proxy.wait_struck()
+        row_of(page, path.name, "uploading")
+        yield proxy
+
+
 # --- what is under way -------------------------------------------------------------------------------
 
 
@@ -65,10 +77,7 @@ def test_the_list_shows_every_byte_that_the_page_sends(
 ) -> None:
     path, _ = make_file("film.bin", 8 * MIB)
     server = start_server(NEVER_RECORDED)
-    with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
-        page.goto(f"{proxy.origin}/")
-        start(page, path)
-        proxy.wait_struck()
+    with stalled(page, server, path):
         bar = page.get_by_role("progressbar", name=path.name)
         expect(bar).to_be_visible()
         wait_until(lambda: bar.evaluate("bar => bar.value") >= 2 * MIB, deadline=60, what="the bar shows what was sent")
@@ -123,11 +132,7 @@ def test_cancelling_in_the_list_ends_the_upload_of_this_page(
 ) -> None:
     path, _ = make_file("film.bin", 8 * MIB)
     server = start_server()
-    with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
-        page.goto(f"{proxy.origin}/")
-        start(page, path)
-        proxy.wait_struck()
-        row_of(page, path.name, "uploading")
+    with stalled(page, server, path) as proxy:
         asked = answer_dialogs(page, accept=True)
         page.get_by_role("button", name=f"Cancel {path.name}").click()
         wait_until(lambda: [r.status for r in proxy.of("DELETE")] == [204], deadline=60, what="the upload is deleted")
@@ -196,11 +201,7 @@ def test_leaving_the_page_is_asked_about_only_while_it_uploads(
     film, _ = make_file("film.bin", 8 * MIB)
     small, _ = make_file("small.bin", 1000)
     server = start_server()
-    with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
-        page.goto(f"{proxy.origin}/")
-        start(page, film)
-        proxy.wait_struck()
-        row_of(page, film.name, "uploading")
+    with stalled(page, server, film):
         with page.expect_event("dialog") as asked:
             page.close(run_before_unload=True)
         assert asked.value.type == "beforeunload"
@@ -275,11 +276,7 @@ def test_whatever_has_the_focus_is_outlined(
     page.goto(f"{server.origin}/")
     expect(page.get_by_text("Drop files here")).to_be_visible()
     empty = walk()
-    with CuttingProxy(server.port, Stall(2 * MIB)) as proxy:
-        page.goto(f"{proxy.origin}/")
-        start(page, path)
-        proxy.wait_struck()
-        row_of(page, path.name, "uploading")
+    with stalled(page, server, path):
         busy = walk()
 
     names = {name for name, _ in empty + busy}

@@ -127,6 +127,17 @@ async def test_the_page_knows_what_the_server_offers(serve):
     assert settings["data-endpoint"] == "up/loads/"
     assert settings["data-max-size"] == "1000"
     assert settings["data-parallel"] == "false"
+    assert settings["data-token"] == "false"
+
+
+async def test_the_page_asks_for_a_token_where_the_server_does(serve):
+    served = await serve(server={"page": "on", "port": 0}, auth={"mode": "jwt", "jwt": {"secret": SECRET}})
+
+    page = await served.request("GET", "/", {"Tus-Resumable": None})
+    listed = await served.request("GET", "/api/v1/uploads", [])
+
+    assert (page.status, listed.status) == (200, 401)
+    assert Addresses(page.body.decode()).settings["data-token"] == "true"
 
 
 async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_config):
