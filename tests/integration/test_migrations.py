@@ -214,3 +214,33 @@ def test_every_file_says_why_and_why_it_is_safe() -> None:
         header = migration.sql.split("\n\n", 1)[0]
         assert header.startswith("-- "), migration.name
         assert "afe with the previous release" in header, migration.name
+
+
+async def test_errors_of_before_lose_their_paths(empty_dsn: str, tmp_path: Path) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    for path in sorted(migrations_directory().glob("*.sql")):
+        if path.name < "0002":
+            (before / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    await migrate(empty_dsn, before)
+    errors = {
+        "The staged bytes of this upload are damaged. (path='/srv/x (1)/y', size=3, expected=5)":
+            "The staged bytes of this upload are damaged.",
+        "The staged bytes of this upload are missing. (path='/srv/y')": "The staged bytes of this upload are missing.",
+        "The store refused, and a retry cannot help. (AccessDenied)":
+            "The store refused, and a retry cannot help. (AccessDenied)",
+    }  # fmt: skip
+    connection = await asyncpg.connect(empty_dsn)
+    try:
+        for error in errors:
+            await connection.execute(
+                "INSERT INTO uploads (id, token_hash, node, state, upload_offset, object_key, error)"
+                " VALUES ($1, sha256($2), 'n', 'created', 0, $3, $4)",
+                uuid.uuid4(), uuid.uuid4().bytes, uuid.uuid4().hex, error,
+            )  # fmt: skip
+    finally:
+        await connection.close()
+
+    await migrate(empty_dsn)
+
+    assert {row[0] for row in await query(empty_dsn, "SELECT error FROM uploads")} == set(errors.values())
