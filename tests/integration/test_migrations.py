@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,12 @@ import asyncpg
 import pytest
 
 from tests.conftest import _dsn_for, _run
+from tusd_py.config.places import Place
+from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database import migrate as runner
 from tusd_py.database.migrate import Migration, check_schema, load_migrations, migrate, migrations_directory, pending
+from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.pool import Database
 from tusd_py.errors import DatabaseUnavailable, MigrationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,3 +249,32 @@ async def test_errors_of_before_lose_their_paths(empty_dsn: str, tmp_path: Path)
     await migrate(empty_dsn)
 
     assert {row[0] for row in await query(empty_dsn, "SELECT error FROM uploads")} == set(errors.values())
+
+
+async def test_uploads_from_before_places_were_recorded_belong_to_the_place_of_the_first_start(
+    empty_dsn: str, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    for path in sorted(migrations_directory().glob("*.sql")):
+        if path.name == "0007_record_store_places.sql":
+            break
+        shutil.copy(path, before)
+    await migrate(empty_dsn, before)
+    await query(
+        empty_dsn,
+        "INSERT INTO uploads (id, token_hash, staging_id, state, upload_length, upload_offset, object_key, stored_at)"
+        " SELECT gen_random_uuid(), sha256(n::text::bytea), gen_random_uuid(), 'stored', 1, 1, 'k' || n, now()"
+        " FROM generate_series(1, 3) AS n",
+    )
+    await migrate(empty_dsn)
+    database = Database(empty_dsn, DatabaseConfig())
+    await database.open()
+    here = Place("s3", "https://s3.example", "bucket")
+
+    ids = await PostgresPlaces(database).register(here, [])
+    changed = await PostgresPlaces(database).register(Place("filesystem", directory="store"), [here])
+
+    assert await query(empty_dsn, "SELECT DISTINCT place_id FROM uploads") == [(ids[here],)]
+    assert changed[here] == ids[here]
+    await database.close()

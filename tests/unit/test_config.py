@@ -21,6 +21,7 @@ from tusd_py.config import Config, ProfileConfig, load_config
 from tusd_py.config.checks import cross_problems, is_loopback, warnings
 from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.example import render_example
+from tusd_py.config.places import Place, place_of
 from tusd_py.config.render import MASK, render_effective
 from tusd_py.config.sections import ProfileObjectParameters
 from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
@@ -960,3 +961,72 @@ def test_profiles_are_shown_as_they_are_read(write: Files) -> None:
     )
 
     assert load_config(write(render_effective(config), "effective.toml")) == config
+
+
+# --- stores of before -----------------------------------------------------------------------------
+
+BUCKET_X = 's3.bucket = "b"\ns3.endpoint_url = "https://S3.example"\ns3.location = "x'
+FORMER = """
+[storage]
+backend = "s3"
+[storage.s3]
+bucket = "new"
+[[storage.former]]
+backend = "filesystem"
+filesystem.directory = "/srv/uploads"
+[[storage.former]]
+backend = "s3"
+moved = true
+[storage.former.s3]
+bucket = "old"
+endpoint_url = "http://minio:9000"
+location = "a/b"
+"""
+
+
+def test_stores_of_before_are_written_as_they_are_read(write: Files) -> None:
+    config = load_config(write(FORMER))
+
+    assert load_config(write(render_effective(config), "effective.toml")) == config
+    assert [str(place_of(config, each)) for each in (config.storage, *config.storage.former)] == [
+        "bucket new",
+        "directory /srv/uploads",
+        "bucket old at http://minio:9000, location a/b",
+    ]
+
+
+def test_secrets_of_stores_of_before_are_masked(write: Files) -> None:
+    config = load_config(write(f'{FORMER}access_key = "{SECRET}"\nsecret_key = "{SECRET}"\n'))
+
+    assert SECRET not in render_effective(config)
+    assert SECRET not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('[[storage.former]]\nbackend = "s3"', "storage.former.0.s3.bucket: is required"),
+        ("[[storage.former]]", "storage.former.0: is the current store: the directory store"),
+        (
+            '[[storage.former]]\nfilesystem.directory = "/a"\n[[storage.former]]\nfilesystem.directory = "/a/"',
+            "storage.former.1: is storage.former.0: the directory /a",
+        ),
+        (
+            f'[storage]\nbackend = "s3"\n{BUCKET_X}/"\n[[storage.former]]\nbackend = "s3"\n{BUCKET_X.lower()}"',
+            "storage.former.0: is the current store",
+        ),
+        ('[[storage.former]]\nbackend = "s3"\ns3.bucket = "b"\ns3.access_key = "k"', "storage.former.0.s3: access_key"),
+        ("[[storage.former]]\nplace = 1", "storage.former.0.place: unknown key"),
+    ],
+)
+def test_a_store_of_before_that_makes_no_sense_is_refused(write: Files, text: str, problem: str) -> None:
+    assert any(told.startswith(problem) for told in problems_of(write(text))), problems_of(write(text))
+
+
+def test_a_store_inside_the_data_directory_is_known_by_its_place_in_it(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        config = load_config(overrides={"data_dir": tmp_path / name})
+        assert place_of(config, config.storage) == Place("filesystem", directory="store")
+    storage = {"filesystem": {"directory": tmp_path / "s"}}
+    outside = load_config(overrides={"data_dir": tmp_path / "a", "storage": storage})
+    assert place_of(outside, outside.storage).directory == str(tmp_path / "s")

@@ -76,6 +76,7 @@ def make_web(core: Core) -> Web:
         uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),
         catalog=Catalog(core.uploads, access, watch),
         watch=watch,
+        stores=core.stores,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
         trusted=TrustedProxies(config.server.trusted_proxies),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tusd_py.http.forwarded import TrustedProxies
     from tusd_py.http.hosts import HostPolicy
     from tusd_py.metrics import Metrics
+    from tusd_py.places import Stores
     from tusd_py.ports import Authenticator
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features
@@ -31,6 +32,7 @@ class Web:
     uploads: UploadService
     catalog: Catalog
     watch: Watch
+    stores: Stores
     authenticator: Authenticator
     cors: CorsPolicy
     trusted: TrustedProxies

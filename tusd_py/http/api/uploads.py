@@ -57,7 +57,8 @@ async def list_uploads(request: web.Request) -> web.Response:
         everybody=flag(request, "all"),
     )
     following = list_position_text(uploads[-1]) if len(uploads) == limit else None
-    return json_response({"uploads": [_view(request, principal, upload) for upload in uploads], "next": following})
+    views = [await _view(request, principal, upload) for upload in uploads]
+    return json_response({"uploads": views, "next": following})
 
 
 async def show_upload(request: web.Request) -> web.Response:
@@ -71,7 +72,8 @@ async def show_upload(request: web.Request) -> web.Response:
         wait_seconds=whole_number(request, "wait", default=0, least=0, most=MAX_WAIT_SECONDS),
         wanted=lambda: request.transport is not None and not request.transport.is_closing(),
     )
-    return json_response(_view(request, principal, seen.upload) | transfer_view(seen.transfer, seen.sent_ahead))
+    view = await _view(request, principal, seen.upload)
+    return json_response(view | transfer_view(seen.transfer, seen.sent_ahead))
 
 
 async def remove_upload(request: web.Request) -> web.Response:
@@ -93,10 +95,11 @@ async def list_attempts(request: web.Request) -> web.Response:
     return json_response({"attempts": [attempt_view(attempt, operator=operator) for attempt in attempts]})
 
 
-def _view(request: web.Request, principal: Principal, upload: Upload) -> dict[str, Any]:
+async def _view(request: web.Request, principal: Principal, upload: Upload) -> dict[str, Any]:
     context = request.app[WEB]
     operator = context.catalog.operates(principal)
-    return upload_view(upload, context.config, prefix=prefix_of(request), operator=operator)
+    place = await context.stores.place(upload.place_id) if operator and upload.remote_present else None
+    return upload_view(upload, context.config, place=place, prefix=prefix_of(request))
 
 
 def _state(request: web.Request) -> State | None:

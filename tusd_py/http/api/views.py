@@ -10,6 +10,7 @@ from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Trigger
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.config.places import Place
     from tusd_py.ports import AttemptView, TransferView
     from tusd_py.protocol.upload import Upload
 
@@ -17,10 +18,10 @@ API_PATH: Final = "/api/v1/uploads"
 DOWNLOAD_PATH: Final = "/download"
 
 
-def upload_view(upload: Upload, config: Config, *, prefix: str = "", operator: bool = False) -> dict[str, Any]:
+def upload_view(upload: Upload, config: Config, *, place: Place | None, prefix: str = "") -> dict[str, Any]:
     """Return the JSON of an upload. `prefix` is the path under which the application is mounted.
 
-    Where exactly the store is, is for operators.
+    Where exactly it is stored, its `place`, is for operators; None for everybody else.
     """
     links = upload_links(upload, prefix=prefix, downloads=config.downloads.enabled)
     return {
@@ -37,7 +38,7 @@ def upload_view(upload: Upload, config: Config, *, prefix: str = "", operator: b
         "trigger": upload.trigger.value,
         "metadata": decoded_metadata(upload.metadata),
         "object_key": upload.object_key,
-        "location": _location(upload, config, operator=operator),
+        "location": _location(upload, config, place),
         "download_url": links["download"],
         "created_at": upload.created_at,
         "updated_at": upload.updated_at,
@@ -52,16 +53,16 @@ def upload_view(upload: Upload, config: Config, *, prefix: str = "", operator: b
     }
 
 
-def _location(upload: Upload, config: Config, *, operator: bool) -> str | dict[str, str] | None:
+def _location(upload: Upload, config: Config, place: Place | None) -> str | dict[str, str] | None:
     if not upload.remote_present:
         return "staging" if upload.local_present else None
-    if not operator:
+    if place is None:
         return "store"
-    if config.storage.backend == "s3":
-        prefix = config.storage.s3.location.strip("/")
-        key = f"{prefix}/{upload.object_key}" if prefix else upload.object_key
-        return {"backend": "s3", "bucket": config.storage.s3.bucket, "key": key}
-    return {"backend": "filesystem", "directory": str(config.store_directory), "key": upload.object_key}
+    if place.backend == "s3":
+        key = f"{place.prefix}/{upload.object_key}" if place.prefix else upload.object_key
+        return {"backend": "s3", "bucket": place.bucket, "key": key}
+    directory = (config.data_dir / place.directory).absolute()
+    return {"backend": "filesystem", "directory": str(directory), "key": upload.object_key}
 
 
 def _expires_at(upload: Upload, uncommitted_after_seconds: float) -> datetime | None:

@@ -1,0 +1,144 @@
+"""A server whose store was changed: what was stored before is served, shown and removed where it is."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from tests.http.support import OFFSET_TYPE
+from tusd_py.commands import reconcile_node
+from tusd_py.errors import StoreNotConfigured
+
+BODY = {"Content-Type": OFFSET_TYPE}
+DATA = b"0123456789"
+
+
+@pytest.fixture
+async def before(serve):
+    """A server that has stored two uploads, and is stopped: their paths, and where the files are."""
+    served = await serve()
+    paths = [await served.create(len(DATA), BODY, DATA) for _ in range(2)]
+    async with served.working():
+        uploads = [await served.until_state(path, "stored") for path in paths]
+    long_ago = "now() - interval '2 hours'"
+    await served.core.database.execute(f"UPDATE uploads SET updated_at = {long_ago}, stored_at = {long_ago}")
+    await served.stop()
+    return paths, [served.config.store_directory / upload.object_key for upload in uploads]
+
+
+async def show(served, path):
+    """What the JSON API says of an upload."""
+    return orjson.loads((await served.request("GET", f"/api/v1/uploads/{(await served.upload(path)).id}")).body)
+
+
+def changed(tmp_path, *former):
+    """The storage section that stores elsewhere now."""
+    return {"filesystem": {"directory": tmp_path / "elsewhere"}, "former": list(former)}
+
+
+def was(tmp_path, **changes):
+    return {"filesystem": {"directory": tmp_path / "data" / "store"}} | changes
+
+
+async def test_what_is_stored_in_a_former_store_is_served_shown_and_removed(serve, before, tmp_path):
+    (path, _), (file, _) = before
+    served = await serve(storage=changed(tmp_path, was(tmp_path)))
+    upload = await served.upload(path)
+    link = f"/download/{upload.id}"
+
+    for target in (path, link):
+        got = await served.request("GET", target)
+        assert (got.status, got.body) == (200, DATA)
+    shown = await show(served, path)
+    directory = str(tmp_path / "data" / "store")
+    assert shown["location"] == {"backend": "filesystem", "directory": directory, "key": upload.object_key}
+    assert (await served.request("DELETE", path)).status == 204
+    async with served.working():
+        await served.until_state(path, "removed")
+    assert not file.exists()
+
+
+async def test_what_is_stored_elsewhere_is_not_lost_while_it_is_not_configured(serve, before, tmp_path):
+    (path, other), (file, _) = before
+    served = await serve(storage=changed(tmp_path))
+    link = f"/download/{(await served.upload(path)).id}"
+
+    for target in (path, link):
+        refused = await served.request("GET", target)
+        assert refused.status == 503
+        assert b"ERR_STORE_NOT_CONFIGURED" in refused.body
+        assert str(tmp_path).encode() not in refused.body
+    assert (await served.request("DELETE", other)).status == 204
+    async with served.working():
+        for _ in range(1000):
+            shown = await show(served, other)
+            if shown["error"] is not None:
+                break
+    assert (shown["state"], shown["error"]) == ("removing", StoreNotConfigured().detail)
+    assert file.read_bytes() == DATA
+
+    # A new upload is none the worse for it.
+    fresh = await served.create(len(DATA), BODY, DATA)
+    await served.until_state(fresh, "stored")
+    assert (tmp_path / "elsewhere" / (await served.upload(fresh)).object_key).read_bytes() == DATA
+
+
+async def test_a_staged_copy_is_served_while_the_store_is_not_configured(serve, tmp_path):
+    served = await serve(transfer={"delete_local": False})
+    path = await served.create(len(DATA), BODY, DATA)
+    async with served.working():
+        await served.until_state(path, "stored")
+    await served.stop()
+
+    served = await serve(storage=changed(tmp_path))
+
+    assert (await served.request("GET", path)).body == DATA
+
+
+async def test_files_that_were_moved_are_served_from_the_current_store(serve, before, tmp_path):
+    (path, _), _ = before
+    (tmp_path / "data" / "store").rename(tmp_path / "elsewhere")
+
+    served = await serve(storage=changed(tmp_path, was(tmp_path, moved=True)))
+
+    assert (await served.request("GET", path)).body == DATA
+
+
+async def test_a_data_directory_that_is_moved_as_a_whole_is_the_same_place(serve, before, tmp_path):
+    (path, _), _ = before
+    (tmp_path / "data").rename(tmp_path / "moved")
+
+    served = await serve(data_dir=tmp_path / "moved")
+
+    assert (await served.request("GET", path)).body == DATA
+
+
+async def test_a_former_directory_that_is_not_there_stops_no_server_and_is_not_made(serve, before, tmp_path):
+    (path, _), _ = before
+    (tmp_path / "data" / "store").rename(tmp_path / "unmounted")
+
+    served = await serve(storage=changed(tmp_path, was(tmp_path)))
+
+    assert (await served.request("GET", path)).status == 503
+    assert not (tmp_path / "data" / "store").exists()
+
+
+async def test_reconcile_compares_former_stores_and_says_what_it_cannot_compare(serve, before, tmp_path, make_config):
+    _, files = before
+    files[0].unlink()
+    (tmp_path / "elsewhere").mkdir()
+    lines: list[str] = []
+
+    unknown = await reconcile_node(
+        make_config(storage=changed(tmp_path)), repair=False, as_json=False, say=lines.append
+    )
+    known = await reconcile_node(
+        make_config(storage=changed(tmp_path, was(tmp_path))), repair=False, as_json=False, say=lines.append
+    )
+
+    assert unknown.found == {}
+    assert unknown.failed_checks == {
+        "uploads in directory store": "2 are stored there: configure it as [[storage.former]]"
+    }
+    assert dict(known.found) == {"object_missing": 1}
+    assert (known.failed_checks, known.uploads, known.objects) == ({}, 2, 1)
