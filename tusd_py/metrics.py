@@ -40,9 +40,11 @@ SUCCESSES: Final = (200, 201, 202, 204, 206, 302, 304)
 DOWNLOAD_KINDS: Final = ("staging", "store", "redirect")
 SWEPT_KINDS: Final = (
     "expired", "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged",
-    "orphans_removed",
+    "files_set_aside", "unclaimed_removed",
 )  # fmt: skip
 """The steps of cleanup."""
+CLEANUP_FILES: Final = ("expired", "local_purged", "files_set_aside", "unclaimed_removed")
+"""Those that deal with staged files."""
 
 
 class Metrics:
@@ -60,6 +62,12 @@ class Metrics:
         self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
         for kind in SWEPT_KINDS:
             self.swept.labels(kind)
+        self.cleanup_failures = Counter(
+            "tusd_cleanup_failures", "Files that cleanup could not deal with, and tries again later.", ["kind"],
+            registry=self.registry,
+        )  # fmt: skip
+        for kind in CLEANUP_FILES:
+            self.cleanup_failures.labels(kind)
         self.sync_failures = Counter(
             "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
         )

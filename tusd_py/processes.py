@@ -44,6 +44,7 @@ from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
 from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
 from tusd_py.staging.identity import read_id
+from tusd_py.staging.unclaimed import unclaimed_bytes
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -165,6 +166,10 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
         GaugeMetricFamily("tusd_staging_size_bytes", "Size of the staging disk.", disk.total),
         GaugeMetricFamily(
             "tusd_staging_reserve_bytes", "Space that uploads leave free (staging.reserve).", config.staging.reserve
+        ),
+        GaugeMetricFamily(
+            "tusd_unclaimed_bytes", "Bytes of staged files that no upload knows, and that were set aside.",
+            await asyncio.to_thread(unclaimed_bytes, config.staging_directory),
         ),
         *readiness_gauges(problems, ready=readiness.is_ready(problems)),
     ]

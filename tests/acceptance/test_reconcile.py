@@ -96,7 +96,7 @@ def test_what_was_harmed_is_told_then_mended_and_then_in_order(start_server: Sta
     lines = told.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["object_missing", lost], ["orphan_file", file.name]]
     assert "9.8 KiB    2h  would queue the transfer again, from the staged bytes" in lines[0]
-    assert "6 B    2h  would remove the file" in lines[1]
+    assert "6 B    2h  would move it to unclaimed/" in lines[1]
     assert lines[2:] == [
         "2 uploads, 3 files, 1 objects, 0 multiparts",
         "foreign and not touched: 0 objects, 0 multiparts",
@@ -121,7 +121,7 @@ def test_what_was_harmed_is_told_then_mended_and_then_in_order(start_server: Sta
     let_time_pass(server)
     again = reconcile(server)
     assert again.returncode == 0, again.stdout
-    assert again.stdout.splitlines()[-2:] == ["findings: 0", "repaired: 0, left: 0"]
+    assert again.stdout.splitlines()[-2:] == ["findings: 1 (1 unclaimed_file)", "repaired: 0, left: 0"]
 
 
 def test_an_object_that_was_deleted_from_a_shared_bucket_is_sent_again(
@@ -247,4 +247,4 @@ def test_a_database_without_our_tables_is_no_finding(postgres_dsn: str, tmp_path
     asyncio.run(_run(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
 
     assert (run.returncode, run.stdout) == (2, "")
-    assert 'relation "uploads" does not exist' in run.stderr
+    assert 'relation "staging_directories" does not exist' in run.stderr

@@ -16,6 +16,7 @@ from typing import Final
 
 from tests.integration.support import open_world
 from tests.integration.workers import InParts, working
+from tusd_py.errors import StorageError
 from tusd_py.ports import ObjectSpec, TransferLedger
 from tusd_py.protocol.upload import UploadId
 
@@ -62,16 +63,17 @@ async def main(dsn: str, root: Path, point: str) -> None:
     async with open_world(dsn, root, empty=False) as world:
         store = Deadly(world.store)
         store.point = point
-        remove = world.staging.remove
+        remove = world.staging.try_remove
 
-        async def remove_or_die(upload_ids: Sequence[UploadId]) -> None:
+        async def remove_or_die(upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
             if point == POINTS[4]:
                 die()
-            await remove(upload_ids)
+            failed = await remove(upload_ids)
             if point == POINTS[5]:
                 die()
+            return failed
 
-        world.staging.remove = remove_or_die  # type: ignore[method-assign]
+        world.staging.try_remove = remove_or_die  # type: ignore[method-assign]
         async with working(world, store, name="killed"):
             await continued.wait()
 

@@ -20,6 +20,7 @@ from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database
+from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.database.wakeups import Wakeups
@@ -28,6 +29,7 @@ from tusd_py.places import Stores
 from tusd_py.ports import NewUpload, ObjectStore, StagingIdentity, StoredObject
 from tusd_py.protocol.upload import Concat, StagingId, State, TokenHash, Upload, UploadId
 from tusd_py.staging import StagingArea
+from tusd_py.staging.identity import write_id
 from tusd_py.stores.filesystem import FilesystemStore
 
 HERE = StagingId(uuid.UUID("4e3c0000-0000-4000-8000-000000000001"))
@@ -223,12 +225,16 @@ async def open_world(
     staging = StagingArea(root / "staging", config, Metrics(), StagingIdentity(HERE))
     for shard in range(256):
         (root / "staging" / f"{shard:02x}").mkdir(parents=True, exist_ok=True)
+    write_id(root / "staging", HERE, replace=True)
     store = FilesystemStore(root / "store")
     await pool.open()
     await store.open()
     try:
         for statement in EMPTY if empty else ():
             await pool.execute(statement)
+        directories = StagingDirectories(pool)
+        await directories.add(HERE, "test")
+        await directories.seen(HERE, "test", str(root / "staging"))
         yield World(
             dsn=dsn,
             database=pool,

@@ -115,6 +115,7 @@ def sweep(world: World) -> Sweep:
         requeue_failed_after_seconds=0,
         tombstones_after_seconds=60,
         orphans_after_seconds=60,
+        unclaimed_after_seconds=3600,
         events_after_seconds=60,
     )
     return Sweep(world.sweep, world.staging, settings, Metrics())

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.integration.killed_worker import POINTS
-from tests.integration.reconciling import age_rows, make_old, reconcile, reconciler, reports, snapshot, stage
+from tests.integration.reconciling import Run, age_rows, make_old, reconcile, reconciler, reports, snapshot, stage
 from tests.integration.support import HERE, THERE, World
 from tests.integration.test_killed_worker import run_until_killed
 from tests.integration.workers import Gated, InParts, is_true, reaches, working
@@ -30,7 +30,9 @@ async def put_in_store(world: World, *uploads: Upload) -> None:
 
 
 async def is_clean(world: World, **changes: Any) -> None:
-    assert (await reconcile(world, **changes)).kinds == []
+    run = await reconcile(world, **changes)
+    assert [kind for kind in run.kinds if kind is not Kind.UNCLAIMED_FILE] == []
+    assert run.report.left == 0
 
 
 async def purge(world: World, upload: Upload) -> None:
@@ -83,7 +85,7 @@ async def test_an_empty_upload_needs_no_file(world: World) -> None:
 # --- staging ---------------------------------------------------------------------------------------
 
 
-async def test_a_staged_file_of_no_upload_is_removed(world: World) -> None:
+async def test_a_staged_file_of_no_upload_is_set_aside(world: World) -> None:
     await world.create()
     orphan = world.staging.path(UploadId(uuid.uuid4()))
     orphan.write_bytes(CONTENT)
@@ -95,7 +97,99 @@ async def test_a_staged_file_of_no_upload_is_removed(world: World) -> None:
     assert (told.outcomes[0].finding.subject, told.outcomes[0].finding.size) == (orphan.name, 10)
     assert mended.results == [Result.REPAIRED]
     assert not orphan.exists()
+    assert unclaimed(world, orphan).read_bytes() == CONTENT
+    later = await reports_kept(world)
+    assert (later.kinds, later.results) == ([Kind.UNCLAIMED_FILE], [Result.KEPT])
+    assert "no upload has it" in later.outcomes[0].finding.detail
     await is_clean(world)
+
+
+def unclaimed(world: World, path: Path) -> Path:
+    return world.root / "staging" / "unclaimed" / path.name
+
+
+async def reports_kept(world: World) -> Run:
+    before = await snapshot(world)
+    run = await reconcile(world, repair=True)
+    assert await snapshot(world) == before
+    return run
+
+
+async def forgotten(world: World, *uploads: Upload) -> list[dict[str, Any]]:
+    """Let the database be an older one: it does not know these uploads; answer their rows."""
+    rows = [dict(row) for row in await world.sql("SELECT * FROM uploads")]
+    await world.sql("DELETE FROM uploads WHERE id = ANY ($1::uuid[])", [upload.id for upload in uploads])
+    return rows
+
+
+async def remember(world: World, rows: list[dict[str, Any]]) -> None:
+    """Let the rows be there again."""
+    for row in rows:
+        columns = ", ".join(row)
+        values = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+        await world.sql(f"INSERT INTO uploads ({columns}) VALUES ({values}) ON CONFLICT DO NOTHING", *row.values())
+
+
+async def test_what_an_older_database_did_not_know_comes_back_with_its_row(world: World) -> None:
+    """Restored from a backup, cleaned up, and then the newer database is found after all."""
+    await world.create()
+    whole, begun = await world.received(CONTENT), await world.create(length=20, offset=10)
+    stage(world, begun, CONTENT)
+    rows = await forgotten(world, whole, begun)
+    assert (await reconcile(world, repair=True)).results == [Result.REPAIRED] * 2
+    assert not world.staged(whole)
+    assert not world.staged(begun)
+    await remember(world, rows)
+
+    told = await reports(world)
+    mended = await reconcile(world, repair=True)
+
+    assert [kind for kind in told.kinds if kind is Kind.UNCLAIMED_FILE] == [Kind.UNCLAIMED_FILE] * 2
+    assert set(mended.results) == {Result.REPAIRED}
+    assert world.staging.path(whole.id).read_bytes() == world.staging.path(begun.id).read_bytes() == CONTENT
+    await is_clean(world)
+    assert not list((world.root / "staging" / "unclaimed").iterdir())
+    async with working(world):
+        await reaches(world, whole, State.STORED)
+    assert world.object(whole) == CONTENT
+
+
+async def test_what_is_marked_as_missing_is_found_again_among_the_unclaimed(world: World) -> None:
+    upload = await world.create(length=20, offset=10)
+    path = stage(world, upload, CONTENT)
+    aside = unclaimed(world, path)
+    aside.parent.mkdir()
+    path.rename(aside)
+    await world.sql("UPDATE uploads SET missing_at = now() WHERE id = $1", upload.id)
+
+    mended = await reconcile(world, repair=True)
+
+    assert mended.kinds == [Kind.FOUND_AGAIN, Kind.UNCLAIMED_FILE]
+    assert mended.results == [Result.REPAIRED] * 2
+    assert path.read_bytes() == CONTENT
+    await is_clean(world)
+
+
+@pytest.mark.parametrize("why", ["gone", "elsewhere", "short", "taken", "foreign"])
+async def test_an_unclaimed_file_that_does_not_fit_stays_where_it_is(world: World, why: str) -> None:
+    upload = await world.create(length=20, offset=10, staging_id=THERE if why == "elsewhere" else HERE)
+    if why == "gone":
+        await world.force_state(upload, State.EXPIRED)
+        await world.sql("UPDATE uploads SET local_present = false")
+    if why == "taken":
+        stage(world, upload, CONTENT)
+    aside = unclaimed(world, world.staging.path(upload.id))
+    if why == "foreign":
+        aside = aside.with_name("notes.txt")
+        stage(world, upload, CONTENT)
+    aside.parent.mkdir()
+    aside.write_bytes(CONTENT[:5] if why == "short" else CONTENT)
+
+    run = await reconcile(world, repair=True)
+
+    (outcome,) = [one for one in run.outcomes if one.finding.kind is Kind.UNCLAIMED_FILE]
+    assert outcome.result is Result.KEPT
+    assert aside.exists()
 
 
 async def test_an_orphan_that_somebody_holds_or_that_gets_its_row_meanwhile_stays(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -20,13 +21,16 @@ from tusd_py.database.sweep import PostgresSweep
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
+from tusd_py.staging.identity import ID_FILE, write_id
 from tusd_py.worker import sweep as module
 from tusd_py.worker.sweep import Sweep, SweepSettings
 
 OLD = 7200.0
 
 
-def sweep(world: World, *, records: PostgresSweep | None = None, **changes: Any) -> Sweep:
+def sweep(
+    world: World, *, records: PostgresSweep | None = None, metrics: Metrics | None = None, **changes: Any
+) -> Sweep:
     values: dict[str, Any] = {
         "interval_seconds": 60.0,
         "delete_local": True,
@@ -34,15 +38,26 @@ def sweep(world: World, *, records: PostgresSweep | None = None, **changes: Any)
         "requeue_failed_after_seconds": 0.0,
         "tombstones_after_seconds": 3600.0,
         "orphans_after_seconds": 3600.0,
+        "unclaimed_after_seconds": 30 * DAY,
         "events_after_seconds": 3600.0,
     }
-    return Sweep(records or world.sweep, world.staging, SweepSettings(**(values | changes)), Metrics())
+    return Sweep(records or world.sweep, world.staging, SweepSettings(**(values | changes)), metrics or Metrics())
 
 
 def impatient(world: World) -> PostgresSweep:
     """Cleanup that waits an hour for a commit."""
     directory = world.staging.identity
     return PostgresSweep(world.database, world.wakeups, directory=directory, uncommitted_after_seconds=3600)
+
+
+def counted(world: World) -> tuple[Sweep, Metrics]:
+    """Cleanup, and what it counts."""
+    metrics = Metrics()
+    return sweep(world, metrics=metrics), metrics
+
+
+def failures(metrics: Metrics, kind: str) -> float | None:
+    return metrics.registry.get_sample_value("tusd_cleanup_failures_total", {"kind": kind})
 
 
 async def age(world: World, upload: Upload, *columns: str) -> None:
@@ -347,8 +362,10 @@ class RequeuedMeanwhile(PostgresSweep):
 
     world: World
 
-    async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
-        found = await super().purgeable(older_than_seconds, limit)
+    async def purgeable(
+        self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
+    ) -> list[UploadId]:
+        found = await super().purgeable(older_than_seconds, limit, skip=skip)
         await reconcile(self.world, repair=True)
         return found
 
@@ -389,7 +406,7 @@ async def test_a_copy_that_reconcile_has_queued_again_stays_after_a_transfer(
     locked = world.staging.locked
     store = OneByOne(world.store)
 
-    def requeued_first(upload_ids: Sequence[UploadId]) -> Any:
+    def requeued_first(upload_ids: Sequence[UploadId], *_: Any) -> Any:
         @contextlib.asynccontextmanager
         async def locking() -> AsyncIterator[list[UploadId]]:
             store.inner.local_path(upload.object_key).unlink(missing_ok=True)
@@ -423,14 +440,14 @@ async def test_a_file_that_is_locked_is_left_to_its_user(world: World) -> None:
 async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = await put_in_store(world, await world.received())
 
-    async def refuse(upload_ids: object) -> None:
-        raise StorageError("The disk is read-only.")
+    async def refuse(upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        return dict.fromkeys(upload_ids, StorageError("The disk is read-only."))
 
-    monkeypatch.setattr(world.staging, "remove", refuse)
+    monkeypatch.setattr(world.staging, "try_remove", refuse)
     done = await sweep(world).once()
     monkeypatch.undo()
 
-    assert "local_purged" not in done
+    assert done["local_purged"] == 0
     assert (await world.find(upload)).local_present
     assert (await sweep(world).once())["local_purged"] == 1
 
@@ -446,7 +463,8 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
     done = await sweep(world).once()
 
     assert set(done) == {
-        "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged", "orphans_removed",
+        "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged", "files_set_aside",
+        "unclaimed_removed",
     }  # fmt: skip
 
 
@@ -623,16 +641,161 @@ def put_file(world: World, name: str, *, old: bool = True) -> Path:
     return path
 
 
-async def test_old_files_that_no_upload_claims_are_removed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def unclaimed(world: World, path: Path) -> Path:
+    return world.root / "staging" / "unclaimed" / path.name
+
+
+async def test_old_files_that_no_upload_claims_are_set_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     orphans = [put_file(world, str(uuid.uuid4())) for _ in range(5)]
     young = put_file(world, str(uuid.uuid4()), old=False)
 
     done = await sweep(world).once()
 
-    assert done["orphans_removed"] == 5
+    assert done["files_set_aside"] == 5
     assert not any(path.exists() for path in orphans)
+    assert all(unclaimed(world, path).read_bytes() == b"orphan" for path in orphans)
     assert young.exists()
+    assert (await sweep(world).once())["unclaimed_removed"] == 0
+
+
+async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    orphans = [unclaimed(world, put_file(world, str(uuid.uuid4()))) for _ in range(5)]
+    back = await world.received()
+    os.utime(world.staging.path(back.id), (0, 0))
+    await world.sql("UPDATE uploads SET local_present = false")
+    assert (await sweep(world).once())["files_set_aside"] == 6
+    await world.sql("UPDATE uploads SET local_present = true")
+    young, *old = orphans
+    for path in (*old, unclaimed(world, world.staging.path(back.id))):
+        os.utime(path, (time.time() - 31 * DAY, time.time() - 31 * DAY))
+
+    done = await sweep(world).once()
+
+    assert done["unclaimed_removed"] == 4
+    assert not any(path.exists() for path in old)
+    assert young.exists()
+    assert unclaimed(world, world.staging.path(back.id)).exists()
+
+
+@pytest.mark.parametrize("wrong", ["directory", "unmounted", "database"])
+async def test_nothing_is_removed_where_directory_and_database_do_not_belong_together(
+    world: World, wrong: str
+) -> None:
+    """As when a disk is unmounted, or the database restored, while the server runs."""
+    orphan, upload = put_file(world, str(uuid.uuid4())), await world.create()
+    await world.run_out_of_time(upload)
+    old = unclaimed(world, orphan).with_name(str(uuid.uuid4()))
+    old.parent.mkdir()
+    old.touch()
+    os.utime(old, (0, 0))
+    if wrong == "directory":
+        write_id(world.root / "staging", THERE, replace=True)
+    elif wrong == "unmounted":
+        (world.root / "staging" / ID_FILE).unlink()
+    else:
+        await world.sql("DELETE FROM staging_directories")
+
+    assert await sweep(world).once() == {}
+
+    assert orphan.exists()
+    assert old.exists()
+    assert await world.state(upload) is State.CREATED
+
+
+# --- files that cannot be dealt with ---------------------------------------------------------------
+
+
+def spoil(world: World, upload: Upload) -> Path:
+    """Put something in an upload's place that can be neither opened nor removed, whoever tries."""
+    path = world.staging.path(upload.id)
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    (path / "in the way").touch()
+    return path
+
+
+async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 1)
+    uploads = [await world.create(offset=4) for _ in range(3)]
+    await world.run_out_of_time(*uploads)
+    spoil(world, uploads[0])
+    cleanup, metrics = counted(world)
+
+    first, second = await cleanup.once(), await cleanup.once()
+
+    assert (first["expired"], second["expired"]) == (2, 0)
+    assert [await world.state(upload) for upload in uploads] == [State.UPLOADING, State.EXPIRED, State.EXPIRED]
+    assert failures(metrics, "expired") == 1  # and not tried again at once
+
+
+async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_purged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 1)
+    uploads = [await put_in_store(world, await world.received()) for _ in range(3)]
+    spoiled = spoil(world, uploads[0])
+    cleanup, metrics = counted(world)
+
+    first, second = await cleanup.once(), await cleanup.once()
+
+    assert (first["local_purged"], second["local_purged"]) == (2, 0)
+    assert [(await world.find(upload)).local_present for upload in uploads] == [True, False, False]
+    assert spoiled.exists()
+    assert failures(metrics, "local_purged") == 1
+
+
+async def test_what_could_not_be_dealt_with_is_tried_again_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = await put_in_store(world, await world.received())
+    spoiled = spoil(world, upload)
+    cleanup, metrics = counted(world)
+    await cleanup.once()
+    shutil.rmtree(spoiled)
+    assert (await cleanup.once())["local_purged"] == 0
+
+    monkeypatch.setattr("tusd_py.worker.postponed.POSTPONE_SECONDS", 0.0)
+    cleanup, _ = counted(world)
+
+    assert (await cleanup.once())["local_purged"] == 1
+    assert failures(metrics, "local_purged") == 1
+
+
+async def test_one_file_that_cannot_be_set_aside_or_removed_keeps_nobody_from_the_others(world: World) -> None:
+    orphans = [put_file(world, str(uuid.uuid4())) for _ in range(3)]
+    unclaimed(world, orphans[0]).mkdir(parents=True)  # its place is taken
+    (unclaimed(world, orphans[0]) / "in the way").touch()
+    cleanup, metrics = counted(world)
+
+    first, second = await cleanup.once(), await cleanup.once()
+
+    assert (first["files_set_aside"], second["files_set_aside"]) == (2, 0)
+    assert orphans[0].read_bytes() == b"orphan"
+    assert failures(metrics, "files_set_aside") == 1
+
+
+async def test_a_part_of_the_directory_that_cannot_be_read_keeps_nobody_from_the_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unreadable, orphan = put_file(world, f"{uuid.uuid4()}"[:-2] + "0a"), put_file(world, f"{uuid.uuid4()}"[:-2] + "0b")
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path) == str(unreadable.parent):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("tusd_py.staging.area.os.scandir", refuse)
+
+    assert (await sweep(world).once())["files_set_aside"] == 1
+    assert unclaimed(world, orphan).exists()
+    assert unreadable.exists()
 
 
 async def test_files_of_uploads_stay_however_old(world: World) -> None:
@@ -640,18 +803,18 @@ async def test_files_of_uploads_stay_however_old(world: World) -> None:
     for upload in uploads:
         os.utime(world.staging.path(upload.id), (0, 0))
 
-    assert (await sweep(world).once())["orphans_removed"] == 0
+    assert (await sweep(world).once())["files_set_aside"] == 0
     assert all(world.staged(upload) for upload in uploads)
 
 
-async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_removed(world: World) -> None:
+async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_set_aside(world: World) -> None:
     upload = await put_in_store(world, await world.received())
     await world.sweep.purged([upload.id])
     gone = await removed(world, await world.received())
     for left in (upload, gone):
         os.utime(world.staging.path(left.id), (0, 0))
 
-    assert (await sweep(world).once())["orphans_removed"] == 2
+    assert (await sweep(world).once())["files_set_aside"] == 2
 
 
 @pytest.mark.parametrize(
@@ -668,7 +831,7 @@ async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_removed(wor
 async def test_names_that_are_not_ours_are_left_alone(world: World, name: str) -> None:
     path = put_file(world, name)
 
-    assert (await sweep(world).once())["orphans_removed"] == 0
+    assert (await sweep(world).once())["files_set_aside"] == 0
     assert path.exists()
 
 

@@ -47,7 +47,7 @@ SCOPE = Scope(
 def row(**changes: Any) -> RowFacts:
     values: dict[str, Any] = {
         "id": ID, "staging_id": HERE, "state": State.STORED, "concat": None, "length": 10, "offset": 10,
-        "crc64nvme": 7, "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None,
+        "crc64nvme": 7, "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None, "place_id": 1,
         "local_present": False, "remote_present": True, "missing": False, "busy": False, "jobless": None,
         "age_seconds": 2 * HOUR, "stored_seconds": 2 * HOUR,
     }  # fmt: skip
@@ -314,11 +314,11 @@ def test_sizes_and_ages_are_written_for_people(size: int | None, age: float, exp
     assert re.sub(" +", " ", text) == f"orphan_file x {expected} would remove the file"
 
 
-def test_only_what_is_repaired_is_not_left() -> None:
+def test_only_what_is_repaired_or_kept_is_not_left() -> None:
     report = Report()
     finding = Finding(kind=Kind.ORPHAN_FILE, subject="x", size=1, age_seconds=1.0, repair=Repair.REMOVE_FILE)
     for result in Result:
         report.count(Outcome(finding, result))
 
-    assert report.left == len(Result) - 1
+    assert report.left == len(Result) - 2
     assert report.as_json()["found"] == {"orphan_file": len(Result)}

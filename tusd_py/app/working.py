@@ -76,6 +76,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         requeue_failed_after_seconds=transfer.requeue_failed_after,
         tombstones_after_seconds=config.cleanup.tombstones_after,
         orphans_after_seconds=config.cleanup.orphans_after,
+        unclaimed_after_seconds=config.cleanup.unclaimed_after,
         events_after_seconds=config.cleanup.events_after,
     )
     return Work(runner, Sweep(sweep, core.staging, sweep_settings, core.metrics))

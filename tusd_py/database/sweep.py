@@ -50,6 +50,7 @@ PURGEABLE: Final = """
 SELECT id FROM uploads
  WHERE staging_id = $1 AND state = 'stored' AND local_present AND remote_present
    AND stored_at <= now() - make_interval(secs => $2)
+   AND id <> ALL ($4::uuid[])
  ORDER BY stored_at LIMIT $3
 """
 STILL_PURGEABLE: Final = """
@@ -134,6 +135,9 @@ SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
 """
 
 
+KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM staging_directories WHERE id = $1) AS known"
+
+
 class PostgresSweep(SweepRepository):
     """The cleanup queries of one staging directory."""
 
@@ -164,8 +168,10 @@ class PostgresSweep(SweepRepository):
             self._wakeups.changed(upload_id)
         return self._announce(0 if moved is None else 1) > 0
 
-    async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
-        rows = await self._database.fetch(PURGEABLE, self._directory.id, float(older_than_seconds), limit)
+    async def purgeable(
+        self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
+    ) -> list[UploadId]:
+        rows = await self._database.fetch(PURGEABLE, self._directory.id, float(older_than_seconds), limit, skip)
         return [row["id"] for row in rows]
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
@@ -197,6 +203,10 @@ class PostgresSweep(SweepRepository):
 
     async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
         return {row["id"] for row in await self._database.fetch(WITH_FILES, upload_ids)}
+
+    async def knows_directory(self) -> bool:
+        row = await self._database.read(KNOWS_DIRECTORY, self._directory.id)
+        return row is not None and bool(row["known"])
 
     def _announce(self, jobs: int) -> int:
         if jobs:

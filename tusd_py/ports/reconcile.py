@@ -130,3 +130,18 @@ class StagingScan(Protocol):
 
         Answers False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
         """
+
+    async def set_aside_unwanted(
+        self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        """Move a file to `unclaimed/`, on the same conditions as `remove_unwanted` removes one."""
+
+    def unclaimed(self, limit: int) -> Iterator[list[StagedFile]]:
+        """Yield pages of what was set aside. Blocks: run each step in a thread."""
+
+    async def take_back(self, upload_id: UploadId, *, wanted: Callable[[], Awaitable[bool]]) -> bool:
+        """Move a file that was set aside back to its place, under its own lock, if `wanted` says so then.
+
+        Raises:
+            StorageError: its place is taken.
+        """

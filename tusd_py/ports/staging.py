@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tusd_py.errors import StagingMismatch, WrongNode
+from tusd_py.errors import StagingMismatch, StorageError, WrongNode
+from tusd_py.ports.reconcile import StagedFile
 from tusd_py.protocol.upload import StagingId, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -99,16 +100,22 @@ class Staging(Protocol):
     def path(self, upload_id: UploadId) -> Path:
         """Answer where the file is."""
 
-    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+    def locked(
+        self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
+    ) -> AbstractAsyncContextManager[list[UploadId]]:
         """Hold the locks of files, and yield the ids of those that nobody else uses. A missing file is nobody's.
 
         Whoever removes a staged copy because of what the record says, or relies on one, asks the record
         and changes it while holding this: so the two of them never both go by what was true before.
-        Each file that is locked is open: pass some hundreds of them at most.
+        Each file that is locked is open: pass some hundreds of them at most. One that cannot be opened is put
+        into `failed`, or logged.
         """
 
     async def remove(self, upload_ids: Sequence[UploadId]) -> None:
-        """Remove files; missing ones are fine."""
+        """Remove files; missing ones are fine. Raises `StorageError` for the first that could not be removed."""
+
+    async def try_remove(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        """Remove files; return those that could not be removed, and why. Missing ones are fine."""
 
     def check_space(self, wanted: int) -> None:
         """Check that `wanted` more bytes leave the reserve untouched.
@@ -125,11 +132,25 @@ class StagingFiles(Protocol):
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         """See `Staging.open`."""
 
-    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+    def locked(
+        self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
+    ) -> AbstractAsyncContextManager[list[UploadId]]:
         """See `Staging.locked`."""
 
-    async def remove(self, upload_ids: Sequence[UploadId]) -> None:
-        """See `Staging.remove`."""
+    async def try_remove(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        """See `Staging.try_remove`."""
+
+    async def set_aside(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        """Move files that the caller has locked to `unclaimed/`; return those that could not be moved."""
+
+    def unclaimed(self) -> Iterator[StagedFile]:
+        """Yield what was set aside; its time is when that was. Blocks: run it in a thread."""
+
+    async def remove_unclaimed(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        """Remove files that were set aside; return those that could not be removed."""
+
+    async def demand_identity(self) -> None:
+        """Raise `StagingMismatch` if another directory is in the place of ours by now."""
 
     def files(self) -> Iterator[tuple[str, float]]:
         """Answer name and modification time of every file. Blocks: run it in a thread."""

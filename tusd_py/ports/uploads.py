@@ -236,7 +236,9 @@ class SweepRepository(Protocol):
     async def expire(self, upload_id: UploadId) -> bool:
         """Expire an upload if it is still overdue, and queue the removal of its bytes."""
 
-    async def purgeable(self, older_than_seconds: float, limit: int) -> list[UploadId]:
+    async def purgeable(
+        self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
+    ) -> list[UploadId]:
         """Answer stored uploads whose staged copy may go."""
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
@@ -268,3 +270,6 @@ class SweepRepository(Protocol):
 
     async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
         """Answer which of these uploads have a staging file."""
+
+    async def knows_directory(self) -> bool:
+        """Return whether the database knows this staging directory."""

@@ -234,12 +234,43 @@ def judge_file(file: StagedFile, row: RowFacts | None, scope: Scope, *, now: flo
     if file.upload_id is None:
         return found(Kind.FOREIGN_FILE, Repair.NONE, "not a file of this server; not followed, not opened")
     if row is None:
-        return found(Kind.ORPHAN_FILE, Repair.REMOVE_FILE)
+        return found(Kind.ORPHAN_FILE, Repair.SET_ASIDE)
     if row.staging_id != scope.staging_id:
         return found(Kind.FOREIGN_FILE, Repair.NONE, f"of an upload of staging directory {row.staging_id}")
     if row.age_seconds >= scope.margin_seconds and not row.busy and _has_no_use(row, scope):
         return found(Kind.LEFTOVER_COPY, Repair.REMOVE_FILE, f"the upload is {row.state}")
     return None
+
+
+def judge_unclaimed(file: StagedFile, row: RowFacts | None, scope: Scope, *, taken: bool, now: float) -> Finding:
+    """Judge a file that was set aside: it goes back to an upload that is there again and wants it.
+
+    `taken`: the upload has a staged file in its place.
+    """
+    detail, repair = "no upload has it", Repair.NONE
+    if row is not None and not wants_back(row, scope):
+        detail = f"the upload is {row.state}, and does without it"
+    elif row is not None and file.size < row.offset:
+        detail = f"{file.size} of {row.offset} acknowledged bytes"
+    elif taken:
+        detail = "its upload has another staged file"
+    elif row is not None:
+        detail, repair = f"the upload is {row.state}", Repair.TAKE_BACK
+    return Finding(
+        kind=Kind.UNCLAIMED_FILE,
+        subject=file.name if file.upload_id is None else str(file.upload_id),
+        size=file.size,
+        age_seconds=now - file.modified_at,
+        repair=repair,
+        detail=detail,
+        row=row,
+        file_id=file.upload_id,
+    )
+
+
+def wants_back(row: RowFacts, scope: Scope) -> bool:
+    """Return whether an upload should have a staged file here, or lacks bytes that such a file may have."""
+    return row.staging_id == scope.staging_id and row.state not in GONE and (row.local_present or row.missing)
 
 
 def _has_no_use(row: RowFacts, scope: Scope) -> bool:

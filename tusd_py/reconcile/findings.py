@@ -16,6 +16,8 @@ class Kind(StrEnum):
 
     ORPHAN_FILE = "orphan_file"
     """A staged file of no upload."""
+    UNCLAIMED_FILE = "unclaimed_file"
+    """A staged file that was set aside because no upload knew it."""
     LEFTOVER_COPY = "leftover_copy"
     """A staged file of an upload that has no use for it: stored, or gone."""
     FOREIGN_FILE = "foreign_file"
@@ -46,6 +48,8 @@ class Repair(StrEnum):
 
     NONE = "look into it: nothing is safe to do by itself"
     REMOVE_FILE = "remove the file"
+    SET_ASIDE = "move it to unclaimed/, where it is kept for a while"
+    TAKE_BACK = "move it back: its upload is there again"
     FORGET_COPY = "record that there is no staged copy"
     QUEUE_JOB = "queue the job"
     REQUEUE = "queue the transfer again, from the staged bytes"
@@ -59,6 +63,8 @@ class Result(StrEnum):
     """What became of a finding."""
 
     LEFT = "left"
+    KEPT = "kept"
+    """Nothing is to be done about it: it is told of, and does not count as left."""
     REPAIRED = "repaired"
     MARKED = "marked"
     """Recorded; the bytes are missing all the same."""
@@ -147,7 +153,7 @@ class Report:
     @property
     def left(self) -> int:
         """How many findings there still are."""
-        return self.results.total() - self.results[Result.REPAIRED]
+        return self.results.total() - self.results[Result.REPAIRED] - self.results[Result.KEPT]
 
     def as_json(self) -> dict[str, Any]:
         """Answer everything for machines, and for the log."""

@@ -1,7 +1,7 @@
 """Mending, one finding at a time. Whatever a repair relies on is asked for again right before it.
 
-Nothing here deletes the last copy of anything: a staged file goes when no upload has it, or when its
-object was seen a moment ago; an object goes when its upload is gone for good.
+Nothing here deletes the last copy of anything: a staged file that no upload has is set aside, and one goes
+when its object was seen a moment ago; an object goes when its upload is gone for good.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.ports import ObjectIdentity
 from tusd_py.protocol.upload import GONE, Concat, State
+from tusd_py.reconcile.compare import wants_back
 from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ class Repairs:
         return Result.MARKED if finding.repair is Repair.MARK else Result.REPAIRED
 
     async def _apply(self, finding: Finding, *, now: float) -> bool:
-        if finding.repair is Repair.REMOVE_FILE:
+        if finding.repair in {Repair.REMOVE_FILE, Repair.SET_ASIDE}:
             return await self._remove_file(finding, now=now)
+        if finding.repair is Repair.TAKE_BACK:
+            return await self._take_back(finding)
         row = finding.row
         assert row is not None  # every other repair is of an upload
         if finding.repair is Repair.ABORT:
@@ -91,12 +94,21 @@ class Repairs:
                 return row is None and current is None
             return _same(row, current) and not current.busy and await self.has_no_use(current)
 
-        removed = await self._staging.remove_unwanted(
-            upload_id, unchanged_since=now - self._scope.margin_seconds, unwanted=unwanted
-        )
+        act = self._staging.remove_unwanted if row is not None else self._staging.set_aside_unwanted
+        removed = await act(upload_id, unchanged_since=now - self._scope.margin_seconds, unwanted=unwanted)
         if removed and row is not None and row.local_present:
             await self._records.forget_copy(row)
         return removed
+
+    async def _take_back(self, finding: Finding) -> bool:
+        upload_id = finding.file_id
+        assert upload_id is not None  # only our own files go back
+
+        async def wanted() -> bool:
+            current = next(iter(await self._records.by_id([upload_id])), None)
+            return current is not None and wants_back(current, self._scope) and current.offset <= (finding.size or 0)
+
+        return await self._staging.take_back(upload_id, wanted=wanted)
 
     async def has_no_use(self, row: RowFacts) -> bool:
         """Tell whether an upload can do without its staged copy: by its object, not by its record."""

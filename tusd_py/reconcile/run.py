@@ -23,6 +23,7 @@ from tusd_py.reconcile.compare import (
     UploadFacts,
     judge_file,
     judge_lone_object,
+    judge_unclaimed,
     judge_unfinished,
     judge_upload,
     needs_look,
@@ -80,7 +81,13 @@ class Reconciler:
         Raises:
             DatabaseUnavailable: nothing can be compared without the record.
         """
-        checks = {"uploads and objects": self._uploads, "staged files": self._files, "unfinished": self._unfinished}
+        # What goes back to its place first is there for the others.
+        checks = {
+            "unclaimed files": self._unclaimed,
+            "uploads and objects": self._uploads,
+            "staged files": self._files,
+            "unfinished": self._unfinished,
+        }
         for name, check in checks.items():
             try:
                 async with contextlib.aclosing(check()) as findings:
@@ -94,6 +101,8 @@ class Reconciler:
         tell("reconciled", repair=repair, **self.report.as_json())
 
     async def _settle(self, finding: Finding, *, repair: bool) -> Outcome:
+        if finding.kind is Kind.UNCLAIMED_FILE and finding.repair is Repair.NONE:
+            return Outcome(finding, Result.KEPT)
         if not repair or finding.repair is Repair.NONE:
             return Outcome(finding, Result.LEFT)
         try:
@@ -210,6 +219,16 @@ class Reconciler:
                 if finding is None or (row is not None and await self._is_last_copy(finding, row)):
                     continue
                 yield finding if right_database or finding.kind is not Kind.ORPHAN_FILE else _kept(finding)
+
+    async def _unclaimed(self) -> AsyncGenerator[Finding, None]:
+        pages = self._staging.unclaimed(self._batch)
+        while page := await asyncio.to_thread(_next_page, pages):
+            ids = [file.upload_id for file in page if file.upload_id is not None]
+            rows = {row.id: row for row in await self._records.by_id(ids)} if ids else {}
+            sizes = await asyncio.to_thread(self._staging.sizes, list(rows))
+            for file in page:
+                row = rows.get(file.upload_id) if file.upload_id is not None else None
+                yield judge_unclaimed(file, row, self._scope, taken=file.upload_id in sizes, now=self._clock())
 
     async def _is_last_copy(self, finding: Finding, row: RowFacts) -> bool:
         return finding.kind is Kind.LEFTOVER_COPY and not await self._repairs.has_no_use(row)

@@ -18,25 +18,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from uuid import UUID
 
-from tusd_py.errors import StagingFull, UploadTooLarge
-from tusd_py.ports import Staging, StagingFile, StagingIdentity
+import structlog
+
+from tusd_py.errors import StagingFull, StorageError, UploadTooLarge
+from tusd_py.ports import StagedFile, Staging, StagingFile, StagingIdentity
 from tusd_py.protocol.upload import UploadId
-from tusd_py.staging.locked_file import LockedFile, checksum, create_locked, open_locked, translated_errors
+from tusd_py.staging.identity import demand_id
+from tusd_py.staging.locked_file import (
+    DIRECTORY_MODE,
+    LockedFile,
+    checksum,
+    create_locked,
+    open_locked,
+    translated_errors,
+)
 from tusd_py.staging.locking import locked_files
 from tusd_py.staging.small import SmallFile, SmallFiles, store_files
 from tusd_py.staging.syncs import Syncs
+from tusd_py.staging.unclaimed import SHARD, set_aside, unclaimed_files, unclaimed_path
 from tusd_py.staging.writers import make_writer
 
 if TYPE_CHECKING:
     from tusd_py.config import StagingConfig
     from tusd_py.metrics import Metrics
 
+log = structlog.get_logger(__name__)
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 SHARDS_PER_SECOND: Final = 50
 SPACE_CACHE_SECONDS: Final = 0.5
-DIRECTORY_MODE: Final = 0o750
 
 
 class StagingArea(Staging):
@@ -141,17 +153,37 @@ class StagingArea(Staging):
         os.close(opened[0])
         return opened[1]
 
-    def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
-        return locked_files({upload_id: self._name(upload_id) for upload_id in upload_ids})
+    def locked(
+        self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
+    ) -> AbstractAsyncContextManager[list[UploadId]]:
+        return locked_files({upload_id: self._name(upload_id) for upload_id in upload_ids}, failed)
 
     async def remove(self, upload_ids: Sequence[UploadId]) -> None:
-        await self._run(self._remove, [self._name(upload_id) for upload_id in upload_ids])
+        for error in (await self.try_remove(upload_ids)).values():
+            raise error
 
-    def _remove(self, paths: Sequence[str]) -> None:
+    async def try_remove(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        return await self._run(_each, lambda upload_id: self.path(upload_id).unlink(missing_ok=True), upload_ids)
+
+    async def set_aside(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        def move(upload_id: UploadId) -> None:
+            with contextlib.suppress(FileNotFoundError):
+                set_aside(self._directory, upload_id, self.path(upload_id))
+
+        return await self._run(_each, move, upload_ids)
+
+    def unclaimed(self) -> Iterator[StagedFile]:
         with translated_errors():
-            for path in paths:
-                with contextlib.suppress(FileNotFoundError):
-                    Path(path).unlink()
+            yield from unclaimed_files(self._directory)
+
+    async def remove_unclaimed(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        def unlink(upload_id: UploadId) -> None:
+            unclaimed_path(self._directory, upload_id).unlink(missing_ok=True)
+
+        return await self._run(_each, unlink, upload_ids)
+
+    async def demand_identity(self) -> None:
+        await self._run(demand_id, self._directory, self.identity.id)
 
     def check_space(self, wanted: int) -> None:
         now = time.monotonic()
@@ -169,16 +201,32 @@ class StagingArea(Staging):
             raise StagingFull(free_bytes=self._free_bytes, wanted=wanted, reserve=self._reserve)
 
     def files(self) -> Iterator[tuple[str, float]]:
-        """Answer the name and modification time of every file. Blocks: run it in a thread."""
+        """Yield the name and modification time of every file. Blocks: run it in a thread."""
         with translated_errors():
-            for shard in os.scandir(self._directory):
-                if shard.is_dir(follow_symlinks=False):
-                    for entry in os.scandir(shard.path):
-                        with contextlib.suppress(FileNotFoundError):
-                            yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+            shards = [shard.path for shard in os.scandir(self._directory) if SHARD.fullmatch(shard.name)]
+        for shard in shards:
+            try:
+                for entry in os.scandir(shard):
+                    with contextlib.suppress(FileNotFoundError):
+                        yield entry.name, entry.stat(follow_symlinks=False).st_mtime
+            except OSError as error:
+                # One that cannot be read keeps nobody from the others.
+                log.warning("staging_shard_not_readable", path=shard, reason=str(error))
 
     async def _run(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(call, *arguments, **keywords))
+
+
+def _each(act: Callable[[UploadId], None], upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+    """Do something to the file of each upload, and return what went wrong."""
+    failed: dict[UploadId, StorageError] = {}
+    for upload_id in upload_ids:
+        try:
+            with translated_errors():
+                act(upload_id)
+        except StorageError as error:
+            failed[upload_id] = error
+    return failed
 
 
 def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:

@@ -10,8 +10,7 @@ from uuid import UUID, uuid4
 
 from tusd_py.errors import StagingMismatch, StagingMissing
 from tusd_py.protocol.upload import StagingId
-from tusd_py.staging.area import DIRECTORY_MODE
-from tusd_py.staging.locked_file import FILE_MODE, translated_errors
+from tusd_py.staging.locked_file import DIRECTORY_MODE, FILE_MODE, translated_errors
 
 ID_FILE: Final = "directory-id"
 """A plain name, so that whoever copies the directory by `*` copies this as well."""
@@ -33,6 +32,15 @@ def read_id(directory: Path) -> StagingId | None:
         return StagingId(UUID(text))
     except ValueError:
         raise StagingMismatch(f'{path} does not hold an id. Run "tusd-py staging adopt" to write it anew.') from None
+
+
+def demand_id(directory: Path, staging_id: StagingId) -> None:
+    """Raise `StagingMismatch` unless the directory has this id still: a disk may have been unmounted. Blocks."""
+    if (found := read_id(directory)) != staging_id:
+        raise StagingMismatch(
+            f"The staging directory {directory} has the id {found} now, and had {staging_id}: another directory "
+            "is in its place. Nothing is removed."
+        )
 
 
 def write_id(directory: Path, staging_id: StagingId, *, replace: bool = False) -> bool:

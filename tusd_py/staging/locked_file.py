@@ -24,6 +24,7 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 FILE_MODE: Final = 0o640
+DIRECTORY_MODE: Final = 0o750
 READ_BYTES: Final = 1024 * 1024
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

@@ -14,18 +14,21 @@ from collections.abc import AsyncIterator, Mapping
 
 import structlog
 
+from tusd_py.errors import StorageError
 from tusd_py.protocol.upload import UploadId
 
 log = structlog.get_logger(__name__)
 
 
 @contextlib.asynccontextmanager
-async def locked_files(paths: Mapping[UploadId, str]) -> AsyncIterator[list[UploadId]]:
+async def locked_files(
+    paths: Mapping[UploadId, str], failed: dict[UploadId, StorageError] | None = None
+) -> AsyncIterator[list[UploadId]]:
     """Lock the files and yield the ids of those that nobody else uses. A missing file is nobody's.
 
-    What cannot be opened, or is a link, is left out as if somebody used it, and logged.
+    What cannot be opened, or is a link, is left out as if somebody used it, and put into `failed`, or logged.
     """
-    locking = asyncio.ensure_future(asyncio.to_thread(_lock_all, paths))
+    locking = asyncio.ensure_future(asyncio.to_thread(_lock_all, paths, failed))
     try:
         held = await asyncio.shield(locking)
     except asyncio.CancelledError:
@@ -38,7 +41,9 @@ async def locked_files(paths: Mapping[UploadId, str]) -> AsyncIterator[list[Uplo
         _close(held)
 
 
-def _lock_all(paths: Mapping[UploadId, str]) -> dict[UploadId, int | None]:
+def _lock_all(
+    paths: Mapping[UploadId, str], failed: dict[UploadId, StorageError] | None
+) -> dict[UploadId, int | None]:
     held: dict[UploadId, int | None] = {}
     for upload_id, path in paths.items():
         try:
@@ -48,7 +53,10 @@ def _lock_all(paths: Mapping[UploadId, str]) -> dict[UploadId, int | None]:
         except BlockingIOError:
             continue
         except OSError as error:
-            log.warning("staged_file_not_lockable", upload_id=str(upload_id), reason=str(error))
+            if failed is None:
+                log.warning("staged_file_not_lockable", upload_id=str(upload_id), reason=str(error))
+            else:
+                failed[upload_id] = StorageError(cause=str(error))
     return held
 
 

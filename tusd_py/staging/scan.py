@@ -10,23 +10,24 @@ import asyncio
 import contextlib
 import fcntl
 import itertools
+import math
 import os
-import re
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Final
-from uuid import UUID
 
 from tusd_py.ports import StagedFile, StagingScan
 from tusd_py.protocol.upload import UploadId
+from tusd_py.staging.identity import ID_FILE
 from tusd_py.staging.locked_file import translated_errors
 from tusd_py.staging.locking import locked_files
+from tusd_py.staging.unclaimed import SHARD, UNCLAIMED, parse_id, set_aside, take_back, unclaimed_files, unclaimed_path
 
-_SHARD: Final = re.compile(r"[0-9a-f]{2}")
-_NOT_LISTED: Final = frozenset({"lost+found"})
-"""What a file system keeps at its top."""
+_NOT_LISTED: Final = frozenset({"lost+found", ID_FILE, UNCLAIMED})
+"""What a file system keeps at its top, and what is ours there."""
 
 
 class DirectoryScan(StagingScan):
@@ -36,18 +37,12 @@ class DirectoryScan(StagingScan):
         self._directory = directory
 
     def pages(self, limit: int) -> Iterator[list[StagedFile]]:
-        entries = self._entries()
-        while True:
-            with translated_errors():
-                page = list(itertools.islice(entries, limit))
-            if not page:
-                return
-            yield page
+        return _in_pages(self._entries(), limit)
 
     def _entries(self) -> Iterator[StagedFile]:
         with os.scandir(self._directory) as top:
             for entry in top:
-                if _SHARD.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                if SHARD.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     with os.scandir(entry.path) as shard:
                         yield from filter(None, (_staged(file, entry.name) for file in shard))
                 elif entry.name not in _NOT_LISTED and (found := _staged(entry, None)) is not None:
@@ -66,19 +61,40 @@ class DirectoryScan(StagingScan):
     def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
         return locked_files({upload_id: self._path(upload_id) for upload_id in upload_ids})
 
+    def unclaimed(self, limit: int) -> Iterator[list[StagedFile]]:
+        return _in_pages(unclaimed_files(self._directory), limit)
+
     async def remove_unwanted(
         self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
     ) -> bool:
         path = self._path(upload_id)
+        return await self._under_lock(path, unchanged_since, unwanted, lambda: Path(path).unlink(missing_ok=True))
+
+    async def set_aside_unwanted(
+        self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
+    ) -> bool:
+        path = self._path(upload_id)
+        move = partial(set_aside, self._directory, upload_id, Path(path))
+        return await self._under_lock(path, unchanged_since, unwanted, move)
+
+    async def take_back(self, upload_id: UploadId, *, wanted: Callable[[], Awaitable[bool]]) -> bool:
+        source = str(unclaimed_path(self._directory, upload_id))
+        move = partial(take_back, self._directory, upload_id, Path(self._path(upload_id)))
+        return await self._under_lock(source, math.inf, wanted, move)
+
+    @staticmethod
+    async def _under_lock(
+        path: str, unchanged_since: float, agreed: Callable[[], Awaitable[bool]], act: Callable[[], None]
+    ) -> bool:
         fd = await asyncio.to_thread(_lock_old, path, unchanged_since)
         if fd is None:
             return False
         try:
             # Asked while the file is locked: whoever begins to write it now waits for us.
-            if not await unwanted():
+            if not await agreed():
                 return False
-            with translated_errors(), contextlib.suppress(FileNotFoundError):
-                await asyncio.to_thread(os.unlink, path)
+            with translated_errors():
+                await asyncio.to_thread(act)
             return True
         finally:
             os.close(fd)
@@ -89,6 +105,15 @@ class DirectoryScan(StagingScan):
         return f"{self._directory}/{name[-2:]}/{name}"
 
 
+def _in_pages(entries: Iterator[StagedFile], limit: int) -> Iterator[list[StagedFile]]:
+    while True:
+        with translated_errors():
+            page = list(itertools.islice(entries, limit))
+        if not page:
+            return
+        yield page
+
+
 def _staged(entry: os.DirEntry[str], shard: str | None) -> StagedFile | None:
     try:
         facts = entry.stat(follow_symlinks=False)
@@ -96,15 +121,7 @@ def _staged(entry: os.DirEntry[str], shard: str | None) -> StagedFile | None:
         return None  # removed since it was listed
     name = entry.name if shard is None else f"{shard}/{entry.name}"
     ours = shard is not None and stat.S_ISREG(facts.st_mode) and entry.name.endswith(shard)
-    return StagedFile(name, _parse_id(entry.name) if ours else None, facts.st_size, facts.st_mtime)
-
-
-def _parse_id(name: str) -> UploadId | None:
-    try:
-        upload_id = UUID(name)
-    except ValueError:
-        return None
-    return UploadId(upload_id) if str(upload_id) == name else None
+    return StagedFile(name, parse_id(entry.name) if ours else None, facts.st_size, facts.st_mtime)
 
 
 def _lock_old(path: str, unchanged_since: float) -> int | None:

@@ -1,7 +1,8 @@
 """Cleanup: expire what is overdue, let go of staged copies, drop what nobody needs any more.
 
 A pass does bounded batches until nothing is left; a failure in one step is logged and does not keep
-the others from running. `transfer_failed` and uploads on hold are never touched.
+the others from running, nor does a file that cannot be dealt with. `transfer_failed` and uploads on hold are
+never touched.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from uuid import UUID
 
 import structlog
 
-from tusd_py.errors import StagingMissing, TusdError
+from tusd_py.errors import StagingMismatch, StagingMissing, StorageError, TusdError
 from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
+from tusd_py.worker.postponed import Postponed
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
@@ -40,11 +42,12 @@ class SweepSettings:
     requeue_failed_after_seconds: float
     tombstones_after_seconds: float
     orphans_after_seconds: float
+    unclaimed_after_seconds: float
     events_after_seconds: float
 
 
 class Sweep:
-    """The periodic cleanup of one node."""
+    """The periodic cleanup beside one staging directory."""
 
     def __init__(
         self, records: SweepRepository, staging: StagingFiles, settings: SweepSettings, metrics: Metrics
@@ -53,6 +56,10 @@ class Sweep:
         self._staging = staging
         self._settings = settings
         self._metrics = metrics
+        self._not_expired = Postponed("expired", metrics)
+        self._not_purged = Postponed("local_purged", metrics)
+        self._not_set_aside = Postponed("files_set_aside", metrics)
+        self._not_removed = Postponed("unclaimed_removed", metrics)
 
     async def run(self) -> None:
         """Make a pass now and then, for ever."""
@@ -63,6 +70,8 @@ class Sweep:
     async def once(self) -> dict[str, int]:
         """Make one pass and answer what each step dealt with."""
         settings, records = self._settings, self._records
+        if not await self._in_the_right_place():
+            return {}
         steps: dict[str, Callable[[], Awaitable[int]]] = {
             "expired": self.expire,
             "local_purged": self.purge_local,
@@ -71,7 +80,8 @@ class Sweep:
             "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
             "rows_purged": lambda: _until_done(lambda: records.purge_rows(settings.tombstones_after_seconds, BATCH)),
             "events_purged": lambda: _until_done(lambda: records.purge_events(settings.events_after_seconds, BATCH)),
-            "orphans_removed": self.remove_orphans,
+            "files_set_aside": self.set_orphans_aside,
+            "unclaimed_removed": self.remove_unclaimed,
         }
         done: dict[str, int] = {}
         for name, step in steps.items():
@@ -86,16 +96,38 @@ class Sweep:
             log.info("swept", **dealt_with)
         return done
 
+    async def _in_the_right_place(self) -> bool:
+        """Return whether directory and database still belong together; without that nothing is removed."""
+        try:
+            await self._demand_identity()
+        except StagingMismatch as error:
+            log.error("cleanup_refused", reason=str(error))  # noqa: TRY400 -- the sentence says it all
+            return False
+        except TusdError as error:
+            log.warning("cleanup_postponed", reason=str(error))
+            return False
+        return True
+
+    async def _demand_identity(self) -> None:
+        await self._staging.demand_identity()
+        if not await self._records.knows_directory():
+            raise StagingMismatch("The database does not know the staging directory any more. Nothing is removed.")
+
     async def expire(self) -> int:
         """Expire overdue uploads, except those that are receiving bytes at this moment."""
         count = 0
-        busy: list[UploadId] = []
-        while uploads := await self._records.overdue(BATCH, skip=busy):
+        skip = self._not_expired.current()
+        while uploads := await self._records.overdue(BATCH, skip=list(skip)):
             for upload in uploads:
-                if await self._expire_one(upload):
+                try:
+                    expired = await self._expire_one(upload)
+                except StorageError as error:
+                    self._not_expired.add({upload.id: error})
+                    expired = False
+                if expired:
                     count += 1
                 else:
-                    busy.append(upload.id)
+                    skip.add(upload.id)
         return count
 
     async def _expire_one(self, upload: Upload) -> bool:
@@ -117,36 +149,64 @@ class Sweep:
         """Remove staged copies of stored uploads; the record follows the removal."""
         if not self._settings.delete_local:
             return 0
-        return await _until_done(self._purge_batch)
-
-    async def _purge_batch(self) -> int:
-        upload_ids = await self._records.purgeable(self._settings.delete_local_after_seconds, BATCH)
-        return await remove_staged_copies(self._staging, self._records, upload_ids)
+        after, count = self._settings.delete_local_after_seconds, 0
+        skip = self._not_purged.current()
+        while upload_ids := await self._records.purgeable(after, BATCH, skip=list(skip)):
+            removed, failed = await remove_staged_copies(self._staging, self._records, upload_ids)
+            self._not_purged.add(failed)
+            # Those as well that somebody else uses at this moment: the next pass finds them again.
+            skip |= set(upload_ids) - set(removed)
+            count += len(removed)
+        return count
 
     async def _requeue_failed(self) -> int:
         after = self._settings.requeue_failed_after_seconds
         return await _until_done(lambda: self._records.requeue_failed(after, BATCH)) if after else 0
 
-    async def remove_orphans(self) -> int:
-        """Remove old staging files that no upload claims: what a crash between file and row left."""
+    async def set_orphans_aside(self) -> int:
+        """Set old staging files aside that no upload claims.
+
+        A crash between file and row leaves some. To a database that was restored from a backup, though,
+        everything is unknown that came later.
+        """
         count = 0
+        skip = self._not_set_aside.current()
         files = self._old_files(time.time() - self._settings.orphans_after_seconds)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, BATCH))):
             kept = await self._records.with_files(batch)
-            count += await self._remove_unclaimed([UploadId(each) for each in batch if each not in kept])
+            count += await self._set_aside([UploadId(each) for each in batch if each not in kept | skip])
         return count
 
-    async def _remove_unclaimed(self, upload_ids: Sequence[UploadId]) -> int:
+    async def _set_aside(self, upload_ids: Sequence[UploadId]) -> int:
         count = 0
         for start in range(0, len(upload_ids), LOCKED_AT_ONCE):
             # Asked again under the lock: `reconcile --repair` may have taken one up a moment ago.
-            async with self._staging.locked(upload_ids[start : start + LOCKED_AT_ONCE]) as unused:
+            failed: dict[UploadId, StorageError] = {}
+            async with self._staging.locked(upload_ids[start : start + LOCKED_AT_ONCE], failed) as unused:
                 kept = await self._records.with_files(unused)
                 orphans = [each for each in unused if each not in kept]
-                await self._staging.remove(orphans)
-            if orphans:
-                log.warning("orphans_removed", count=len(orphans), first=str(orphans[0]))
-            count += len(orphans)
+                failed |= await self._staging.set_aside(orphans)
+            self._not_set_aside.add(failed)
+            if moved := [each for each in orphans if each not in failed]:
+                log.warning("files_set_aside", count=len(moved), first=str(moved[0]))
+            count += len(moved)
+        return count
+
+    async def remove_unclaimed(self) -> int:
+        """Remove files that were set aside long ago, and that still no upload claims."""
+        count = 0
+        skip = self._not_removed.current()
+        before = time.time() - self._settings.unclaimed_after_seconds
+        files = (file.upload_id for file in self._staging.unclaimed() if file.modified_at < before)
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(filter(None, files), BATCH))):
+            await self._demand_identity()
+            kept = await self._records.with_files(batch)
+            unclaimed = [each for each in batch if each not in kept | skip]
+            failed = await self._staging.remove_unclaimed(unclaimed)
+            self._not_removed.add(failed)
+            if removed := [each for each in unclaimed if each not in failed]:
+                log.warning("unclaimed_removed", count=len(removed), first=str(removed[0]))
+            count += len(removed)
         return count
 
     def _old_files(self, before: float) -> Iterator[UUID]:
@@ -165,23 +225,23 @@ class Sweep:
 
 async def remove_staged_copies(
     staging: Staging | StagingFiles, records: SweepRepository, upload_ids: Sequence[UploadId]
-) -> int:
-    """Remove the staged copies of those uploads that are still stored, record it, and return how many.
+) -> tuple[list[UploadId], dict[UploadId, StorageError]]:
+    """Remove the staged copies of those uploads that are still stored, and record it.
+
+    Returns those that were removed, and those that could not be. What somebody else uses is neither.
 
     Under the files' locks: `reconcile --repair` may have queued one of them again a moment ago, and then
     its staged copy is the only one.
-
-    Raises:
-        StorageError: a file could not be removed; what is recorded is true all the same.
     """
-    count = 0
+    removed, failed = list[UploadId](), dict[UploadId, StorageError]()
     for start in range(0, len(upload_ids), LOCKED_AT_ONCE):
-        async with staging.locked(upload_ids[start : start + LOCKED_AT_ONCE]) as unused:
+        async with staging.locked(upload_ids[start : start + LOCKED_AT_ONCE], failed) as unused:
             purgeable = await records.still_purgeable(unused)
-            await staging.remove(purgeable)
-            await records.purged(purgeable)
-        count += len(purgeable)
-    return count
+            failed |= await staging.try_remove(purgeable)
+            done = [each for each in purgeable if each not in failed]
+            await records.purged(done)
+        removed += done
+    return removed, failed
 
 
 def _parse_id(name: str) -> UUID | None:

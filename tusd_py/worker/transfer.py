@@ -217,7 +217,9 @@ class Transfers:
             return
         try:
             # A final has no file: its bytes are its parts', which have a life of their own.
-            await remove_staged_copies(self._staging, self._sweep, [upload.id for upload in uploads])
+            _, failed = await remove_staged_copies(self._staging, self._sweep, [upload.id for upload in uploads])
+            for error in failed.values():
+                raise error
         except TusdError as error:
             # They are stored all the same. The sweep finds what stays behind, here or in a crash.
             log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))

@@ -81,7 +81,10 @@ class CleanupConfig(Section):
         description="an upload with trigger = commit that nobody committed is removed after so long; 0: never",
     )
     orphans_after: Annotated[Seconds, Field(ge=60)] = Field(
-        default=86400, description="staging files without a row are removed after so long"
+        default=86400, description="staging files that no upload knows are moved to <staging>/unclaimed after so long"
+    )
+    unclaimed_after: Annotated[Seconds, Field(ge=3600)] = Field(
+        default=30 * 86400, description="and removed there after so much more time"
     )
     events_after: Seconds = Field(default=7 * 86400, ge=0, description="recorded events are kept for so long")
     reconcile_margin: Annotated[Seconds, Field(ge=60)] = Field(

@@ -1,0 +1,58 @@
+"""Uploads whose files cleanup could not deal with: counted, logged and left alone for a while.
+
+One file that cannot be opened or removed must keep nobody from the others, neither in this pass nor,
+by being the first again, in the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tusd_py.errors import StorageError
+from tusd_py.protocol.upload import UploadId
+
+if TYPE_CHECKING:
+    from tusd_py.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+POSTPONE_SECONDS: Final = 3600.0
+MOST: Final = 100_000
+"""Kept in memory at once. Those beyond are simply tried again earlier."""
+
+
+class Postponed:
+    """What one step of cleanup could not deal with."""
+
+    def __init__(self, step: str, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._step = step
+        self._failures = metrics.cleanup_failures.labels(step)
+        self._clock = clock
+        self._until: dict[UploadId, float] = {}
+
+    def add(self, failed: Mapping[UploadId, StorageError]) -> None:
+        """Leave these alone for a while."""
+        if not failed:
+            return
+        until = self._clock() + POSTPONE_SECONDS
+        self._until |= dict.fromkeys(list(failed)[: MOST - len(self._until)], until)
+        self._failures.inc(len(failed))
+        first, error = next(iter(failed.items()))
+        log.error(
+            "cleanup_failed",
+            step=self._step,
+            count=len(failed),
+            first=str(first),
+            reason=str(error),
+            again_in_seconds=POSTPONE_SECONDS,
+        )
+
+    def current(self) -> set[UploadId]:
+        """Return those whose time has not come yet."""
+        now = self._clock()
+        self._until = {upload_id: until for upload_id, until in self._until.items() if until > now}
+        return set(self._until)
