@@ -39,9 +39,13 @@ def postgres_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if outside := os.environ.get("TUSD_TEST_DSN"):
         yield outside
         return
-    server = EmbeddedPostgres(tmp_path_factory.mktemp("postgres") / "data", max_connections=200)
+    data_dir = tmp_path_factory.mktemp("postgres") / "data"
+    server = EmbeddedPostgres(data_dir, max_connections=200)
     server.start()
     try:
+        # Tests log in as roles of their own.
+        (data_dir / "pg_hba.conf").write_text("local all all trust\n")
+        asyncio.run(_run(server.dsn, "SELECT pg_reload_conf()"))
         yield server.dsn
     finally:
         server.stop()

@@ -269,7 +269,7 @@ def _database(config: Config) -> Iterator[Config]:
     from tusd_py.supervisor import with_dsn
 
     config.data_dir.mkdir(parents=True, exist_ok=True)
-    postgres = EmbeddedPostgres(config.data_dir / "postgres")
+    postgres = EmbeddedPostgres(config.data_dir / "postgres", user=config.database.embedded_user)
     postgres.start()
     try:
         yield with_dsn(config, postgres.dsn)

@@ -160,7 +160,11 @@ class Supervisor:
                 return
             from tusd_py.embedded_postgres import EmbeddedPostgres
 
-            self._postgres = EmbeddedPostgres(self._config.data_dir / "postgres", max_connections=self._connections())
+            self._postgres = EmbeddedPostgres(
+                self._config.data_dir / "postgres",
+                max_connections=self._connections(),
+                user=self._config.database.embedded_user,
+            )
         if self._postgres.running():
             return
         self._postgres.start()

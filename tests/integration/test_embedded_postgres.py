@@ -45,6 +45,8 @@ from tusd_py.errors import ConfigError
 IS_ROOT: Final = os.geteuid() == 0
 DEBIAN_15: Final = Path("/usr/lib/postgresql/15/bin")
 DEADLINE_SECONDS: Final = 30
+ORDINARY: Final = "daemon"
+"""An account that every Linux has, and that is nobody's in particular."""
 
 pytestmark = pytest.mark.timeout(90)
 as_root = pytest.mark.skipif(not IS_ROOT, reason="changes users")
@@ -219,6 +221,11 @@ def owner_name(path: Path) -> str:
 
 def nobody() -> int:
     return pwd.getpwnam("nobody").pw_uid
+
+
+def ids_of(user: str) -> tuple[int, int]:
+    account = pwd.getpwnam(user)
+    return account.pw_uid, account.pw_gid
 
 
 def kill_hard(pid: int | None) -> None:
@@ -850,7 +857,7 @@ def test_root_leaves_the_directories_above_the_data_alone(place: Path) -> None:
 
     assert (stat.S_IMODE(place.stat().st_mode), owner_name(place)) == (0o711, "root")
     assert owner_name(place / "made") == "root"
-    assert owner_name(place / "made" / "postgres") in {"postgres", "nobody"}
+    assert owner_name(place / "made" / "postgres") == "postgres"
     assert stat.S_IMODE((place / "made" / "postgres").stat().st_mode) == 0o700
 
 
@@ -867,33 +874,134 @@ def test_data_that_moves_between_private_and_open_directories_changes_hands(
         postgres.stop()
 
     assert owners[0] == ("root", "root")
-    assert owners[1][0] in {"postgres", "nobody"}
-    assert owners[1][0] == owners[1][1]
+    assert owners[1] == ("postgres", "postgres")
 
 
 @as_root
 def test_root_runs_the_data_of_an_ordinary_user_as_that_user(
     data_dir: Path, postgres: EmbeddedPostgres
 ) -> None:
-    directories.give(data_dir, (nobody(), nobody()))
+    directories.give(data_dir, ids_of(ORDINARY))
 
     postgres.start()
 
     assert postgres.pid is not None
-    assert owner_name(Path(f"/proc/{postgres.pid}")) == "nobody"
-    assert owner_name(data_dir) == "nobody"
+    assert owner_name(Path(f"/proc/{postgres.pid}")) == ORDINARY
+    assert owner_name(data_dir) == ORDINARY
+    assert sql(postgres.dsn, "SELECT 1") == 1
 
 
 @as_root
 def test_root_in_a_private_home_runs_as_the_owner_of_the_home(place: Path) -> None:
-    os.chown(place, nobody(), nobody())
+    os.chown(place, *ids_of(ORDINARY))
     place.chmod(0o700)
     postgres = EmbeddedPostgres(place / "made" / "postgres")
 
     postgres.start()
     postgres.stop()
 
-    assert owner_name(place / "made" / "postgres") == "nobody"
+    assert owner_name(place / "made" / "postgres") == ORDINARY
+
+
+@as_root
+def test_data_of_nobody_goes_to_an_account_of_its_own(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    directories.give(data_dir, ids_of("nobody"))
+
+    postgres.start()
+
+    assert owner_name(data_dir) == owner_name(data_dir / "base" / "1") == "postgres"
+    assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
+
+
+@as_root
+def test_root_runs_it_as_the_user_that_was_chosen(data_dir: Path) -> None:
+    postgres = EmbeddedPostgres(data_dir, user=ORDINARY)
+
+    postgres.start()
+    try:
+        assert owner_name(Path(f"/proc/{postgres.pid}")) == ORDINARY
+        assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
+    finally:
+        postgres.stop()
+
+
+@as_root
+def test_root_without_a_user_for_it_is_refused_in_plain_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(binaries, "DEFAULT_USER", "no-such-user")
+
+    with pytest.raises(ConfigError) as refusal:
+        EmbeddedPostgres(place / "made" / "postgres").start()
+
+    assert "`postgres`" in str(refusal.value)
+    assert "database.embedded_user" in str(refusal.value)
+    assert not (place / "made" / "postgres").exists()
+
+
+@as_root
+@pytest.mark.parametrize("user", ["no-such-user", "nobody", "root"])
+def test_a_chosen_user_that_cannot_be_used_is_named(place: Path, user: str) -> None:
+    with pytest.raises(ConfigError, match=f"database.embedded_user: there is no user '{user}'"):
+        EmbeddedPostgres(place / "made" / "postgres", user=user).start()
+
+
+# --- who may log in ----------------------------------------------------------------------------------------
+
+LOGIN_PROGRAM: Final = """
+import asyncio, os, pwd, sys, asyncpg
+account = pwd.getpwnam(sys.argv[2])
+os.setgroups([]); os.setgid(account.pw_gid); os.setuid(account.pw_uid)
+try:
+    asyncio.run(asyncpg.connect(sys.argv[1], timeout=10))
+except asyncpg.InvalidAuthorizationSpecificationError as error:
+    sys.exit(str(error))
+"""
+
+
+def login_as(dsn: str, user: str) -> str:
+    """Log in with another user's rights; return the refusal, empty if there is none."""
+    command = [sys.executable, "-c", LOGIN_PROGRAM, dsn, user]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60).stderr.strip()
+
+
+@as_root
+def test_other_programs_of_the_servers_account_may_not_log_in(
+    data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    # As data of earlier versions came: everybody who reached the socket was let in.
+    (data_dir / "pg_hba.conf").write_text("local all all trust\n")
+    postgres.start()
+    account = owner_name(data_dir)
+
+    refused = login_as(postgres.dsn, account)
+
+    assert account == "postgres"
+    assert "Peer authentication failed" in refused
+    assert login_as(postgres.dsn, "root") == ""
+    assert {stat.S_IMODE((data_dir / name).stat().st_mode) for name in ("pg_hba.conf", "pg_ident.conf")} == {0o600}
+
+
+@as_root
+def test_a_server_in_a_namespace_lets_its_owner_in_and_nobody_else(
+    place: Path, data_dir: Path, postgres: EmbeddedPostgres
+) -> None:
+    place.chmod(0o700)
+    postgres.start()
+    place.chmod(0o755)
+    data_dir.chmod(0o755)  # so that only the login is in the way
+
+    assert owner_name(data_dir) == "root"
+    assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
+    # Inside, this account has another number, and its name is root's there.
+    assert "Peer authentication failed" in login_as(postgres.dsn, "postgres")
+
+
+@as_root
+def test_an_ordinary_users_server_lets_that_user_and_root_in(data_dir: Path) -> None:
+    directories.give(data_dir, ids_of(ORDINARY))
+    directories.give(data_dir.parent, ids_of(ORDINARY))
+    with Owner(data_dir, uid=ids_of(ORDINARY)[0]).wait_ready() as owner:
+        assert login_as(owner.facts["dsn"], ORDINARY) == ""
+        assert login_as(owner.facts["dsn"], "root") == ""
 
 
 @as_root

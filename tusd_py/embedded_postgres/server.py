@@ -24,6 +24,7 @@ from typing import Final
 from urllib.parse import quote
 
 from tusd_py.embedded_postgres import directories, leftovers, postmaster
+from tusd_py.embedded_postgres.access import write_access
 from tusd_py.embedded_postgres.binaries import Binaries, choose_binaries
 from tusd_py.embedded_postgres.owner_record import OwnerRecord
 from tusd_py.embedded_postgres.waiting import Wait
@@ -38,7 +39,7 @@ QUIT_TIMEOUT_SECONDS: Final = 8
 RETRY_SECONDS: Final = 0.1
 
 INITDB_OPTIONS: Final = (
-    *("-U", "tusd", "-A", "trust", "-E", "UTF8", "--locale=C"),
+    *("-U", "tusd", "-A", "peer", "-E", "UTF8", "--locale=C"),
     # Finds damaged pages; the default only from version 18 on.
     "--data-checksums",
     # A quarter of the default: less to write on the first start, less space for a small database.
@@ -83,8 +84,8 @@ class EmbeddedPostgres:
     """True if this process started the server, False if it uses another process's."""
     pid: int | None
 
-    def __init__(self, data_dir: Path, *, max_connections: int = 100) -> None:
-        """Prepare a server on `data_dir`. Nothing is touched before `start`."""
+    def __init__(self, data_dir: Path, *, max_connections: int = 100, user: str = "") -> None:
+        """Prepare a server on `data_dir`, run as `user` if root starts it. Nothing is touched before `start`."""
         self.dsn = ""
         self.owned = False
         self.pid = None
@@ -93,6 +94,7 @@ class EmbeddedPostgres:
         self._log_path = self._data_dir.with_name(f"{self._data_dir.name}.log")
         self._initdb_prefix = f".{self._data_dir.name}.initdb-"
         self._max_connections = max_connections
+        self._user = user
         self._lock_fd = -1
         self._child: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
@@ -237,7 +239,7 @@ class EmbeddedPostgres:
     def _launch(self, deadline: float) -> None:
         """Start the server as our child and wait until it is ready."""
         existing = self._existing_major()
-        binaries = choose_binaries(self._data_dir, existing)
+        binaries = choose_binaries(self._data_dir, existing, self._user)
         owner = binaries.identity.owner
         directories.rotate(self._log_path)
         directories.remove_leftovers(self._data_dir.parent, self._initdb_prefix)
@@ -247,6 +249,7 @@ class EmbeddedPostgres:
             postmaster.disown_reused_pid(self._data_dir)
             postmaster.remove_sockets(self._data_dir)
             directories.give(self._data_dir, owner)
+        write_access(self._data_dir, binaries.identity.clients, owner)
         recorded = OwnerRecord.read(self._lock_fd).socket_dir
         self._socket_dir = directories.claim_socket_dir(recorded, self._data_dir, owner)
         wait = Wait(f"for the last processes of a server of {self._data_dir} that was killed")

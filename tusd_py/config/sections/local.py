@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tusd_py.config.sections.base import MIB, OptionalPath, OptionalSecret, PositiveSeconds, Section
 from tusd_py.config.units import Bytes
@@ -48,6 +48,12 @@ FEW_CONNECTIONS: Final = 12
 """Most connections of a process that is no HTTP process."""
 
 
+def _account(value: str) -> str:
+    if value in {"root", "nobody"}:
+        raise ValueError(f"PostgreSQL must not run as {value}; name a user of its own")
+    return value
+
+
 class DatabaseConfig(Section):
     """PostgreSQL, 15 or newer."""
 
@@ -57,6 +63,10 @@ class DatabaseConfig(Section):
     )
     listen_dsn: OptionalSecret = Field(
         default=None, description="direct connection for LISTEN when dsn goes through a transaction pooler"
+    )
+    embedded_user: Annotated[str, AfterValidator(_account)] = Field(
+        default="",
+        description="whom the private server runs as when root starts it; empty: the data's owner, or postgres",
     )
     pool_size: int = Field(
         default=32,
