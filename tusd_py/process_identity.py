@@ -23,7 +23,7 @@ KILL_SECONDS: Final = 10.0
 NAME_PREFIX: Final = "tusd-"
 """How the kernel's names of the supervisor's children begin, which `top` and /metrics show. Together with
 the longest role exactly the 15 bytes that the kernel keeps."""
-PARENT_FIELD, START_FIELD = 1, 19
+PARENT_FIELD, THREADS_FIELD, START_FIELD = 1, 17, 19
 """Positions in /proc/PID/stat (proc(5)), counted from the state, which follows the name."""
 
 
@@ -44,7 +44,8 @@ def read_stat(pid: int) -> Stat | None:
     # The name may contain anything, a parenthesis too.
     head, _, tail = content.rpartition(")")
     fields = tail.split()
-    if fields[0] in {"Z", "X"}:
+    # A zombie with threads is still ending: it keeps its files, and with them its ports, until the last has gone.
+    if fields[0] in {"Z", "X"} and int(fields[THREADS_FIELD]) <= 1:
         return None
     return Stat(head.partition("(")[2], int(fields[PARENT_FIELD]), int(fields[START_FIELD]))
 
