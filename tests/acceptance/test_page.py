@@ -86,6 +86,11 @@ def test_the_list_shows_every_byte_that_the_page_sends(
         (known,) = page.evaluate("fetch('api/v1/uploads').then(answer => answer.json())")["uploads"]
         assert known["offset"] == 0  # nobody but the page can know
 
+        button(page, "Pause")
+        row_of(page, path.name, "paused")
+        button(page, "Resume")
+        row_of(page, path.name, "uploading")
+
 
 def test_a_large_file_in_parts_is_in_the_list_while_it_is_sent(
     page: Page, start_server: StartServer, make_file: MakeFile

@@ -37,7 +37,9 @@ export function startUploader({ Uppy, Dashboard, Tus }, options) {
     uppy.on(event, () => onChange())
   }
   uppy.on("upload-progress", seldom(onProgress))
-  uppy.on("upload-pause", onProgress)
+  for (const event of ["upload-pause", "pause-all", "resume-all"]) {
+    uppy.on(event, () => onProgress())
+  }
   return uppy
 }
 
