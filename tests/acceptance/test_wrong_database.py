@@ -15,6 +15,7 @@ import pytest
 
 from tests.conftest import _dsn_for, _run
 from tests.support.files import seeded
+from tests.support.process import wait_until
 from tests.support.server import START_SECONDS, STOP_SECONDS, Config, Server
 from tests.support.stalling_client import OCTETS, create, request
 
@@ -120,3 +121,45 @@ def test_adopting_asks_and_then_goes_on(dsn: str, other_dsn: str, tmp_path: Path
     assert command(moved, "staging", "adopt", "--yes").returncode == 0
     with on(tmp_path / "server", other_dsn) as server:
         assert create(server.port, 5).status == 201
+
+
+def copied(postgres_dsn: str, dsn: str) -> str:
+    """A backup of a database that nobody uses at this moment, restored under another name."""
+    name, source = f"tusd_copy_{uuid.uuid4().hex[:12]}", dsn.partition("?")[0].rpartition("/")[2]
+    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {source}"))
+    return _dsn_for(postgres_dsn, name)
+
+
+def test_an_older_restored_database_loses_no_newer_file(postgres_dsn: str, dsn: str, tmp_path: Path) -> None:
+    """Cleaned up beside the older one, found again beside the newer one."""
+    with on(tmp_path / "server", dsn) as server:
+        server.terminate()
+    older = copied(postgres_dsn, dsn)
+    try:
+        with on(tmp_path / "server", dsn) as server:
+            target = begun(server)
+            (staged,) = server.staging.glob("??/*")
+            server.terminate()
+
+        with on(tmp_path / "server", older) as server:
+            assert request(server.port, "HEAD", target).status == 404
+            aside = server.staging / "unclaimed" / staged.name
+            wait_until(aside.exists, deadline=30, what="the file is set aside")
+            assert aside.read_bytes() == CONTENT[:SENT]
+            assert server.metrics()["tusd_unclaimed_bytes"] == SENT
+            listed = command(server, "reconcile")
+            assert listed.returncode == 0, listed.stdout
+            assert f"unclaimed_file        {staged.name}" in listed.stdout
+            server.terminate()
+
+        with on(tmp_path / "server", dsn) as server:
+            mended = command(server, "reconcile", "--repair")
+            assert mended.returncode == 0, mended.stdout
+            assert staged.exists()
+            assert not aside.exists()
+            assert request(server.port, "HEAD", target).offset == SENT
+            rest = request(server.port, "PATCH", target, {**OCTETS, "Upload-Offset": str(SENT)}, CONTENT[SENT:])
+            assert rest.status == 204
+    finally:
+        name = older.partition("?")[0].rpartition("/")[2]
+        asyncio.run(_run(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
