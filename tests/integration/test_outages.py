@@ -17,11 +17,13 @@ from tests.integration.test_ahead import CONTENT, PART, Ahead, receive
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
+from tusd_py.metrics import Metrics
 from tusd_py.ports import Job, ObjectSpec, Outage, TransferLedger
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker import outages
 from tusd_py.worker.outages import OutageDetector
+from tusd_py.worker.sweep import Sweep, SweepSettings
 
 AWAY = Outage(blocked=False, code="ERR_STORE_UNAVAILABLE", sentence="The store is not reachable.")
 BLOCKED = Outage(blocked=True, code="ERR_STORE_BLOCKED", sentence="The store refuses this server (NoSuchBucket).")
@@ -305,6 +307,31 @@ async def test_what_is_sent_ahead_waits_for_the_store_as_well(eager_world: World
 
     assert ("ahead", 1, "postponed") in await world.attempts_of(upload)
     assert await world.value("SELECT max(failures) FROM jobs") == 0
+
+
+async def test_staged_copies_of_what_is_gone_do_not_wait_for_the_store(world: World) -> None:
+    gone, kept = await world.received(), await world.received()
+    await world.outages().declare(AWAY, probe_in_seconds=3600)
+    await world.uploads.remove(gone.id)
+    settings = SweepSettings(60, True, 0, 0, 60, 60, 60)
+    sweep = Sweep(world.sweep, world.staging, settings, Metrics())
+
+    first, again = await sweep.once(), await sweep.once()
+
+    assert (first["gone_copies_removed"], again["gone_copies_removed"]) == (1, 0)
+    assert (world.staged(gone), world.staged(kept)) == (False, True)
+    assert await world.state(gone) is State.REMOVING
+    async with working(world):
+        await reaches(world, gone, State.REMOVED, deadline=DEADLINE)
+        await reaches(world, kept, State.STORED, deadline=DEADLINE)
+
+
+async def test_while_the_store_is_there_removals_are_left_to_their_jobs(world: World) -> None:
+    upload = await world.received()
+    await world.uploads.remove(upload.id)
+
+    assert await world.sweep.gone_copies(10) == []
+    assert world.staged(upload)
 
 
 # --- the record ------------------------------------------------------------------------------------

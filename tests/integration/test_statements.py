@@ -24,7 +24,7 @@ from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
 PACKAGE = Path(tusd_py.database.__file__).parent
-IS_STATEMENT = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE|CREATE|SET)\b")
+IS_STATEMENT = re.compile(r"\s*(SELECT|WITH|INSERT|UPDATE|DELETE|CREATE|SET)\b(?!,)")  # a list of rights is none
 LOOKS_LIKE_SQL = re.compile(
     r"\b(SELECT\s[^;]+\sFROM\s|INSERT\s+INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s|CREATE\s+(TABLE|INDEX)\s|pg_notify)"
 )

@@ -463,8 +463,8 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
     done = await sweep(world).once()
 
     assert set(done) == {
-        "local_purged", "requeued", "adopted", "parts_released", "rows_purged", "events_purged", "files_set_aside",
-        "unclaimed_removed",
+        "local_purged", "gone_copies_removed", "requeued", "adopted", "parts_released", "rows_purged", "events_purged",
+        "files_set_aside", "unclaimed_removed",
     }  # fmt: skip
 
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import DISOWN_LOCAL, FORGET_OLD_JOBS, IN_RECEIVING, LIVE, NEEDING_PARTS, WANTS_TRANSFER
+from tusd_py.database.statements import (
+    DISOWN_LOCAL,
+    FORGET_OLD_JOBS,
+    IN_RECEIVING,
+    LIVE,
+    NEEDING_PARTS,
+    STORE_THERE,
+    WANTS_TRANSFER,
+)
 from tusd_py.ports import StagingIdentity, SweepRepository
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
@@ -133,6 +141,16 @@ DELETE FROM events USING old WHERE events.id = old.id
 WITH_FILES: Final = """
 SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
 """
+# While the store is away nothing is claimed, and the disk fills; what is gone need not wait in staging for it.
+GONE_COPIES: Final = f"""
+SELECT uploads.id FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
+ WHERE jobs.staging_id = $1 AND jobs.kind = 'remove' AND jobs.state IN ('queued', 'retry_wait')
+   AND jobs.due_at <= now() AND uploads.local_present AND uploads.id <> ALL ($3::uuid[]) AND NOT ({STORE_THERE})
+ ORDER BY jobs.due_at LIMIT $2
+"""  # noqa: S608
+GONE_COPIES_REMOVED: Final = """
+UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state IN ('removing', 'expired')
+"""
 
 
 KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM staging_directories WHERE id = $1) AS known"
@@ -179,6 +197,12 @@ class PostgresSweep(SweepRepository):
 
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
         await self._database.execute(PURGED, upload_ids)
+
+    async def gone_copies(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[UploadId]:
+        return [row["id"] for row in await self._database.fetch(GONE_COPIES, self._directory.id, limit, skip)]
+
+    async def gone_copies_removed(self, upload_ids: Sequence[UploadId]) -> None:
+        await self._database.execute(GONE_COPIES_REMOVED, upload_ids)
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
         rows = await self._database.fetch(REQUEUE_FAILED, self._directory.id, float(older_than_seconds), limit)

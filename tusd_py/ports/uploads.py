@@ -247,6 +247,12 @@ class SweepRepository(Protocol):
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
         """Record that the staged copies of stored uploads are gone."""
 
+    async def gone_copies(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[UploadId]:
+        """Return uploads that are gone and whose removal, their staged copy included, waits for the store."""
+
+    async def gone_copies_removed(self, upload_ids: Sequence[UploadId]) -> None:
+        """Record that the staged copies of uploads that are gone have been removed ahead of the rest."""
+
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
         """Queue failed transfers again; answer how many."""
 

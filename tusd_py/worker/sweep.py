@@ -58,6 +58,7 @@ class Sweep:
         self._metrics = metrics
         self._not_expired = Postponed("expired", metrics)
         self._not_purged = Postponed("local_purged", metrics)
+        self._gone_not_removed = Postponed("gone_copies_removed", metrics)
         self._not_set_aside = Postponed("files_set_aside", metrics)
         self._not_removed = Postponed("unclaimed_removed", metrics)
 
@@ -75,6 +76,7 @@ class Sweep:
         steps: dict[str, Callable[[], Awaitable[int]]] = {
             "expired": self.expire,
             "local_purged": self.purge_local,
+            "gone_copies_removed": self.remove_gone_copies,
             "requeued": self._requeue_failed,
             "adopted": lambda: _until_done(lambda: records.adopt_jobless(BATCH)),
             "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
@@ -156,6 +158,19 @@ class Sweep:
             self._not_purged.add(failed)
             # Those as well that somebody else uses at this moment: the next pass finds them again.
             skip |= set(upload_ids) - set(removed)
+            count += len(removed)
+        return count
+
+    async def remove_gone_copies(self) -> int:
+        """Remove the staged copies of uploads whose removal waits for the store's return."""
+        count = 0
+        skip = self._gone_not_removed.current()
+        while upload_ids := await self._records.gone_copies(BATCH, skip=list(skip)):
+            failed = await self._staging.try_remove(upload_ids)
+            self._gone_not_removed.add(failed)
+            removed = [each for each in upload_ids if each not in failed]
+            await self._records.gone_copies_removed(removed)
+            skip |= failed.keys()
             count += len(removed)
         return count
 
