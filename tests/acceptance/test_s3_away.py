@@ -53,7 +53,9 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
 ) -> None:
     content = os.urandom(300_000)
     with rclone_s3(tmp_path) as s3:
-        server = start_server(config_for(s3))
+        config = config_for(s3)
+        config["storage"]["s3"]["location"] = "below"
+        server = start_server(config)
         s3.child.stop()
 
         path, upload_id = create(server.url, content)
@@ -86,6 +88,9 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         outcomes = [past["outcome"] for past in json.loads(history)["attempts"]]
         assert outcomes == ["succeeded", *["postponed"] * (stored["attempts"] - 1)]
         assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(content).hexdigest()
+        key = f"below/{stored['object_key']}"
+        assert stored["location"] == {"backend": "s3", "bucket": s3.bucket, "key": key}
+        assert key in s3.object_keys()
         assert len(s3.object_keys()) == 2
         wait_until(lambda: not files_under(server.staging), deadline=DEADLINE, what="staging is empty")
 

@@ -313,7 +313,7 @@ async def test_staged_copies_of_what_is_gone_do_not_wait_for_the_store(world: Wo
     gone, kept = await world.received(), await world.received()
     await world.outages().declare(AWAY, probe_in_seconds=3600)
     await world.uploads.remove(gone.id)
-    settings = SweepSettings(60, True, 0, 0, 60, 60, 60)
+    settings = SweepSettings(60, True, 0, 0, 60, 60, 60, 60)
     sweep = Sweep(world.sweep, world.staging, settings, Metrics())
 
     first, again = await sweep.once(), await sweep.once()

@@ -177,7 +177,7 @@ PLANS = {
     "reconcile_page": (reconcile.PAGE, ["key/2", 500, [1]], "uploads_object_key_place"),
     "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"], [1]], "uploads_object_key_place"),
     "reconcile_by_id": (reconcile.BY_ID, [[NOBODY]], "uploads_pkey"),
-    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20, [1]], "uploads_created"),
+    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20, [1]], "uploads_created|uploads_settled"),
     "reconcile_queue_job": (reconcile.QUEUE_JOB, [NOBODY, "removing", 10, "remove"], "uploads_pkey|uploads_unsettled"),
     "reconcile_requeue_lost": (
         reconcile.REQUEUE_LOST, [NOBODY, "stored", 10, "why", sources(Event.LOSE)], "uploads_pkey",
