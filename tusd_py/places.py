@@ -36,6 +36,7 @@ class Stores:
         self._record = record
         self._place = place
         self._former = former or {}
+        self._unopened: set[ObjectStore] = set()
         self._registering = asyncio.Lock()
         self._current_id: int | None = None
         self._by_id: dict[int, ObjectStore] = {}
@@ -49,7 +50,8 @@ class Stores:
                 try:
                     await store.open()
                 except StorageError as error:
-                    # Only what lies there cannot be had.
+                    # Only what lies there cannot be had; it is tried again when somebody wants it.
+                    self._unopened.add(store)
                     log.warning("former_store_not_usable", place=str(place), reason=str(error))
         with contextlib.suppress(DatabaseUnavailable):
             await self.current_id()
@@ -93,12 +95,16 @@ class Stores:
 
         Raises:
             StoreNotConfigured: no store is configured for it.
+            StorageError: it could not be opened so far, nor now.
             DatabaseUnavailable: the places are not known yet.
         """
         await self.current_id()
         store = self._by_id.get(place_id)
         if store is None:
             raise StoreNotConfigured(place=str(await self.place(place_id)))
+        if store in self._unopened:
+            await store.open()
+            self._unopened.discard(store)
         return store
 
     async def place(self, place_id: int) -> Place | None:

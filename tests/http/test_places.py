@@ -121,6 +121,8 @@ async def test_a_former_directory_that_is_not_there_stops_no_server_and_is_not_m
 
     assert (await served.request("GET", path)).status == 503
     assert not (tmp_path / "data" / "store").exists()
+    (tmp_path / "unmounted").rename(tmp_path / "data" / "store")
+    assert (await served.request("GET", path)).body == DATA
 
 
 async def test_reconcile_compares_former_stores_and_says_what_it_cannot_compare(serve, before, tmp_path, make_config):

@@ -52,6 +52,26 @@ async def test_a_sound_configuration_passes_and_leaves_nothing(make_config: Make
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_former_stores_are_reached_and_not_written_to(make_config: MakeConfig, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o500)
+    former: list[dict[str, Any]] = [
+        {"filesystem": {"directory": there}},
+        {"filesystem": {"directory": tmp_path / "missing"}},
+        {"filesystem": {"directory": tmp_path / "moved"}, "moved": True},
+    ]
+
+    well, proofs = await checked(make_config(storage={"former": former}))
+
+    told = {subject: proof.outcome for subject, proof in proofs.items() if subject.startswith("former store")}
+    assert told[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
+    assert f"former store: directory {there}" in told
+    assert len(told) == 2
+    assert not well
+    assert list(there.iterdir()) == []
+    assert not (tmp_path / "missing").exists()
+
+
 # --- the database ----------------------------------------------------------------------------------
 
 
