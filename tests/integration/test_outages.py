@@ -255,6 +255,23 @@ async def test_a_probe_without_an_answer_is_an_outage(world: World, monkeypatch:
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
 
+async def test_a_probe_that_dies_of_a_bug_does_not_end_the_worker(world: World) -> None:
+    upload = await world.received()
+
+    class Broken(Failing):
+        broken = True
+
+        async def probe(self, *, writing: bool = False) -> None:
+            if self.broken:
+                raise RuntimeError("a bug in the driver")
+
+    store = Broken(world.store, TransientStoreError())
+    async with working(world, store, **NO_RETRY):
+        await is_true(lambda: outage_lasts(world), "the outage is noticed")
+        store.broken = False
+        await reaches(world, upload, State.STORED, deadline=DEADLINE)
+
+
 async def test_a_worker_that_is_restarted_in_an_outage_goes_on_waiting_for_its_end(world: World) -> None:
     disk = Unmounted(world)
     disk.take()

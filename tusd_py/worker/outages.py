@@ -100,6 +100,10 @@ class OutageDetector:
             return TransientStoreError(reason=f"no answer within {PROBE_SECONDS:g} s")
         except StorageError as error:
             return error
+        except Exception as error:
+            # Whatever it is, a worker that ended with it would only be started again to meet it again.
+            log.exception("probe_bug")
+            return TransientStoreError(reason=repr(error))
         self._reached_at = began
         return None
 
