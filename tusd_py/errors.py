@@ -389,6 +389,12 @@ class StagingFull(StorageError):
     code, status, retryable = "ERR_INSUFFICIENT_STORAGE", 507, True
 
 
+class StoreFull(StorageError):
+    """There is no space left in the store for this upload."""
+
+    code, status, retryable = "ERR_INSUFFICIENT_STORAGE", 507, True
+
+
 class StagingDamaged(StorageError):
     """The staged bytes of this upload are damaged."""
 

@@ -17,6 +17,7 @@ from tusd_py.errors import (
     PartInUse,
     PartNotFinished,
     PermanentStoreError,
+    StoreFull,
     TransferInProgress,
     UploadHeld,
     UploadNotFound,
@@ -24,6 +25,7 @@ from tusd_py.errors import (
 )
 from tusd_py.ports import Job, ListPosition
 from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.concat import Room
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
 
@@ -360,10 +362,12 @@ async def test_a_final_over_whole_parts_is_whole(world: World) -> None:
     assert await world.uploads.parts(final.id) == parts
 
 
-async def test_a_part_may_be_named_twice(world: World) -> None:
+async def test_a_part_may_be_named_twice_where_that_is_allowed(world: World) -> None:
     one, two = await world.part(b"ab"), await world.part(b"c")
+    with pytest.raises(InvalidConcat):
+        await world.final([one, two, one])
 
-    final = await world.final([one, two, one])
+    final = await world.final([one, two, one], allow_repeated=True)
 
     assert final.length == 5
     assert final.crc64nvme == crc64.update(b"abcab")
@@ -472,12 +476,31 @@ async def test_parts_that_cannot_be_used_are_refused_and_nothing_is_created(worl
             await world.final([part, other])
     with pytest.raises(InvalidConcat):
         await world.uploads.create_final(new_upload(concat=Concat.FINAL), [unknown], allow_unfinished=True)
+    with pytest.raises(InvalidConcat):
+        await world.final([part, part])
     world.uploads._max_size = 3
     with pytest.raises(UploadTooLarge):
-        await world.final([part, part])
+        await world.final([part, await world.part(b"cd")])
 
     assert await world.value("SELECT count(*) FROM uploads WHERE concat = 'final'") == 0
     assert await world.value("SELECT count(*) FROM upload_parts") == 0
+
+
+async def test_finals_that_are_not_stored_yet_take_the_room_of_others(world: World) -> None:
+    part, unfinished = await world.part(b"ab"), await world.part(length=3)
+    room = Room(free=12, size=12)
+    waiting = await world.final([part, unfinished], room=room)  # 5 bytes, though 3 of them are not here
+
+    with pytest.raises(UploadTooLarge):
+        await world.final([part], room=Room(free=1, size=1))
+    results = await asyncio.gather(*(world.final([part], room=room) for _ in range(6)), return_exceptions=True)
+    assert sum(isinstance(result, StoreFull) for result in results) == 3
+
+    await world.uploads.remove(waiting.id)
+    assert await world.final([part, unfinished], room=room)
+    # Whatever is stored, or is to lie elsewhere, takes nothing.
+    await world.sql("UPDATE uploads SET place_id = 2 WHERE concat = 'final'")
+    assert await world.final([part, unfinished], room=Room(free=5, size=12))
 
 
 async def test_unfinished_parts_are_refused_unless_allowed(world: World) -> None:

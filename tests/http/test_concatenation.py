@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
+from dataclasses import replace
 
 import pytest
 
 from tests.http.support import OFFSET_TYPE, eventually
 from tusd_py.crc64 import update
+from tusd_py.errors import StagingFull, TransientStoreError
+from tusd_py.protocol.concat import Room
 
 PARTIAL = {"Upload-Concat": "partial"}
 WITH_BODY = {"Content-Type": OFFSET_TYPE}
@@ -56,8 +60,8 @@ async def test_parts_are_uploads_like_any_other(served):
 
 async def test_a_final_is_its_parts_in_order(served):
     """CAT-03 CAT-14 CAT-15 CAT-17"""
-    first, second = await part(served, b"hello "), await part(served, b"world")
-    value = f"final;{second} {first}  {second}"
+    first, second, third = await part(served, b"hello "), await part(served, b"world"), await part(served, b"world")
+    value = f"final;{second} {first}  {third}"
 
     created = await served.request("POST", "/files/", {"Upload-Concat": value})
     path = created.headers["location"]
@@ -71,7 +75,7 @@ async def test_a_final_is_its_parts_in_order(served):
     assert final.crc64nvme == update(b"worldhello world")
     assert await served.count("events", final, "upload.completed") == 1
     assert await served.count("jobs", final, "transfer") == 1
-    for source in (first, second):
+    for source in (first, second, third):
         assert await served.count("jobs", await served.upload(source), "transfer") == 0
         assert await served.count("events", await served.upload(source), "upload.completed") == 0
         assert await served.count("events", await served.upload(source), "upload.part_completed") == 1
@@ -195,15 +199,35 @@ async def test_non_ascii_in_the_list_is_refused(served):
     assert (await connection.response()).status == 400
 
 
-async def test_a_part_serves_many_times(served):
+async def test_a_part_serves_several_finals(served):
     """CAT-07"""
+    path, other = await part(served, b"ab"), await part(served, b"c")
+
+    finals = [await concatenate(served, path), await concatenate(served, other, path)]
+
+    assert [await stored_bytes(served, final.headers["location"]) for final in finals] == [b"ab", b"cab"]
+
+
+async def test_a_part_stands_once_in_a_list_however_it_is_written(served):
+    """CAT-07"""
+    path, other = await part(served, b"ab"), await part(served, b"c")
+
+    refused = await concatenate(served, path, other, f"https://elsewhere.example{path}")
+
+    assert (refused.status, refused.body.split(b":")[0]) == (400, b"ERR_INVALID_CONCAT")
+    assert b"Part 3 " in refused.body
+    assert b"part 1 " in refused.body
+    assert await served.core.database.fetch("SELECT id FROM uploads WHERE concat = 'final'") == []
+
+
+async def test_a_part_may_stand_in_a_list_again_where_that_is_allowed(serve):
+    """CAT-07"""
+    served = await serve(limits={"allow_repeated_partials": True})
     path = await part(served, b"ab")
 
     twice = await concatenate(served, path, path)
-    again = await concatenate(served, path)
 
     assert await stored_bytes(served, twice.headers["location"]) == b"abab"
-    assert await stored_bytes(served, again.headers["location"]) == b"ab"
 
 
 async def test_unfinished_parts_are_refused_where_nobody_waits_for_them(serve):
@@ -218,10 +242,10 @@ async def test_unfinished_parts_are_refused_where_nobody_waits_for_them(serve):
 async def test_the_sum_may_not_exceed_the_maximum(serve):
     """CAT-09 CRE-05"""
     served = await serve(limits={"max_size": 8})
-    path = await part(served, b"hello")
+    path, other = await part(served, b"hello"), await part(served, b"world")
 
     assert (await concatenate(served, path)).status == 201
-    assert (await concatenate(served, path, path)).status == 413
+    assert (await concatenate(served, path, other)).status == 413
     assert (await served.request("POST", "/files/", PARTIAL | {"Upload-Length": "9"})).status == 413
 
 
@@ -258,14 +282,93 @@ async def test_a_final_takes_no_append(served, finished):
 async def test_the_number_of_parts_is_bounded(serve):
     """CAT-18"""
     served = await serve(limits={"max_parts": 3})
-    path = await part(served, b"a")
+    paths = [await part(served, b"a") for _ in range(4)]
 
-    assert (await concatenate(served, *[path] * 3)).status == 201
-    assert (await concatenate(served, *[path] * 4)).status == 400
+    assert (await concatenate(served, *paths[:3])).status == 201
+    assert (await concatenate(served, *paths)).status == 400
 
 
-async def test_a_thousand_parts_are_joined_and_read(served):
+@pytest.fixture
+def room(served, monkeypatch):
+    """Say how much the store can take, and how much it could if it were empty."""
+
+    def has(free, size=10**6):
+        async def room():
+            return Room(free, size)
+
+        monkeypatch.setattr(served.core.stores.current, "room", room)
+
+    return has
+
+
+async def test_a_final_has_to_fit_into_the_store(served, room):
+    """CAT-09"""
+    path, other = await part(served, b"hello"), await part(served, b"world")
+
+    room(9)
+    full = await concatenate(served, path, other)
+    room(9, size=9)
+    never = await concatenate(served, path, other)
+    room(10)
+    fits = await concatenate(served, path, other)
+
+    assert (full.status, full.body.split(b":")[0]) == (507, b"ERR_INSUFFICIENT_STORAGE")
+    assert (never.status, fits.status) == (413, 201)
+    assert len(await served.core.database.fetch("SELECT id FROM uploads WHERE concat = 'final'")) == 1
+
+
+async def test_what_waits_for_the_store_takes_its_room(served, room):
+    """CAT-09"""
+    path = await part(served, b"hello")
+    room(12)
+
+    created = await asyncio.gather(*(concatenate(served, path) for _ in range(8)))
+
+    assert sorted(response.status for response in created) == [201] * 2 + [507] * 6
+    (kept,) = [response.headers["location"] for response in created if response.status == 201][:1]
+    assert (await served.request("DELETE", kept)).status == 204
+    assert (await concatenate(served, path)).status == 201
+
+
+async def test_a_final_takes_no_room_in_staging(served, monkeypatch):
+    """CAT-09"""
+    path = await part(served, b"hello")
+
+    def full(wanted):
+        raise StagingFull
+
+    monkeypatch.setattr(served.core.staging, "check_space", full)
+
+    assert (await concatenate(served, path)).status == 201
+    assert (await served.request("POST", "/files/", {"Upload-Length": "5"})).status == 507
+
+
+async def test_the_reserve_is_kept_in_the_store_as_well(serve):
+    """CAT-09"""
+    served = await serve(staging={"reserve": 0})
+    path = await part(served, b"hello")
+    facts = os.statvfs(served.config.store_directory)
+    own = served.web.uploads._creator
+    own._settings = replace(own._settings, reserve=facts.f_bavail * facts.f_frsize * 2)
+
+    assert (await concatenate(served, path)).status in {413, 507}
+
+
+async def test_a_store_that_is_away_refuses_no_final(served, monkeypatch):
+    """CAT-09"""
+    path = await part(served, b"hello")
+
+    async def away():
+        raise TransientStoreError
+
+    monkeypatch.setattr(served.core.stores.current, "room", away)
+
+    assert (await concatenate(served, path)).status == 201
+
+
+async def test_a_thousand_parts_are_joined_and_read(serve):
     """CAT-18 CAT-03"""
+    served = await serve(limits={"allow_repeated_partials": True})
     paths = [await part(served, b"%d," % number) for number in range(8)]
 
     created = await concatenate(served, *(paths * 125))

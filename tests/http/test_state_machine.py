@@ -111,7 +111,8 @@ class Interleavings(RuleBasedStateMachine):
     def concatenate(self, chosen: list[Model]) -> object:
         value = "final;" + " ".join(part.path for part in chosen)
         response = self.run(self.served.request("POST", "/files/", {"Upload-Concat": value}))
-        if any(part not in self.models for part in chosen):
+        repeated = len({part.path for part in chosen}) < len(chosen)
+        if repeated or any(part not in self.models for part in chosen):
             assert response.status == 400
             return multiple()
         assert response.status == 201, response

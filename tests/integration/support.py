@@ -27,6 +27,7 @@ from tusd_py.database.wakeups import Wakeups
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
 from tusd_py.ports import NewUpload, ObjectStore, StagingIdentity, StoredObject
+from tusd_py.protocol.concat import Room
 from tusd_py.protocol.upload import Concat, StagingId, State, TokenHash, Upload, UploadId
 from tusd_py.staging import StagingArea
 from tusd_py.staging.identity import write_id
@@ -114,11 +115,15 @@ class World:
             return await self.received(content, concat=Concat.PARTIAL, **changes)
         return await self.create(concat=Concat.PARTIAL, **changes)
 
-    async def final(self, parts: Sequence[Upload], **changes: Any) -> Upload:
+    async def final(
+        self, parts: Sequence[Upload], *, allow_repeated: bool = False, room: Room | None = None, **changes: Any
+    ) -> Upload:
         """A final upload over parts."""
         new = new_upload(concat=Concat.FINAL, **({"length": None} | changes))
         tokens = [self.tokens[part.id] for part in parts]
-        return await self.uploads.create_final(new, tokens, allow_unfinished=True)
+        return await self.uploads.create_final(
+            new, tokens, allow_unfinished=True, allow_repeated=allow_repeated, room=room
+        )
 
     async def advance(self, upload: Upload, new_offset: int, **changes: Any) -> Upload:
         """Record bytes that no file has."""

@@ -19,7 +19,7 @@ import pytest
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import HERE, World
-from tusd_py.database import jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
+from tusd_py.database import finals, jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
@@ -160,6 +160,7 @@ PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
     "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
     "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
+    "promised": (finals.PROMISED, [1], "uploads_waiting_finals"),
     "become_writer": (uploads.BECOME_WRITER, [NOBODY], "uploads_pkey"),
     "transfer_view": (transfers.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
     "latest_transfer": (transfers.LATEST_TRANSFER, [NOBODY], "jobs_upload|jobs_pkey"),

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.unit.uploads import HERE, NOW, upload
 from tusd_py.crc64 import combine, update
-from tusd_py.errors import InvalidConcat, PartNotFinished, UploadTooLarge, WrongNode
-from tusd_py.protocol.concat import join_parts, resolve_parts
+from tusd_py.errors import InvalidConcat, PartNotFinished, StoreFull, UploadTooLarge, WrongNode
+from tusd_py.protocol.concat import Room, join_parts, resolve_parts
 from tusd_py.protocol.upload import Concat, StagingId, State
 
 
@@ -25,7 +25,10 @@ def part(data=b"", **changes):
 
 
 def resolve(*parts, **changes):
-    facts = {"owner": None, "staging_id": HERE, "allow_unfinished": True, "max_size": None, "now": NOW}
+    facts = {
+        "owner": None, "staging_id": HERE, "allow_unfinished": True, "allow_repeated": False, "max_size": None,
+        "now": NOW,
+    }  # fmt: skip
     return resolve_parts(parts, **facts | changes)
 
 
@@ -73,6 +76,27 @@ def test_what_is_no_part_of_ones_own_is_refused_by_its_place(bad):
 def test_parts_in_another_staging_directory_are_for_another_node(parts):
     with pytest.raises(WrongNode):
         resolve(*parts, part(staging_id=StagingId(uuid4())))
+
+
+def test_a_part_is_named_once_unless_more_is_allowed():
+    """CAT-07"""
+    one, other = part(b"a"), part(b"b")
+
+    with pytest.raises(InvalidConcat, match=r"Part 3 .* part 1 again"):
+        resolve(one, other, one)
+    assert resolve(one, other, one, allow_repeated=True) == [one, other, one]
+
+
+def test_what_waits_for_the_store_counts_before_what_is_asked_for():
+    """CAT-09"""
+    room = Room(free=100, size=1000).less(10)
+
+    room.check(90, promised=0)
+    room.check(60, promised=30)
+    refused = [(91, 0, StoreFull), (61, 30, StoreFull), (990, 0, StoreFull), (991, 0, UploadTooLarge)]
+    for length, promised, error in refused:
+        with pytest.raises(error):
+            room.check(length, promised=promised)
 
 
 def test_rules_about_the_whole():

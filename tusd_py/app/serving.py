@@ -119,6 +119,8 @@ def upload_settings(config: Config, features: Features) -> UploadSettings:
             min_rate=config.limits.min_rate,
         ),
         allow_unfinished_parts=features.offers("concatenation-unfinished"),
+        allow_repeated_parts=config.limits.allow_repeated_partials,
+        reserve=config.staging.reserve,
         max_empty_patches=config.limits.max_empty_patches,
         gone_status=config.tus.gone_status,
         rules=Rules(

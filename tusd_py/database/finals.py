@@ -9,13 +9,14 @@ from uuid import UUID
 
 from tusd_py.crc64 import combine
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_columns, upload_from_row
-from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, create_arguments
-from tusd_py.protocol.concat import Joined, join_parts, resolve_parts
+from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, NEEDING_PARTS, create_arguments
+from tusd_py.protocol.concat import Joined, join_parts, known_length, resolve_parts
 from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Connection
     from tusd_py.ports import NewUpload
+    from tusd_py.protocol.concat import Room
     from tusd_py.protocol.upload import TokenHash, Upload
 
 # Locked against an append that completes a part, and a sweep that expires one, between this look and
@@ -25,6 +26,13 @@ LOCK_PARTS: Final = f"""
 SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads
  WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
+# Finals share their parts in staging, but each is a whole object in the store.
+PROMISED: Final = f"""
+SELECT coalesce(sum(upload_length), 0)::bigint FROM uploads
+ WHERE place_id = $1 AND concat = 'final' AND state IN {NEEDING_PARTS}
+"""  # noqa: S608
+# Of two that look at the same time at what is promised, the second sees the first. Taken before any row.
+ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(1953854308, $1)"
 LINK_PARTS: Final = """
 INSERT INTO upload_parts (final_id, position, part_id)
 SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part (part_id, position)
@@ -71,28 +79,36 @@ INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'remove', staging_id F
 NOW: Final = "SELECT now()"
 
 
-async def create_final(
+async def create_final(  # noqa: PLR0913 -- the rules that hold, and the room there is
     connection: Connection,
     new: NewUpload,
     tokens: Sequence[TokenHash],
     *,
     allow_unfinished: bool,
+    allow_repeated: bool,
     max_size: int | None,
+    room: Room | None,
 ) -> Upload:
     """Insert a final upload and its list of parts, inside the caller's transaction.
 
     Raises:
         InvalidConcat, PartNotFinished, UploadTooLarge: see `resolve_parts`; nothing is created.
+        StoreFull, UploadTooLarge: the store has no `room` for them.
     """
+    if room is not None:
+        await connection.execute(ONE_AT_A_TIME, new.place_id)
     found = {bytes(row["token_hash"]): upload_from_row(row) for row in await connection.fetch(LOCK_PARTS, set(tokens))}
     parts = resolve_parts(
         [found.get(token) for token in tokens],
         owner=new.owner,
         staging_id=new.staging_id,
         allow_unfinished=allow_unfinished,
+        allow_repeated=allow_repeated,
         max_size=max_size,
         now=await connection.fetchval(NOW),
     )
+    if room is not None:
+        room.check(known_length(parts), promised=await connection.fetchval(PROMISED, new.place_id))
     joined = join_parts(parts, combine)
     row = await connection.fetchrow(CREATE, *create_arguments(new.joined(joined)))
     assert row is not None  # an INSERT … RETURNING either raises or answers its row

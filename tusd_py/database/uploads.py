@@ -38,6 +38,7 @@ from tusd_py.protocol.upload import State, TokenHash, Trigger, Upload, UploadId
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database, Row
     from tusd_py.database.wakeups import Wakeups
+    from tusd_py.protocol.concat import Room
 
 
 FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
@@ -191,10 +192,24 @@ class PostgresUploads(UploadRepository):
         row = await self._database.fetchrow(BECOME_WRITER, upload_id)
         return upload_from_row(row) if row else None
 
-    async def create_final(self, new: NewUpload, parts: Sequence[TokenHash], *, allow_unfinished: bool) -> Upload:
+    async def create_final(
+        self,
+        new: NewUpload,
+        parts: Sequence[TokenHash],
+        *,
+        allow_unfinished: bool,
+        allow_repeated: bool = False,
+        room: Room | None = None,
+    ) -> Upload:
         async with self._database.transaction() as connection:
             upload = await create_final(
-                connection, new, parts, allow_unfinished=allow_unfinished, max_size=self._max_size
+                connection,
+                new,
+                parts,
+                allow_unfinished=allow_unfinished,
+                allow_repeated=allow_repeated,
+                max_size=self._max_size,
+                room=room,
             )
         return self._announce(upload)
 

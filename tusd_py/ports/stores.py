@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from tusd_py.errors import StorageError
+    from tusd_py.protocol.concat import Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +208,14 @@ class LocalObjects(Protocol):
 
     def local_path(self, key: str) -> Path:
         """Answer the object's path. Never leaves the store's root, whatever the key."""
+
+
+@runtime_checkable
+class MeasuredStore(Protocol):
+    """A store that can become full, and knows how far it is from that."""
+
+    async def room(self) -> Room:
+        """Return how much it can take. Raises `TransientStoreError` if that cannot be known."""
 
 
 @runtime_checkable

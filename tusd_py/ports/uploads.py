@@ -23,7 +23,7 @@ from tusd_py.protocol.upload import (
 
 if TYPE_CHECKING:
     from tusd_py.protocol.checksum import AllOf
-    from tusd_py.protocol.concat import Joined
+    from tusd_py.protocol.concat import Joined, Room
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +130,22 @@ class UploadRepository(Protocol):
     async def create(self, new: NewUpload) -> Upload:
         """Insert a row; a complete one comes with its transfer job and event."""
 
-    async def create_final(self, new: NewUpload, parts: Sequence[TokenHash], *, allow_unfinished: bool) -> Upload:
-        """Insert a final upload over its parts, complete if they are. Raises `InvalidConcat` and kin."""
+    async def create_final(
+        self,
+        new: NewUpload,
+        parts: Sequence[TokenHash],
+        *,
+        allow_unfinished: bool,
+        allow_repeated: bool = False,
+        room: Room | None = None,
+    ) -> Upload:
+        """Insert a final upload over its parts, complete if they are.
+
+        With `room` it must fit into that beside all finals that are not stored yet.
+
+        Raises:
+            InvalidConcat, PartNotFinished, UploadTooLarge, StoreFull: nothing is created.
+        """
 
     async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
         """Answer the upload behind a tus URL, whatever its state."""

@@ -25,6 +25,9 @@ class UploadSettings:
     key_template: str
     append: AppendSettings
     allow_unfinished_parts: bool
+    allow_repeated_parts: bool
+    reserve: int
+    """Bytes that stay free, in the store as in staging."""
     max_empty_patches: int
     gone_status: int
     rules: Rules

@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import BodyError, ChecksumMismatch, DatabaseUnavailable, TusdError, WholeChecksumMismatch
+from tusd_py.errors import (
+    BodyError,
+    ChecksumMismatch,
+    DatabaseUnavailable,
+    StorageError,
+    TusdError,
+    WholeChecksumMismatch,
+)
 from tusd_py.policy import Intent, Principal
-from tusd_py.ports import NewUpload
+from tusd_py.ports import MeasuredStore, NewUpload
 from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
@@ -30,6 +37,7 @@ from tusd_py.services.reception import orphan_seconds
 if TYPE_CHECKING:
     from tusd_py.places import Stores
     from tusd_py.ports import Body, Staging, UploadRepository
+    from tusd_py.protocol.concat import Room
 
 log = structlog.get_logger(__name__)
 
@@ -84,19 +92,22 @@ class Creator:
         an append are; without it, it learns of none unless all goes well.
 
         Raises:
-            AccessError, ProtocolError, StagingFull: nothing was created.
+            AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
             BodyError: bytes that came along were cut short; what arrived of a large body is kept.
         """
         self._access.permit(principal, Intent.CREATE)
         if command.unwanted_body is not None:
             await self._demand_no_byte(body, command.unwanted_body)
-        self._staging.check_space(max(command.length or 0, command.content_length or 0))
+        if command.concat is not Concat.FINAL:
+            self._staging.check_space(max(command.length or 0, command.content_length or 0))
         new, token = await self._new_upload(principal, command)
         if command.concat is Concat.FINAL:
             upload = await self._uploads.create_final(
                 new,
                 [hash_token(part) if is_upload_token(part) else TokenHash(b"") for part in command.parts],
                 allow_unfinished=self._settings.allow_unfinished_parts,
+                allow_repeated=self._settings.allow_repeated_parts,
+                room=await self._room(),
             )
         elif command.has_body:
             upload = await self._create_with_body(new, token, command, body, announce)
@@ -137,6 +148,18 @@ class Creator:
             expires_after_seconds=self._settings.append.expires_after_seconds,
         )
         return new, token
+
+    async def _room(self) -> Room | None:
+        """Return what the store can take, None where that has no end or is not known just now."""
+        store = self._stores.current
+        if not isinstance(store, MeasuredStore):
+            return None
+        try:
+            return (await store.room()).less(self._settings.reserve)
+        except StorageError as error:
+            # Nobody has to wait for a store that is away; the transfer will.
+            log.warning("store_room_unknown", reason=str(error))
+            return None
 
     async def _create_empty(self, new: NewUpload, command: Create) -> Upload:
         if new.length != 0 or not new.completes:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tusd_py.errors import PermanentStoreError, TransientStoreError
+from tusd_py.protocol.concat import Room
 
 TEMPORARY_SUFFIX: Final = ".tmp"
 _NAME_MAX_BYTES: Final = 255
@@ -72,6 +73,12 @@ class FileTree:
             raise TransientStoreError("The store's directory is missing.", root=str(self.root))
         if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
             raise PermanentStoreError("The store's directory cannot be written.", root=str(self.root))
+
+    def room(self) -> Room:
+        """Return how much the disk can take."""
+        with translated(""):
+            facts = os.statvfs(self.root)
+        return Room(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize)
 
     def probe_writing(self) -> None:
         """Raise unless the disk takes bytes. The file has no name, or loses it at once."""

@@ -34,6 +34,7 @@ from tusd_py.ports import (
     ListableStore,
     ListedObject,
     LocalObjects,
+    MeasuredStore,
     ObjectIdentity,
     ObjectSpec,
     ObjectStore,
@@ -44,6 +45,7 @@ from tusd_py.ports import (
     TransferLedger,
     UnfinishedObject,
 )
+from tusd_py.protocol.concat import Room
 from tusd_py.stores import file_listing
 from tusd_py.stores.bandwidth import Bandwidth, Flow
 from tusd_py.stores.digest import digests_of, new_hashes
@@ -64,7 +66,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableStore):
+class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Provable, ListableStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
@@ -95,6 +97,9 @@ class FilesystemStore(ObjectStore, LocalObjects, BatchStore, Provable, ListableS
 
     async def close(self) -> None:
         await asyncio.to_thread(self._executor.shutdown)
+
+    async def room(self) -> Room:
+        return await self._run(self._tree.room)
 
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         digests = await self._run(self._put_linked, spec, segments)

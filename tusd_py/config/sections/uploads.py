@@ -19,6 +19,9 @@ class LimitsConfig(Section):
     max_size: Bytes = Field(default=0, ge=0, le=MAX_LENGTH, description="largest upload; 0: no limit")
     max_metadata: PositiveBytes = Field(default=16384, le=65536, description="largest Upload-Metadata header")
     max_parts: int = Field(default=1000, ge=1, description="most parts of one concatenation")
+    allow_repeated_partials: bool = Field(
+        default=False, description="let a concatenation name a partial upload more than once"
+    )
     idle_timeout: PositiveSeconds = Field(
         default=60,
         description="longest wait for the next byte of a body; there is no limit on a whole request",
