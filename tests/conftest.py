@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import uuid
 from collections.abc import Generator, Iterator
@@ -69,13 +70,26 @@ def template_database(postgres_dsn: str) -> str:
     return name
 
 
+@contextlib.contextmanager
+def _fresh_database(postgres_dsn: str, template: str) -> Iterator[str]:
+    name = f"tusd_test_{uuid.uuid4().hex[:12]}"
+    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield _dsn_for(postgres_dsn, name)
+    asyncio.run(_run(postgres_dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+
+
 @pytest.fixture
 def dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
     """A fresh, migrated database."""
-    name = f"tusd_test_{uuid.uuid4().hex[:12]}"
-    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-    yield _dsn_for(postgres_dsn, name)
-    asyncio.run(_run(postgres_dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    with _fresh_database(postgres_dsn, template_database) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def other_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
+    """Another one."""
+    with _fresh_database(postgres_dsn, template_database) as dsn:
+        yield dsn
 
 
 @pytest.fixture

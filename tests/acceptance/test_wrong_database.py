@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,15 +25,6 @@ CONTENT = seeded("wrong database").randbytes(3 * MIB)
 SENT = 2 * MIB
 LONG_AGO = time.time() - 90 * 86400
 HASTY = {"cleanup": {"interval": "200ms"}}
-
-
-@pytest.fixture
-def other_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    """Another database that is ready for use."""
-    name = f"tusd_other_{uuid.uuid4().hex[:12]}"
-    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-    yield _dsn_for(postgres_dsn, name)
-    asyncio.run(_run(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def on(directory: Path, dsn: str | None) -> Server:

@@ -27,15 +27,6 @@ FIRST = load_migrations()[0]
 
 
 @pytest.fixture
-def other_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
-    """Another migrated database, empty."""
-    name = f"tusd_other_{uuid.uuid4().hex[:12]}"
-    asyncio.run(_run(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-    yield _dsn_for(postgres_dsn, name)
-    asyncio.run(_run(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@pytest.fixture
 def first_version_dsn(postgres_dsn: str, tmp_path: Path) -> Iterator[str]:
     """A database as it was before directories had ids."""
     directory = tmp_path / "migrations"

@@ -228,7 +228,8 @@ class Reconciler:
             sizes = await asyncio.to_thread(self._staging.sizes, list(rows))
             for file in page:
                 row = rows.get(file.upload_id) if file.upload_id is not None else None
-                yield judge_unclaimed(file, row, self._scope, taken=file.upload_id in sizes, now=self._clock())
+                if self._scope.covers(row):
+                    yield judge_unclaimed(file, row, self._scope, taken=file.upload_id in sizes, now=self._clock())
 
     async def _is_last_copy(self, finding: Finding, row: RowFacts) -> bool:
         return finding.kind is Kind.LEFTOVER_COPY and not await self._repairs.has_no_use(row)
