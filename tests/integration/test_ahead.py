@@ -11,9 +11,12 @@ import pytest
 from tests.integration.support import HERE, World, open_world
 from tests.integration.workers import SOON, InParts, is_true, reaches, working
 from tusd_py import crc64
+from tusd_py.config.places import Place
+from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
+from tusd_py.places import Stores
 from tusd_py.ports import AheadStore, Job, ObjectSpec, PartRecord, Segment, TransferLedger
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
@@ -102,6 +105,36 @@ async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -
     assert not world.staged(upload)
     assert [outcome for kind, _, outcome in await world.attempts_of(upload) if kind == "transfer"] == ["succeeded"]
     assert await world.sql("SELECT 1 FROM transfer_parts") == []
+
+
+async def test_what_was_sent_ahead_to_a_former_store_is_sent_to_the_new_one(world: World, tmp_path: Path) -> None:
+    """The new one takes no parts: what waited for them rests until the upload is complete."""
+    upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
+    store = Ahead(world.store)
+    async with working(world, store):
+        upload = await receive(world, upload, PART)
+        await is_true(lambda: store.sent_of(upload) == "1 ", "a part was sent")
+    newer = FilesystemStore(tmp_path / "newer")
+    await newer.open()
+    old = Place("filesystem", directory=str(world.root / "store"))
+    stores = Stores(PostgresPlaces(world.database), Place("s3", bucket="new"), newer, {old: store})
+
+    async with working(world, stores=stores):
+        upload = await receive(world, upload, 2 * PART)
+        await is_true(lambda: rests(world, upload), "the job rests")
+        upload = await receive(world, upload, len(CONTENT))
+        await reaches(world, upload, State.STORED)
+
+    assert newer.local_path(upload.object_key).read_bytes() == CONTENT
+    assert [key for key, _ in store.aborted] == [upload.object_key]
+    assert store.sent_of(upload) == "1 "
+    assert [outcome for _, _, outcome in await world.attempts_of(upload)].count("retry") == 0
+    await newer.close()
+
+
+async def rests(world: World, upload: Upload) -> bool:
+    """Whether the upload's job ahead waits for its last byte."""
+    return await world.jobs_of(upload, "kind, state, wants") == [("ahead", "queued", len(CONTENT))]
 
 
 async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> None:

@@ -103,7 +103,9 @@ class Transfers:
         Answers how many bytes must be durable before there is more to do. One call sends a bounded
         amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
         """
-        assert isinstance(self._store, AheadStore)  # nobody else's uploads get such a job
+        if not isinstance(self._store, AheadStore):
+            # The store was another one when the job was made: it rests until the upload is complete.
+            return job.upload.length or job.wants
         upload = await self._uploads.find(job.upload.id)
         if upload is None or upload.state not in RECEIVING:
             return job.wants
@@ -163,7 +165,7 @@ class Transfers:
         if job.multipart_id is not None:
             await store.abort(upload.object_key, job.multipart_id)
         # A worker that died while it sent ahead may have begun what nobody could record.
-        sent_ahead = isinstance(self._store, AheadStore) and upload.offset > SMALL_BYTES
+        sent_ahead = isinstance(store, AheadStore) and upload.offset > SMALL_BYTES
         if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_ahead):
             await self._remove_object(store, upload, upload)
 
