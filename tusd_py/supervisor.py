@@ -48,7 +48,7 @@ BACKOFF_SECONDS: Final = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 POSTGRES_PAUSE_SECONDS: Final = 1.0
 STABLE_SECONDS: Final = 30.0
 EARLY_DEATHS: Final = 5
-"""So often a child may be killed before the server is ready; then the start has failed."""
+"""So often a child may be killed, or miss its database, before the server is ready; then the start has failed."""
 OPERATIONS_PORTS: Final = 100
 KEPT_NAMES: Final = 100
 """Of dead children: a successor may die before it has released their jobs."""
@@ -147,10 +147,13 @@ class Supervisor:
             try:
                 step()
             except TusdError as error:
-                if self._postgres is None or self._postgres.running() or not left:
+                if self._postgres is None or isinstance(error, ConfigError) or not left:
+                    raise
+                # One that was killed has closed its connections, and still looks alive for a moment.
+                time.sleep(POSTGRES_PAUSE_SECONDS)
+                if self._postgres.running() and not error.retryable:
                     raise
                 log.error("embedded_postgres_died", reason=str(error))  # noqa: TRY400
-                time.sleep(POSTGRES_PAUSE_SECONDS)
             else:
                 return
 
@@ -284,6 +287,7 @@ class Supervisor:
             child.body(self._config, ready=lambda: _say_ready(write_fd))
             status = 0
         except TusdError as error:
+            status = os.EX_TEMPFAIL if error.retryable else status
             log.error("child_failed", child=child.name, code=error.code, reason=str(error))  # noqa: TRY400
         except BaseException:  # the last stop of a process: whatever it is, the log has it
             log.exception("child_crashed", child=child.name)
@@ -323,8 +327,10 @@ class Supervisor:
     def _bury(self, child: Child, status: int) -> None:
         lived = time.monotonic() - child.started_at
         child.failures = 1 if lived > STABLE_SECONDS else child.failures + 1
-        # Who ends by himself has said why, and would do it again; who is killed may fare better next time.
-        child.hopeless = os.waitstatus_to_exitcode(status) >= 0 or child.failures > EARLY_DEATHS
+        # Who was killed, or found the database away, may fare better next time; who ended for another
+        # reason has said which, and would do it again.
+        passing = os.waitstatus_to_exitcode(status) < 0 or os.waitstatus_to_exitcode(status) == os.EX_TEMPFAIL
+        child.hopeless = not passing or child.failures > EARLY_DEATHS
         delay = BACKOFF_SECONDS[min(child.failures, len(BACKOFF_SECONDS)) - 1]
         log.error(
             "child_died",

@@ -105,12 +105,12 @@ def test_children_that_are_killed_again_and_again_end_the_start(tmp_path: Path) 
     assert server.log_text().count('"child_died"') > 5
 
 
-def test_a_database_that_is_killed_before_the_server_is_ready_is_started_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("event", ["embedded_postgres_started", "migration_applied", "staging_directory_new"])
+def test_a_database_that_is_killed_before_the_server_is_ready_is_started_again(tmp_path: Path, event: str) -> None:
     server = Server(tmp_path)
     server.spawn()
     try:
-        wait_until(server.postmasters, deadline=READY_SECONDS, what="the database is there")
-        wait_until(lambda: "ready" in server.postmasters().values(), deadline=READY_SECONDS, what="it is ready")
+        wait_until(lambda: event in server.log_text(), deadline=READY_SECONDS, what=event)
         (pid,) = server.postmaster_pids()
         os.kill(pid, signal.SIGKILL)
         server.wait_ready(READY_SECONDS)
