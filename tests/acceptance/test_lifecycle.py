@@ -276,6 +276,12 @@ def test_by_force_the_worker_stops_within_a_part_and_nothing_is_left(
         assert server.metrics()['tusd_transfers_total{outcome="cancelled"}'] == 1
 
 
+def pid_of(server: Server, worker: str) -> int:
+    """Return the process of a worker, by what the server's lock file says of its children."""
+    lines = (server.data_dir / "serve.lock").read_text().splitlines()
+    return next(int(line.split()[0]) for line in lines if line.endswith(f" {worker}"))
+
+
 @pytest.mark.parametrize("name", S3_SERVERS)
 def test_a_worker_that_was_frozen_does_not_bring_a_removed_upload_back(
     start_server: StartServer, tmp_path: Path, name: str
@@ -284,7 +290,7 @@ def test_a_worker_that_was_frozen_does_not_bring_a_removed_upload_back(
         server = start_server(stalled_config(s3, proxy, workers=2))
         upload_id = begin_stalled_transfer(server, proxy)
         _, history = call(server, "GET", f"{upload_id}/attempts")
-        frozen = psutil.Process(int(history["attempts"][0]["worker"].rpartition(":")[2]))
+        frozen = psutil.Process(pid_of(server, history["attempts"][0]["worker"]))
         assert frozen.pid in server.ready.worker_pids
         frozen.send_signal(signal.SIGSTOP)
         try:
