@@ -121,7 +121,7 @@ def test_an_s3_that_is_away_does_not_slow_the_client(start_server: StartServer, 
 
         append(url, 0, PART)
         # Otherwise the whole of it may be here before the worker has looked at its beginning.
-        wait_until(lambda: "ahead_retry" in server.log_text(), deadline=20, what="sending ahead has failed")
+        wait_until(lambda: "job_postponed" in server.log_text(), deadline=30, what="sending ahead has been put off")
         for start in range(PART, LENGTH, PART):
             append(url, start, min(start + PART, LENGTH))
         assert server.upload_json(upload_id)["state"] in {"completed", "transferring"}
