@@ -290,7 +290,7 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
         jobs=world.jobs(), uploads=world.uploads, sweep=world.sweep, staging=world.staging, stores=world.stores(),
         metrics=metrics, purge_at_once=True,
     )  # fmt: skip
-    sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60), metrics)
+    sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60, 60), metrics)
     detector = OutageDetector(world.outages(), world.store, poll_seconds=60)
     runner = Runner(world.jobs(), transfers, detector, settings(), metrics)
 
@@ -464,10 +464,10 @@ async def test_a_copy_that_cannot_be_removed_does_not_fail_the_transfer(
 ) -> None:
     upload = await world.received()
 
-    async def refuse(upload_ids: Sequence[UploadId]) -> None:
-        raise StorageError("The disk is read-only.")
+    async def refuse(upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
+        return {upload_id: StorageError("The disk is read-only.") for upload_id in upload_ids}
 
-    monkeypatch.setattr(world.staging, "remove", refuse)
+    monkeypatch.setattr(world.staging, "try_remove", refuse)
     async with working(world):
         await reaches(world, upload, State.STORED)
     monkeypatch.undo()
