@@ -23,11 +23,13 @@ test: install ## Set up everything that the tests need, and run all of them
 
 check: $(VENV)/.develop ## Lint, types and import rules, without changing anything
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 format: $(VENV)/.develop ## Fix what ruff can fix, render the example configuration and the diagrams
 	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 	$(BIN)/python -m tusd_py.config.example > config.example.toml.new && mv config.example.toml.new config.example.toml
 	$(BIN)/python scripts/state_diagram.py --write
 

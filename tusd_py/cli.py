@@ -95,9 +95,7 @@ def configuration(options: argparse.Namespace) -> Config:
     overrides: dict[str, Any] = {}
     if options.data_dir is not None:
         overrides["data_dir"] = options.data_dir
-    server = {
-        key: value for key in ("host", "port") if (value := getattr(options, key, None)) is not None
-    }
+    server = {key: value for key in ("host", "port") if (value := getattr(options, key, None)) is not None}
     if server:
         overrides["server"] = server
     if getattr(options, "margin", None) is not None:

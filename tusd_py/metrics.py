@@ -110,9 +110,7 @@ class Metrics:
             self.downloads.labels(kind)
 
     def _count_bodies(self) -> None:
-        self.bytes_received = Counter(
-            "tusd_received_bytes", "Bytes of upload bodies received.", registry=self.registry
-        )
+        self.bytes_received = Counter("tusd_received_bytes", "Bytes of upload bodies received.", registry=self.registry)
         self.uploads_created = Counter("tusd_uploads_created", "Uploads created.", registry=self.registry)
         self.uploads_completed = Counter(
             "tusd_uploads_completed", "Uploads whose last byte was recorded.", registry=self.registry

@@ -81,9 +81,7 @@ _RESUMING: Final = frozenset({Intent.HEAD, Intent.WRITE})
 _READING: Final = frozenset({Intent.READ, Intent.DOWNLOAD, Intent.LIST})
 """What the scope for other people's uploads allows. HEAD is no reading: it serves to resume."""
 
-_MANAGING: Final = frozenset(
-    {Intent.READ, Intent.LIST, Intent.COMMIT, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE}
-)
+_MANAGING: Final = frozenset({Intent.READ, Intent.LIST, Intent.COMMIT, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE})
 """What the scope of operators allows. They see that an upload is there, and not what is in it."""
 
 

@@ -121,4 +121,3 @@ def end(processes: Collection[ProcessIdentity], number: signal.Signals, patience
         process.send(signal.SIGKILL)
     if stuck := wait_ended(left, KILL_SECONDS):
         raise TimeoutError(f"process {stuck[0].pid} does not end, though it was killed")
-

@@ -168,7 +168,8 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
             "tusd_staging_reserve_bytes", "Space that uploads leave free (staging.reserve).", config.staging.reserve
         ),
         GaugeMetricFamily(
-            "tusd_unclaimed_bytes", "Bytes of staged files that no upload knows, and that were set aside.",
+            "tusd_unclaimed_bytes",
+            "Bytes of staged files that no upload knows, and that were set aside.",
             await asyncio.to_thread(unclaimed_bytes, config.staging_directory),
         ),
         *readiness_gauges(problems, ready=readiness.is_ready(problems)),

@@ -56,7 +56,6 @@ GRACE_SECONDS: Final = 5.0
 """After its own time-out a child gets this much before it is killed."""
 
 
-
 class Body(Protocol):
     """The whole life of a child process."""
 
@@ -457,9 +456,7 @@ def fresh_metrics_dir(data_dir: Path) -> str:
 
 def with_dsn(config: Config, dsn: str) -> Config:
     """Answer the configuration with another database."""
-    return config.model_copy(
-        update={"database": config.database.model_copy(update={"dsn": SecretStr(dsn)})}
-    )
+    return config.model_copy(update={"database": config.database.model_copy(update={"dsn": SecretStr(dsn)})})
 
 
 def _say_ready(fd: int) -> None:

@@ -38,9 +38,7 @@ def test_running_out_of_file_descriptors_is_told_and_passes(event_loop: str, sta
         wait_until(lambda: "accept_failed" in server.log_text(), deadline=30, what="the failure is logged")
         assert "Too many open files" in server.log_text()
         assert server.log_text().count("accept_failed") < 60
-    wait_until(
-        lambda: server.metrics()["tusd_accept_failures_total"] >= 1, deadline=30, what="the failure is counted"
-    )
+    wait_until(lambda: server.metrics()["tusd_accept_failures_total"] >= 1, deadline=30, what="the failure is counted")
 
     assert request(server.port, "HEAD", target).status == 200
     assert server.ready.http_pids[0] == process.pid

@@ -70,9 +70,7 @@ def test_who_waits_is_answered_when_the_server_ends(start_server: StartServer) -
     server = start_server(MANUAL)
     _, upload_id = create(server.url, b"hello")
     answers: list[tuple[int, dict[str, Any]]] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(call(server, "GET", f"{upload_id}?wait=60")), daemon=True
-    )
+    thread = threading.Thread(target=lambda: answers.append(call(server, "GET", f"{upload_id}?wait=60")), daemon=True)
     thread.start()
     http = psutil.Process(server.ready.http_pids[0])
     wait_until(

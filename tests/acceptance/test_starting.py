@@ -151,9 +151,7 @@ def refusal(tmp_path: Path, dsn: str, command: str = "serve", **database: object
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
-def test_a_user_who_may_not_migrate_is_told_what_to_grant(
-    tmp_path: Path, dsn: str, role: str, command: str
-) -> None:
+def test_a_user_who_may_not_migrate_is_told_what_to_grant(tmp_path: Path, dsn: str, role: str, command: str) -> None:
     asyncio.run(_run(dsn, "DROP TABLE schema_migrations CASCADE"))
 
     line = refusal(tmp_path, as_role(dsn, role), command)

@@ -230,5 +230,3 @@ def test_servers_that_share_a_directory_share_its_id(start_server: StartServer, 
     assert patch(second, target, SENT, CONTENT[SENT:]).status == 204
     second.wait_for_state(upload_id, "stored")
     assert len(rows(dsn, "SELECT FROM staging_directories WHERE path IS NOT NULL")) == 1
-
-

@@ -118,9 +118,7 @@ async def test_what_was_sent_ahead_of_damaged_bytes_does_not_become_an_object(
     assert ledger.recorded_id is None
 
 
-async def test_a_missing_file_is_told(
-    s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
-) -> None:
+async def test_a_missing_file_is_told(s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content) -> None:
     segments = stage(content(PART))
     segments[0].path.unlink()
 

@@ -184,5 +184,3 @@ async def test_a_directory_that_is_gone_is_no_empty_one(
     for listing in (store.list_objects(), store.list_unfinished()):
         with pytest.raises(TransientStoreError):
             _ = [entry async for entry in listing]
-
-

@@ -50,9 +50,7 @@ async def test_a_store_that_may_do_everything_shows_it(destination: Destination,
         ]  # fmt: skip
 
 
-async def test_every_call_of_a_transfer_is_tried(
-    proxied: tuple[S3Destination, S3Proxy], open_store: OpenStore
-) -> None:
+async def test_every_call_of_a_transfer_is_tried(proxied: tuple[S3Destination, S3Proxy], open_store: OpenStore) -> None:
     destination, proxy = proxied
 
     await proofs_of(await open_store(destination, endpoint_url=proxy.url))
@@ -230,9 +228,7 @@ async def test_a_store_that_is_not_there_yet_is_left_alone(tmp_path: Path) -> No
     await store.close()
 
 
-@pytest.mark.parametrize(
-    ("step", "method"), [("create", "mkdir"), ("rename", "rename"), ("remove", "unlink")]
-)
+@pytest.mark.parametrize(("step", "method"), [("create", "mkdir"), ("rename", "rename"), ("remove", "unlink")])
 async def test_a_directory_that_cannot_be_used_says_at_what(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, method: str
 ) -> None:

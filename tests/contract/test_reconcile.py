@@ -145,7 +145,9 @@ async def test_objects_of_no_upload_are_told_if_ours_counted_if_not_and_never_re
     s3.write(f"uploads/{uuid.uuid4()}", b"another system's, which names things as we do")
     s3.write("reports/2026.pdf", b"another system's")
     s3.client.put_object(
-        Bucket=s3.account.bucket, Key=f"{s3.prefix}/uploads/{uuid.uuid4()}", Body=b"x",
+        Bucket=s3.account.bucket,
+        Key=f"{s3.prefix}/uploads/{uuid.uuid4()}",
+        Body=b"x",
         Metadata={"tusd-upload-id": str(uuid.uuid4())},
     )  # fmt: skip -- a copy of an object of ours under another key
     keys = s3.keys()

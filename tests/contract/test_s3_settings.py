@@ -274,9 +274,7 @@ def self_signed(directory: Path) -> tuple[ssl.SSLContext, Path]:
     trusted, private = directory / "ca.pem", directory / "key.pem"
     trusted.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(trusted, private)
@@ -339,9 +337,7 @@ async def test_silence_and_connections_are_limited(moto: S3Destination, open_sto
     server.close()
 
 
-async def test_no_more_connections_are_open_than_configured(
-    moto: S3Destination, open_store: OpenStore
-) -> None:
+async def test_no_more_connections_are_open_than_configured(moto: S3Destination, open_store: OpenStore) -> None:
     silent = Silent()
     server = await asyncio.start_server(silent.serve, LOOPBACK, 0)
     url = f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"
@@ -357,9 +353,7 @@ async def test_no_more_connections_are_open_than_configured(
     server.close()
 
 
-async def test_a_connection_that_does_not_come_about_is_given_up(
-    moto: S3Destination, open_store: OpenStore
-) -> None:
+async def test_a_connection_that_does_not_come_about_is_given_up(moto: S3Destination, open_store: OpenStore) -> None:
     # A full backlog: the kernel answers no more than a host that is switched off.
     with socket.create_server((LOOPBACK, 0), backlog=0) as listener:
         port = listener.getsockname()[1]

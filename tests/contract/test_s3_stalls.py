@@ -106,5 +106,3 @@ async def test_our_own_slowness_is_not_the_servers(
     assert time.monotonic() - started > 4 * 1.5
     assert moto.read("slow") == data
     await store.remove(identity_of(data, "slow"))
-
-

@@ -452,9 +452,7 @@ async def test_a_failed_sync_of_a_directory_fails_everybody_who_made_a_name_befo
     syncs.close()
 
 
-async def test_small_uploads_of_one_batch_fail_with_their_directory(
-    tmp_path: Path, directory_syncs: Failing
-) -> None:
+async def test_small_uploads_of_one_batch_fail_with_their_directory(tmp_path: Path, directory_syncs: Failing) -> None:
     files = [SmallFile(f"{tmp_path}/{directory}/{name}", [b"x"]) for directory in "ab" for name in "12"]
     for directory in "ab":
         (tmp_path / directory).mkdir()

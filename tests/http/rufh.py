@@ -59,9 +59,7 @@ class Client:
         fields = self.append_fields(offset, *extra, complete=complete)
         return await self.served.request("PATCH", path, fields, body)
 
-    async def begin(
-        self, method: str, path: str, fields: Fields, body: bytes, *, announced: int
-    ) -> RawConnection:
+    async def begin(self, method: str, path: str, fields: Fields, body: bytes, *, announced: int) -> RawConnection:
         """Begin a request whose body ends later than `body`, on a connection of its own."""
         connection = await self.served.connect()
         await connection.send_head(method, path, [*fields, ("Content-Length", str(announced))])

@@ -71,9 +71,7 @@ async def test_a_head_on_the_link_has_no_body(served, place):
         ("bytes=-", 200, 0, 9), ("", 200, 0, 9), ("bytes=0-" + "9" * 30, 200, 0, 9),
     ],
 )  # fmt: skip
-async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(
-    served, place, value, status, first, last
-):
+async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(served, place, value, status, first, last):
     path, link = await place(served)
 
     for target in (path, link, f"{link}/name.bin"):

@@ -117,9 +117,7 @@ class Interleavings(RuleBasedStateMachine):
             return multiple()
         assert response.status == 201, response
         content = b"".join(part.content for part in chosen)
-        return self.remember(
-            Model(response.headers["location"], response.headers["upload-id"], len(content), content)
-        )
+        return self.remember(Model(response.headers["location"], response.headers["upload-id"], len(content), content))
 
     @rule(model=uploads, share=st.floats(0, 1), chunked=st.booleans())
     def append(self, model: Model, share: float, chunked: bool) -> None:
@@ -231,9 +229,7 @@ class Interleavings(RuleBasedStateMachine):
         work = make_work(self.served.core)
         running = asyncio.create_task(run_work(work, stop))
         async with asyncio.timeout(20):
-            while await self._execute(
-                "SELECT 1 FROM jobs WHERE state IN ('queued', 'running', 'retry_wait') LIMIT 1"
-            ):
+            while await self._execute("SELECT 1 FROM jobs WHERE state IN ('queued', 'running', 'retry_wait') LIMIT 1"):
                 await asyncio.sleep(0.01)
         stop.set()
         await running

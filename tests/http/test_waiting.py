@@ -28,9 +28,7 @@ def no_net(monkeypatch):
 async def waiting(served, upload_id, seconds=30, headers=()):
     """Begin to wait; the request has arrived when this returns."""
     before = served.web.watch.waiting
-    task = asyncio.create_task(
-        served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", list(headers))
-    )
+    task = asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", list(headers)))
     await eventually(lambda: served.web.watch.waiting > before or task.done())
     return task
 

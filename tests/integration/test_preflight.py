@@ -143,9 +143,7 @@ async def test_missing_rights_are_named_as_they_are_granted(make_config: MakeCon
     assert (await checked(make_config(database={"dsn": as_role(dsn, role)})))[0]
 
 
-async def test_whoever_is_to_migrate_must_be_allowed_to(
-    make_config: MakeConfig, dsn: str, role: str
-) -> None:
+async def test_whoever_is_to_migrate_must_be_allowed_to(make_config: MakeConfig, dsn: str, role: str) -> None:
     await sql(dsn, "DELETE FROM schema_migrations WHERE version = (SELECT max(version) FROM schema_migrations)")
 
     well, proofs = await checked(make_config(database={"dsn": as_role(dsn, role)}))
@@ -165,9 +163,7 @@ async def test_a_database_that_is_away_hides_nothing_else(make_config: MakeConfi
 
 
 @pytest.mark.parametrize("reachable", [True, False])
-async def test_the_connection_for_notifications_is_tried(
-    make_config: MakeConfig, dsn: str, *, reachable: bool
-) -> None:
+async def test_the_connection_for_notifications_is_tried(make_config: MakeConfig, dsn: str, *, reachable: bool) -> None:
     listen = dsn if reachable else f"postgresql://nobody@{LOOPBACK}:{free_port()}/tusd"
 
     well, proofs = await checked(make_config(database={"dsn": dsn, "listen_dsn": listen}))

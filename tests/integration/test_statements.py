@@ -181,7 +181,9 @@ PLANS = {
     "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20, [1]], "uploads_created|uploads_settled"),
     "reconcile_queue_job": (reconcile.QUEUE_JOB, [NOBODY, "removing", 10, "remove"], "uploads_pkey|uploads_unsettled"),
     "reconcile_requeue_lost": (
-        reconcile.REQUEUE_LOST, [NOBODY, "stored", 10, "why", sources(Event.LOSE)], "uploads_pkey",
+        reconcile.REQUEUE_LOST,
+        [NOBODY, "stored", 10, "why", sources(Event.LOSE)],
+        "uploads_pkey",
     ),
     "figures": (statistics.FIGURES, [HERE], "uploads_unsettled"),
 }
@@ -192,15 +194,19 @@ LISTS = {
     "list of all": (uploads.LIST, [*FIRST, 50, HIDDEN], "uploads_created"),
     "list of an owner": (uploads.LIST_OF_OWNER, [*FIRST, 50, HIDDEN, "owner-1"], "uploads_owner"),
     "failed ones of an owner": (
-        uploads.LIST_OF_OWNER_IN_STATE[State.TRANSFER_FAILED], [*FIRST, 50, "owner-3"],
+        uploads.LIST_OF_OWNER_IN_STATE[State.TRANSFER_FAILED],
+        [*FIRST, 50, "owner-3"],
         "uploads_unsettled|uploads_owner",
     ),
     "stored ones of an owner": (
-        uploads.LIST_OF_OWNER_IN_STATE[State.STORED], [*FIRST, 50, "owner-1"], "uploads_owner",
+        uploads.LIST_OF_OWNER_IN_STATE[State.STORED],
+        [*FIRST, 50, "owner-1"],
+        "uploads_owner",
     ),
     **{
         f"{state} ones": (
-            uploads.LIST_IN_STATE[state], [*FIRST, 50],
+            uploads.LIST_IN_STATE[state],
+            [*FIRST, 50],
             # Most are stored: there the index of all is as good.
             "uploads_settled|uploads_created" if state is State.STORED else "uploads_unsettled|uploads_settled",
         )
@@ -208,7 +214,8 @@ LISTS = {
     },
     **{
         f"{state} ones of {owner}": (
-            uploads.LIST_OF_OWNER_IN_STATE[state], [*FIRST, 50, owner],
+            uploads.LIST_OF_OWNER_IN_STATE[state],
+            [*FIRST, 50, owner],
             "uploads_owner_gone" if state is State.REMOVED else "uploads_owner_gone|uploads_settled",
         )
         for state in (State.REJECTED, State.EXPIRED, State.REMOVED)

@@ -682,9 +682,7 @@ async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
 
 
 @pytest.mark.parametrize("wrong", ["directory", "unmounted", "database"])
-async def test_nothing_is_removed_where_directory_and_database_do_not_belong_together(
-    world: World, wrong: str
-) -> None:
+async def test_nothing_is_removed_where_directory_and_database_do_not_belong_together(world: World, wrong: str) -> None:
     """As when a disk is unmounted, or the database restored, while the server runs."""
     orphan, upload = put_file(world, str(uuid.uuid4())), await world.create()
     await world.run_out_of_time(upload)
@@ -750,9 +748,7 @@ async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_p
     assert failures(metrics, "local_purged") == 1
 
 
-async def test_what_could_not_be_dealt_with_is_tried_again_later(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_could_not_be_dealt_with_is_tried_again_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = await put_in_store(world, await world.received())
     spoiled = spoil(world, upload)
     cleanup, metrics = counted(world)

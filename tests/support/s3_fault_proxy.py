@@ -137,9 +137,7 @@ class S3FaultProxy:
         except (aiohttp.ClientError, ConnectionError):
             return _drop(request)  # one side is gone, and the other shall notice
 
-    async def _forward(
-        self, request: web.Request, url: URL, operation: str, kind: Kind | None
-    ) -> web.StreamResponse:
+    async def _forward(self, request: web.Request, url: URL, operation: str, kind: Kind | None) -> web.StreamResponse:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
         body = _pieces(request) if request.can_read_body else None
         async with self._client.request(

@@ -439,9 +439,7 @@ def by_file(
     file: KeyFile, *, clock: Callable[[], float] = time.monotonic, algorithms: Iterable[str] = ()
 ) -> BearerAuthenticator:
     names = list(algorithms) or ["RS256", "ES256", "EdDSA"]
-    return BearerAuthenticator(
-        JwtConfig.model_validate({"jwks_file": file.path, "algorithms": names}), monotonic=clock
-    )
+    return BearerAuthenticator(JwtConfig.model_validate({"jwks_file": file.path, "algorithms": names}), monotonic=clock)
 
 
 @pytest.mark.parametrize("key", [RSA_KEY, EC_KEY, ED_KEY], ids=algorithm_of)
@@ -496,13 +494,9 @@ def test_a_token_without_signature_is_refused(file: KeyFile, name: str) -> None:
 
 def test_a_public_key_is_never_a_shared_secret(file: KeyFile) -> None:
     file.write(jwk(RSA_KEY, "k1"))
-    pem = RSA_KEY.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = RSA_KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     for secret in (pem, file.path.read_bytes(), json.dumps(jwk(RSA_KEY, "k1")).encode()):
-        signing = ".".join(
-            _base64url(json.dumps(part).encode()) for part in [{"alg": "HS256", "kid": "k1"}, claims()]
-        )
+        signing = ".".join(_base64url(json.dumps(part).encode()) for part in [{"alg": "HS256", "kid": "k1"}, claims()])
         signature = jwt.get_algorithm_by_name("HS256").sign(signing.encode(), secret)
 
         with pytest.raises(Unauthenticated):
@@ -518,9 +512,7 @@ def test_a_key_does_not_verify_under_another_algorithm(file: KeyFile) -> None:
 
 
 def test_a_pem_is_no_secret() -> None:
-    pem = EC_KEY.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    pem = EC_KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
     with pytest.raises(ConfigError, match="not a shared secret"):
         by_secret(secret=pem.decode())
@@ -602,9 +594,7 @@ def test_a_file_that_vanishes_keeps_the_old_keys_until_it_is_back(file: KeyFile,
     assert authenticator.authenticate(signed(EC_KEY)).subject == "alice"
 
 
-@pytest.mark.parametrize(
-    "text", ["", "null", '{"keys": []}', '{"keys": {}}', '{"keys": [5]}', '"' + "x" * 2**20 + '"']
-)
+@pytest.mark.parametrize("text", ["", "null", '{"keys": []}', '{"keys": {}}', '{"keys": [5]}', '"' + "x" * 2**20 + '"'])
 def test_a_file_without_keys_is_refused_at_the_start(file: KeyFile, text: str) -> None:
     file.write_text(text)
 

@@ -296,9 +296,7 @@ def test_another_dsn_is_refused(write: Files, key: str, dsn: str, problem: str) 
         ("TUSD_STORAGE__S3__CLIENT__X", "storage.s3.client.x: unknown key"),
     ],
 )
-def test_a_typo_in_the_environment_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, name: str, problem: str
-) -> None:
+def test_a_typo_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, problem: str) -> None:
     monkeypatch.setenv(name, "1")
 
     (found,) = problems_of(None)

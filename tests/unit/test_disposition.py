@@ -51,9 +51,7 @@ def test_a_name_is_written_as_rfc_6266_says(filename: str, expected: str) -> Non
     assert saved(filename) == expected
 
 
-@pytest.mark.parametrize(
-    "filename", [None, "", "   ", ".", "..", "...", "/", "\\/\\", "\r\n", "\u202e", "\ud800"]
-)
+@pytest.mark.parametrize("filename", [None, "", "   ", ".", "..", "...", "/", "\\/\\", "\r\n", "\u202e", "\ud800"])
 def test_without_a_usable_name_there_is_none(filename: str | None) -> None:
     assert saved(filename) == "attachment"
 
@@ -118,9 +116,7 @@ def test_any_name_makes_one_safe_header(filename: str) -> None:
     assert not set(name) & set("/\\\r\n\0")
 
 
-@given(
-    st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="/\\. "), min_size=1, max_size=60)
-)
+@given(st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters="/\\. "), min_size=1, max_size=60))
 def test_an_honest_name_arrives_unchanged(filename: str) -> None:
     value = saved(filename)
 
@@ -185,9 +181,7 @@ def test_a_declared_type_is_checked(declared: str, expected: str) -> None:
     ],
 )
 @pytest.mark.parametrize("declared", [None, "", "  "])
-def test_without_a_declared_type_the_extension_tells(
-    declared: str | None, filename: str | None, expected: str
-) -> None:
+def test_without_a_declared_type_the_extension_tells(declared: str | None, filename: str | None, expected: str) -> None:
     assert safe_content_type(declared, filename, INLINE)[0] == expected
 
 

@@ -77,9 +77,7 @@ TEMPLATES = ["{id}", "{yyyy}/{mm}/{dd}/{id}", "a.b+c/{owner_hash}/{id}", "{id}/{
     upload_id=st.uuids(version=4),
     now=st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 -- it wants a naive one
 )
-def test_every_key_of_a_template_is_recognised(
-    template: str, owner: str, upload_id: uuid.UUID, now: datetime
-) -> None:
+def test_every_key_of_a_template_is_recognised(template: str, owner: str, upload_id: uuid.UUID, now: datetime) -> None:
     match = key_pattern(template).fullmatch(render_key(template, UploadId(upload_id), owner, now))
 
     assert match is not None
@@ -120,9 +118,7 @@ def test_a_template_is_no_regular_expression() -> None:
         (None, True, True, [(Kind.OBJECT_MISSING, Repair.REQUEUE)]),
     ],
 )
-def test_a_stored_upload_and_its_object(
-    entry: ObjectFacts | None, looked: bool, whole: bool, expected: Judged
-) -> None:
+def test_a_stored_upload_and_its_object(entry: ObjectFacts | None, looked: bool, whole: bool, expected: Judged) -> None:
     assert judged(row(), None, entry, looked=looked, whole=whole) == expected
 
 

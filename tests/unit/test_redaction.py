@@ -25,9 +25,7 @@ from tusd_py.redaction import redact
 
 BASE64URL = string.ascii_letters + string.digits + "-_"
 TOKENS = st.text(BASE64URL, min_size=22, max_size=64).filter(is_upload_token)
-RANDOM_TOKENS = st.binary(min_size=24, max_size=24).map(
-    lambda random: base64.urlsafe_b64encode(random).decode()
-)
+RANDOM_TOKENS = st.binary(min_size=24, max_size=24).map(lambda random: base64.urlsafe_b64encode(random).decode())
 TOKEN = "q3_Zk-81LmNopQrStUvWxYz0AbCdEfGh"
 ID = "0a3f9c1e-77b2-4d7c-9a55-0123456789ab"
 

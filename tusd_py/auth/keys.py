@@ -54,9 +54,7 @@ class SecretKeys(KeySource):
     def __init__(self, secret: bytes, algorithms: Sequence[str]) -> None:
         """Bind `secret` to HMAC algorithms. Raises `ConfigError` if it looks like a public key."""
         try:
-            self._keys = [
-                Key(name, jwt.get_algorithm_by_name(name).prepare_key(secret)) for name in algorithms
-            ]
+            self._keys = [Key(name, jwt.get_algorithm_by_name(name).prepare_key(secret)) for name in algorithms]
         except jwt.InvalidKeyError as error:
             raise ConfigError(["auth.jwt.secret: is a public or private key, not a shared secret"]) from error
 

@@ -40,9 +40,7 @@ def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
     Checks that look at one of the `broken` sections are left out: those hold defaults instead of
     what was written.
     """
-    return [
-        problem for sections, check in _CHECKS if sections.isdisjoint(broken) for problem in check(config)
-    ]
+    return [problem for sections, check in _CHECKS if sections.isdisjoint(broken) for problem in check(config)]
 
 
 def warnings(config: Config) -> list[str]:
@@ -105,9 +103,7 @@ def _jwt(config: Config) -> Iterator[str]:
 
 def _hmac_key_bytes(jwt: JwtConfig) -> int:
     # RFC 7518 §3.2 for the longest hash among the algorithms: HS512 wants 64 bytes.
-    return max(
-        [MIN_HMAC_KEY_BYTES, *(int(name[2:]) // 8 for name in jwt.algorithms if name.startswith("HS"))]
-    )
+    return max([MIN_HMAC_KEY_BYTES, *(int(name[2:]) // 8 for name in jwt.algorithms if name.startswith("HS"))])
 
 
 def _cors(config: Config) -> Iterator[str]:
@@ -146,8 +142,7 @@ def _key_length(config: Config) -> Iterator[str]:
         length = len(f"{location}/{key}".lstrip("/").encode())
         if length > MAX_S3_KEY_BYTES:
             yield (
-                f"storage.key_template: keys have {length} bytes, with storage.s3.location; "
-                f"S3 takes {MAX_S3_KEY_BYTES}"
+                f"storage.key_template: keys have {length} bytes, with storage.s3.location; S3 takes {MAX_S3_KEY_BYTES}"
             )
         return
     longest = max(len(step.encode()) for step in key.split("/"))

@@ -44,9 +44,7 @@ def s3_warnings(config: Config) -> Iterator[str]:
 
 def everything_is_public(config: Config) -> bool:
     """Tell whether a link that is valid for ever and for everybody gives nothing away."""
-    return config.auth.mode == "none" or all(
-        profile.perm_download == "public" for profile in config.profiles.values()
-    )
+    return config.auth.mode == "none" or all(profile.perm_download == "public" for profile in config.profiles.values())
 
 
 def _credentials(s3: S3StoreConfig) -> Iterator[str]:

@@ -65,6 +65,4 @@ def _works_there(pid: int, data_dir: Path, initdb_prefix: str) -> bool:
         # Root in a container may not look at other users' processes. Should it be one of ours,
         # PostgreSQL finds out by the shared memory, and the start is tried again until it has ended.
         return False
-    return directory == data_dir or (
-        directory.parent == data_dir.parent and directory.name.startswith(initdb_prefix)
-    )
+    return directory == data_dir or (directory.parent == data_dir.parent and directory.name.startswith(initdb_prefix))

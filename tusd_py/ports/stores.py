@@ -127,9 +127,7 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Release everything `open` acquired."""
 
-    async def put(
-        self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger
-    ) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
         """Make the object hold exactly the bytes of `segments`, whatever was there of an earlier try.
 
         Idempotent: a second call after success, or after a crash at any moment, ends with the same
@@ -193,9 +191,7 @@ class DownloadHeaders:
 class Presigner(Protocol):
     """A store whose objects a client fetches by itself through a short-lived URL."""
 
-    async def presign(
-        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
-    ) -> str:
+    async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
         """Return a URL that serves the object with these headers until it expires.
 
         It is for requests of one `method`, GET or HEAD: that is part of what is signed.

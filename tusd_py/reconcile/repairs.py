@@ -32,9 +32,7 @@ REASONS: Final = {
 class Repairs:
     """Mends on one node."""
 
-    def __init__(
-        self, records: ReconcileRepository, staging: StagingScan, store: ObjectStore, scope: Scope
-    ) -> None:
+    def __init__(self, records: ReconcileRepository, staging: StagingScan, store: ObjectStore, scope: Scope) -> None:
         self._records = records
         self._staging = staging
         self._store = store

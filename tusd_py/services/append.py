@@ -148,9 +148,7 @@ class Appender:
                 await self._report_damage(await reload(), error)
                 raise
 
-        return await until_free(
-            self._locks, upload.id, attempt, timeout_seconds=self._settings.lock_timeout_seconds
-        )
+        return await until_free(self._locks, upload.id, attempt, timeout_seconds=self._settings.lock_timeout_seconds)
 
     async def _truncate(self, file: StagingFile, upload: Upload) -> None:
         try:

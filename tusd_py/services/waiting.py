@@ -45,9 +45,7 @@ async def until_free(
     return found
 
 
-async def size_when_free(
-    staging: Staging, locks: UploadLocks, upload_id: UploadId, *, timeout_seconds: float
-) -> int:
+async def size_when_free(staging: Staging, locks: UploadLocks, upload_id: UploadId, *, timeout_seconds: float) -> int:
     """Return the size of the staged file once no other process writes to it. Raises as `until_free` does."""
 
     async def attempt() -> int | None:

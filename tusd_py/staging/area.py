@@ -194,9 +194,7 @@ class StagingArea(Staging):
             self._size_bytes = facts.f_blocks * facts.f_frsize
             self._space_until = now + SPACE_CACHE_SECONDS
         if wanted and wanted > self._size_bytes - self._reserve:
-            raise UploadTooLarge(
-                "The upload is larger than this server's disk.", wanted=wanted, size=self._size_bytes
-            )
+            raise UploadTooLarge("The upload is larger than this server's disk.", wanted=wanted, size=self._size_bytes)
         if self._free_bytes - wanted < self._reserve:
             raise StagingFull(free_bytes=self._free_bytes, wanted=wanted, reserve=self._reserve)
 

@@ -41,9 +41,7 @@ async def locked_files(
         _close(held)
 
 
-def _lock_all(
-    paths: Mapping[UploadId, str], failed: dict[UploadId, StorageError] | None
-) -> dict[UploadId, int | None]:
+def _lock_all(paths: Mapping[UploadId, str], failed: dict[UploadId, StorageError] | None) -> dict[UploadId, int | None]:
     held: dict[UploadId, int | None] = {}
     for upload_id, path in paths.items():
         try:

@@ -30,9 +30,7 @@ class StagingProof(Provable):
 
     def _prove(self) -> list[Proof]:
         writer = make_writer(self._config.write_path)
-        proofs = list(
-            prove_directory("staging", self._directory, lambda fd, path: writer.write(fd, path, [SAMPLE], 0))
-        )
+        proofs = list(prove_directory("staging", self._directory, lambda fd, path: writer.write(fd, path, [SAMPLE], 0)))
         if proofs[-1].outcome is Outcome.OK:
             proofs += [Proof("staging: write path", detail=writer.name), self._space()]
         return proofs

@@ -163,9 +163,7 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
                 async for proof in proofs:
                     yield proof
 
-    async def presign(
-        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
-    ) -> str:
+    async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
         if self._domain is not None:
             return self._domain.link(self._prefix + key, headers, expires_seconds=expires_seconds)
         # All of them: some stores forget the type of an object, and none knows the disposition.
@@ -287,9 +285,7 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
             max_parts=self._config.max_parts,
         )
 
-    def _multipart(
-        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger
-    ) -> MultipartTransfer:
+    def _multipart(self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger) -> MultipartTransfer:
         return MultipartTransfer(
             self._bucket,
             self._learner,

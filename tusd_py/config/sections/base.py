@@ -21,9 +21,7 @@ def _http_url(value: str) -> str:
     # urlsplit drops line breaks in silence and looks at the port only when asked for it.
     try:
         parts = urlsplit(value)
-        usable = bool(
-            _URL.fullmatch(value) and parts.hostname and parts.port != 0 and "@" not in parts.netloc
-        )
+        usable = bool(_URL.fullmatch(value) and parts.hostname and parts.port != 0 and "@" not in parts.netloc)
     except ValueError:
         usable = False
     if not usable:

@@ -46,9 +46,7 @@ HostName = Annotated[str, AfterValidator(_host_name)]
 class ServerConfig(Section):
     """The public listener."""
 
-    host: str = Field(
-        default="127.0.0.1", description="address to listen on; other than loopback needs [auth]"
-    )
+    host: str = Field(default="127.0.0.1", description="address to listen on; other than loopback needs [auth]")
     port: Port = Field(default=1080, description="port to listen on; 0 takes a free one")
     base_path: Annotated[str, AfterValidator(_base_path)] = Field(
         default="/files", description="where uploads are created; works with and without a trailing slash"
@@ -73,9 +71,7 @@ class ServerConfig(Section):
     event_loop: Literal["auto", "uvloop", "asyncio"] = Field(
         default="auto", description="auto: uvloop where it is installed"
     )
-    node: str = Field(
-        default="", description="name of this node for people; empty: the host name"
-    )
+    node: str = Field(default="", description="name of this node for people; empty: the host name")
     header_timeout: PositiveSeconds = Field(
         default=15, description="longest time for a request's headers to arrive whole; then 408, and it is closed"
     )
@@ -97,12 +93,8 @@ class CorsConfig(Section):
         description='other origins whose pages may use the server: "https://app.example.com", "https://*.example.com"',
     )
     allow_credentials: bool = Field(default=False, description="allow cookies; needs explicit origins")
-    allow_headers: list[str] = Field(
-        default=[], description="request headers to allow besides the protocol's own"
-    )
-    expose_headers: list[str] = Field(
-        default=[], description="response headers to expose besides the protocol's own"
-    )
+    allow_headers: list[str] = Field(default=[], description="request headers to allow besides the protocol's own")
+    expose_headers: list[str] = Field(default=[], description="response headers to expose besides the protocol's own")
     max_age: Seconds = Field(default=86400, ge=0, description="how long a browser may cache a preflight")
 
 

@@ -79,6 +79,4 @@ class DatabaseConfig(Section):
     statement_cache_size: int = Field(
         default=1024, ge=0, description="0 behind a transaction pooler older than pgbouncer 1.21"
     )
-    migrate_at_start: bool = Field(
-        default=True, description='off: run "tusd-py migrate" yourself before an upgrade'
-    )
+    migrate_at_start: bool = Field(default=True, description='off: run "tusd-py migrate" yourself before an upgrade')

@@ -58,9 +58,7 @@ class S3ClientConfig(Section):
         default=60, description="longest wait for the next byte of an answer, and for a server to take more of a body"
     )
     max_pool_connections: int = Field(default=32, ge=1, description="most connections per process")
-    max_attempts: int = Field(
-        default=3, ge=1, le=10, description="tries of one call inside one transfer attempt"
-    )
+    max_attempts: int = Field(default=3, ge=1, le=10, description="tries of one call inside one transfer attempt")
 
 
 class S3ProxiesConfig(Section):
@@ -84,9 +82,7 @@ class S3StoreConfig(Section):
     )
     secret_key: OptionalSecret = Field(default=None, description="both keys or none")
     session_token: OptionalSecret = Field(default=None, description="for temporary keys")
-    profile: OptionalText = Field(
-        default=None, description="profile of the AWS configuration files; excludes keys"
-    )
+    profile: OptionalText = Field(default=None, description="profile of the AWS configuration files; excludes keys")
     addressing_style: Literal["", "virtual", "path", "auto"] = Field(
         default="", description="empty: path with endpoint_url, else virtual"
     )
@@ -100,16 +96,10 @@ class S3StoreConfig(Section):
     part_size: Annotated[Bytes, Field(ge=5 * MIB, le=5 * GIB)] = Field(
         default=16 * MIB, description="raised by itself where an upload would need more than max_parts"
     )
-    max_parts: int = Field(
-        default=10_000, ge=1, le=10_000, description="most parts of one object (Scaleway: 1000)"
-    )
+    max_parts: int = Field(default=10_000, ge=1, le=10_000, description="most parts of one object (Scaleway: 1000)")
     part_concurrency: int = Field(default=4, ge=1, le=64, description="parts of one upload under way at once")
-    file_overwrite: bool = Field(
-        default=False, description="off: If-None-Match refuses to replace a foreign object"
-    )
-    acl: str = Field(
-        default="", description="canned ACL; empty: none is sent, as buckets without ACLs demand"
-    )
+    file_overwrite: bool = Field(default=False, description="off: If-None-Match refuses to replace a foreign object")
+    acl: str = Field(default="", description="canned ACL; empty: none is sent, as buckets without ACLs demand")
     storage_class: str = Field(default="", description="empty: the bucket's default")
     sse: Literal["", "AES256", "aws:kms"] = Field(default="", description="server-side encryption")
     sse_kms_key_id: str = Field(default="", description="key for aws:kms; empty: the account's default")

@@ -26,9 +26,7 @@ class LimitsConfig(Section):
         default=60,
         description="longest wait for the next byte of a body; there is no limit on a whole request",
     )
-    min_rate: Bytes = Field(
-        default=0, ge=0, description="bytes per second a body must keep up over 30s; 0: off"
-    )
+    min_rate: Bytes = Field(default=0, ge=0, description="bytes per second a body must keep up over 30s; 0: off")
     max_connections: int = Field(
         default=10_000, ge=1, description="open connections of one HTTP process; whoever comes then waits"
     )
