@@ -47,7 +47,7 @@ async def count(request: web.Request) -> web.Response:
 
 
 async def answer(request: web.Request) -> web.Response:
-    """Answer as a tus server would, at once."""
+    """Return as a tus server would, at once."""
     return reply(request.method, SMALL_BYTES)
 
 

@@ -152,5 +152,5 @@ def start_time(pid: int) -> str:
 
 
 def is_same(pid: int, started: str) -> bool:
-    """Tell whether that very process is still there."""
+    """Return whether that very process is still there."""
     return start_time(pid) == started != ""

@@ -28,7 +28,7 @@ EXPECTED_MS = {"one process": 50.0, "across processes": 250.0}
 
 
 def one_round(server: Server) -> tuple[str, float]:
-    """Take an upload over; answer where it happened and how many milliseconds it took."""
+    """Take an upload over; return where it happened and how many milliseconds it took."""
     target = create(server.port, LENGTH).headers["location"]
     pids = server.ready.http_pids
     with RawConnection(server.port) as holder, RawConnection(server.port) as newcomer:

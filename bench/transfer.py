@@ -115,7 +115,7 @@ def forget(path: Path) -> None:
 
 
 def aws_environment(folder: Path) -> dict[str, str]:
-    """Answer the environment in which the AWS CLI does as we do: parts and requests alike."""
+    """Return the environment in which the AWS CLI does as we do: parts and requests alike."""
     config = folder / "aws.config"
     config.write_text(
         f"[default]\nregion = {REGION}\ns3 =\n  max_concurrent_requests = {CONCURRENCY}\n"
@@ -126,7 +126,7 @@ def aws_environment(folder: Path) -> dict[str, str]:
 
 
 def install_aws(checksum: str) -> Path:
-    """Answer an AWS CLI's program, installed if it is not there."""
+    """Return an AWS CLI's program, installed if it is not there."""
     home = ROOT / ".venv" / f"awscli-{checksum}"
     if not (home / "bin" / "aws").exists():
         say(f"installing {CLIS[checksum]}")
@@ -167,7 +167,7 @@ def our_server(folder: Path, s3: S3Server, *, eager: bool, checksum: str = "auto
 
 
 def send(server: Server, path: Path, pace_mib: float | None) -> str:
-    """Upload a file in one PATCH, at a pace if there is one; answer the upload's id."""
+    """Upload a file in one PATCH, at a pace if there is one; return the upload's id."""
     size = path.stat().st_size
     parts = urlsplit(server.url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=DEADLINE_SECONDS)
@@ -200,7 +200,7 @@ def send(server: Server, path: Path, pace_mib: float | None) -> str:
 
 
 def wait_stored(server: Server, upload_id: str) -> dict[str, Any]:
-    """Wait until an upload is stored; answer what the API says of it."""
+    """Wait until an upload is stored; return what the API says of it."""
     ends_at = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < ends_at:
         with urllib.request.urlopen(f"{server.origin}/api/v1/uploads/{upload_id}", timeout=10) as response:
@@ -214,13 +214,13 @@ def wait_stored(server: Server, upload_id: str) -> dict[str, Any]:
 
 
 def seconds_to_store(seen: dict[str, Any]) -> float:
-    """Answer the time from the last byte to the object, by the database's clock."""
+    """Return the time from the last byte to the object, by the database's clock."""
     moments = [datetime.fromisoformat(seen[name]) for name in ("completed_at", "stored_at")]
     return (moments[1] - moments[0]).total_seconds()
 
 
 def measured_transfer(server: Server, path: Path) -> tuple[float, float, float]:
-    """Upload a file as fast as it goes; answer what its transfer took: seconds, CPU, peak in MiB."""
+    """Upload a file as fast as it goes; return what its transfer took: seconds, CPU, peak in MiB."""
     workers = server.ready.worker_pids
     tree = Tree(workers, dict.fromkeys(workers, "worker"))
     reset_peaks(workers)
@@ -269,7 +269,7 @@ def add(case: Case, figures: tuple[float, float, float]) -> None:
 
 
 def last_byte_to_stored(path: Path, s3: S3Server, folder: Path, rounds: int, pace: float) -> dict[bool, list[float]]:
-    """Upload at a pace; answer the seconds from the last byte to the object, eager and not."""
+    """Upload at a pace; return the seconds from the last byte to the object, eager and not."""
     found: dict[bool, list[float]] = {}
     for eager in (False, True):
         with our_server(folder / f"eager-{eager}", s3, eager=eager) as server:
@@ -313,7 +313,7 @@ def main() -> None:
 
 
 def expectations(compared: list[list[Case]], late: float) -> Iterator[tuple[str, str, bool]]:
-    """Answer what is expected, what was measured, and whether that is good."""
+    """Return what is expected, what was measured, and whether that is good."""
     for start, theirs, ours in compared:
         whole, mine = statistics.median(theirs.seconds), statistics.median(ours.seconds)
         alone = whole - statistics.median(start.seconds)

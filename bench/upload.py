@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the time for the whole run is used up."""
+        """Return whether the time for the whole run is used up."""
         return time.monotonic() > self.ends_at
 
 

@@ -16,7 +16,7 @@ DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "architecture.md"
 
 
 def diagram() -> str:
-    """Answer the diagram as a fenced block."""
+    """Return the diagram as a fenced block."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> created"]
     for state, moves in TRANSITIONS.items():
         lines += [f"    {state.value} --> {target.value}: {event.value}" for event, target in moves.items()]
@@ -25,7 +25,7 @@ def diagram() -> str:
 
 
 def with_diagram(text: str) -> str:
-    """Answer the document with the diagram of today between its marks."""
+    """Return the document with the diagram of today between its marks."""
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n\n{diagram()}\n\n{END}{tail}"

@@ -29,7 +29,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _dsn_for(dsn: str, database: str) -> str:
-    """Answer the same server's DSN with another database."""
+    """Return the same server's DSN with another database."""
     head, _, options = dsn.partition("?")
     return f"{head.rsplit('/', 1)[0]}/{database}" + (f"?{options}" if options else "")
 

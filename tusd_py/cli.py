@@ -28,7 +28,7 @@ CONNECT_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and answer its exit status."""
+    """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:

@@ -20,7 +20,7 @@ _SIZE_BYTES: Final = 8
 
 
 def update(data: bytes | bytearray | memoryview, running: int = EMPTY) -> int:
-    """Answer the CRC of everything that led to `running`, followed by `data`.
+    """Return the CRC of everything that led to `running`, followed by `data`.
 
     Releases the GIL on large buffers, so threads run side by side.
     """
@@ -28,7 +28,7 @@ def update(data: bytes | bytearray | memoryview, running: int = EMPTY) -> int:
 
 
 def combine(first: int, second: int, second_length: int) -> int:
-    """Answer the CRC of two pieces in a row; `second_length` is the second one's length in bytes."""
+    """Return the CRC of two pieces in a row; `second_length` is the second one's length in bytes."""
     return checksums.combine_crc64nvme(first, second, second_length)  # type: ignore[no-any-return]
 
 

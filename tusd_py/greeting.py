@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def greeting_of(url: str, operations_url: str | None, *, version: str, page: bool) -> str:
-    """Answer where everything is and what to try; `page` tells whether there is an upload page."""
+    """Return where everything is and what to try; `page` tells whether there is an upload page."""
     root = url.split("/", 3)
     origin = "/".join(root[:3])
     lines = [

@@ -181,7 +181,7 @@ def readiness_gauges(problems: Mapping[str, str | None], *, ready: bool) -> list
 
 
 def figure_gauges(figures: Figures) -> list[Metric]:
-    """Answer what is read from the database as gauges; every state is there, with 0 if it has none."""
+    """Return what is read from the database as gauges; every state is there, with 0 if it has none."""
     uploads = GaugeMetricFamily("tusd_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])
     for state in UNSETTLED:
         uploads.add_metric([state], figures.uploads.get(state, 0))

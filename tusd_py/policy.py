@@ -62,11 +62,11 @@ class Rules:
 
     @property
     def serves_nobody_in_particular(self) -> bool:
-        """Tell whether there are uploads that everybody may download."""
+        """Return whether there are uploads that everybody may download."""
         return PUBLIC in self.downloads.values()
 
     def may_download(self, profile: str) -> str:
-        """Answer who may download the uploads of a profile; one that is configured no more is private."""
+        """Return who may download the uploads of a profile; one that is configured no more is private."""
         return self.downloads.get(profile, OWNER)
 
 
@@ -117,7 +117,7 @@ def _permit_creation(principal: Principal, rules: Rules) -> None:
 
 
 def _may_any(principal: Principal, intent: Intent, rules: Rules, profile: str) -> bool:
-    """Tell whether a scope allows this, whoever owns the upload."""
+    """Return whether a scope allows this, whoever owns the upload."""
     scopes = set()
     if intent in _READING:
         scopes.add(rules.read_any_scope)

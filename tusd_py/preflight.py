@@ -24,7 +24,7 @@ _MOST_SECONDS_PER_CALL: Final = 5.0
 
 
 async def run_checks(config: Config, report: Report, *, timeout_seconds: float) -> bool:
-    """Try database, staging and store, report each result at once, and answer whether all is well.
+    """Try database, staging and store, report each result at once, and return whether all is well.
 
     Raises:
         ConfigError: there is no database to try; see `database_dsn`.
@@ -89,7 +89,7 @@ async def _former_stores(config: Config) -> AsyncGenerator[Proof]:
 
 
 def _impatient(config: Config) -> Config:
-    """Answer the configuration with an S3 client that tries once and does not wait for long."""
+    """Return the configuration with an S3 client that tries once and does not wait for long."""
     client = config.storage.s3.client
     hasty = client.model_copy(
         update={

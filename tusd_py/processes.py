@@ -96,7 +96,7 @@ def run_worker(config: Config, *, ready: Ready, worker: str = "", dead_workers: 
 
 
 def run_operations(config: Config, *, listening: socket.socket, ready: Ready) -> None:
-    """Answer health, readiness and metrics of all processes."""
+    """Return health, readiness and metrics of all processes."""
 
     async def main(stop: asyncio.Event) -> None:
         few = with_few_connections(config).database
@@ -206,13 +206,13 @@ def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, Non
 
 
 def with_few_connections(config: Config) -> Config:
-    """Answer the configuration for a process that has no client waiting on each connection."""
+    """Return the configuration for a process that has no client waiting on each connection."""
     few = min(config.database.pool_size, FEW_CONNECTIONS)
     return config.model_copy(update={"database": config.database.model_copy(update={"pool_size": few})})
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Answer how to make the configured event loop, None for asyncio's own."""
+    """Return how to make the configured event loop, None for asyncio's own."""
     if name == "asyncio":
         return None
     try:

@@ -79,6 +79,6 @@ def _problem(section: str, host: str, port: int, error: OSError) -> ConfigError:
 
 
 def origin_of(listening: socket.socket) -> str:
-    """Answer the URL of whatever is served on a socket, without a path."""
+    """Return the URL of whatever is served on a socket, without a path."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

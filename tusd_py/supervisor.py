@@ -100,7 +100,7 @@ class Supervisor:
         self._postgres_restart_at = 0.0
 
     def run(self) -> int:
-        """Serve until SIGTERM or SIGINT; answer the exit status."""
+        """Serve until SIGTERM or SIGINT; return the exit status."""
         self._prepare_directories()
         self._take_data_dir()
         # Before the database: a start that cannot succeed should not run a recovery first.
@@ -296,7 +296,7 @@ class Supervisor:
             os._exit(status)
 
     def _watch(self) -> int:
-        """Look after the children until told to stop; answer the exit status."""
+        """Look after the children until told to stop; return the exit status."""
         while True:
             received = signal.sigtimedwait(SIGNALS, 0.01 if not self._announced else self._next_look())
             if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
@@ -440,7 +440,7 @@ class Supervisor:
 
 
 def fresh_metrics_dir(data_dir: Path) -> str:
-    """Answer an empty directory for the figures that the processes share.
+    """Return an empty directory for the figures that the processes share.
 
     Those that a killed supervisor left behind are removed: their counters would be added to ours.
     """
@@ -455,7 +455,7 @@ def fresh_metrics_dir(data_dir: Path) -> str:
 
 
 def with_dsn(config: Config, dsn: str) -> Config:
-    """Answer the configuration with another database."""
+    """Return the configuration with another database."""
     return config.model_copy(update={"database": config.database.model_copy(update={"dsn": SecretStr(dsn)})})
 
 

@@ -40,14 +40,14 @@ def config_for(s3: S3Server) -> dict[str, Any]:
 
 
 def ask(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> HTTPMessage:
-    """Send a request that succeeds; answer the response's headers."""
+    """Send a request that succeeds; return the response's headers."""
     request = urllib.request.Request(url, data=body, method=method, headers={"Tus-Resumable": "1.0.0", **headers})
     with urllib.request.urlopen(request, timeout=30) as response:
         return response.headers
 
 
 def create(server: Server) -> tuple[str, str]:
-    """Create an upload; answer its URL and its id."""
+    """Create an upload; return its URL and its id."""
     created = ask("POST", server.url, {"Upload-Length": str(LENGTH)})
     return server.absolute(created["Location"]), created["Upload-Id"]
 

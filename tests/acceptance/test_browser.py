@@ -97,13 +97,13 @@ def target_of(proxy: CuttingProxy, *, number: int = 0) -> str:
 
 
 def stored_sha256(server: Server, count: int) -> set[str]:
-    """Wait until so many files are in the store, and answer their digests."""
+    """Wait until so many files are in the store, and return their digests."""
     wait_until(lambda: len(files_under(server.store)) >= count, deadline=20, what=f"{count} files are stored")
     return {sha256_of(path) for path in files_under(server.store)}
 
 
 def resumed(requests: list[Request]) -> int:
-    """Assert that an upload was asked about and went on from there; answer the offset."""
+    """Assert that an upload was asked about and went on from there; return the offset."""
     after = [request for request in requests if request.method not in {"OPTIONS", "GET"}]
     assert [request.method for request in after] == ["HEAD", "PATCH"], after
     assert after[1].offset == int(after[0].response_headers["upload-offset"])

@@ -41,7 +41,7 @@ def get(url: str) -> tuple[int, bytes]:
 
 
 def create(url: str, body: bytes) -> tuple[str, str]:
-    """Upload in one POST; answer the tus URL's path and the public id."""
+    """Upload in one POST; return the tus URL's path and the public id."""
     headers = TUS | {"Upload-Length": str(len(body)), "Content-Type": "application/offset+octet-stream"}
     request = urllib.request.Request(url, data=body, method="POST", headers=headers)
     with urllib.request.urlopen(request, timeout=10) as response:

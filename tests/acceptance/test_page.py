@@ -38,7 +38,7 @@ def row(page: Page, name: str) -> Locator:
 
 
 def answer_dialogs(page: Page, *, accept: bool) -> list[str]:
-    """Answer every question of the page alike; return the list that they are added to."""
+    """Return every question of the page alike; return the list that they are added to."""
     asked: list[str] = []
 
     def answer(dialog: Dialog) -> None:

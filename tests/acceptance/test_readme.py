@@ -36,7 +36,7 @@ def video(tmp_path: Path) -> bytes:
 
 
 def run(command: list[str], directory: Path) -> str:
-    """Run a command; answer what it prints."""
+    """Run a command; return what it prints."""
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout

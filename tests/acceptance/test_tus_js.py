@@ -42,7 +42,7 @@ def upload(server_url: str, log: Path, options: dict[str, Any]) -> dict[str, Any
 
 
 def stored_sha256(server: Server, upload_id: str) -> str:
-    """Wait until the upload is stored; answer the digest of what is downloaded."""
+    """Wait until the upload is stored; return the digest of what is downloaded."""
     server.wait_for_state(upload_id, "stored")
     return download(f"{server.origin}/download/{upload_id}").sha256
 

@@ -34,7 +34,7 @@ def on(directory: Path, dsn: str | None) -> Server:
 
 
 def refusal(server: Server) -> str:
-    """Start a server that does not want to serve; answer what it says."""
+    """Start a server that does not want to serve; return what it says."""
     server.spawn()
     try:
         assert server.child.wait(START_SECONDS + STOP_SECONDS) == 1

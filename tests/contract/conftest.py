@@ -128,7 +128,7 @@ def stage(tmp_path: Path) -> Stage:
 
 @pytest.fixture(scope="session")
 def content() -> Callable[[int], bytes]:
-    """Answer so many bytes, the same ones every time."""
+    """Return so many bytes, the same ones every time."""
     whole = random.Random(5).randbytes(12 * 2**20)
 
     def cut(length: int) -> bytes:

@@ -120,19 +120,19 @@ class Destination(Protocol):
         """What it can do."""
 
     def store(self, **changes: Any) -> ObjectStore:
-        """Answer a store that is not open yet, as a new process would make it, with changed settings."""
+        """Return a store that is not open yet, as a new process would make it, with changed settings."""
 
     def read(self, key: str) -> bytes | None:
-        """Answer the object's bytes, None if there is no object."""
+        """Return the object's bytes, None if there is no object."""
 
     def write(self, key: str, content: bytes) -> None:
         """Put an object there that is not ours."""
 
     def keys(self) -> list[str]:
-        """Answer the keys of all objects of this test."""
+        """Return the keys of all objects of this test."""
 
     def unfinished(self) -> list[str]:
-        """Answer whatever a put left behind that is no object."""
+        """Return whatever a put left behind that is no object."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class S3Account:
         return self.client()
 
     def client(self) -> Any:
-        """Answer a plain botocore client, without anything of ours in it."""
+        """Return a plain botocore client, without anything of ours in it."""
         return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -218,7 +218,7 @@ class S3Destination:
         return S3Store(self.config(**changes))
 
     def config(self, **changes: Any) -> S3StoreConfig:
-        """Answer the configuration of a store here, with changes."""
+        """Return the configuration of a store here, with changes."""
         settings: dict[str, Any] = {
             "bucket": self.account.bucket,
             "endpoint_url": self.account.endpoint_url,
@@ -244,7 +244,7 @@ class S3Destination:
         self.client.put_object(Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", Body=content)
 
     def head(self, key: str) -> Any:
-        """Answer what HeadObject says."""
+        """Return what HeadObject says."""
         return self.client.head_object(Bucket=self.account.bucket, Key=f"{self.prefix}/{key}", ChecksumMode="ENABLED")
 
     def keys(self) -> list[str]:
@@ -325,11 +325,11 @@ class MemoryLedger(TransferLedger):
     calls: list[str] = field(default_factory=list)
 
     def successor(self) -> MemoryLedger:
-        """Answer what the next worker finds."""
+        """Return what the next worker finds."""
         return MemoryLedger(recorded_id=self.recorded_id, recorded_parts=dict(self.recorded_parts))
 
     def _call(self, name: str) -> bool:
-        """Count a call; answer whether it takes effect and then ends everything."""
+        """Count a call; return whether it takes effect and then ends everything."""
         self.calls.append(name)
         # Once ended, always ended: what still runs of a cancelled transfer must not get through.
         if self.stop_at is None or len(self.calls) < self.stop_at:
@@ -369,5 +369,5 @@ class MemoryLedger(TransferLedger):
 
 
 def cancelled_at(call: int) -> MemoryLedger:
-    """Answer the ledger of a transfer that is cancelled when it makes this call."""
+    """Return the ledger of a transfer that is cancelled when it makes this call."""
     return MemoryLedger(stop_at=call, stop_with=TransferCancelled)

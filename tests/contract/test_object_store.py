@@ -1002,7 +1002,7 @@ async def test_a_header_that_the_server_refuses_is_left_out_from_then_on(
 
 
 def refuse_parameters(monkeypatch: pytest.MonkeyPatch, names: set[str]) -> list[str]:
-    """Make the server refuse these, as those do that implement less; answer the list of refusals."""
+    """Make the server refuse these, as those do that implement less; return the list of refusals."""
     refusals: list[str] = []
     for method in ("put", "create_multipart", "upload_part", "complete_multipart"):
         original = getattr(Bucket, method)

@@ -59,7 +59,7 @@ class Served:
         return [(name, value) for name, value in merged.items() if value is not None]
 
     async def create(self, length: int | None = None, headers: dict | None = None, body: bytes = b"") -> str:
-        """Create an upload and answer its path."""
+        """Create an upload and return its path."""
         extra = {"Upload-Length": str(length)} if length is not None else {}
         response = await self.request("POST", f"{self.base}/", extra | (headers or {}), body)
         assert response.status == 201, response
@@ -98,13 +98,13 @@ class Served:
         return connection
 
     async def upload(self, path: str) -> Upload:
-        """Answer the row behind a tus URL."""
+        """Return the row behind a tus URL."""
         found = await self.core.uploads.find_by_token(hash_token(path.rstrip("/").rpartition("/")[2]))
         assert found is not None
         return found
 
     async def staged(self, path: str) -> bytes:
-        """Answer what is in the staging file."""
+        """Return what is in the staging file."""
         return self.core.staging.path((await self.upload(path)).id).read_bytes()
 
     async def count(self, table: str, upload: Upload, kind: str) -> int:

@@ -44,7 +44,7 @@ class Client:
         return await self.served.request("POST", "/files/", fields, body)
 
     async def created(self, body: bytes = b"", *extra: tuple[str, str]) -> str:
-        """Create an upload to which more is to come; answer its path."""
+        """Create an upload to which more is to come; return its path."""
         response = await self.create(body, *extra, complete=False)
         assert response.status == 201, response
         return response.headers["location"]

@@ -25,7 +25,7 @@ async def guarded(serve):
 
 
 async def act(served, path, action, headers=None):
-    """POST an action on the upload behind a tus path; answer the status and the JSON."""
+    """POST an action on the upload behind a tus path; return the status and the JSON."""
     return await post(served, (await served.upload(path)).id, action, headers)
 
 

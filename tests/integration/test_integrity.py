@@ -92,7 +92,7 @@ async def test_without_the_wish_there_are_none(world: World) -> None:
 
 
 async def assert_refused(world: World, store: ObjectStore, size: int, **options: Any) -> str:
-    """Answer the key under which there is nothing."""
+    """Return the key under which there is nothing."""
     upload = await world.received(CONTENT[:size])
     path = world.staging.path(upload.id)
     path.write_bytes(CONTENT[: size - 1] + bytes([CONTENT[size - 1] ^ 1]))

@@ -116,7 +116,7 @@ async def reports_kept(world: World) -> Run:
 
 
 async def forgotten(world: World, *uploads: Upload) -> list[dict[str, Any]]:
-    """Let the database be an older one: it does not know these uploads; answer their rows."""
+    """Let the database be an older one: it does not know these uploads; return their rows."""
     rows = [dict(row) for row in await world.sql("SELECT * FROM uploads")]
     await world.sql("DELETE FROM uploads WHERE id = ANY ($1::uuid[])", [upload.id for upload in uploads])
     return rows

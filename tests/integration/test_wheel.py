@@ -28,7 +28,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def wheel_of(tree: Path) -> set[str]:
-    """Build a wheel and answer the names in it."""
+    """Build a wheel and return the names in it."""
     target = tree.parent / "wheel"
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target]
     built = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=50)

@@ -67,7 +67,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextlib.contextmanager
 def static_server(directory: Path) -> Iterator[str]:
-    """Serve a directory and answer its origin, whose host is `localhost` and so not the server's."""
+    """Serve a directory and return its origin, whose host is `localhost` and so not the server's."""
     handler = functools.partial(_Quiet, directory=str(directory))
     with http.server.ThreadingHTTPServer((LOOPBACK, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -20,14 +20,14 @@ SEED_VARIABLE = "TUSD_TEST_SEED"
 
 
 def seeded(what: str) -> random.Random:
-    """Answer a random generator whose seed is printed; the variable TUSD_TEST_SEED repeats a run."""
+    """Return a random generator whose seed is printed; the variable TUSD_TEST_SEED repeats a run."""
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**32))
     print(f"{what}: repeat with {SEED_VARIABLE}={seed}")
     return random.Random(seed)
 
 
 def random_file(path: Path, size: int, rng: random.Random) -> str:
-    """Write a file of random bytes and answer its SHA-256."""
+    """Write a file of random bytes and return its SHA-256."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         for start in range(0, size, BLOCK_BYTES):

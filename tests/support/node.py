@@ -28,7 +28,7 @@ class NodeRun:
         self.child.write_stdin(json.dumps(options).encode())
 
     def result(self, deadline: float) -> dict[str, Any]:
-        """Wait for the end and answer the last line as JSON."""
+        """Wait for the end and return the last line as JSON."""
         try:
             code = self.child.wait(deadline)
         finally:

@@ -13,7 +13,7 @@ _random = random.SystemRandom()
 
 
 def free_port() -> int:
-    """Answer a port nobody listens on; it stays free for a restart of the same server."""
+    """Return a port nobody listens on; it stays free for a restart of the same server."""
     for _ in range(200):
         port = _random.randint(_LOWEST, _HIGHEST)
         if _can_bind(port):

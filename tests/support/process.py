@@ -26,7 +26,7 @@ class DeadlineExceeded(AssertionError):
 
 
 def wait_until(condition: Callable[[], T | None], *, deadline: float, what: str) -> T:
-    """Answer the condition's first true value.
+    """Return the condition's first true value.
 
     Raises:
         DeadlineExceeded: it was not true within `deadline` seconds.
@@ -40,7 +40,7 @@ def wait_until(condition: Callable[[], T | None], *, deadline: float, what: str)
 
 
 async def eventually(condition: Callable[[], Awaitable[T | None]], *, deadline: float, what: str) -> T:
-    """Answer the coroutine function's first true value, as `wait_until` does."""
+    """Return the coroutine function's first true value, as `wait_until` does."""
     end = time.monotonic() + deadline
     while not (value := await condition()):
         if time.monotonic() > end:
@@ -130,7 +130,7 @@ class Child:
         self._started().send_signal(number)
 
     def wait(self, deadline: float) -> int:
-        """Wait for the end and answer the exit code."""
+        """Wait for the end and return the exit code."""
         wait_until(
             lambda: not self.running,
             deadline=deadline,
@@ -139,7 +139,7 @@ class Child:
         return self._started().returncode
 
     def wait_ready(self, ready: Callable[[], T | None], *, deadline: float, what: str) -> T:
-        """Answer the condition's first true value; a program that ends meanwhile fails at once."""
+        """Return the condition's first true value; a program that ends meanwhile fails at once."""
 
         def ready_or_dead() -> T | None:
             value = ready()

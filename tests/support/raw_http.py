@@ -69,7 +69,7 @@ class RawConnection:
                 interim.append(response.status)
 
     async def interim(self, *, seconds: float = 20) -> int:
-        """Read one interim response and answer its status."""
+        """Read one interim response and return its status."""
         return (await self.interim_response(seconds=seconds)).status
 
     async def interim_response(self, *, seconds: float = 20) -> RawResponse:
@@ -109,7 +109,7 @@ class RawConnection:
             raise ConnectionLost(getattr(error, "partial", b"")) from error
 
     async def closed(self, *, seconds: float = 20) -> bytes:
-        """Wait until the server closes; answer what it sent before that."""
+        """Wait until the server closes; return what it sent before that."""
         try:
             async with asyncio.timeout(seconds):
                 return await self.reader.read()

@@ -39,7 +39,7 @@ ERRORS: Final[dict[Kind, tuple[int, str]]] = {
 
 
 def operation_of(method: str, url: URL) -> str:
-    """Answer the name of the S3 operation of a request."""
+    """Return the name of the S3 operation of a request."""
     query, below_bucket = url.query, url.path.strip("/").count("/") > 0
     if method == "PUT":
         return "UploadPart" if "partNumber" in query else "PutObject"

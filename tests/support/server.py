@@ -112,7 +112,7 @@ class Server:
         return self.child.wait_ready(self._read_ready, deadline=deadline, what="the server is ready")
 
     def terminate(self, deadline: float = STOP_SECONDS) -> int:
-        """Send SIGTERM, wait for the drain and answer the exit code."""
+        """Send SIGTERM, wait for the drain and return the exit code."""
         self.child.signal(signal.SIGTERM)
         return self.child.wait(deadline)
 
@@ -222,7 +222,7 @@ class Server:
         return {name: float(value) for name, _, value in samples}
 
     def wait_for_state(self, upload_id: str, state: str, *, deadline: float = 20) -> dict[str, Any]:
-        """Wait until the upload is in the state; answer its JSON."""
+        """Wait until the upload is in the state; return its JSON."""
         last: dict[str, Any] = {}
 
         def reached() -> bool:
@@ -273,7 +273,7 @@ class Server:
 
 
 def merged(base: Config, over: Config) -> dict[str, Any]:
-    """Answer `base` with `over` laid upon it, table by table."""
+    """Return `base` with `over` laid upon it, table by table."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)

@@ -55,7 +55,7 @@ class RawConnection:
         wait_until(self._was_read, deadline=deadline, what="the bytes were read")
 
     def send_until_answered(self, most: int) -> int:
-        """Send zeros as fast as they are taken, up to `most`, until an answer comes; answer how many."""
+        """Send zeros as fast as they are taken, up to `most`, until an answer comes; return how many."""
         block, sent = bytes(64 * 1024), 0
         while sent < most and not select.select([self._socket], [], [], 0)[0]:
             _, writable, _ = select.select([self._socket], [self._socket], [], 10)
@@ -70,7 +70,7 @@ class RawConnection:
         self.send("\r\n".join([*lines, "", ""]).encode())
 
     def request(self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-        """Send a whole request and answer what came back."""
+        """Send a whole request and return what came back."""
         length = {"Content-Length": str(len(body))} if body or method in {"POST", "PATCH"} else {}
         self.send_head(method, target, {**(headers or {}), **length})
         self._socket.sendall(body)
@@ -111,7 +111,7 @@ class RawConnection:
         return Response(int(first.split(" ")[1]), headers, body)
 
     def read_to_end(self, deadline: float) -> list[Response]:
-        """Answer what the server still says before it ends the connection.
+        """Return what the server still says before it ends the connection.
 
         Raises:
             TimeoutError: it has not ended the connection in time.

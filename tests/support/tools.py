@@ -15,7 +15,7 @@ _SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")  # daemons live 
 
 
 def require_tool(name: str, *, at: Path | None = None, install: str) -> Path:
-    """Answer where a program (or, with `at`, a file) is, or end the test.
+    """Return where a program (or, with `at`, a file) is, or end the test.
 
     A missing tool fails the test where CI is set, so that nothing is left out in silence there, and
     skips it on a developer's machine. `install` is the command that brings the tool.

@@ -90,7 +90,7 @@ class TusClient:
             return None
 
     async def _append(self, upload: ClientUpload, offset: int) -> int | None:
-        """Send one chunk of a random size; answer the new offset, None if it went wrong."""
+        """Send one chunk of a random size; return the new offset, None if it went wrong."""
         room = len(upload.content) - offset
         size = min(room, upload.rng.randint(1, 1 + room))
         headers = {

@@ -42,7 +42,7 @@ def key_file(tmp_path: Path) -> Path:
 
 
 def verify(url: str, *, key: rsa.RSAPublicKey) -> int:
-    """Do what CloudFront does with a link and answer when it expires. Raises InvalidSignature."""
+    """Do what CloudFront does with a link and return when it expires. Raises InvalidSignature."""
     resource, _, rest = url.rpartition("&Expires=")
     expires, _, rest = rest.partition("&Signature=")
     signature, _, key_id = rest.partition("&Key-Pair-Id=")

@@ -90,7 +90,7 @@ def make_stores(config: Config, database: Database) -> Stores:
 
 
 def database_dsn(config: Config) -> str:
-    """Answer the DSN of the configured database.
+    """Return the DSN of the configured database.
 
     Raises:
         ConfigError: none is configured, and no embedded server was started.

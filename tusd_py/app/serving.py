@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def derive_features(config: Config) -> Features:
-    """Answer what the server offers under a configuration."""
+    """Return what the server offers under a configuration."""
     return Features.derive(
         disabled=config.tus.disable,
         checksum_trailer=config.tus.checksum_trailer,
@@ -105,7 +105,7 @@ def _asked(locks: LocalLocks, payload: str) -> None:
 
 
 def upload_settings(config: Config, features: Features) -> UploadSettings:
-    """Answer the part of the configuration that the use-cases need."""
+    """Return the part of the configuration that the use-cases need."""
     return UploadSettings(
         key_template=config.storage.key_template,
         append=AppendSettings(

@@ -107,7 +107,7 @@ class BearerAuthenticator(Authenticator):
         raise Unauthenticated(reason=str(problem)) from problem
 
     def _candidates(self, token: str) -> list[Key]:
-        """Answer the keys that may have signed the token: its algorithm, and its kid where both have one."""
+        """Return the keys that may have signed the token: its algorithm, and its kid where both have one."""
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError as error:
@@ -154,7 +154,7 @@ def _token(header: str | None) -> str:
 
 
 def _expires_at(claims: Mapping[str, Any]) -> float:
-    """Answer `exp` in seconds since the epoch, infinity for a token that never expires."""
+    """Return `exp` in seconds since the epoch, infinity for a token that never expires."""
     if "exp" not in claims:
         return math.inf
     expires_at = claims["exp"]
@@ -173,7 +173,7 @@ def _subject(claims: Mapping[str, Any]) -> str:
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Answer the scopes: `scope` (RFC 8693 §4.2) or else `scp`, as words in a text or as a list."""
+    """Return the scopes: `scope` (RFC 8693 §4.2) or else `scp`, as words in a text or as a list."""
     granted = claims.get("scope", claims.get("scp"))
     if isinstance(granted, str):
         granted = granted.split()
@@ -183,6 +183,6 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _profile(claims: Mapping[str, Any]) -> str:
-    """Answer the profile that the token asks for; what is no text names none that there is."""
+    """Return the profile that the token asks for; what is no text names none that there is."""
     profile = claims.get("profile", DEFAULT_PROFILE)
     return profile if isinstance(profile, str) else ""

@@ -45,7 +45,7 @@ class KeySource(Protocol):
     """Where keys come from."""
 
     def keys(self) -> Sequence[Key]:
-        """Answer the keys of this moment; a different object as soon as one of them changed."""
+        """Return the keys of this moment; a different object as soon as one of them changed."""
 
 
 class SecretKeys(KeySource):
@@ -153,7 +153,7 @@ def _entries(text: bytes) -> list[object]:
 
 
 def _parse(entry: dict[str, Any]) -> tuple[str, Key | None]:
-    """Answer the key of a JWK, or the reason why it is none for us and None."""
+    """Return the key of a JWK, or the reason why it is none for us and None."""
     kty, crv, kid = entry.get("kty"), entry.get("crv"), entry.get("kid")
     if not isinstance(kty, str) or not isinstance(crv, str | None) or not isinstance(kid, str | None):
         return "kty, crv and kid must be text", None

@@ -35,7 +35,7 @@ _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]+")
 
 
 def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
-    """Answer every problem between keys as `key.path: message`, none if the whole is sound.
+    """Return every problem between keys as `key.path: message`, none if the whole is sound.
 
     Checks that look at one of the `broken` sections are left out: those hold defaults instead of
     what was written.
@@ -44,7 +44,7 @@ def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
 
 
 def warnings(config: Config) -> list[str]:
-    """Answer what is allowed and still worth a second look, as `key.path: message`."""
+    """Return what is allowed and still worth a second look, as `key.path: message`."""
     found = list(_open_to_pages(config))
     return [*found, *s3_warnings(config)] if config.storage.backend == "s3" else found
 
@@ -58,7 +58,7 @@ def _open_to_pages(config: Config) -> Iterator[str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether only this machine can reach `host`."""
+    """Return whether only this machine can reach `host`."""
     if host == "localhost":
         return True
     try:

@@ -20,7 +20,7 @@ HEADER: Final = """\
 
 
 def render_example() -> str:
-    """Answer the text of `config.example.toml`. Whatever the environment says, it is the same."""
+    """Return the text of `config.example.toml`. Whatever the environment says, it is the same."""
     # model_construct reads no source, so that no TUSD_… variable ends up in the example.
     lines = render_lines(Config.model_construct(), comment=lambda text: [f"# {text}"] if text else [])
     return "\n".join([HEADER, *lines])

@@ -211,7 +211,7 @@ def _unknown_environment() -> list[str]:
 
 
 def _may_name_a_key(steps: list[str]) -> bool:
-    """Tell whether the model itself will look at this variable, and refuse it if it must."""
+    """Return whether the model itself will look at this variable, and refuse it if it must."""
     known = Config.model_fields.get(steps[0])
     return known is not None and (len(steps) == 1 or section_of(known.annotation) is not None)
 

@@ -26,12 +26,12 @@ Comment = Callable[[str], list[str]]
 
 
 def render_effective(config: Config) -> str:
-    """Answer the whole configuration as TOML text, every secret masked."""
+    """Return the whole configuration as TOML text, every secret masked."""
     return "\n".join(render_lines(config, comment=lambda _: []))
 
 
 def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iterator[str]:
-    """Answer the lines of `model` and of every table in it, keys before tables as TOML demands."""
+    """Return the lines of `model` and of every table in it, keys before tables as TOML demands."""
     fields = type(model).model_fields
     values = {name: getattr(model, name) for name in fields}
     tables = {name: list(_tables(name, value)) for name, value in values.items()}
@@ -62,7 +62,7 @@ def _tables(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
 
 
 def _readable(value: object, field: FieldInfo) -> object:
-    """Answer the value as people write it: sizes and durations with a unit, secrets not at all."""
+    """Return the value as people write it: sizes and durations with a unit, secrets not at all."""
     readers = {getattr(item, "func", None) for item in field.metadata}
     match value:
         case SecretStr():

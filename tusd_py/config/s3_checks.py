@@ -21,7 +21,7 @@ def s3_problems(config: Config, s3: S3StoreConfig, *, path: str = "storage.s3") 
 
 
 def s3_connections(config: Config) -> Iterator[str]:
-    """Answer whether there is a connection for each part that is sent at once.
+    """Return whether there is a connection for each part that is sent at once.
 
     A part that waits for one could not be told from a part that the server does not take.
     """
@@ -34,7 +34,7 @@ def s3_connections(config: Config) -> Iterator[str]:
 
 
 def s3_warnings(config: Config) -> Iterator[str]:
-    """Answer what is allowed in S3 and still worth a second look."""
+    """Return what is allowed in S3 and still worth a second look."""
     s3 = config.storage.s3
     if s3.verify_tls is False:
         yield "storage.s3.verify_tls: false: whoever is on the way to the store can read and change everything"
@@ -43,7 +43,7 @@ def s3_warnings(config: Config) -> Iterator[str]:
 
 
 def everything_is_public(config: Config) -> bool:
-    """Tell whether a link that is valid for ever and for everybody gives nothing away."""
+    """Return whether a link that is valid for ever and for everybody gives nothing away."""
     return config.auth.mode == "none" or all(profile.perm_download == "public" for profile in config.profiles.values())
 
 

@@ -25,7 +25,7 @@ _DURATION_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_size(value: Any) -> Any:
-    """Answer the bytes in `64MiB`, `10MB` or a bare number. Raises ValueError for anything else."""
+    """Return the bytes in `64MiB`, `10MB` or a bare number. Raises ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError('a size like "64MiB" or a number of bytes is expected')  # noqa: TRY004
     if isinstance(value, int):
@@ -38,7 +38,7 @@ def parse_size(value: Any) -> Any:
 
 
 def format_size(size_bytes: int) -> str:
-    """Answer what `parse_size` reads as `size_bytes`, in the largest binary unit without a fraction."""
+    """Return what `parse_size` reads as `size_bytes`, in the largest binary unit without a fraction."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):
         if size_bytes and size_bytes % _SIZE_UNITS[unit.lower()] == 0:
             return f"{size_bytes // _SIZE_UNITS[unit.lower()]}{unit}"
@@ -46,7 +46,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def parse_duration(value: Any) -> Any:
-    """Answer the seconds in `24h`, `1m30s`, `250ms` or a bare number. Raises ValueError otherwise."""
+    """Return the seconds in `24h`, `1m30s`, `250ms` or a bare number. Raises ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError('a duration like "90s" or a number of seconds is expected')  # noqa: TRY004
     seconds = _seconds(value.strip()) if isinstance(value, str) else value
@@ -64,7 +64,7 @@ def _seconds(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str | float:
-    """Answer what `parse_duration` reads as `seconds`: a unit, or the number if it has a fraction."""
+    """Return what `parse_duration` reads as `seconds`: a unit, or the number if it has a fraction."""
     for unit in ("d", "h", "m"):
         if seconds and seconds % _DURATION_UNITS[unit] == 0:
             return f"{seconds // _DURATION_UNITS[unit]:.0f}{unit}"
@@ -72,7 +72,7 @@ def format_duration(seconds: float) -> str | float:
 
 
 def resolve_secret(value: Any) -> Any:
-    """Answer the secret itself, given as text, as `{ file = "path" }` or as `{ env = "NAME" }`."""
+    """Return the secret itself, given as text, as `{ file = "path" }` or as `{ env = "NAME" }`."""
     if not isinstance(value, dict):
         return value
     match value:

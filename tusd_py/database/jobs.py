@@ -405,7 +405,7 @@ class PostgresJobs(JobQueue):
 
 
 def _sentence(error: Exception) -> str:
-    """Answer what the upload's owner may read: no path, no address, but the store's own code."""
+    """Return what the upload's owner may read: no path, no address, but the store's own code."""
     if not isinstance(error, TusdError):
         return TusdError().detail
     fact = error.context.get("code") or error.context.get("errno")
@@ -413,6 +413,6 @@ def _sentence(error: Exception) -> str:
 
 
 def _text(error: Exception) -> str:
-    """Answer everything there is to know, for operators."""
+    """Return everything there is to know, for operators."""
     # PostgreSQL's text knows no NUL, and what a store answers may have one.
     return f"{type(error).__name__}: {error}".replace("\0", "")[:MAX_ERROR_CHARACTERS]

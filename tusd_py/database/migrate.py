@@ -69,7 +69,7 @@ class Migration:
 
 
 def migrations_directory() -> Path:
-    """Answer where the files are: inside the installed package, or at the top of a checkout."""
+    """Return where the files are: inside the installed package, or at the top of a checkout."""
     packaged = Path(str(files("tusd_py"))) / "migrations"
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "migrations"
 
@@ -92,7 +92,7 @@ def load_migrations(directory: Path | None = None) -> list[Migration]:
 
 
 def pending(known: Sequence[Migration], applied: Sequence[tuple[int, str, str]]) -> list[Migration]:
-    """Answer what is left to run. Pure.
+    """Return what is left to run. Pure.
 
     Raises:
         MigrationError: the database is newer than the program, or a file was edited after it ran.
@@ -109,7 +109,7 @@ def pending(known: Sequence[Migration], applied: Sequence[tuple[int, str, str]])
 
 
 async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: float = 120) -> list[str]:
-    """Apply what is missing and answer the names applied. Safe to run from many processes at once.
+    """Apply what is missing and return the names applied. Safe to run from many processes at once.
 
     Needs a direct connection: an advisory lock means nothing through a transaction pooler.
 
@@ -131,7 +131,7 @@ async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: f
 
 
 async def check_schema(dsn: str) -> list[str]:
-    """Answer the names of the migrations that are missing, without changing anything."""
+    """Return the names of the migrations that are missing, without changing anything."""
     with translated_errors():
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, timeout=10)
         try:

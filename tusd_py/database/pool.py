@@ -145,7 +145,7 @@ class Database:
         return PoolUse(self._pool.get_size() - idle, idle, self._pool.get_max_size())
 
     async def fetchrow(self, sql: str, *arguments: Any) -> Row | None:
-        """Run a statement that answers at most one row."""
+        """Run a statement that returns at most one row."""
         try:
             async with self._acquire() as connection:
                 return await connection.fetchrow(sql, *arguments)
@@ -162,7 +162,7 @@ class Database:
             return await self.fetchrow(sql, *arguments)
 
     async def fetch(self, sql: str, *arguments: Any) -> list[Row]:
-        """Run a statement and answer its rows."""
+        """Run a statement and return its rows."""
         try:
             async with self._acquire() as connection:
                 rows: list[Row] = await connection.fetch(sql, *arguments)
@@ -171,7 +171,7 @@ class Database:
             raise await self._unavailable(error) from error
 
     async def execute(self, sql: str, *arguments: Any) -> int:
-        """Run a statement and answer how many rows it touched."""
+        """Run a statement and return how many rows it touched."""
         try:
             async with self._acquire() as connection:
                 status: str = await connection.execute(sql, *arguments)

@@ -65,7 +65,7 @@ ON CONFLICT DO NOTHING
 async def remove_upload(connection: Connection, upload_id: UploadId, *, force: bool) -> Upload:
     """Move an upload to `removing` and queue its removal, inside the caller's transaction.
 
-    Answers the upload as it was.
+    Returns the upload as it was.
 
     Raises:
         UploadNotFound, InvalidTransition, UploadHeld, PartInUse, TransferInProgress.

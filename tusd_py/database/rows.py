@@ -23,7 +23,7 @@ _TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
 
 def upload_columns(alias: str) -> str:
-    """Answer the columns of an upload under a table alias."""
+    """Return the columns of an upload under a table alias."""
     return ", ".join(f"{alias}.{column}" for column in UPLOAD_COLUMNS.split(", "))
 
 
@@ -70,10 +70,10 @@ def upload_from_row(row: Row) -> Upload:
 
 
 def signed(value: int | None) -> int | None:
-    """Answer an unsigned 64-bit number as the bigint with the same bits."""
+    """Return an unsigned 64-bit number as the bigint with the same bits."""
     return value - (1 << 64) if value is not None and value >= 1 << 63 else value
 
 
 def unsigned(value: int | None) -> int | None:
-    """Answer a bigint as the unsigned 64-bit number with the same bits."""
+    """Return a bigint as the unsigned 64-bit number with the same bits."""
     return value + (1 << 64) if value is not None and value < 0 else value

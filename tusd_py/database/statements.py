@@ -26,7 +26,7 @@ WANTS_TRANSFER: Final = """
 
 
 def expires(seconds: str) -> str:
-    """Answer the moment that lies `seconds` (an SQL expression) ahead, NULL for 0."""
+    """Return the moment that lies `seconds` (an SQL expression) ahead, NULL for 0."""
     return f"CASE WHEN {seconds} > 0 THEN now() + make_interval(secs => {seconds}) END"
 
 
@@ -96,7 +96,7 @@ SELECT * FROM changed
 
 
 def create_arguments(new: NewUpload) -> tuple[Any, ...]:
-    """Answer the arguments of `CREATE`, in its order."""
+    """Return the arguments of `CREATE`, in its order."""
     return (
         new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
         new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,

@@ -88,7 +88,7 @@ async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
 
 
 async def request_transfer(connection: Connection, upload_id: UploadId) -> TransferOrder:
-    """Answer the upload's transfer, queued if there is none, inside the caller's transaction.
+    """Return the upload's transfer, queued if there is none, inside the caller's transaction.
 
     Raises:
         UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.request_transfer`.

@@ -201,7 +201,7 @@ def wheel_directories(package: str) -> list[Path]:
 
 
 def has_programs(directory: Path) -> bool:
-    """Tell whether both programs we need are there."""
+    """Return whether both programs we need are there."""
     return all(os.access(directory / name, os.X_OK) for name in ("postgres", "initdb"))
 
 

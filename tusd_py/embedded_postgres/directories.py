@@ -75,7 +75,7 @@ def short_temporary_dir() -> str:
 
 
 def is_private_dir(directory: Path, uid: int) -> bool:
-    """Tell whether this is a socket directory of ours that nobody else can have put there."""
+    """Return whether this is a socket directory of ours that nobody else can have put there."""
     try:
         found = directory.lstat()
     except OSError:

@@ -36,7 +36,7 @@ class Status:
 
     @property
     def ready(self) -> bool:
-        """Tell whether the server accepts connections, or did so when it was killed."""
+        """Return whether the server accepts connections, or did so when it was killed."""
         return self.state == "ready"
 
 
@@ -57,7 +57,7 @@ def read_status(data_dir: Path) -> Status | None:
 
 
 def is_postmaster(pid: int, data_dir: Path) -> bool:
-    """Tell whether the process works in this data directory, as only a live server of it does."""
+    """Return whether the process works in this data directory, as only a live server of it does."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == data_dir
     except PermissionError:
@@ -74,7 +74,7 @@ def children_of(pid: int) -> list[ProcessIdentity]:
 
 
 def is_recovering(pid: int) -> bool:
-    """Tell whether a postmaster replays its log: at its start, or since one of its children was killed."""
+    """Return whether a postmaster replays its log: at its start, or since one of its children was killed."""
     titles = (read_or_nothing(Path(f"/proc/{child.pid}/cmdline")) for child in children_of(pid))
     return any(re.match(rb"postgres: .*\bstartup\b", title) for title in titles)
 
@@ -88,7 +88,7 @@ def read_or_nothing(path: Path) -> bytes:
 
 
 def accepts(socket_dir: Path) -> bool:
-    """Tell whether a server listens on the socket there. Blocks for a second at most."""
+    """Return whether a server listens on the socket there. Blocks for a second at most."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(CONNECT_TIMEOUT_SECONDS)
         try:
@@ -102,7 +102,7 @@ def accepts(socket_dir: Path) -> bool:
 
 
 def fits_socket(directory: Path) -> bool:
-    """Tell whether a socket there has a path short and plain enough for server and DSN.
+    """Return whether a socket there has a path short and plain enough for server and DSN.
 
     Both read a comma as the end of a name, and the server's list has quoting rules of its own.
     """

@@ -140,7 +140,7 @@ class EmbeddedPostgres:
         self._disown()
 
     def running(self) -> bool:
-        """Tell whether the server lives: by its process if it is ours, by its socket if not."""
+        """Return whether the server lives: by its process if it is ours, by its socket if not."""
         if self._child is not None:
             return self._child.poll() is None
         return self.pid is not None and self._socket_dir is not None and postmaster.accepts(self._socket_dir)

@@ -69,12 +69,12 @@ def build_application(context: Web) -> web.Application:
 
 
 async def end_waiting(app: web.Application) -> None:
-    """Answer those who wait for an upload: a host that shuts down would wait for them."""
+    """Return those who wait for an upload: a host that shuts down would wait for them."""
     app[WEB].watch.close()
 
 
 async def nowhere(request: web.Request) -> web.StreamResponse:
-    """Answer 404, or 405 where another method would have been served.
+    """Return 404, or 405 where another method would have been served.
 
     A route of ours and not the router's own answer, for the sake of its expect handler.
     """
@@ -101,7 +101,7 @@ def make_runner(app: web.Application, config: Config) -> ConnectionRunner:
 
 
 def runner_options(config: Config) -> dict[str, Any]:
-    """Answer what `web.AppRunner` must be told; each has a test that fails without it.
+    """Return what `web.AppRunner` must be told; each has a test that fails without it.
 
     A decompressed body would make offsets lie; an hour of keep-alive would hold sockets for nothing;
     cancelling a handler on disconnect would throw away what had arrived.

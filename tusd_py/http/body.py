@@ -97,7 +97,7 @@ class RequestBody(Body):
         return chunk
 
     async def _arrived(self) -> bytes:
-        """Answer the next bytes, `b""` at the end.
+        """Return the next bytes, `b""` at the end.
 
         Where the length is known, one buffer as it came from the socket: `readany()` joins all there
         are, which copies every byte once more and lets a fast client grow them to megabytes.
@@ -116,7 +116,7 @@ class RequestBody(Body):
         return self._rest(BodyTimedOut(idle_seconds=self._idle_timeout_seconds))
 
     async def _last(self, ending: Exception) -> bytes:
-        """Answer what has reached this machine though not yet this process; then raise the ending.
+        """Return what has reached this machine though not yet this process; then raise the ending.
 
         A newer request and a shutdown come while megabytes may wait in the kernel's buffer. They are
         read until it is empty, but no longer than a moment: the client may send on and on.
@@ -136,7 +136,7 @@ class RequestBody(Body):
         return chunk
 
     def _rest(self, ending: Exception) -> bytes:
-        """Answer what is buffered, once; then raise the ending.
+        """Return what is buffered, once; then raise the ending.
 
         A body that has arrived to its end is whole, whatever happened afterwards.
         """

@@ -60,17 +60,17 @@ class CorsPolicy:
         }
 
     def refuses(self, origin: str | None) -> bool:
-        """Tell whether a request from this origin must be answered with 403. Preflights never are."""
+        """Return whether a request from this origin must be answered with 403. Preflights never are."""
         return self._enabled and origin is not None and not self._allows(origin)
 
     def response_headers(self, origin: str | None) -> dict[str, str]:
-        """Answer what every response but a preflight's carries, errors included."""
+        """Return what every response but a preflight's carries, errors included."""
         return self._for_origin(origin, self._actual)
 
     def preflight(
         self, origin: str | None, requested_method: str | None, requested_headers: str | None
     ) -> dict[str, str]:
-        """Answer the headers for OPTIONS; without a requested method it is no preflight.
+        """Return the headers for OPTIONS; without a requested method it is no preflight.
 
         The requested headers are repeated, so that an application's own need no configuration.
         """

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def dialect_of(request: web.Request) -> Dialect:
-    """Answer the dialect of a request."""
+    """Return the dialect of a request."""
     dialect = request.get(DIALECT)
     if dialect is None:
         dialect = request[DIALECT] = dialects.choose(request.method, request.headers, request.app[WEB].features)

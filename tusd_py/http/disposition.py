@@ -46,7 +46,7 @@ _COMPRESSED: Final = {"gzip": "application/gzip", "bzip2": "application/x-bzip2"
 
 
 def content_disposition(filename: str | None, *, inline: bool) -> str:
-    """Answer the value of Content-Disposition (RFC 6266), ASCII only.
+    """Return the value of Content-Disposition (RFC 6266), ASCII only.
 
     The name loses control characters, path separators and what turns the direction of text, and is
     cut to 255 bytes of UTF-8 before its extension. Where ASCII does not say it all, `filename*` does.
@@ -63,7 +63,7 @@ def content_disposition(filename: str | None, *, inline: bool) -> str:
 
 
 def safe_content_type(declared: str | None, filename: str | None, inline_types: Collection[str]) -> tuple[str, bool]:
-    """Answer the Content-Type to serve and whether a browser may show the file.
+    """Return the Content-Type to serve and whether a browser may show the file.
 
     Of the parameters only a charset is kept. Whatever `inline_types` says, types that run script
     (HTML, SVG, XML, JavaScript …) are not shown.

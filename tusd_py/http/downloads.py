@@ -144,7 +144,7 @@ class _StoredFile(web.FileResponse):
 
 
 def _file_response_understands(request: web.Request, tag: ETag) -> bool:
-    """Tell whether aiohttp's file response, which sends without copying, reads the ranges as we do.
+    """Return whether aiohttp's file response, which sends without copying, reads the ranges as we do.
 
     It takes an If-Range that is no date for none at all, and an empty suffix for everything; it answers
     416 to what is no single range.
@@ -203,7 +203,7 @@ async def _send(request: web.Request, response: web.StreamResponse, blocks: Asyn
 
 
 def _range(request: web.Request, length: int, tag: ETag) -> tuple[int, int, bool]:
-    """Answer [start, stop) of a single range (RFC 9110 §14.2), and whether it is one.
+    """Return [start, stop) of a single range (RFC 9110 §14.2), and whether it is one.
 
     What is no single range of bytes is ignored, as the RFC allows: the client gets everything.
 
@@ -230,7 +230,7 @@ def _range(request: web.Request, length: int, tag: ETag) -> tuple[int, int, bool
 
 
 def _pieces(segments: Sequence[Segment], start: int, stop: int) -> list[tuple[Segment, int, int]]:
-    """Answer which bytes of which files make up [start, stop), in order."""
+    """Return which bytes of which files make up [start, stop), in order."""
     pieces, begin = [], 0
     for segment in segments:
         first, last = max(start - begin, 0), min(stop - begin, segment.length)

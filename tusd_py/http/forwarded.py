@@ -45,7 +45,7 @@ class ExternalBase:
     """The path the proxy took away, without a trailing slash."""
 
     def url(self, path: str) -> str:
-        """Answer the absolute URL of a path of ours."""
+        """Return the absolute URL of a path of ours."""
         return f"{self.scheme}://{self.host}{self.prefix}{path}"
 
 
@@ -59,7 +59,7 @@ class TrustedProxies:
         self._networks = [ipaddress.ip_network(network, strict=False) for network in listed if network != UNIX_PEER]
 
     def trusts(self, peer: str | None) -> bool:
-        """Tell whether the peer is a trusted proxy. None and "" are whoever uses a unix socket."""
+        """Return whether the peer is a trusted proxy. None and "" are whoever uses a unix socket."""
         if not peer:
             return self._unix
         address = _address(peer.partition("%")[0])
@@ -69,7 +69,7 @@ class TrustedProxies:
 def external_base(
     headers: Mapping[str, str], peer: str | None, scheme: str, host: str, trusted: TrustedProxies
 ) -> ExternalBase | None:
-    """Answer how the client reached us, None if nobody trustworthy says so.
+    """Return how the client reached us, None if nobody trustworthy says so.
 
     `scheme` and `host` are what this server saw, for what the headers leave out. Of a list the first
     value counts: it is the proxy nearest to the client.
@@ -93,7 +93,7 @@ def external_base(
 
 
 def client_address(headers: Mapping[str, str], peer: str | None, trusted: TrustedProxies) -> str | None:
-    """Answer the address of the client, None for one on a unix socket.
+    """Return the address of the client, None for one on a unix socket.
 
     It is the right-most address that is not a trusted proxy: everything to its left was written by
     somebody we do not trust. Where the list cannot be read, the last address that could be stands.
@@ -121,7 +121,7 @@ def _nodes(headers: Mapping[str, str]) -> list[str]:
 
 
 def _agreed(of_x: str | None, of_forwarded: str | None, fallback: str) -> str:
-    """Answer the one value that was said. Raises ValueError if two disagree.
+    """Return the one value that was said. Raises ValueError if two disagree.
 
     A proxy writes one family of headers and passes on the other; on a difference nobody can tell
     which of them the client made up.
@@ -144,12 +144,12 @@ def normal_authority(host: str, scheme: str) -> str | None:
 
 
 def _is_prefix(prefix: str) -> bool:
-    """Tell whether this may stand before a path: no other host, no query, no way up."""
+    """Return whether this may stand before a path: no other host, no query, no way up."""
     return bool(_PREFIX.fullmatch(prefix)) and not {".", ".."} & set(prefix.split("/"))
 
 
 def _node_address(node: str) -> _Address | None:
-    """Answer the address in `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`."""
+    """Return the address in `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`."""
     match = _NODE.fullmatch(node)
     return _address(match["v6"] or match["v4"] or match["bare"]) if match else None
 
@@ -170,12 +170,12 @@ def _first(headers: Mapping[str, str], name: str) -> str | None:
 
 
 def _joined(headers: Mapping[str, str], name: str) -> str:
-    # Some proxies append a line of their own instead of a value, and `get` would answer the client's.
+    # Some proxies append a line of their own instead of a value, and `get` would return the client's.
     return ",".join(value for key, value in headers.items() if key.lower() == name)
 
 
 def _forwarded(headers: Mapping[str, str]) -> list[dict[str, str]]:
-    """Answer the elements of `Forwarded` (RFC 7239 §4). Raises ValueError if it is malformed."""
+    """Return the elements of `Forwarded` (RFC 7239 §4). Raises ValueError if it is malformed."""
     value = _joined(headers, "forwarded")
     if len(value) > MAX_HEADER_LENGTH:
         raise ValueError("Forwarded is too long")

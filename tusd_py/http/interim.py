@@ -57,7 +57,7 @@ class Interim:
 
 
 def interim_of(context: Web, request: web.Request, locate: Callable[[str], str]) -> Interim | None:
-    """Answer what a client may be told before the final response; None where it may be told nothing.
+    """Return what a client may be told before the final response; None where it may be told nothing.
 
     Off unless configured: a proxy may take a 104 for the final response, and nginx does.
     """

@@ -71,14 +71,14 @@ class Document:
 
 
 def wanted(config: Config) -> bool:
-    """Tell whether `GET /` shows the page; "auto": where only this machine can reach an open server."""
+    """Return whether `GET /` shows the page; "auto": where only this machine can reach an open server."""
     if config.server.page == "auto":
         return config.auth.mode == "none" and is_loopback(config.server.host)
     return config.server.page == "on"
 
 
 def routes(config: Config, features: Features) -> list[web.RouteDef]:
-    """Answer the routes of the page and its assets, none where it is not wanted."""
+    """Return the routes of the page and its assets, none where it is not wanted."""
     if not wanted(config):
         return []
     assets = _read(_WEB, _OWN) | _read(_WEB / "assets", _BUILT)

@@ -48,7 +48,7 @@ def to_response(reply: Reply) -> web.Response:
 
 
 def error_response(request: web.Request, error: TusdError, method: str, features: Features) -> web.Response:
-    """Answer an error in the dialect of the request.
+    """Return an error in the dialect of the request.
 
     A HEAD never fails for a passing reason: tus-js-client throws the whole upload away on anything
     but 2xx and 423.
@@ -65,7 +65,7 @@ def error_response(request: web.Request, error: TusdError, method: str, features
 
 
 def transient(error: TusdError) -> bool:
-    """Tell whether the reason for an error may be gone in a moment."""
+    """Return whether the reason for an error may be gone in a moment."""
     return error.retryable or (error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not _lost(error))
 
 
@@ -80,7 +80,7 @@ def _lost(error: TusdError) -> bool:
 
 
 def json_response(payload: Any, *, status: int = 200) -> web.Response:
-    """Answer JSON."""
+    """Return JSON."""
     return web.Response(
         body=orjson.dumps(payload, option=orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC),
         status=status,
@@ -89,7 +89,7 @@ def json_response(payload: Any, *, status: int = 200) -> web.Response:
 
 
 def problem_response(error: TusdError) -> web.Response:
-    """Answer an error of the JSON API (RFC 9457)."""
+    """Return an error of the JSON API (RFC 9457)."""
     status = error.status
     response = web.Response(
         body=orjson.dumps({"title": _title(status), "status": status, "code": error.code, "detail": error.detail}),

@@ -41,7 +41,7 @@ class TrailerConnection(Connection):
         super().data_received(data)
 
     def trailers(self) -> Mapping[str, str]:
-        """Answer the trailers of the chunked body that has just ended, by name in lower case."""
+        """Return the trailers of the chunked body that has just ended, by name in lower case."""
         match = _LAST_CHUNK.search(self._tail)
         return _parse(match["fields"]) if match else {}
 
@@ -57,11 +57,11 @@ def _parse(lines: bytes) -> dict[str, str]:
 
 
 def keeps_trailers(request: web.Request) -> bool:
-    """Tell whether the server that runs the application remembers trailers; a host's own does not."""
+    """Return whether the server that runs the application remembers trailers; a host's own does not."""
     return isinstance(request.protocol, TrailerConnection)
 
 
 def received_trailers(request: web.Request) -> Mapping[str, str]:
-    """Answer the trailers of a request whose body has ended; none on a server that does not keep them."""
+    """Return the trailers of a request whose body has ended; none on a server that does not keep them."""
     protocol = request.protocol
     return protocol.trailers() if isinstance(protocol, TrailerConnection) else {}

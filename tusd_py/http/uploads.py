@@ -68,7 +68,7 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
 
 
 async def unknown_url(request: web.Request) -> web.StreamResponse:
-    """Answer preflights for any path below the creation URL, and 404 to the rest."""
+    """Return preflights for any path below the creation URL, and 404 to the rest."""
     if request.method == "OPTIONS":
         return options(request)
     dialect_of(request).check_request(request.method, request.headers)
@@ -76,7 +76,7 @@ async def unknown_url(request: web.Request) -> web.StreamResponse:
 
 
 def options(request: web.Request) -> web.Response:
-    """Answer what the server offers, and a browser's preflight with it. Needs no credential."""
+    """Return what the server offers, and a browser's preflight with it. Needs no credential."""
     context = request.app[WEB]
     response = to_response(dialects.render_options(_features(context, request)))
     headers = request.headers
@@ -151,7 +151,7 @@ async def terminate(context: Web, request: web.Request, principal: Principal, to
 
 
 def location(context: Web, request: web.Request, token: str) -> str:
-    """Answer the new upload's URL: a path, which no proxy can break, unless told how we are reached."""
+    """Return the new upload's URL: a path, which no proxy can break, unless told how we are reached."""
     path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
     if context.config.server.public_url is not None:
         return f"{context.config.server.public_url}{path}"
@@ -167,7 +167,7 @@ def _method(request: web.Request) -> str:
 
 
 def _features(context: Web, request: web.Request) -> Features:
-    """Answer what is offered to this connection: in a host's application there are no trailers."""
+    """Return what is offered to this connection: in a host's application there are no trailers."""
     if context.features.offers("checksum-trailer") and not keeps_trailers(request):
         return context.features.without("checksum-trailer")
     return context.features

@@ -89,7 +89,7 @@ class JobQueue(Protocol):
         """
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
-        """Extend the leases; answer the ids that are still ours and may go on."""
+        """Extend the leases; return the ids that are still ours and may go on."""
 
     async def release(self, jobs: Sequence[Job]) -> None:
         """Let the leases run out in a moment, for somebody else to go on. Counts as no failure."""
@@ -102,33 +102,33 @@ class JobQueue(Protocol):
         """
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
-        """Record objects as stored; answer the ids for which the upload really moved."""
+        """Record objects as stored; return the ids for which the upload really moved."""
 
     async def finish_removals(self, jobs: Sequence[Job]) -> None:
         """Record that nothing is left of these uploads."""
 
     async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
-        """Put the job back for later; answer whether it still was ours and not cancelled."""
+        """Put the job back for later; return whether it still was ours and not cancelled."""
 
     async def postpone(self, job: Job, error: Exception, *, code: str) -> bool:
         """Put the job back until the store has returned. Counts as no failure; returns as `retry` does."""
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
-        """Give the job up; a transfer's upload becomes `transfer_failed`. Answers as `retry` does."""
+        """Give the job up; a transfer's upload becomes `transfer_failed`. Returns as `retry` does."""
 
     async def move(self, job: Job, place_id: int) -> bool:
         """Record in which place a transfer goes on, from its beginning. Returns whether the job still was ours."""
 
     async def sending_ahead(self, job: Job) -> bool:
-        """Tell whether a worker holds a lease on the job `ahead` of the same upload."""
+        """Return whether a worker holds a lease on the job `ahead` of the same upload."""
 
     async def rest(self, job: Job, *, wants: int) -> bool:
-        """Let a job `ahead` lie until `wants` bytes are durable. Answers as `retry` does."""
+        """Let a job `ahead` lie until `wants` bytes are durable. Returns as `retry` does."""
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
         """Close a job that has nothing left to do, or was cancelled: a removal may go on.
 
-        It does so after `settle_seconds`, for what was under way. Answers whether the job was still ours.
+        It does so after `settle_seconds`, for what was under way. Returns whether the job was still ours.
         """
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
@@ -138,7 +138,7 @@ class JobQueue(Protocol):
         """
 
     def ledger(self, job: Job) -> TransferLedger:
-        """Answer the durable memory of a transfer, fenced by the job's attempt."""
+        """Return the durable memory of a transfer, fenced by the job's attempt."""
 
 
 class OutageRecord(Protocol):

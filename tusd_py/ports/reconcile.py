@@ -1,7 +1,7 @@
 """What comparing the record with the staging disk and the store asks of the three.
 
 Everything is read in pages, so that memory does not grow with the number of uploads. Every change
-says again, in the same step, what it relies on: it answers False where that does not hold any more.
+says again, in the same step, what it relies on: it returns False where that does not hold any more.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class ReconcileRepository(Protocol):
         """
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
-        """Answer those uploads that exist."""
+        """Return those uploads that exist."""
 
     async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[RowFacts]:
         """Return the uploads of these object keys in some places."""
@@ -89,7 +89,7 @@ class ReconcileRepository(Protocol):
         """Return whether there is any upload of this staging directory."""
 
     async def segments(self, upload_id: UploadId) -> list[StagedPart]:
-        """Answer the parts of a final upload in order, as far as their bytes are kept."""
+        """Return the parts of a final upload in order, as far as their bytes are kept."""
 
     async def queue_job(self, row: RowFacts) -> bool:
         """Queue the job that an upload waits for, if it still does and still has none."""
@@ -115,10 +115,10 @@ class StagingScan(Protocol):
     """The staging disk as it is compared."""
 
     def pages(self, limit: int) -> Iterator[list[StagedFile]]:
-        """Answer everything in the staging directory. Blocks: run each step in a thread."""
+        """Return everything in the staging directory. Blocks: run each step in a thread."""
 
     def sizes(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, int]:
-        """Answer the sizes of the files that are there. Blocks."""
+        """Return the sizes of the files that are there. Blocks."""
 
     def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
         """Hold the locks of files; see `Staging.locked`."""
@@ -128,7 +128,7 @@ class StagingScan(Protocol):
     ) -> bool:
         """Remove a file under its own lock, if it is old enough and `unwanted` says so then.
 
-        Answers False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
+        Returns False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
         """
 
     async def set_aside_unwanted(

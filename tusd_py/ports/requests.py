@@ -24,7 +24,7 @@ class UploadLocks(Protocol):
         """
 
     def held(self, upload_id: UploadId) -> bool:
-        """Tell whether a request of this process holds the upload."""
+        """Return whether a request of this process holds the upload."""
 
     async def ask_others(self, upload_id: UploadId) -> None:
         """Ask other processes to let go. Never fails: it is a hint."""
@@ -40,7 +40,7 @@ class Body(Protocol):
         """Say that the body is wanted: `100 Continue`, if the client waits for it."""
 
     async def read(self, wait_seconds: float | None = None) -> bytes | None:
-        """Answer what has arrived, at least one byte; `b""` at the end; None after `wait_seconds`.
+        """Return what has arrived, at least one byte; `b""` at the end; None after `wait_seconds`.
 
         Raises:
             BodyError: the body ended without its end. What had arrived was answered before.
@@ -50,7 +50,7 @@ class Body(Protocol):
         """Say how much is durable, if the client listens to that while it sends."""
 
     def trailer(self, name: str) -> str | None:
-        """Answer a trailer field. Only after the end of the body."""
+        """Return a trailer field. Only after the end of the body."""
 
     def interrupt(self, error: Exception) -> None:
         """Make the current or next `read` raise `error`, after it has answered what had arrived."""
@@ -60,7 +60,7 @@ class Authenticator(Protocol):
     """Tells who is asking. Quick enough for the event loop: it never waits for the network."""
 
     def authenticate(self, authorization_header: str | None) -> Principal:
-        """Answer who sent this `Authorization` (None: the request has none).
+        """Return who sent this `Authorization` (None: the request has none).
 
         Raises:
             Unauthenticated: a credential is missing, malformed, forged or out of date.

@@ -56,7 +56,7 @@ class StagingFile(Protocol):
         sync: bool = False,
         hasher: Hasher | None = None,
     ) -> int:
-        """Write the chunks at `offset`, feed them to `hasher`, and answer the running checksum.
+        """Write the chunks at `offset`, feed them to `hasher`, and return the running checksum.
 
         With `sync` everything written so far survives a power cut (fdatasync) when this returns. If that
         fails, nothing counts that was written since the last sync, and every later one fails as well.
@@ -79,10 +79,10 @@ class Staging(Protocol):
     """Which directory this is."""
 
     def new_id(self) -> UploadId:
-        """Answer a fresh public id, random but for what lets files of the same moment lie together."""
+        """Return a fresh public id, random but for what lets files of the same moment lie together."""
 
     async def store_small(self, upload_id: UploadId, chunks: Sequence[bytes | memoryview]) -> int:
-        """Create a file that holds exactly `chunks`, durable, and answer their checksum."""
+        """Create a file that holds exactly `chunks`, durable, and return their checksum."""
 
     async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
         """Open for writing and take the file's lock; None while another process holds it.
@@ -92,13 +92,13 @@ class Staging(Protocol):
         """
 
     def probe(self, upload_id: UploadId) -> int | None:
-        """Answer the file's size, 0 if there is none, None while another process writes to it.
+        """Return the file's size, 0 if there is none, None while another process writes to it.
 
         Quick: two system calls, no thread.
         """
 
     def path(self, upload_id: UploadId) -> Path:
-        """Answer where the file is."""
+        """Return where the file is."""
 
     def locked(
         self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
@@ -153,4 +153,4 @@ class StagingFiles(Protocol):
         """Raise `StagingMismatch` if another directory is in the place of ours by now."""
 
     def files(self) -> Iterator[tuple[str, float]]:
-        """Answer name and modification time of every file. Blocks: run it in a thread."""
+        """Return name and modification time of every file. Blocks: run it in a thread."""

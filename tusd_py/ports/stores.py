@@ -100,13 +100,13 @@ class TransferLedger(Protocol):
     """
 
     async def multipart_id(self) -> str | None:
-        """Answer the multipart upload id recorded for this transfer, None if there is none."""
+        """Return the multipart upload id recorded for this transfer, None if there is none."""
 
     async def record_multipart(self, multipart_id: str | None) -> None:
         """Record the multipart id (None: forget it, and every part) before a part is sent."""
 
     async def parts(self) -> Sequence[PartRecord]:
-        """Answer the parts recorded so far, in order of their number."""
+        """Return the parts recorded so far, in order of their number."""
 
     async def record_part(self, part: PartRecord) -> None:
         """Record a part that the store has acknowledged."""
@@ -141,7 +141,7 @@ class ObjectStore(Protocol):
         """
 
     async def stat(self, key: str) -> StoredObject | None:
-        """Answer what the store holds under `key`, None if nothing."""
+        """Return what the store holds under `key`, None if nothing."""
 
     async def remove(self, identity: ObjectIdentity) -> bool:
         """Remove the upload's object, with every version of it; nothing there is success.
@@ -203,7 +203,7 @@ class LocalObjects(Protocol):
     """A store whose objects are files that this process can open."""
 
     def local_path(self, key: str) -> Path:
-        """Answer the object's path. Never leaves the store's root, whatever the key."""
+        """Return the object's path. Never leaves the store's root, whatever the key."""
 
 
 @runtime_checkable
@@ -222,7 +222,7 @@ class AheadStore(Protocol):
         """Send what is whole of an object whose first bytes are `segments`, all of them durable.
 
         A later `put` with the same spec and ledger continues behind it. Nothing becomes visible in
-        the store. Answers how many bytes must be there before another call can send more; that is
+        the store. Returns how many bytes must be there before another call can send more; that is
         `spec.length` where the rest is for `put`.
 
         Raises: as `put`.
@@ -236,7 +236,7 @@ class BatchStore(Protocol):
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
     ) -> list[StoredObject | StorageError]:
-        """Store every object as `put` does and answer one result per item, in their order.
+        """Store every object as `put` does and return one result per item, in their order.
 
         An item's failure is its result and leaves the others alone. There is no ledger: an object
         small enough for a batch is sent again rather than continued.
@@ -277,7 +277,7 @@ class ListableStore(Protocol):
     """Whether an object carries the id of its upload, so that `stat` proves whose it is."""
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        """Answer all objects, in the order of their keys' code points where the store keeps to it."""
+        """Return all objects, in the order of their keys' code points where the store keeps to it."""
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        """Answer everything that is unfinished, in any order."""
+        """Return everything that is unfinished, in any order."""

@@ -64,7 +64,7 @@ class NewUpload:
         return State.UPLOADING if self.offset else State.CREATED
 
     def joined(self, joined: Joined) -> NewUpload:
-        """Answer the row of a final upload made of parts."""
+        """Return the row of a final upload made of parts."""
         offset = joined.length if joined.complete and joined.length is not None else 0
         return replace(self, length=joined.length, offset=offset, crc64nvme=joined.crc64nvme)
 
@@ -92,7 +92,7 @@ class TransferView:
 
     @property
     def over(self) -> bool:
-        """Tell whether it will not be tried again by itself."""
+        """Return whether it will not be tried again by itself."""
         return self.state in {"succeeded", "failed", "cancelled"}
 
 
@@ -148,10 +148,10 @@ class UploadRepository(Protocol):
         """
 
     async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
-        """Answer the upload behind a tus URL, whatever its state."""
+        """Return the upload behind a tus URL, whatever its state."""
 
     async def find(self, upload_id: UploadId) -> Upload | None:
-        """Answer an upload by its public id, whatever its state."""
+        """Return an upload by its public id, whatever its state."""
 
     async def newest(
         self,
@@ -168,7 +168,7 @@ class UploadRepository(Protocol):
         """
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
-        """Answer the parts of a final upload in order."""
+        """Return the parts of a final upload in order."""
 
     async def advance(  # noqa: PLR0913 -- each is one fact of the row, and most are keywords
         self,
@@ -232,20 +232,20 @@ class UploadRepository(Protocol):
         """
 
     async def sent_ahead(self, upload_id: UploadId) -> int:
-        """Answer how many bytes the store has acknowledged of an upload whose transfer is not over."""
+        """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
-        """Answer how the latest transfer stands, None if there is none."""
+        """Return how the latest transfer stands, None if there is none."""
 
     async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
-        """Answer the latest attempts of an upload's jobs, newest first."""
+        """Return the latest attempts of an upload's jobs, newest first."""
 
 
 class SweepRepository(Protocol):
     """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
-        """Answer uploads of this staging directory whose time is up and that nothing needs any more."""
+        """Return uploads of this staging directory whose time is up and that nothing needs any more."""
 
     async def expire(self, upload_id: UploadId) -> bool:
         """Expire an upload if it is still overdue, and queue the removal of its bytes."""
@@ -253,7 +253,7 @@ class SweepRepository(Protocol):
     async def purgeable(
         self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
     ) -> list[UploadId]:
-        """Answer stored uploads whose staged copy may go."""
+        """Return stored uploads whose staged copy may go."""
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
         """Return which of them are still stored; to be asked while their files are locked."""
@@ -268,28 +268,28 @@ class SweepRepository(Protocol):
         """Record that the staged copies of uploads that are gone have been removed ahead of the rest."""
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
-        """Queue failed transfers again; answer how many."""
+        """Queue failed transfers again; return how many."""
 
     async def count_requeued(self) -> int:
         """Return how many failed transfers of this node are queued again and not begun."""
 
     async def adopt_jobless(self, limit: int) -> int:
-        """Queue whatever waits for a job and has none; answer how many."""
+        """Queue whatever waits for a job and has none; return how many."""
 
     async def release_parts(self, limit: int) -> int:
-        """Forget the parts of finals that no longer read them; answer how many links.
+        """Forget the parts of finals that no longer read them; return how many links.
 
         A part that would never expire by itself gets a time to do so.
         """
 
     async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
-        """Delete the rows of uploads long gone; answer how many."""
+        """Delete the rows of uploads long gone; return how many."""
 
     async def purge_events(self, older_than_seconds: float, limit: int) -> int:
-        """Delete old events; answer how many."""
+        """Delete old events; return how many."""
 
     async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
-        """Answer which of these uploads have a staging file."""
+        """Return which of these uploads have a staging file."""
 
     async def knows_directory(self) -> bool:
         """Return whether the database knows this staging directory."""

@@ -20,7 +20,7 @@ class Hasher(Protocol):
         """Feed bytes."""
 
     def digest(self) -> bytes:
-        """Answer the digest of everything fed so far."""
+        """Return the digest of everything fed so far."""
 
 
 class _Crc32:
@@ -55,12 +55,12 @@ class Checksum:
     digest: bytes
 
     def hasher(self) -> Hasher:
-        """Answer a fresh hasher for the algorithm."""
+        """Return a fresh hasher for the algorithm."""
         return _ALGORITHMS[self.algorithm]()
 
 
 def new_hasher(algorithm: str) -> Hasher:
-    """Answer a fresh hasher."""
+    """Return a fresh hasher."""
     return _ALGORITHMS[algorithm]()
 
 
@@ -76,7 +76,7 @@ class AllOf:
         return b"".join(checksum.digest for checksum in self.checksums)
 
     def hasher(self) -> Hasher:
-        """Answer a hasher that feeds one of each algorithm."""
+        """Return a hasher that feeds one of each algorithm."""
         return _Several([checksum.hasher() for checksum in self.checksums])
 
     def to_text(self) -> str:

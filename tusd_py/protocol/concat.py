@@ -68,7 +68,7 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     max_size: int | None,
     now: datetime,
 ) -> list[Upload]:
-    """Answer the parts if a final upload may be made of them (tus 1.0.0 §concatenation).
+    """Return the parts if a final upload may be made of them (tus 1.0.0 §concatenation).
 
     Raises:
         InvalidConcat: a part is unknown, gone, somebody else's, no partial upload, or named twice.

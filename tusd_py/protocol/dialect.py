@@ -40,7 +40,7 @@ class Dialect(Protocol):
 
     @property
     def announces(self) -> bool:
-        """Tell whether a client understands an interim response with its upload's URL.
+        """Return whether a client understands an interim response with its upload's URL.
 
         Such a client continues after a connection that broke, and gives up after a 500.
         """
@@ -64,29 +64,29 @@ class Dialect(Protocol):
         """
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
-        """Answer a creation."""
+        """Return a creation."""
 
     def render_status(self, upload: Upload, features: Features) -> Reply:
-        """Answer a HEAD."""
+        """Return a HEAD."""
 
     def describe(self, upload: Upload, features: Features) -> dict[str, str]:
-        """Answer the headers that tell of a complete upload beside its bytes."""
+        """Return the headers that tell of a complete upload beside its bytes."""
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
-        """Answer a GET of an upload that is not complete; None where it has no answer of its own."""
+        """Return a GET of an upload that is not complete; None where it has no answer of its own."""
 
     def render_appended(self, upload: Upload, features: Features) -> Reply:
-        """Answer a PATCH."""
+        """Return a PATCH."""
 
     def render_terminated(self) -> Reply:
-        """Answer a DELETE."""
+        """Return a DELETE."""
 
     def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
-        """Answer an error, with the headers that let a client recover."""
+        """Return an error, with the headers that let a client recover."""
 
 
 def effective_method(method: str, headers: Headers) -> str:
-    """Answer the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
+    """Return the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
 
     Honoured on POST alone: an overridden GET would let a foreign page change things without a
     CORS preflight.
@@ -103,7 +103,7 @@ def effective_method(method: str, headers: Headers) -> str:
 
 
 def error_headers(error: TusdError) -> dict[str, str]:
-    """Answer what HTTP itself says about an error, in any dialect."""
+    """Return what HTTP itself says about an error, in any dialect."""
     headers: dict[str, str] = {}
     if isinstance(error, MethodNotAllowed):
         headers["Allow"] = ", ".join(error.allow)

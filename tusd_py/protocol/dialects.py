@@ -100,7 +100,7 @@ def choose(method: str, headers: Headers, features: Features) -> Dialect:
 
 
 def _is_marked(method: str, headers: Headers) -> bool:
-    """Tell whether a request without a version carries what only the newest dialect knows.
+    """Return whether a request without a version carries what only the newest dialect knows.
 
     Well-formed or not: who sends it is to be told what is wrong with it in the dialect they speak.
     """
@@ -113,7 +113,7 @@ def _is_marked(method: str, headers: Headers) -> bool:
 
 
 def render_options(features: Features) -> Reply:
-    """Answer what the server offers: one response for every dialect."""
+    """Return what the server offers: one response for every dialect."""
     reply = tus_v1.render_options(features)
     if features.rufh:
         reply.headers.update(render_rufh_options(features).headers)

@@ -75,15 +75,15 @@ class Features:
         )
 
     def offers(self, extension: str) -> bool:
-        """Tell whether an extension is on."""
+        """Return whether an extension is on."""
         return extension in self.extensions
 
     def without(self, extension: str) -> Features:
-        """Answer the same with one extension less."""
+        """Return the same with one extension less."""
         return replace(self, extensions=self.extensions - {extension})
 
     def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
-        """Answer the methods of the creation URL or of an upload's URL."""
+        """Return the methods of the creation URL or of an upload's URL."""
         if creation:
             return CREATION_METHODS
         off = {"DELETE"} if not self.offers("termination") else set()

@@ -66,11 +66,11 @@ class Headers(Protocol):
     def get(self, key: str, /, default: str) -> str: ...
 
     def getall(self, key: str, default: list[str], /) -> list[str]:
-        """Answer every line of the field."""
+        """Return every line of the field."""
 
 
 def single(headers: Headers, name: str) -> str | None:
-    """Answer the field's only line, None if absent.
+    """Return the field's only line, None if absent.
 
     Raises:
         ValueError: the field stands there more than once.
@@ -82,7 +82,7 @@ def single(headers: Headers, name: str) -> str | None:
 
 
 def parse_integer(value: str | None) -> int | None:
-    """Answer a non-negative integer of at most 2^63-1, None where the value is anything else."""
+    """Return a non-negative integer of at most 2^63-1, None where the value is anything else."""
     if value is None or not _INTEGER.fullmatch(value):
         return None
     number = int(value)
@@ -90,19 +90,19 @@ def parse_integer(value: str | None) -> int | None:
 
 
 def content_length(headers: Headers) -> int | None:
-    """Answer the bytes of the body, None for a chunked one (RFC 9112 §6.3)."""
+    """Return the bytes of the body, None for a chunked one (RFC 9112 §6.3)."""
     if headers.get("Transfer-Encoding") is not None:
         return None
     return parse_integer(headers.get(CONTENT_LENGTH)) or 0
 
 
 def is_printable(value: str) -> bool:
-    """Tell whether a value is printable ASCII, spaces and tabs: what may be repeated in a header."""
+    """Return whether a value is printable ASCII, spaces and tabs: what may be repeated in a header."""
     return not _UNPRINTABLE.search(value)
 
 
 def media_type(value: str | None) -> str:
-    """Answer the type of a Content-Type without its parameters, in lower case (RFC 9110 §8.3.1)."""
+    """Return the type of a Content-Type without its parameters, in lower case (RFC 9110 §8.3.1)."""
     return (value or "").split(";", 1)[0].strip().lower()
 
 

@@ -20,7 +20,7 @@ _KEY: Final = re.compile(r"[!-+\--~]+")
 
 
 def parse_metadata(header: str | None, *, max_bytes: int) -> dict[str, bytes]:
-    """Answer the decoded pairs in the order sent; a key without a value maps to `b""`.
+    """Return the decoded pairs in the order sent; a key without a value maps to `b""`.
 
     Tolerated, because real clients send it: an empty header, a key followed by a bare space, spaces
     around commas, missing base64 padding, values that are not UTF-8.
@@ -58,7 +58,7 @@ def _decode(key: str, encoded: str) -> bytes:
 
 
 def text_value(pairs: dict[str, bytes], *keys: str) -> str | None:
-    """Answer the first of these keys that holds non-empty UTF-8 text without control characters.
+    """Return the first of these keys that holds non-empty UTF-8 text without control characters.
 
     Uppy sends the text `null` for fields it does not know; that counts as absent.
     """

@@ -140,7 +140,7 @@ def parse_append(headers: Headers, features: Features) -> Append:
 
 
 def part_token(url: str, base_path: str) -> str:
-    """Answer the token in a part's URL, whatever host and prefix it was given under.
+    """Return the token in a part's URL, whatever host and prefix it was given under.
 
     The URL is never fetched. Behind a proxy that strips or adds a prefix the path differs from ours,
     so the segment after the last base path counts, or else the last segment.
@@ -175,7 +175,7 @@ def _refuse_content_encoding(headers: Headers) -> None:
 
 
 def _unwanted_body(headers: Headers, concat: Concat | None) -> ProtocolError | None:
-    """Answer why a creation may have no body. Bytes that somebody sent are never dropped in silence."""
+    """Return why a creation may have no body. Bytes that somebody sent are never dropped in silence."""
     if concat is Concat.FINAL:
         return FinalImmutable("A final upload takes no bytes of its own.")
     try:
@@ -246,7 +246,7 @@ def _parse_checksum(headers: Headers, features: Features) -> tuple[Checksum | No
 
 
 def render_options(features: Features) -> Reply:
-    """Answer what the server offers (tus 1.0.0 §OPTIONS); 200, since old browsers refuse 204 here."""
+    """Return what the server offers (tus 1.0.0 §OPTIONS); 200, since old browsers refuse 204 here."""
     headers = {fields.TUS_VERSION_HEADER: fields.TUS_VERSION}
     if offered := [name for name in EXTENSIONS if features.offers(name)]:
         headers[fields.TUS_EXTENSION] = ",".join(offered)
@@ -262,7 +262,7 @@ def render_interim(_upload: Upload, _location: str | None, _features: Features) 
 
 
 def render_created(upload: Upload, location: str, _features: Features) -> Reply:
-    """Answer 201. `Upload-Offset` always: tus-js-client demands it after data during creation."""
+    """Return 201. `Upload-Offset` always: tus-js-client demands it after data during creation."""
     headers = {fields.LOCATION: location, fields.UPLOAD_ID: str(upload.id)}
     if not upload.pending_final:
         headers[fields.UPLOAD_OFFSET] = str(upload.offset)
@@ -270,7 +270,7 @@ def render_created(upload: Upload, location: str, _features: Features) -> Reply:
 
 
 def render_status(upload: Upload, _features: Features) -> Reply:
-    """Answer a HEAD. 200, not 204: users of tus-js-client check for it."""
+    """Return a HEAD. 200, not 204: users of tus-js-client check for it."""
     headers = {fields.UPLOAD_ID: str(upload.id)}
     if not upload.pending_final:
         headers[fields.UPLOAD_OFFSET] = str(upload.offset)
@@ -286,7 +286,7 @@ def render_status(upload: Upload, _features: Features) -> Reply:
 
 
 def describe(_upload: Upload, _features: Features) -> dict[str, str]:
-    """Answer nothing: a download is plain HTTP."""
+    """Return nothing: a download is plain HTTP."""
     return {}
 
 
@@ -295,7 +295,7 @@ def render_unfinished(_upload: Upload, _features: Features) -> None:
 
 
 def render_appended(upload: Upload, _features: Features) -> Reply:
-    """Answer 204 with the offset that is now durable."""
+    """Return 204 with the offset that is now durable."""
     headers = {fields.UPLOAD_OFFSET: str(upload.offset), **_expires(upload)}
     if upload.complete:
         headers[fields.UPLOAD_ID] = str(upload.id)
@@ -303,12 +303,12 @@ def render_appended(upload: Upload, _features: Features) -> Reply:
 
 
 def render_terminated() -> Reply:
-    """Answer 204 exactly: tus-js-client takes any other success for a failure."""
+    """Return 204 exactly: tus-js-client takes any other success for a failure."""
     return Reply(204)
 
 
 def render_error(error: TusdError, method: str, features: Features) -> Reply:
-    """Answer an error as `CODE: sentence`, with the headers that let a client recover."""
+    """Return an error as `CODE: sentence`, with the headers that let a client recover."""
     headers = error_headers(error)
     if isinstance(error, UnsupportedVersion):
         headers[fields.TUS_VERSION_HEADER] = fields.TUS_VERSION

@@ -113,7 +113,7 @@ RECEIVING: Final = frozenset({State.CREATED, State.UPLOADING})
 
 
 def sources(event: Event) -> list[str]:
-    """Answer the states from which `event` may happen, for `state = ANY(…)` in SQL."""
+    """Return the states from which `event` may happen, for `state = ANY(…)` in SQL."""
     return [state.value for state, moves in TRANSITIONS.items() if event in moves]
 
 
@@ -187,16 +187,16 @@ class Upload:
 
     @property
     def complete(self) -> bool:
-        """Tell whether every byte has been received."""
+        """Return whether every byte has been received."""
         return self.length is not None and self.offset == self.length and self.state not in RECEIVING
 
     @property
     def pending_final(self) -> bool:
-        """Tell whether this is a final upload that still waits for its parts."""
+        """Return whether this is a final upload that still waits for its parts."""
         return self.concat is Concat.FINAL and self.state in RECEIVING
 
     def gone(self, now: datetime) -> bool:
-        """Tell whether nobody may use the upload any more, reaped or merely overdue."""
+        """Return whether nobody may use the upload any more, reaped or merely overdue."""
         return self.state in GONE or (self.expires_at is not None and self.expires_at <= now)
 
 
@@ -212,7 +212,7 @@ class AppendPlan:
     """The error for a body that runs past `max_bytes`."""
 
     def bounded(self, append: Append) -> AppendPlan:
-        """Answer the same with what the body itself may and must be."""
+        """Return the same with what the body itself may and must be."""
         plan = self
         if append.max_body_bytes is not None and append.max_body_bytes < plan.max_bytes:
             plan = replace(plan, max_bytes=append.max_body_bytes, overlong=AppendTooLarge)
@@ -229,7 +229,7 @@ class AppendPlan:
 
 
 def check_length(upload: Upload, declared: int | None, *, max_size: int | None) -> int | None:
-    """Answer the length that holds once a PATCH declared one (tus 1.0.0 §creation-defer-length).
+    """Return the length that holds once a PATCH declared one (tus 1.0.0 §creation-defer-length).
 
     Raises:
         LengthConflict: the length is known and another, or smaller than what has been received.

@@ -26,7 +26,7 @@ _FIELDS: Final = {
 
 
 def key_pattern(template: str) -> re.Pattern[str]:
-    """Answer what keys of this template look like, with the upload's id as the group `id`."""
+    """Return what keys of this template look like, with the upload's id as the group `id`."""
     pattern, seen = "", set()
     for literal, name, _, _ in string.Formatter().parse(template):
         pattern += re.escape(literal)
@@ -61,7 +61,7 @@ class Scope:
         return (not self.former) if row is None else row.place_id in self.places + self.unknown_places
 
     def concerns(self, row: RowFacts) -> bool:
-        """Tell whether a row is this staging directory's, and old enough."""
+        """Return whether a row is this staging directory's, and old enough."""
         return row.staging_id == self.staging_id and row.age_seconds >= self.margin_seconds
 
 
@@ -131,7 +131,7 @@ def judge_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
 
 
 def needs_look(row: RowFacts, scope: Scope) -> bool:
-    """Tell whether the staged file of an upload is of interest at all."""
+    """Return whether the staged file of an upload is of interest at all."""
     return row.staging_id == scope.staging_id and _has_own_file(row) and row.state not in GONE
 
 

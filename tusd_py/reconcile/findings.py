@@ -97,7 +97,7 @@ class Outcome:
     reason: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """Answer the line for machines."""
+        """Return the line for machines."""
         finding = self.finding
         return {
             "kind": finding.kind,
@@ -111,7 +111,7 @@ class Outcome:
         }
 
     def as_text(self, *, repair: bool) -> str:
-        """Answer the line for people."""
+        """Return the line for people."""
         finding = self.finding
         size = "-" if finding.size is None else _human_size(finding.size)
         fate = f"would {finding.repair}" if finding.repair is not Repair.NONE else finding.repair.value
@@ -156,7 +156,7 @@ class Report:
         return self.results.total() - self.results[Result.REPAIRED] - self.results[Result.KEPT]
 
     def as_json(self) -> dict[str, Any]:
-        """Answer everything for machines, and for the log."""
+        """Return everything for machines, and for the log."""
         return {
             "findings": self.found.total(),
             "repaired": self.results[Result.REPAIRED],
@@ -172,7 +172,7 @@ class Report:
         }
 
     def as_text(self) -> str:
-        """Answer the summary for people."""
+        """Return the summary for people."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(self.found.items()))
         lines = [
             f"{self.uploads} uploads, {self.files} files, {self.objects} objects, {self.unfinished} multiparts",
@@ -185,7 +185,7 @@ class Report:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Answer text that is one line and valid UTF-8, whatever somebody named a file."""
+    """Return text that is one line and valid UTF-8, whatever somebody named a file."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
 

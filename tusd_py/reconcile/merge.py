@@ -12,7 +12,7 @@ R = TypeVar("R")
 async def side_by_side(
     left: AsyncIterator[L], right: AsyncIterator[R], *, left_key: Callable[[L], str], right_key: Callable[[R], str]
 ) -> AsyncIterator[tuple[L | None, R | None]]:
-    """Answer what both have of a key, or None for the one that has nothing of it.
+    """Return what both have of a key, or None for the one that has nothing of it.
 
     Holds one element of each. A stream that does not keep to its order makes pairs come as two halves,
     never a wrong pair: whoever cares looks again.

@@ -109,7 +109,7 @@ class Repairs:
         return await self._staging.take_back(upload_id, wanted=wanted)
 
     async def has_no_use(self, row: RowFacts) -> bool:
-        """Tell whether an upload can do without its staged copy: by its object, not by its record."""
+        """Return whether an upload can do without its staged copy: by its object, not by its record."""
         if row.state in GONE:
             return True
         if row.place_id not in self._scope.places:

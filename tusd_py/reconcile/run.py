@@ -74,7 +74,7 @@ class Reconciler:
         self.report = Report()
 
     async def run(self, *, repair: bool) -> AsyncIterator[Outcome]:
-        """Answer what is found, as it is found and, with `repair`, mended.
+        """Return what is found, as it is found and, with `repair`, mended.
 
         A check that the disk or the store does not let us make is noted in the report; the others go on.
 
@@ -277,7 +277,7 @@ async def _in_pages(entries: AsyncIterator[UnfinishedObject], size: int) -> Asyn
 
 
 def _can_be_a_key(key: str) -> bool:
-    """Tell whether PostgreSQL can be asked for it: names of files and of others' objects are anything."""
+    """Return whether PostgreSQL can be asked for it: names of files and of others' objects are anything."""
     try:
         key.encode()
     except UnicodeEncodeError:

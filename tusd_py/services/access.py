@@ -36,7 +36,7 @@ class UploadSettings:
 
 
 def hash_token(token: str) -> TokenHash:
-    """Answer what the database knows of a token."""
+    """Return what the database knows of a token."""
     return TokenHash(hashlib.sha256(token.encode("ascii")).digest())
 
 
@@ -59,7 +59,7 @@ class Access:
         permits(principal, intent, owner, self.rules, profile=profile)
 
     async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
-        """Answer the upload behind a tus URL, for somebody who may use it so.
+        """Return the upload behind a tus URL, for somebody who may use it so.
 
         Raises:
             UploadNotFound, UploadGone, AccessError.
@@ -68,11 +68,11 @@ class Access:
         return self._usable(upload, principal, intent)
 
     async def usable(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
-        """Answer an upload by its public id, for somebody who may use it so; raises as `load` does."""
+        """Return an upload by its public id, for somebody who may use it so; raises as `load` does."""
         return self._usable(await self._uploads.find(upload_id), principal, intent)
 
     async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
-        """Answer an upload by its public id, for somebody who may see it; gone ones as well."""
+        """Return an upload by its public id, for somebody who may see it; gone ones as well."""
         upload = await self._uploads.find(upload_id)
         self._permit_on(upload, principal, intent)
         if upload is None:
@@ -93,11 +93,11 @@ class Access:
         self.permit(principal, intent, owner, profile=profile)
 
     def gone(self) -> TusdError:
-        """Answer the error for an upload that is there no more."""
+        """Return the error for an upload that is there no more."""
         return UploadGone() if self._settings.gone_status == UploadGone.status else UploadNotFound()
 
     async def reload(self, upload_id: UploadId) -> Upload:
-        """Answer the upload as it stands now, for somebody who was permitted already.
+        """Return the upload as it stands now, for somebody who was permitted already.
 
         Raises:
             UploadNotFound, UploadGone.

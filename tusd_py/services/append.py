@@ -44,7 +44,7 @@ class Appender:
         self.budget = BufferBudget(settings)
 
     async def append(self, upload: Upload, append: Append, body: Body, reload: Reload) -> Upload:
-        """Append the body and answer the upload as it is then recorded.
+        """Append the body and return the upload as it is then recorded.
 
         Raises:
             ProtocolError: refused before a byte was read, or overlong, or a wrong checksum.
@@ -116,7 +116,7 @@ class Appender:
             raise
 
     async def _settled(self, upload: Upload, reload: Reload) -> Upload:
-        """Answer the upload once no other process moves it."""
+        """Return the upload once no other process moves it."""
         try:
             return await settled(
                 self._staging, self._locks, upload, reload, timeout_seconds=self._settings.lock_timeout_seconds
@@ -165,6 +165,6 @@ class Appender:
 
 
 def _is_fatal(error: TusdError, append: Append) -> bool:
-    """Tell whether nothing can become of the upload any more."""
+    """Return whether nothing can become of the upload any more."""
     overrun = isinstance(error, LengthExceeded) and append.overrun_is_fatal
     return overrun or isinstance(error, WholeChecksumMismatch)

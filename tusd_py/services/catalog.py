@@ -45,7 +45,7 @@ class Seen:
 
     @property
     def settled(self) -> bool:
-        """Tell whether nothing more happens to it by itself."""
+        """Return whether nothing more happens to it by itself."""
         if self.upload.state is State.TRANSFER_FAILED:
             return self.transfer is None or self.transfer.over
         return self.upload.state is State.STORED or self.upload.state in GONE - {State.REMOVING}
@@ -61,13 +61,13 @@ class Catalog:
 
     @property
     def has_public_uploads(self) -> bool:
-        """Tell whether some uploads may be downloaded by everybody."""
+        """Return whether some uploads may be downloaded by everybody."""
         return self._access.rules.serves_nobody_in_particular
 
     # --- seeing ------------------------------------------------------------------------------------
 
     async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
-        """Answer an upload for somebody who may see it; see `Access.view`."""
+        """Return an upload for somebody who may see it; see `Access.view`."""
         return await self._access.view(principal, upload_id, intent)
 
     async def newest(
@@ -93,12 +93,12 @@ class Catalog:
         return await self._uploads.newest(owner, after=after, limit=limit, hide=hide, state=state)
 
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
-        """Answer how the upload's jobs went so far, newest first."""
+        """Return how the upload's jobs went so far, newest first."""
         upload = await self._access.view(principal, upload_id, Intent.READ)
         return await self._uploads.attempts(upload.id, MAX_ATTEMPTS)
 
     def operates(self, principal: Principal) -> bool:
-        """Tell whether `principal` may see what is for operators."""
+        """Return whether `principal` may see what is for operators."""
         return principal.anonymous or bool({self._access.rules.admin_scope} - {""} & principal.scopes)
 
     async def look(
@@ -109,7 +109,7 @@ class Catalog:
         wait_seconds: float = 0,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Seen:
-        """Answer how an upload stands, as soon as that differs from now or the time is over.
+        """Return how an upload stands, as soon as that differs from now or the time is over.
 
         What is stored, failed or gone is answered at once. `wanted` tells whether somebody still
         waits for the answer. No connection to the database is held meanwhile.

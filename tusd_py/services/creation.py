@@ -237,7 +237,7 @@ class Creator:
 
 
 def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> AllOf | None:
-    """Compare all bytes with what was promised, and answer the digest that is wanted."""
+    """Compare all bytes with what was promised, and return the digest that is wanted."""
     if command.whole_checksum is not None and not _matches(command.whole_checksum, chunks):
         raise WholeChecksumMismatch
     if (wanted := command.wanted_digest) is None:

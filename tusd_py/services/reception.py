@@ -247,7 +247,7 @@ class Reception:
                 return
 
     async def _settle(self, ending: BaseException | None) -> Upload | None:
-        """Make durable what counts; answer the upload as recorded, None if that cannot be known."""
+        """Make durable what counts; return the upload as recorded, None if that cannot be known."""
         if isinstance(ending, StorageError):
             return await self._keep_durable()
         try:
@@ -349,7 +349,7 @@ class Reception:
 
 
 def orphan_seconds(settings: AppendSettings) -> float:
-    """Answer how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
+    """Return how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
     return min(ORPHAN_SECONDS, settings.expires_after_seconds)
 
 

@@ -93,7 +93,7 @@ class UploadService:
     # --- ask, append, terminate ------------------------------------------------------------------
 
     async def status(self, principal: Principal, token: str) -> Upload:
-        """Answer the upload with its true offset: a request that still writes is ended first.
+        """Return the upload with its true offset: a request that still writes is ended first.
 
         Raises:
             UploadNotFound, UploadGone, AccessError: for this client there is no such upload.
@@ -218,11 +218,11 @@ class UploadService:
     # --- read --------------------------------------------------------------------------------------
 
     async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
-        """Answer the upload behind a tus URL, for somebody who may use it so; see `Access.load`."""
+        """Return the upload behind a tus URL, for somebody who may use it so; see `Access.load`."""
         return await self._access.load(principal, token, intent)
 
     async def refresh(self, upload_id: UploadId) -> Upload:
-        """Answer the upload as it stands now, for somebody who was permitted already."""
+        """Return the upload as it stands now, for somebody who was permitted already."""
         return await self._access.reload(upload_id)
 
     async def locate(self, upload: Upload) -> Staged | Stored:
@@ -268,7 +268,7 @@ class UploadService:
         return Staged(upload, tuple(segments))
 
     async def segments(self, upload: Upload) -> list[Segment]:
-        """Answer the staged files that make up an upload, in order. Raises `WrongNode`."""
+        """Return the staged files that make up an upload, in order. Raises `WrongNode`."""
         self._staging.identity.demand(upload)
         sources = await self._uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
         return [Segment(self._staging.path(source.id), source.offset) for source in sources]

@@ -27,7 +27,7 @@ ASK_AGAIN_SECONDS: Final = 1.0
 async def until_free(
     locks: UploadLocks, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]], *, timeout_seconds: float
 ) -> _T:
-    """Try until `attempt` answers something; as long as it answers None, ask the holder to stop.
+    """Try until `attempt` returns something; as long as it returns None, ask the holder to stop.
 
     Raises:
         UploadLocked: it did not let go in time.

@@ -26,17 +26,17 @@ class Watch:
 
     @property
     def full(self) -> bool:
-        """Tell whether nobody can wait any more."""
+        """Return whether nobody can wait any more."""
         return self._closed or self._count >= MAX_WAITING
 
     @property
     def closed(self) -> bool:
-        """Tell whether all waiting is over."""
+        """Return whether all waiting is over."""
         return self._closed
 
     @contextlib.contextmanager
     def on(self, upload_id: object) -> Iterator[asyncio.Event]:
-        """Answer an event that is set whenever the upload may have changed."""
+        """Return an event that is set whenever the upload may have changed."""
         event = asyncio.Event()
         events = self._waiting.setdefault(str(upload_id), set())
         events.add(event)

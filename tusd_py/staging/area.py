@@ -233,7 +233,7 @@ def _close_unwanted(opening: asyncio.Future[tuple[int, int] | None]) -> None:
 
 
 def _make_directory(path: Path) -> bool:
-    """Tell whether the directory was not there before."""
+    """Return whether the directory was not there before."""
     try:
         path.mkdir(mode=DIRECTORY_MODE)
     except FileExistsError:

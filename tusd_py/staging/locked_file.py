@@ -139,11 +139,11 @@ class Runner(Protocol):
     """Runs a blocking call in a writer thread."""
 
     async def __call__(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
-        """Answer what the call answered."""
+        """Return what the call answered."""
 
 
 def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
-    """Answer the checksum of what came before, `running`, and the chunks."""
+    """Return the checksum of what came before, `running`, and the chunks."""
     for chunk in chunks:
         running = crc64.update(chunk, running)
     return running

@@ -47,7 +47,7 @@ class Writer(Protocol):
 
 
 def make_writer(write_path: WritePath) -> Writer:
-    """Answer the writer for a setting; `auto` finds out by trying."""
+    """Return the writer for a setting; `auto` finds out by trying."""
     match write_path:
         case "page-cache":
             return PageCacheWriter()
@@ -103,7 +103,7 @@ class DirectWriter(Writer):
             write_all(fd, [rest], offset, 0)
 
     def _write_pages(self, direct: int, chunks: Chunks, offset: int) -> tuple[bytes, int]:
-        """Write all whole pages; answer what is left over and where it belongs."""
+        """Write all whole pages; return what is left over and where it belongs."""
         buffer, filled = self._buffer(), 0
         with memoryview(buffer) as aligned:
             for chunk in chunks:

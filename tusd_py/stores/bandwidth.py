@@ -31,7 +31,7 @@ class Bandwidth:
         self._timer: asyncio.TimerHandle | None = None
 
     def flow(self) -> Flow:
-        """Answer the share of one upload."""
+        """Return the share of one upload."""
         return Flow(self)
 
     def enqueue(self, flow: Flow) -> None:
@@ -71,7 +71,7 @@ class Flow:
 
     @property
     def wants_more(self) -> bool:
-        """Tell whether somebody waits here."""
+        """Return whether somebody waits here."""
         return bool(self._asked)
 
     async def take(self, count: int) -> None:
@@ -82,7 +82,7 @@ class Flow:
         await allowed
 
     def grant(self) -> int:
-        """Let the first that still waits go on; answer how many bytes that are."""
+        """Let the first that still waits go on; return how many bytes that are."""
         while self._asked:
             count, allowed = self._asked.popleft()
             if not allowed.done():  # by a cancellation

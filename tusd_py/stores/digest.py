@@ -24,16 +24,16 @@ class Hash(Fed, Protocol):
     """What hashlib makes."""
 
     def digest(self) -> bytes:
-        """Answer the hash of what was fed so far."""
+        """Return the hash of what was fed so far."""
 
 
 def new_hashes(names: Collection[str]) -> dict[str, Hash]:
-    """Answer an empty hash for each of `sha256` and `md5` that is wanted."""
+    """Return an empty hash for each of `sha256` and `md5` that is wanted."""
     return {name: hashlib.new(name, usedforsecurity=False) for name in sorted(names)}
 
 
 def digests_of(hashes: Mapping[str, Hash]) -> Digests:
-    """Answer what the hashes have come to."""
+    """Return what the hashes have come to."""
     return Digests(**{name: running.digest() for name, running in hashes.items()})
 
 
@@ -49,7 +49,7 @@ class ObjectDigest:
         self._crc = crc64.EMPTY
 
     async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
-        """Read a range, answer its checksums, and feed the hashes if they have not had it yet.
+        """Read a range, return its checksums, and feed the hashes if they have not had it yet.
 
         Raises:
             StagingDamaged: as `checksum_range` does.
@@ -62,7 +62,7 @@ class ObjectDigest:
         return await self._read(start, length, (), md5=md5, sha256=sha256)
 
     async def finish(self, length: int, crc64nvme: int | None) -> Digests:
-        """Answer the digests of all `length` bytes; none if these are not those of the client.
+        """Return the digests of all `length` bytes; none if these are not those of the client.
 
         That can only be where an earlier worker has stored the object: its staged copy may be gone.
         """

@@ -51,7 +51,7 @@ def _workshop(path: Path) -> Path:
 
 
 class FileCopy:
-    """One copy: `begin`, `step` until it answers True, `publish`; then `discard` in any case.
+    """One copy: `begin`, `step` until it returns True, `publish`; then `discard` in any case.
 
     All methods block. They may be called from different threads, one after the other; `discard`
     waits for a `step` that is still running.
@@ -80,7 +80,7 @@ class FileCopy:
             self._descriptor = os.open(self._half_made, flags, 0o600)
 
     def step(self, most_bytes: int | None = None) -> bool:
-        """Copy the next 64 MiB, or less; answer whether all is copied and matches its checksum.
+        """Copy the next 64 MiB, or less; return whether all is copied and matches its checksum.
 
         Raises:
             StagingDamaged: a file is missing or short, or the bytes are not those of the client.

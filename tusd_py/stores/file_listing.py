@@ -21,14 +21,14 @@ NAMES_AT_ONCE: Final = 10_000
 
 
 def objects(root: Path) -> Iterator[ListedObject]:
-    """Answer every regular file that is no half-made one."""
+    """Return every regular file that is no half-made one."""
     for key, path in _walk(str(root), ""):
         if (facts := _regular(path)) is not None:
             yield ListedObject(key, facts.st_size, facts.st_mtime)
 
 
 def half_made(root: Path) -> Iterator[UnfinishedObject]:
-    """Answer every file that `FileCopy` began and did not publish."""
+    """Return every file that `FileCopy` began and did not publish."""
     for key, workshop in _walk(str(root), "", workshops=True):
         for name, _ in _sorted_names(workshop):
             if (facts := _regular(f"{workshop}/{name}")) is not None:
@@ -36,7 +36,7 @@ def half_made(root: Path) -> Iterator[UnfinishedObject]:
 
 
 def _walk(directory: str, prefix: str, *, workshops: bool = False) -> Iterator[tuple[str, str]]:
-    """Answer files, or else the directories that hold half-made ones."""
+    """Return files, or else the directories that hold half-made ones."""
     for name, is_directory in _sorted_names(directory):
         # No Path: it interns every name, in a table that grows with their number.
         key, path = prefix + name, f"{directory}/{name}"

@@ -58,7 +58,7 @@ class FileTree:
         self._durable: set[Path] = set()
 
     def device(self) -> int:
-        """Answer the number of the disk that the root is on."""
+        """Return the number of the disk that the root is on."""
         return self.root.stat().st_dev
 
     def open(self) -> None:
@@ -87,7 +87,7 @@ class FileTree:
             os.fsync(file.fileno())
 
     def path(self, key: str) -> Path:
-        """Answer where the object of this key lies, which is always below the root.
+        """Return where the object of this key lies, which is always below the root.
 
         Raises:
             PermanentStoreError: the key cannot be a path below the root.

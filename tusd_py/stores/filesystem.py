@@ -173,7 +173,7 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Prov
         return await self._run(copy.step, flow.block_bytes)
 
     def _pace(self) -> Pace:
-        """Answer what a thread calls before it copies so many bytes."""
+        """Return what a thread calls before it copies so many bytes."""
         if self._bandwidth is None:
             return _unlimited
         flow, loop = self._bandwidth.flow(), asyncio.get_running_loop()
@@ -186,7 +186,7 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Prov
     # --- from here on in threads ---------------------------------------------------------------
 
     def _put_linked(self, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
-        """Store without copying and answer the digests; None where that cannot be done."""
+        """Store without copying and return the digests; None where that cannot be done."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
             digests = self._in_place(path, spec, segments)
@@ -218,7 +218,7 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Prov
         return results
 
     def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> tuple[Path, Digests]:
-        """Store, and answer which directory is to be synced."""
+        """Store, and return which directory is to be synced."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
             digests = self._in_place(path, spec, segments)
@@ -230,7 +230,7 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Prov
             return path.parent, digests
 
     def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
-        """Answer the digests of an object in its place, linked there now or by an earlier try."""
+        """Return the digests of an object in its place, linked there now or by an earlier try."""
         require_length(spec, segments)
         pieces = nonempty(segments)
         for _ in range(_TRIES):
@@ -345,7 +345,7 @@ def _next_page(found: Iterator[T]) -> list[T]:
 
 
 def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
-    """Answer whether the file holds this very object already.
+    """Return whether the file holds this very object already.
 
     Raises:
         PermanentStoreError: there is something else in its place.

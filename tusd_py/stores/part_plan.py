@@ -46,21 +46,21 @@ class PartPlan:
         return 1 if self.part_size is None else -(-self.length // self.part_size)
 
     def part(self, number: int) -> Part:
-        """Answer the part with this number, from 1 to `count`."""
+        """Return the part with this number, from 1 to `count`."""
         size = self.length if self.part_size is None else self.part_size
         start = (number - 1) * size
         return Part(number, start, min(size, self.length - start))
 
     def whole_bytes(self, available: int) -> int:
-        """Answer how many bytes are in parts that end within the first `available`; 0 for a single PUT."""
+        """Return how many bytes are in parts that end within the first `available`; 0 for a single PUT."""
         return 0 if self.part_size is None else min(available, self.length) // self.part_size * self.part_size
 
     def next_whole(self, available: int) -> int:
-        """Answer how many bytes make another part whole; the length, where only the last one is left."""
+        """Return how many bytes make another part whole; the length, where only the last one is left."""
         return self.length if self.part_size is None else min(self.length, self.whole_bytes(available) + self.part_size)
 
     def parts(self) -> Iterator[Part]:
-        """Answer all parts in order."""
+        """Return all parts in order."""
         return (self.part(number) for number in range(1, self.count + 1))
 
 

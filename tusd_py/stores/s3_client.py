@@ -156,7 +156,7 @@ class Bucket:
             await self._client.list_objects_v2(Bucket=self._config.bucket, Prefix=prefix, MaxKeys=1)
 
     async def get(self, key: str) -> bytes | None:
-        """Answer the bytes of a small object, None if there is none."""
+        """Return the bytes of a small object, None if there is none."""
         try:
             with translated("GetObject", key=key):
                 answer = await self._client.get_object(Bucket=self._config.bucket, Key=key)
@@ -169,7 +169,7 @@ class Bucket:
         return content
 
     async def put(self, key: str, body: RangeBody, parameters: Parameters) -> bool:
-        """Send an object in one request; answer whether the server returned our checksum."""
+        """Send an object in one request; return whether the server returned our checksum."""
         # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.
         sent = body if len(body) else b""
         with _body_failures(body), translated("PutObject", key=key):
@@ -186,7 +186,7 @@ class Bucket:
     async def upload_part(
         self, key: str, multipart_id: str, number: int, body: RangeBody, parameters: Parameters
     ) -> tuple[str, bool]:
-        """Send a part; answer its ETag and whether the server returned our checksum."""
+        """Send a part; return its ETag and whether the server returned our checksum."""
         with _body_failures(body), translated("UploadPart", key=key, part=number):
             async with body.sending(self._patience):
                 answer = await self._client.upload_part(
@@ -200,7 +200,7 @@ class Bucket:
         return answer["ETag"], _crc(answer) is not None
 
     async def list_parts(self, key: str, multipart_id: str) -> MultipartInfo | None:
-        """Answer a multipart upload with all its parts, None if there is no such upload."""
+        """Return a multipart upload with all its parts, None if there is no such upload."""
         parts: dict[int, ListedPart] = {}
         answer: Mapping[str, Any] = {}
         more = True
@@ -254,7 +254,7 @@ class Bucket:
                 raise
 
     async def multiparts(self, key: str) -> AsyncIterator[str]:
-        """Answer the ids of the unfinished multipart uploads of exactly this key."""
+        """Return the ids of the unfinished multipart uploads of exactly this key."""
         markers: dict[str, str] = {}
         while True:
             answer = await self.multiparts_page(key, markers)
@@ -267,7 +267,7 @@ class Bucket:
             markers = {"KeyMarker": key, "UploadIdMarker": answer["NextUploadIdMarker"]}
 
     async def multiparts_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
-        """Answer a page of the unfinished multipart uploads below a prefix, as S3 names things."""
+        """Return a page of the unfinished multipart uploads below a prefix, as S3 names things."""
         try:
             with translated("ListMultipartUploads", key=prefix):
                 answer: Mapping[str, Any] = await self._client.list_multipart_uploads(
@@ -280,7 +280,7 @@ class Bucket:
         return answer
 
     async def objects_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
-        """Answer a page of the objects below a prefix, as S3 names things."""
+        """Return a page of the objects below a prefix, as S3 names things."""
         with translated("ListObjectsV2", key=prefix):
             answer: Mapping[str, Any] = await self._client.list_objects_v2(
                 Bucket=self._config.bucket, Prefix=prefix, **parameters

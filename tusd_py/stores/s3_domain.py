@@ -40,7 +40,7 @@ class CustomDomain:
             )
 
     def link(self, key: str, headers: DownloadHeaders, *, expires_seconds: int) -> str:
-        """Answer the URL of an object. Takes about 1 ms if it is signed, and sends nothing."""
+        """Return the URL of an object. Takes about 1 ms if it is signed, and sends nothing."""
         url = self._base + quote(key, safe="/~")
         if self._signer is None:
             return url

@@ -110,7 +110,7 @@ _MOST_SKEW_SECONDS: Final = 300
 
 
 def code_of(error: StorageError) -> str | None:
-    """Answer the store's own code of an error that `translated` raised, None if there is none."""
+    """Return the store's own code of an error that `translated` raised, None if there is none."""
     code = error.context.get("code")
     return code if isinstance(code, str) else None
 
@@ -122,7 +122,7 @@ def says_locked(error: StorageError) -> bool:
 
 
 def sort_answer(response: Mapping[str, Any], operation: str, *, now: datetime) -> StorageError:
-    """Answer our error for an error answer of S3, as botocore parsed it."""
+    """Return our error for an error answer of S3, as botocore parsed it."""
     error = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")

@@ -30,7 +30,7 @@ class Features:
 
     @classmethod
     def at_start(cls, config: S3StoreConfig) -> Features:
-        """Answer what can be known from the configuration alone."""
+        """Return what can be known from the configuration alone."""
         crc: bool | None = config.checksum == "crc64nvme"
         if config.checksum == "auto":
             # AWS is known to verify it. Others are asked by the first object they get.
@@ -53,7 +53,7 @@ class Features:
         return self.setting == "sha256"
 
     def learnt(self, *, verifies_crc64nvme: bool) -> Features:
-        """Answer what is known after the store returned our checksum, or did not."""
+        """Return what is known after the store returned our checksum, or did not."""
         return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
 
     def precondition_for(self, replaces: str | None) -> Mapping[str, Any]:
@@ -66,7 +66,7 @@ class Features:
         return {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
 
     def variants(self) -> Iterator[Features]:
-        """Answer what to try in turn, the best first, while the store refuses a header."""
+        """Return what to try in turn, the best first, while the store refuses a header."""
         yield self
         if self.crc64nvme is None:
             yield replace(self, crc64nvme=False)

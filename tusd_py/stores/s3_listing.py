@@ -17,7 +17,7 @@ PAGE: Final = 1000
 
 
 async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
-    """Answer all objects below the prefix, with keys without it."""
+    """Return all objects below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
         page = await bucket.objects_page(prefix, {"MaxKeys": PAGE, **position})
@@ -35,7 +35,7 @@ async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
 
 
 async def multiparts(bucket: Bucket, prefix: str) -> AsyncIterator[UnfinishedObject]:
-    """Answer all unfinished multipart uploads below the prefix, with keys without it."""
+    """Return all unfinished multipart uploads below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
         page = await bucket.multiparts_page(prefix, {"MaxUploads": PAGE, **position})

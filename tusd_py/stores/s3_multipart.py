@@ -39,11 +39,11 @@ class Source:
     """Its share of a limited line; None: as fast as it goes."""
 
     async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
-        """Read a range in a thread and answer its checksums."""
+        """Read a range in a thread and return its checksums."""
         return await self.digest.sums(start, length, md5=md5, sha256=sha256)
 
     def body(self, start: int, length: int) -> RangeBody:
-        """Answer a range as the body of a request; the caller closes it."""
+        """Return a range as the body of a request; the caller closes it."""
         return RangeBody(self.segments, start, length, self.executor, self.flow)
 
 

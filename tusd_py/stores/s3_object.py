@@ -24,7 +24,7 @@ _PLAIN_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]:
-    """Answer the parameters that PutObject and CreateMultipartUpload share.
+    """Return the parameters that PutObject and CreateMultipartUpload share.
 
     What the configuration says of all objects is merged with what the spec says of this one: tags and
     metadata one by one, everything else as a whole.
@@ -43,14 +43,14 @@ def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]
 
 
 def _attachment(filename: str | None) -> str:
-    """Answer the Content-Disposition under which nothing a client sent is run by a browser (RFC 6266)."""
+    """Return the Content-Disposition under which nothing a client sent is run by a browser (RFC 6266)."""
     if not filename:
         return "attachment"
     return f"attachment; filename*=UTF-8''{quote(filename.encode('utf-8', 'replace'), safe='')}"
 
 
 def object_metadata(spec: ObjectSpec, configured: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Answer the metadata of an object: our id, the name, what is configured, what the client said.
+    """Return the metadata of an object: our id, the name, what is configured, what the client said.
 
     Values are percent-encoded UTF-8, since a header holds ASCII only. What does not fit into S3's
     limit, or has no name that a header can have, is left out: it is in the database anyway.
@@ -82,7 +82,7 @@ def _encoded(text: str, limit: int | None = None) -> str:
 
 
 def sum_parameters(sums: RangeSums, *, crc64nvme: bool) -> dict[str, str]:
-    """Answer the checksums of a body as S3 names them."""
+    """Return the checksums of a body as S3 names them."""
     named = {}
     if crc64nvme:
         named["ChecksumCRC64NVME"] = crc64.to_base64(sums.crc64nvme)
@@ -94,7 +94,7 @@ def sum_parameters(sums: RangeSums, *, crc64nvme: bool) -> dict[str, str]:
 
 
 def plain_md5(etag: str) -> bytes | None:
-    """Answer the MD5 in an ETag that has the form of one, None for a multipart object's."""
+    """Return the MD5 in an ETag that has the form of one, None for a multipart object's."""
     match = _PLAIN_MD5.fullmatch(etag)
     return bytes.fromhex(match[1]) if match else None
 

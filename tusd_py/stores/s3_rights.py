@@ -145,7 +145,7 @@ class RightsCheck:
         self._head = await self._bucket.head(self._key)
         content = await self._bucket.get(self._key)
         if content not in {None, _CONTENT}:
-            raise PermanentStoreError("The store answers something else than it was sent.", key=self._key)
+            raise PermanentStoreError("The store returns something else than it was sent.", key=self._key)
 
     async def _begin(self) -> None:
         upload = await self._bucket.create_multipart(self._key, self._parameters())
@@ -181,7 +181,7 @@ class RightsCheck:
         return object_parameters(self._config, ObjectSpec(self._name, self._name, len(_CONTENT), None, "text/plain"))
 
     async def _clean_up(self) -> str:
-        """Remove what is still there, also after a cancellation; answer what could not be removed."""
+        """Remove what is still there, also after a cancellation; return what could not be removed."""
         left = []
         for there, call in ((self._multipart_id, self._abort), (self._there, self._delete)):
             if there:

@@ -30,7 +30,7 @@ _BLOCK_BYTES: Final = 2**18
 
 
 def nonempty(segments: Sequence[Segment]) -> list[Segment]:
-    """Answer the segments that hold anything; the file of an empty one need not exist."""
+    """Return the segments that hold anything; the file of an empty one need not exist."""
     return [segment for segment in segments if segment.length]
 
 
@@ -55,7 +55,7 @@ class Slice:
 
 
 def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[Slice]:
-    """Answer the pieces of files that make up bytes [start, start + length) of the whole.
+    """Return the pieces of files that make up bytes [start, start + length) of the whole.
 
     Raises:
         StagingDamaged: the segments end before that.
@@ -73,7 +73,7 @@ def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[Sli
 
 
 def open_staged(path: Path) -> int:
-    """Open a staged file for reading and answer its descriptor.
+    """Open a staged file for reading and return its descriptor.
 
     Raises:
         StagingMissing: there is no such file.
@@ -102,7 +102,7 @@ class RangeReader:
         self._closed = False
 
     def read_into(self, buffer: memoryview, offset: int, flags: int = 0) -> int:
-        """Fill the buffer from `offset` bytes into the range on and answer how much was read.
+        """Fill the buffer from `offset` bytes into the range on and return how much was read.
 
         Reads at most to the end of the current file; 0 means the end of the range. `flags` are those
         of preadv2.
@@ -207,7 +207,7 @@ class RangeBody:
         return self._reader.length
 
     def tell(self) -> int:
-        """Answer the position inside the range."""
+        """Return the position inside the range."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -292,7 +292,7 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
     sha256: bool = False,
     fed: Sequence[Fed] = (),
 ) -> RangeSums:
-    """Read a range once and answer its checksums. Blocks: call it in a thread; holds 1 MiB.
+    """Read a range once and return its checksums. Blocks: call it in a thread; holds 1 MiB.
 
     The bytes are also `fed` to whatever else needs them.
 

@@ -64,7 +64,7 @@ class WorkerSettings:
     shutdown_seconds: float
 
     def delay(self, failures: int) -> float:
-        """Answer the wait after so many failures: exponential, capped, with jitter.
+        """Return the wait after so many failures: exponential, capped, with jitter.
 
         The jitter keeps a thousand uploads that failed together from coming back together.
         """
@@ -93,12 +93,12 @@ class Work:
 
     @property
     def large(self) -> bool:
-        """Tell whether this takes one of the places for large uploads."""
+        """Return whether this takes one of the places for large uploads."""
         return self.ahead or (self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES)
 
     @property
     def ahead(self) -> bool:
-        """Tell whether its upload is still being received."""
+        """Return whether its upload is still being received."""
         return self.jobs[0].kind == "ahead"
 
 
@@ -205,7 +205,7 @@ class Runner:
                 log.warning("lost_jobs_released", jobs=released, dead_workers=list(self._dead_workers))
 
     async def _claim(self, group: asyncio.TaskGroup) -> float:
-        """Claim what there is room for and answer how long to wait before the next look.
+        """Claim what there is room for and return how long to wait before the next look.
 
         Nothing is claimed to lie in wait here while another worker has nothing to do. Only small
         uploads are taken in advance, many at once.
@@ -232,7 +232,7 @@ class Runner:
         return max(BUSY_PAUSE_SECONDS, due_seconds)
 
     def _lease_end(self) -> float:
-        """Answer until when a lease may be used that is asked for now."""
+        """Return until when a lease may be used that is asked for now."""
         return asyncio.get_running_loop().time() + self._settings.lease_seconds * LEASE_SHARE
 
     async def _start_all(self, group: asyncio.TaskGroup, jobs: Sequence[Job], until: float) -> None:

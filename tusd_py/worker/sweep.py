@@ -69,7 +69,7 @@ class Sweep:
             await asyncio.sleep(self._settings.interval_seconds)
 
     async def once(self) -> dict[str, int]:
-        """Make one pass and answer what each step dealt with."""
+        """Make one pass and return what each step dealt with."""
         settings, records = self._settings, self._records
         if not await self._in_the_right_place():
             return {}

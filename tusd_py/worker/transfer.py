@@ -74,7 +74,7 @@ class Transfers:
     # --- effects: to be stopped before the lease ends ----------------------------------------------
 
     def batchable(self, job: Job) -> bool:
-        """Tell whether a job may be done together with others."""
+        """Return whether a job may be done together with others."""
         return (
             job.kind == "transfer"
             and isinstance(self._store, BatchStore)
@@ -100,7 +100,7 @@ class Transfers:
     async def send_ahead(self, job: Job) -> int:
         """Send what is durable of an upload that is still being received.
 
-        Answers how many bytes must be durable before there is more to do. One call sends a bounded
+        Returns how many bytes must be durable before there is more to do. One call sends a bounded
         amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
         """
         if not isinstance(self._store, AheadStore):
@@ -147,7 +147,7 @@ class Transfers:
         return MeteredLedger(self._jobs.ledger(job), self._metrics.transferred_bytes.inc)
 
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
-        """Bring many small uploads into the store at once; answer a result for each."""
+        """Bring many small uploads into the store at once; return a result for each."""
         assert isinstance(self._store, BatchStore)  # `batchable` said so
         results = await self._store.put_batch([(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs])
         self._metrics.transferred_bytes.inc(sum(one.length for one in results if isinstance(one, StoredObject)))

@@ -30,13 +30,13 @@ def _http_url(value: str) -> str:
 
 
 def number_in_text(value: object) -> object:
-    """Answer the number in a text of digits, and anything else as it is."""
+    """Return the number in a text of digits, and anything else as it is."""
     # The environment knows only text, and a Literal of numbers is not converted.
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value) else value
 
 
 def empty_is_none(value: object) -> object:
-    """Answer None for an empty text, which is how TOML says it, and anything else as it is."""
+    """Return None for an empty text, which is how TOML says it, and anything else as it is."""
     return None if value == "" else value
 
 

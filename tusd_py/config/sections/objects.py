@@ -52,7 +52,7 @@ class ObjectHeaders(Section):
     )
 
     def named(self) -> dict[str, Any]:
-        """Answer what is set, by the names of S3. Tags and metadata stay tables, to be merged."""
+        """Return what is set, by the names of S3. Tags and metadata stay tables, to be merged."""
         named = {
             "CacheControl": self.cache_control,
             "ContentDisposition": self.content_disposition,
@@ -82,7 +82,7 @@ class ProfileObjectParameters(ObjectHeaders):
     sse_kms_key_id: str = Field(default="", description="key for aws:kms")
 
     def named(self) -> dict[str, Any]:
-        """Answer what is set, by the names of S3."""
+        """Return what is set, by the names of S3."""
         return super().named() | shorthand(self)
 
 
@@ -96,7 +96,7 @@ class Placement(Protocol):
 
 
 def shorthand(settings: Placement) -> dict[str, Any]:
-    """Answer those of them that are set, by the names of S3."""
+    """Return those of them that are set, by the names of S3."""
     named = {
         "ACL": settings.acl,
         "StorageClass": settings.storage_class,

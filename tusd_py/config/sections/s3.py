@@ -122,5 +122,5 @@ class S3StoreConfig(Section):
     client: S3ClientConfig = Field(default_factory=S3ClientConfig, description="timeouts and pools")
 
     def named(self) -> dict[str, Any]:
-        """Answer what is sent with every object, by the names of S3."""
+        """Return what is sent with every object, by the names of S3."""
         return self.object_parameters.named() | shorthand(self)

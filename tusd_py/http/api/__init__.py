@@ -9,5 +9,5 @@ from tusd_py.http.api import downloads as files
 
 
 def routes(*, downloads: bool) -> list[web.RouteDef]:
-    """Answer the routes below the application's root."""
+    """Return the routes below the application's root."""
     return [*uploads.routes(), *actions.routes(), *(files.routes() if downloads else ())]

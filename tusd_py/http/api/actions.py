@@ -15,7 +15,7 @@ from tusd_py.protocol.upload import State, Upload
 
 
 def routes() -> list[web.RouteDef]:
-    """Answer the routes of actions."""
+    """Return the routes of actions."""
     return [
         resource(f"{API_PATH}/{{id}}/commit", POST=commit),
         resource(f"{API_PATH}/{{id}}/transfer", POST=transfer),

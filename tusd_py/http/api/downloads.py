@@ -14,7 +14,7 @@ from tusd_py.policy import NOBODY, Intent, Principal
 
 
 def routes() -> list[web.RouteDef]:
-    """Answer the routes of downloads."""
+    """Return the routes of downloads."""
     served = {"GET": download_by_id, "HEAD": download_by_id}
     paths = (f"{DOWNLOAD_PATH}/{{id}}", f"{DOWNLOAD_PATH}/{{id}}/{{filename}}")
     return [resource(path, kind="download", query=None, **served) for path in paths]
@@ -31,7 +31,7 @@ async def download_by_id(request: web.Request) -> web.StreamResponse:
 
 
 def _reader(request: web.Request) -> Principal:
-    """Answer who is asking; nobody in particular will do where some uploads are for everybody."""
+    """Return who is asking; nobody in particular will do where some uploads are for everybody."""
     try:
         return principal_of(request)
     except Unauthenticated:

@@ -74,7 +74,7 @@ def _preflight(request: web.Request) -> web.Response:
 
 
 def upload_id_of(request: web.Request) -> UploadId:
-    """Answer the id in the path. Raises `UploadNotFound`."""
+    """Return the id in the path. Raises `UploadNotFound`."""
     text = request.match_info["id"]
     try:
         value = UUID(text)
@@ -87,7 +87,7 @@ def upload_id_of(request: web.Request) -> UploadId:
 
 
 def whole_number(request: web.Request, name: str, *, default: int, least: int, most: int) -> int:
-    """Answer a number in the query. Raises `BadParameter`."""
+    """Return a number in the query. Raises `BadParameter`."""
     text = request.query.get(name)
     if text is None:
         return default
@@ -105,7 +105,7 @@ def flag(request: web.Request, name: str, *, default: bool = False) -> bool:
 
 
 def prefix_of(request: web.Request) -> str:
-    """Answer the path under which a host has mounted the application, empty if it is its own host."""
+    """Return the path under which a host has mounted the application, empty if it is its own host."""
     return request.rel_url.raw_path.partition("/api/")[0]
 
 

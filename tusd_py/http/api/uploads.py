@@ -29,7 +29,7 @@ MAX_WAIT_SECONDS: Final = 60
 
 
 def routes() -> list[web.RouteDef]:
-    """Answer the routes of uploads."""
+    """Return the routes of uploads."""
     return [
         resource(API_PATH, query={"GET": ("limit", "after", "state", "all")}, GET=list_uploads),
         resource(
@@ -43,7 +43,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def list_uploads(request: web.Request) -> web.Response:
-    """Answer the caller's newest uploads, `?limit=` of them, in `?state=`; `?all=1`: those of everybody.
+    """Return the caller's newest uploads, `?limit=` of them, in `?state=`; `?all=1`: those of everybody.
 
     `?after=` takes the `next` of an earlier page.
     """
@@ -62,7 +62,7 @@ async def list_uploads(request: web.Request) -> web.Response:
 
 
 async def show_upload(request: web.Request) -> web.Response:
-    """Answer one upload with the state of its transfer; with `?wait=` as soon as that changes."""
+    """Return one upload with the state of its transfer; with `?wait=` as soon as that changes."""
     context = request.app[WEB]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
@@ -87,7 +87,7 @@ async def remove_upload(request: web.Request) -> web.Response:
 
 
 async def list_attempts(request: web.Request) -> web.Response:
-    """Answer every claim of the upload's jobs and how it ended, newest first."""
+    """Return every claim of the upload's jobs and how it ended, newest first."""
     catalog, principal = request.app[WEB].catalog, principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
     operator = catalog.operates(principal)

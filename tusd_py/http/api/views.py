@@ -82,7 +82,7 @@ def _expires_at(upload: Upload, uncommitted_after_seconds: float) -> datetime | 
 
 
 def upload_links(upload: Upload, *, prefix: str, downloads: bool) -> dict[str, str | None]:
-    """Answer where to go on from here; None is what would be refused as the upload stands."""
+    """Return where to go on from here; None is what would be refused as the upload stands."""
     own = f"{prefix}{API_PATH}/{upload.id}"
     whole = upload.state not in GONE and upload.state not in RECEIVING
     actionable = whole and upload.concat is not Concat.PARTIAL
@@ -96,7 +96,7 @@ def upload_links(upload: Upload, *, prefix: str, downloads: bool) -> dict[str, s
 
 
 def transfer_view(transfer: TransferView | None, sent_ahead: int = 0) -> dict[str, Any]:
-    """Answer how the latest transfer of an upload stands; before there is one, what was sent ahead of it."""
+    """Return how the latest transfer of an upload stands; before there is one, what was sent ahead of it."""
     return {
         "transfer": {"id": transfer.id, "state": transfer.state} if transfer else None,
         "transfer_id": transfer.id if transfer else None,
@@ -109,7 +109,7 @@ def transfer_view(transfer: TransferView | None, sent_ahead: int = 0) -> dict[st
 
 
 def attempt_view(attempt: AttemptView, *, operator: bool) -> dict[str, Any]:
-    """Answer one attempt; the worker's name and the whole error are for operators."""
+    """Return one attempt; the worker's name and the whole error are for operators."""
     view: dict[str, Any] = {
         "transfer_id": attempt.job_id,
         "kind": attempt.kind,

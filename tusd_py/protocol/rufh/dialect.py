@@ -30,7 +30,7 @@ class Rufh(Dialect):
 
     @property
     def announces(self) -> bool:
-        """Tell whether the client named a version; only then may it be sent an interim response."""
+        """Return whether the client named a version; only then may it be sent an interim response."""
         return self._version.number is not None
 
     def check_request(self, method: str, headers: Headers) -> None:
@@ -70,7 +70,7 @@ class Rufh(Dialect):
         return render.render_appended(upload, features, self._version)
 
     def render_terminated(self) -> Reply:
-        """Answer 204, which was the only right answer through -08."""
+        """Return 204, which was the only right answer through -08."""
         return Reply(204)
 
     def render_error(self, error: TusdError, method: str, features: Features) -> Reply:

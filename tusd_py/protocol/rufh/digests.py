@@ -13,7 +13,7 @@ _NAMES: Final = {algorithm: name for name, (algorithm, _) in _ALGORITHMS.items()
 
 
 def parse_digests(headers: Headers, name: str) -> AllOf | None:
-    """Answer the digests of the body or of all (§2, §3); unknown algorithms count for nothing."""
+    """Return the digests of the body or of all (§2, §3); unknown algorithms count for nothing."""
     known = [
         Checksum(algorithm, digest)
         for key, digest in structured.byte_sequences(headers, name).items()
@@ -25,7 +25,7 @@ def parse_digests(headers: Headers, name: str) -> AllOf | None:
 
 
 def parse_wanted(headers: Headers, name: str) -> str | None:
-    """Answer the algorithm that the client likes best (§4), None if it wants none that is known."""
+    """Return the algorithm that the client likes best (§4), None if it wants none that is known."""
     weights = structured.weights(headers, name)
     wanted = {key: weight for key, weight in weights.items() if key in _ALGORITHMS and weight > 0}
     return _ALGORITHMS[max(wanted, key=wanted.__getitem__)][0] if wanted else None

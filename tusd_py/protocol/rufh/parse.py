@@ -99,12 +99,12 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
 
 
 def complete_field(version: Version) -> str:
-    """Answer the name of the field that tells whether more is to come."""
+    """Return the name of the field that tells whether more is to come."""
     return fields.UPLOAD_INCOMPLETE if version.says_incomplete else fields.UPLOAD_COMPLETE
 
 
 def parse_complete(headers: Headers, version: Version) -> bool | None:
-    """Answer whether a request carries the last bytes, None where it does not say."""
+    """Return whether a request carries the last bytes, None where it does not say."""
     value = structured.boolean(headers, complete_field(version))
     return value if value is None or not version.says_incomplete else not value
 
@@ -133,7 +133,7 @@ def _metadata(headers: Headers) -> str | None:
 
 
 def _representation(headers: Headers) -> dict[str, bytes]:
-    """Answer type and name of the file; what cannot be read is as good as absent."""
+    """Return type and name of the file; what cannot be read is as good as absent."""
     pairs: dict[str, bytes] = {}
     media_type = headers.get(fields.CONTENT_TYPE, "").strip()
     if media_type and fields.media_type(media_type) != fields.PARTIAL_MEDIA_TYPE:
@@ -170,7 +170,7 @@ def _listed(headers: Headers, name: str) -> list[str]:
 
 
 def _filename(disposition: str) -> str | None:
-    """Answer the file name (RFC 6266 §4.3); the coded form wins."""
+    """Return the file name (RFC 6266 §4.3); the coded form wins."""
     plain = None
     for found in _FILENAME.finditer(disposition):
         if found["coded"]:

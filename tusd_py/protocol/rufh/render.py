@@ -47,7 +47,7 @@ _WITH_CONTENT: Final = frozenset({"POST", "PATCH", "PUT"})
 
 
 def limits(features: Features, version: Version = NEWEST, upload: Upload | None = None) -> dict[str, str]:
-    """Answer `Upload-Limit` (draft §Limits): a Dictionary that is never empty, hence `min-size=0`."""
+    """Return `Upload-Limit` (draft §Limits): a Dictionary that is never empty, hence `min-size=0`."""
     if not version.tells_limits:
         return {}
     members = {
@@ -70,14 +70,14 @@ def _max_age_seconds(features: Features, upload: Upload | None) -> int | None:
 
 
 def completeness(version: Version, *, complete: bool) -> dict[str, str]:
-    """Answer the field that tells whether the upload is complete, as the version calls it."""
+    """Return the field that tells whether the upload is complete, as the version calls it."""
     if version.says_incomplete:
         return {fields.UPLOAD_INCOMPLETE: structured.render_boolean(not complete)}
     return {fields.UPLOAD_COMPLETE: structured.render_boolean(complete)}
 
 
 def standing(upload: Upload, features: Features, version: Version) -> dict[str, str]:
-    """Answer what every success tells of the upload, more of it than any one version demands."""
+    """Return what every success tells of the upload, more of it than any one version demands."""
     digest = {}
     if upload.complete and upload.whole_checksum is not None:
         digest[fields.REPR_DIGEST] = render_digests(upload.whole_checksum)
@@ -90,7 +90,7 @@ def standing(upload: Upload, features: Features, version: Version) -> dict[str, 
 
 
 def render_options(features: Features) -> Reply:
-    """Answer what a client may find out before it begins (draft §Limits)."""
+    """Return what a client may find out before it begins (draft §Limits)."""
     return Reply(200, {fields.ACCEPT_PATCH: fields.PARTIAL_MEDIA_TYPE, **limits(features)})
 
 
@@ -105,24 +105,24 @@ def render_interim(upload: Upload, location: str | None, features: Features, ver
 
 
 def render_created(upload: Upload, location: str, features: Features, version: Version) -> Reply:
-    """Answer 201, complete or not."""
+    """Return 201, complete or not."""
     return Reply(201, {fields.LOCATION: location, **standing(upload, features, version)})
 
 
 def render_status(upload: Upload, features: Features, version: Version) -> Reply:
-    """Answer 204, which every version takes (draft §Offset Retrieval)."""
+    """Return 204, which every version takes (draft §Offset Retrieval)."""
     length = {} if upload.length is None else {fields.UPLOAD_LENGTH: str(upload.length)}
     return Reply(204, standing(upload, features, version) | length)
 
 
 def render_appended(upload: Upload, features: Features, version: Version) -> Reply:
-    """Answer an append; one that was not the last has a status of its own in older versions."""
+    """Return an append; one that was not the last has a status of its own in older versions."""
     status = 204 if upload.complete else version.more_to_come_status
     return Reply(status, standing(upload, features, version))
 
 
 def render_error(error: TusdError, method: str, features: Features, version: Version) -> Reply:
-    """Answer an error as problem details (RFC 9457)."""
+    """Return an error as problem details (RFC 9457)."""
     status = _STATUSES.get(type(error), error.status)
     headers = error_headers(error)
     if method in _WITH_CONTENT:

@@ -1,6 +1,6 @@
 """Structured Fields (RFC 9651): what the dialect reads and writes of them.
 
-A field that is not well-formed is ignored as a whole, so every reader here answers None for it. The
+A field that is not well-formed is ignored as a whole, so every reader here returns None for it. The
 parser knows all types, for parameters and unknown members may be of any. It is our own because the
 protocol imports nothing but the standard library.
 """
@@ -37,24 +37,24 @@ class _Malformed(Exception):
 
 
 def integer(headers: Headers, name: str) -> int | None:
-    """Answer the field's non-negative Integer, None if it is absent, malformed or anything else."""
+    """Return the field's non-negative Integer, None if it is absent, malformed or anything else."""
     value = _item(headers, name)
     return value if type(value) is int and value >= 0 else None
 
 
 def boolean(headers: Headers, name: str) -> bool | None:
-    """Answer the field's Boolean, None if it is absent, malformed or anything else."""
+    """Return the field's Boolean, None if it is absent, malformed or anything else."""
     value = _item(headers, name)
     return value if isinstance(value, bool) else None
 
 
 def byte_sequences(headers: Headers, name: str) -> dict[str, bytes]:
-    """Answer the members of the field's Dictionary that are Byte Sequences; none if it is malformed."""
+    """Return the members of the field's Dictionary that are Byte Sequences; none if it is malformed."""
     return {key: value for key, value in _members(headers, name).items() if isinstance(value, bytes)}
 
 
 def weights(headers: Headers, name: str) -> dict[str, int]:
-    """Answer the members of the field's Dictionary that are Integers; none if it is malformed."""
+    """Return the members of the field's Dictionary that are Integers; none if it is malformed."""
     return {key: value for key, value in _members(headers, name).items() if type(value) is int}
 
 
@@ -112,7 +112,7 @@ class _Reader:
         return item
 
     def dictionary(self) -> dict[str, Bare | None]:
-        """Answer the members; an inner list, which nothing here reads, comes as None."""
+        """Return the members; an inner list, which nothing here reads, comes as None."""
         members: dict[str, Bare | None] = {}
         while True:
             key = self._take(_KEY)
