@@ -197,7 +197,7 @@ class Connection:
 NextRequest = Callable[[int], Request | None]
 """Hands out the next request of the connection of that index; None when it has no more."""
 
-Seen = Callable[[bytes], None]
+UploadStatus = Callable[[bytes], None]
 """Takes the head of each answer."""
 
 
@@ -213,12 +213,12 @@ class Loop:
             self.register(index)
 
     def register(self, index: int) -> None:
-        """Watch a connection's socket for answers."""
+        """ChangeNotifier a connection's socket for answers."""
         descriptor = self.connections[index].socket.fileno()
         self.index_of[descriptor] = index
         self.epoll.register(descriptor, select.EPOLLIN)
 
-    def run(self, next_request: NextRequest, seen: Seen = lambda _: None) -> Tally:
+    def run(self, next_request: NextRequest, seen: UploadStatus = lambda _: None) -> Tally:
         """Send each connection's next request as soon as its last is answered; return what was seen."""
         self.tally = Tally()
         busy = sum(self.start(index, next_request) for index in range(len(self.connections)))
@@ -246,7 +246,7 @@ class Loop:
             self.epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
         return True
 
-    def answered(self, index: int, seen: Seen) -> bool:
+    def answered(self, index: int, seen: UploadStatus) -> bool:
         """Take in what has arrived; true when the request under way is over, well or badly."""
         connection = self.connections[index]
         try:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.ports import TransferView
     from tusd_py.reconcile.findings import Report
-    from tusd_py.services.catalog import Catalog, Seen
+    from tusd_py.uploads.catalog import Catalog, UploadStatus
 
 UNCLAIMED_SECONDS: Final = 5.0
 """After so long without a claim somebody may have forgotten to start a worker."""
@@ -84,7 +84,7 @@ def _is_unclaimed(transfer: TransferView | None) -> bool:
     return transfer is not None and transfer.state == "queued" and transfer.last_error is None
 
 
-def _describe(seen: Seen) -> str:
+def _describe(seen: UploadStatus) -> str:
     upload, transfer = seen.upload, seen.transfer
     words = [upload.state.value]
     if transfer is not None:

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 
 FAULTS = """
     import asyncio, logging, threading, warnings
-    from tusd_py.services import access
+    from tusd_py.uploads import access
 
     load = access.Access.load
 

@@ -22,7 +22,7 @@ from tusd_py.http.keys import Web
 from tusd_py.http.server import HttpServer
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Upload
-from tusd_py.services.access import hash_token
+from tusd_py.uploads.access import hash_token
 
 
 @dataclass(slots=True)

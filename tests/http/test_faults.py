@@ -153,7 +153,7 @@ async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(ser
 
 async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(served_through, database, monkeypatch):
     """GEN-16"""
-    monkeypatch.setattr("tusd_py.services.reception.ADVANCE_RETRY_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("tusd_py.uploads.body_writer.ADVANCE_RETRY_SECONDS", (0.05, 0.1))
     served = served_through
     path = await served.create(10, BODY, b"he")
     connection = await served.begin(path, 2, b"llo", ("Content-Length", "8"))

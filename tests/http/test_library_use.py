@@ -101,6 +101,6 @@ async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_conf
             async with client.post(f"{origin}/media/files/", headers={"Upload-Length": "5"}) as created:
                 target = f"{origin}/media/api/v1/uploads/{created.headers['Upload-Id']}?wait=60"
             waiter = asyncio.create_task(wait_for(target))
-            await eventually(lambda: mounted[0][WEB].watch.waiting == 1)
+            await eventually(lambda: mounted[0][WEB].changes.waiting == 1)
         async with asyncio.timeout(20):
             assert await waiter == "created"

@@ -48,7 +48,7 @@ async def test_metadata_is_bounded(serve, size, status):
 
 async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve, monkeypatch):
     """CORE-21"""
-    monkeypatch.setattr("tusd_py.services.buffers.RATE_WINDOW_SECONDS", 0.3)
+    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.3)
     served = await serve(limits={"min_rate": 1000})
     path = await served.create(1000)
     connection = await served.begin(path, 0, b"x", ("Content-Length", "1000"))
@@ -71,7 +71,7 @@ async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve, monkeypat
 
 async def test_the_last_byte_of_a_slow_body_counts(serve, monkeypatch):
     """CORE-21 CORE-25"""
-    monkeypatch.setattr("tusd_py.services.buffers.RATE_WINDOW_SECONDS", 0.2)
+    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.2)
     served = await serve(limits={"min_rate": 1000})
     path = await served.create(5)
     connection = await served.begin(path, 0, b"hello", ("Transfer-Encoding", "chunked"))
@@ -84,7 +84,7 @@ async def test_the_last_byte_of_a_slow_body_counts(serve, monkeypatch):
 
 async def test_a_quick_body_is_quick_enough(serve, monkeypatch):
     """CORE-25"""
-    monkeypatch.setattr("tusd_py.services.buffers.RATE_WINDOW_SECONDS", 0.000001)
+    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.000001)
     served = await serve(limits={"min_rate": 1})
     path = await served.create(3_000_000)
 

@@ -230,7 +230,7 @@ async def test_a_failure_after_the_announcement_closes_the_connection(announcing
         raise DatabaseUnavailable
 
     with monkeypatch.context() as broken:
-        broken.setattr("tusd_py.services.reception.ADVANCE_RETRY_SECONDS", ())
+        broken.setattr("tusd_py.uploads.body_writer.ADVANCE_RETRY_SECONDS", ())
         broken.setattr(announcing.core.uploads, "advance", away)
         await connection.send(b"lo")
         with pytest.raises(ConnectionLost):

@@ -12,7 +12,7 @@ from tests.http.support import OFFSET_TYPE, eventually
 from tests.http.test_auth import SECRET, bearer
 from tusd_py.errors import TransientStoreError
 from tusd_py.protocol.upload import State
-from tusd_py.services import catalog, watch
+from tusd_py.uploads import catalog, changes
 
 JSON = ("Content-Type", "application/json")
 BODY = {"Content-Type": OFFSET_TYPE}
@@ -27,9 +27,9 @@ def no_net(monkeypatch):
 
 async def waiting(served, upload_id, seconds=30, headers=()):
     """Begin to wait; the request has arrived when this returns."""
-    before = served.web.watch.waiting
+    before = served.web.changes.waiting
     task = asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", list(headers)))
-    await eventually(lambda: served.web.watch.waiting > before or task.done())
+    await eventually(lambda: served.web.changes.waiting > before or task.done())
     return task
 
 
@@ -169,7 +169,7 @@ async def test_those_who_wait_hold_no_connection(serve):
     await served.patch(path, 0, b"hello")
 
     assert {(await answer(waiter))["state"] for waiter in waiters} == {"completed"}
-    assert served.web.watch.waiting == 0
+    assert served.web.changes.waiting == 0
 
 
 async def test_only_who_may_see_it_may_wait_for_it(serve):
@@ -224,11 +224,11 @@ async def test_a_client_that_goes_away_is_not_waited_for(complete, monkeypatch):
     monkeypatch.setattr(catalog, "LOOK_SECONDS", 0.05)
     connection = await served.connect()
     await connection.send_head("GET", f"/api/v1/uploads/{upload_id}?wait=60", [])
-    await eventually(lambda: served.web.watch.waiting == 1)
+    await eventually(lambda: served.web.changes.waiting == 1)
 
     connection.abort()
 
-    await eventually(lambda: served.web.watch.waiting == 0)
+    await eventually(lambda: served.web.changes.waiting == 0)
 
 
 async def test_a_drain_answers_all_who_wait(complete):
@@ -243,7 +243,7 @@ async def test_a_drain_answers_all_who_wait(complete):
 
 async def test_who_would_be_one_too_many_is_answered_at_once(complete, monkeypatch):
     served, _, upload_id = complete
-    monkeypatch.setattr(watch, "MAX_WAITING", 2)
+    monkeypatch.setattr(changes, "MAX_WAITING", 2)
     kept = await waiting(served, upload_id, 60)
 
     late = await answer(asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait=60", [])))

@@ -72,7 +72,7 @@ def operation_of(method: str, url: URL) -> str:
 
 
 @dataclass(frozen=True)
-class Seen:
+class UploadStatus:
     """A request that passed."""
 
     operation: str
@@ -87,7 +87,7 @@ class S3Proxy:
 
     upstream: str
     url: str = ""
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[UploadStatus] = field(default_factory=list)
     denied: set[str] = field(default_factory=set)
     """Rights that nobody has."""
     unknown: set[str] = field(default_factory=set)
@@ -95,7 +95,7 @@ class S3Proxy:
     failing: int | None = None
     """The status with which every call is answered."""
 
-    def requests(self, operation: str) -> list[Seen]:
+    def requests(self, operation: str) -> list[UploadStatus]:
         """The calls of one kind."""
         return [seen for seen in self.seen if seen.operation == operation]
 
@@ -103,7 +103,7 @@ class S3Proxy:
         """Record, then refuse or forward."""
         url = URL(request.raw_path, encoded=True)
         operation = operation_of(request.method, url)
-        self.seen.append(Seen(operation, request.headers.copy(), url.path, url.query))
+        self.seen.append(UploadStatus(operation, request.headers.copy(), url.path, url.query))
         if self.failing is not None:
             return web.Response(status=self.failing)
         if (ACTIONS | OF_VERSIONS)[operation] in self.denied:

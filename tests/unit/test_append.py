@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.errors import BodyTooSlow
-from tusd_py.services.buffers import (
+from tusd_py.uploads.body_writer import ORPHAN_SECONDS, finished, orphan_seconds
+from tusd_py.uploads.buffers import (
     MANY_CHUNKS,
     MIN_BLOCK_BYTES,
     RATE_WINDOW_SECONDS,
@@ -18,7 +19,6 @@ from tusd_py.services.buffers import (
     BufferBudget,
     RateGuard,
 )
-from tusd_py.services.reception import ORPHAN_SECONDS, finished, orphan_seconds
 
 MIB = 2**20
 

@@ -27,7 +27,7 @@ from tusd_py.reconcile.compare import (
 )
 from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result, printable
 from tusd_py.reconcile.merge import side_by_side
-from tusd_py.services.creation import render_key
+from tusd_py.uploads.creation import render_key
 
 HOUR = 3600.0
 NOW = 1_800_000_000.0

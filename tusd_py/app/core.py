@@ -173,7 +173,7 @@ async def running(core: Core) -> AsyncIterator[None]:
         await core.stores.open()
         stack.push_async_callback(core.notifications.close)
         await core.notifications.open()
-        watching = asyncio.create_task(_watch_pool(core), name="watch-pool")
+        watching = asyncio.create_task(_watch_pool(core), name="changes-pool")
         stack.callback(watching.cancel)
         yield
 

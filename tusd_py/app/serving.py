@@ -20,11 +20,11 @@ from tusd_py.locks import LocalLocks
 from tusd_py.policy import Rules
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import Trigger, UploadId
-from tusd_py.services.access import Access, UploadSettings
-from tusd_py.services.buffers import AppendSettings
-from tusd_py.services.catalog import Catalog
-from tusd_py.services.uploads import UploadService
-from tusd_py.services.watch import Watch
+from tusd_py.uploads.access import Access, UploadSettings
+from tusd_py.uploads.buffers import AppendSettings
+from tusd_py.uploads.catalog import Catalog
+from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.service import UploadService
 
 if TYPE_CHECKING:
     from tusd_py.ports import Authenticator
@@ -69,13 +69,13 @@ def make_web(core: Core) -> Web:
     features = derive_features(config)
     settings = upload_settings(config, features)
     access = Access(core.uploads, settings)
-    watch = make_watch(core)
+    changes = make_watch(core)
     return Web(
         config=config,
         features=features,
         uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),
-        catalog=Catalog(core.uploads, access, watch),
-        watch=watch,
+        catalog=Catalog(core.uploads, access, changes),
+        changes=changes,
         stores=core.stores,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
@@ -85,11 +85,11 @@ def make_web(core: Core) -> Web:
     )
 
 
-def make_watch(records: Records) -> Watch:
+def make_watch(records: Records) -> ChangeNotifier:
     """Wire who waits for uploads with who tells of their changes. To be said before anything is opened."""
-    watch = Watch()
-    records.notifications.subscribe(UPLOADS_CHANNEL, watch.changed)
-    return watch
+    changes = ChangeNotifier()
+    records.notifications.subscribe(UPLOADS_CHANNEL, changes.changed)
+    return changes
 
 
 def make_catalog(records: Records) -> Catalog:

@@ -70,7 +70,7 @@ def build_application(context: Web) -> web.Application:
 
 async def end_waiting(app: web.Application) -> None:
     """Return those who wait for an upload: a host that shuts down would wait for them."""
-    app[WEB].watch.close()
+    app[WEB].changes.close()
 
 
 async def nowhere(request: web.Request) -> web.StreamResponse:

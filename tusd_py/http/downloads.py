@@ -22,7 +22,7 @@ from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, St
 from tusd_py.http.disposition import content_disposition, safe_content_type
 from tusd_py.http.keys import CLOSE, PUBLIC, UPLOAD_ID, WEB, Web
 from tusd_py.ports import DownloadHeaders, LocalObjects, Presigner, Segment
-from tusd_py.services.uploads import Staged, Stored
+from tusd_py.uploads.service import Staged, Stored
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncBufferedReader

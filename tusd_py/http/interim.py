@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tusd_py.http.keys import Web
     from tusd_py.protocol.dialect import Reply
     from tusd_py.protocol.upload import Upload
-    from tusd_py.services.creation import Created
+    from tusd_py.uploads.creation import Created
 
 REASON: Final = "Upload Resumption Supported"
 PROGRESS_SECONDS: Final = 1.0

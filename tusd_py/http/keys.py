@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tusd_py.ports import Authenticator
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features
-    from tusd_py.services.catalog import Catalog
-    from tusd_py.services.uploads import UploadService
-    from tusd_py.services.watch import Watch
+    from tusd_py.uploads.catalog import Catalog
+    from tusd_py.uploads.changes import ChangeNotifier
+    from tusd_py.uploads.service import UploadService
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Web:
     features: Features
     uploads: UploadService
     catalog: Catalog
-    watch: Watch
+    changes: ChangeNotifier
     stores: Stores
     authenticator: Authenticator
     cors: CorsPolicy

@@ -60,7 +60,7 @@ class HttpServer:
         log.info("draining", bodies=len(context.bodies))
         for body in list(context.bodies):
             body.interrupt(ServerDraining())
-        context.watch.close()
+        context.changes.close()
         while context.bodies and time.monotonic() < deadline:  # noqa: ASYNC110 -- no signal tells of the last one
             await asyncio.sleep(DRAIN_POLL_SECONDS)
         if context.bodies:

@@ -33,7 +33,7 @@ from tusd_py.errors import (
 from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher, parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
 from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
-from tusd_py.services.buffers import AppendSettings, Block, BufferBudget, RateGuard
+from tusd_py.uploads.buffers import AppendSettings, Block, BufferBudget, RateGuard
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, StagingFile, UploadRepository
@@ -50,7 +50,7 @@ UNCERTAIN: Final = (DatabaseUnavailable, OffsetConflict, StagingDamaged, UploadG
 """After these nobody knows the offset at which the client may go on: it is not told any."""
 
 
-class Reception:
+class BodyWriter:
     """One body on its way to the disk."""
 
     def __init__(  # noqa: PLR0913, PLR0917 -- the collaborators of one loop

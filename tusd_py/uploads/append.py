@@ -20,9 +20,9 @@ from tusd_py.errors import (
     WholeChecksumMismatch,
 )
 from tusd_py.protocol.upload import RECEIVING, AppendPlan, Upload, plan_append
-from tusd_py.services.buffers import AppendSettings, BufferBudget
-from tusd_py.services.reception import UNCERTAIN, Reception
-from tusd_py.services.waiting import Reload, settled, until_free
+from tusd_py.uploads.body_writer import UNCERTAIN, BodyWriter
+from tusd_py.uploads.buffers import AppendSettings, BufferBudget
+from tusd_py.uploads.waiting import Reload, settled, wait_for_file_lock
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, Staging, StagingFile, UploadLocks, UploadRepository
@@ -105,8 +105,8 @@ class Appender:
             upload = await self._uploads.declare_length(upload, plan.length)
         await body.accept()
         with self.budget:
-            reception = Reception(self._uploads, file, upload, plan, append, body, self.budget, self._settings)
-            return await reception.run()
+            body_writer = BodyWriter(self._uploads, file, upload, plan, append, body, self.budget, self._settings)
+            return await body_writer.run()
 
     def _plan(self, upload: Upload, append: Append) -> AppendPlan:
         try:
@@ -148,7 +148,9 @@ class Appender:
                 await self._report_damage(await reload(), error)
                 raise
 
-        return await until_free(self._locks, upload.id, attempt, timeout_seconds=self._settings.lock_timeout_seconds)
+        return await wait_for_file_lock(
+            self._locks, upload.id, attempt, timeout_seconds=self._settings.lock_timeout_seconds
+        )
 
     async def _truncate(self, file: StagingFile, upload: Upload) -> None:
         try:

@@ -16,8 +16,8 @@ from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView, UploadRepository
-    from tusd_py.services.access import Access
-    from tusd_py.services.watch import Watch
+    from tusd_py.uploads.access import Access
+    from tusd_py.uploads.changes import ChangeNotifier
 
 log = structlog.get_logger(__name__)
 
@@ -28,7 +28,7 @@ MAX_ATTEMPTS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class UploadStatus:
     """An upload, and how its latest transfer stands (None: it has none)."""
 
     upload: Upload
@@ -54,10 +54,10 @@ class Seen:
 class Catalog:
     """What people and applications ask of uploads. Knows no HTTP, no SQL and no adapter."""
 
-    def __init__(self, uploads: UploadRepository, access: Access, watch: Watch) -> None:
+    def __init__(self, uploads: UploadRepository, access: Access, changes: ChangeNotifier) -> None:
         self._uploads = uploads
         self._access = access
-        self._watch = watch
+        self._watch = changes
 
     @property
     def has_public_uploads(self) -> bool:
@@ -108,7 +108,7 @@ class Catalog:
         *,
         wait_seconds: float = 0,
         wanted: Callable[[], bool] = lambda: True,
-    ) -> Seen:
+    ) -> UploadStatus:
         """Return how an upload stands, as soon as that differs from now or the time is over.
 
         What is stored, failed or gone is answered at once. `wanted` tells whether somebody still
@@ -120,8 +120,8 @@ class Catalog:
         upload = await self._access.view(principal, upload_id, Intent.READ)
         if not wait_seconds:
             return await self._with_transfer(upload)
-        with self._watch.on(upload_id) as changed:
-            # Looked at once more with the watch in place: from here on no change is missed.
+        with self._watch.subscribe(upload_id) as changed:
+            # Looked at once more with the changes in place: from here on no change is missed.
             first = seen = await self._see(upload_id)
             deadline = asyncio.get_running_loop().time() + wait_seconds
             while seen.mark == first.mark and not seen.settled and wanted() and not self._watch.full:
@@ -137,16 +137,16 @@ class Catalog:
                 seen = await self._see(upload_id)
         return seen
 
-    async def _see(self, upload_id: UploadId) -> Seen:
+    async def _see(self, upload_id: UploadId) -> UploadStatus:
         upload = await self._uploads.find(upload_id)
         if upload is None:
             raise UploadNotFound
         return await self._with_transfer(upload)
 
-    async def _with_transfer(self, upload: Upload) -> Seen:
+    async def _with_transfer(self, upload: Upload) -> UploadStatus:
         if upload.state in RECEIVING:
-            return Seen(upload, None, await self._uploads.sent_ahead(upload.id) if upload.offset else 0)
-        return Seen(upload, await self._uploads.transfer_view(upload.id))
+            return UploadStatus(upload, None, await self._uploads.sent_ahead(upload.id) if upload.offset else 0)
+        return UploadStatus(upload, await self._uploads.transfer_view(upload.id))
 
     # --- acting ------------------------------------------------------------------------------------
 

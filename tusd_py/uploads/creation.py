@@ -29,10 +29,10 @@ from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
-from tusd_py.services.access import Access, UploadSettings, hash_token
-from tusd_py.services.append import Appender
-from tusd_py.services.buffers import Block
-from tusd_py.services.reception import orphan_seconds
+from tusd_py.uploads.access import Access, UploadSettings, hash_token
+from tusd_py.uploads.append import Appender
+from tusd_py.uploads.body_writer import orphan_seconds
+from tusd_py.uploads.buffers import Block
 
 if TYPE_CHECKING:
     from tusd_py.places import Stores

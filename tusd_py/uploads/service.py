@@ -19,10 +19,10 @@ from tusd_py.policy import Intent, Principal
 from tusd_py.ports import Segment
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload, UploadId
-from tusd_py.services.access import Access, UploadSettings
-from tusd_py.services.append import Appender
-from tusd_py.services.creation import Announce, Created, Creator
-from tusd_py.services.waiting import settled, size_when_free
+from tusd_py.uploads.access import Access, UploadSettings
+from tusd_py.uploads.append import Appender
+from tusd_py.uploads.creation import Announce, Created, Creator
+from tusd_py.uploads.waiting import settled, size_when_free
 
 if TYPE_CHECKING:
     from tusd_py.places import Stores

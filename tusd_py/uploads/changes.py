@@ -11,7 +11,7 @@ MAX_WAITING: Final = 10_000
 """Per process. Whoever comes on top of that is answered at once."""
 
 
-class Watch:
+class ChangeNotifier:
     """Those who wait within one process. Holds nothing but memory: no connection, no task."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Watch:
         return self._closed
 
     @contextlib.contextmanager
-    def on(self, upload_id: object) -> Iterator[asyncio.Event]:
+    def subscribe(self, upload_id: object) -> Iterator[asyncio.Event]:
         """Return an event that is set whenever the upload may have changed."""
         event = asyncio.Event()
         events = self._waiting.setdefault(str(upload_id), set())

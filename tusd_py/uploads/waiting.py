@@ -24,7 +24,7 @@ LOCK_POLL_SECONDS: Final = 0.01
 ASK_AGAIN_SECONDS: Final = 1.0
 
 
-async def until_free(
+async def wait_for_file_lock(
     locks: UploadLocks, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]], *, timeout_seconds: float
 ) -> _T:
     """Try until `attempt` returns something; as long as it returns None, ask the holder to stop.
@@ -46,12 +46,12 @@ async def until_free(
 
 
 async def size_when_free(staging: Staging, locks: UploadLocks, upload_id: UploadId, *, timeout_seconds: float) -> int:
-    """Return the size of the staged file once no other process writes to it. Raises as `until_free` does."""
+    """Return the size of the staged file once no other process writes to it. Raises as `wait_for_file_lock` does."""
 
     async def attempt() -> int | None:
         return staging.probe(upload_id)
 
-    return await until_free(locks, upload_id, attempt, timeout_seconds=timeout_seconds)
+    return await wait_for_file_lock(locks, upload_id, attempt, timeout_seconds=timeout_seconds)
 
 
 async def settled(

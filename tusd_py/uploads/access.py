@@ -15,7 +15,7 @@ from tusd_py.protocol.upload import DEFAULT_PROFILE, TokenHash, Trigger, Upload,
 
 if TYPE_CHECKING:
     from tusd_py.ports import UploadRepository
-    from tusd_py.services.buffers import AppendSettings
+    from tusd_py.uploads.buffers import AppendSettings
 
 
 @dataclass(frozen=True, slots=True)
