@@ -22,10 +22,10 @@ from tusd_py.app import (
     reachable,
     running,
 )
+from tusd_py.authorization import ANONYMOUS
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.statistics import read_figures
 from tusd_py.metrics import Metrics
-from tusd_py.policy import ANONYMOUS
 from tusd_py.protocol.upload import StagingId, State, UploadId
 
 if TYPE_CHECKING:

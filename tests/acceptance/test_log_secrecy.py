@@ -39,9 +39,9 @@ FAULTS = """
         def __del__(self):
             raise ValueError(f"/files/{self.token}")
 
-    async def failing(self, principal, token, intent):
+    async def failing(self, principal, token, action):
         if not token.startswith("fail"):
-            return await load(self, principal, token, intent)
+            return await load(self, principal, token, action)
         asyncio.ensure_future(forgotten(token))
         threading.Thread(target=thread, args=(token,)).start()
         Finalized(token)

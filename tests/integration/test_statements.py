@@ -155,21 +155,21 @@ SELECT id, 'transfer', staging_id, CASE WHEN state = 'transfer_failed' THEN 'que
 
 
 TOKEN = b"0" * 32
-NOBODY = "00000000-0000-0000-0000-000000000000"
+UNAUTHENTICATED = "00000000-0000-0000-0000-000000000000"
 PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
-    "find": (uploads.FIND, [NOBODY], "uploads_pkey"),
-    "advance": (uploads.ADVANCE, [NOBODY, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
+    "find": (uploads.FIND, [UNAUTHENTICATED], "uploads_pkey"),
+    "advance": (uploads.ADVANCE, [UNAUTHENTICATED, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
     "promised": (finals.PROMISED, [1], "uploads_waiting_finals"),
-    "become_writer": (uploads.BECOME_WRITER, [NOBODY], "uploads_pkey"),
-    "transfer_view": (transfers.TRANSFER_VIEW, [NOBODY], "jobs_upload|jobs_pkey"),
-    "latest_transfer": (transfers.LATEST_TRANSFER, [NOBODY], "jobs_upload|jobs_pkey"),
-    "commit": (transfers.COMMIT, [NOBODY], "uploads_pkey"),
-    "attempts": (transfers.ATTEMPTS, [NOBODY, 100], "jobs_upload|jobs_pkey|jobs_live"),
+    "become_writer": (uploads.BECOME_WRITER, [UNAUTHENTICATED], "uploads_pkey"),
+    "transfer_view": (transfers.TRANSFER_VIEW, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
+    "latest_transfer": (transfers.LATEST_TRANSFER, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
+    "commit": (transfers.COMMIT, [UNAUTHENTICATED], "uploads_pkey"),
+    "attempts": (transfers.ATTEMPTS, [UNAUTHENTICATED, 100], "jobs_upload|jobs_pkey|jobs_live"),
     "claim": (jobs.CLAIM, [HERE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
     "next_due": (jobs.NEXT_DUE, [HERE, True, LARGE_BYTES], "jobs_due"),
-    "lock_transfer": (removal.LOCK_TRANSFER, [NOBODY], "jobs_live|jobs_upload"),
+    "lock_transfer": (removal.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
     "overdue": (sweep.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
     "purgeable": (sweep.PURGEABLE, [HERE, 60.0, 500, []], "uploads_purgeable"),
     "requeue_failed": (sweep.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
@@ -177,12 +177,16 @@ PLANS = {
     "purge_rows": (sweep.PURGE_ROWS, [60.0, 500], "uploads_gone"),
     "reconcile_page": (reconcile.PAGE, ["key/2", 500, [1]], "uploads_object_key_place"),
     "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"], [1]], "uploads_object_key_place"),
-    "reconcile_by_id": (reconcile.BY_ID, [[NOBODY]], "uploads_pkey"),
+    "reconcile_by_id": (reconcile.BY_ID, [[UNAUTHENTICATED]], "uploads_pkey"),
     "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20, [1]], "uploads_created|uploads_settled"),
-    "reconcile_queue_job": (reconcile.QUEUE_JOB, [NOBODY, "removing", 10, "remove"], "uploads_pkey|uploads_unsettled"),
+    "reconcile_queue_job": (
+        reconcile.QUEUE_JOB,
+        [UNAUTHENTICATED, "removing", 10, "remove"],
+        "uploads_pkey|uploads_unsettled",
+    ),
     "reconcile_requeue_lost": (
         reconcile.REQUEUE_LOST,
-        [NOBODY, "stored", 10, "why", sources(Event.LOSE)],
+        [UNAUTHENTICATED, "stored", 10, "why", sources(Event.LOSE)],
         "uploads_pkey",
     ),
     "figures": (statistics.FIGURES, [HERE], "uploads_unsettled"),

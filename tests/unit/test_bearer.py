@@ -19,9 +19,9 @@ from structlog.testing import capture_logs
 from tusd_py.auth import bearer
 from tusd_py.auth.anonymous import AnonymousAuthenticator
 from tusd_py.auth.bearer import MAX_TOKEN_LENGTH, BearerAuthenticator
+from tusd_py.authorization import ANONYMOUS
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
-from tusd_py.policy import ANONYMOUS
 
 SECRET = "a secret of the service, sixty-four bytes long so that HS512 fits"
 NOW = int(time.time())

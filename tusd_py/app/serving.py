@@ -9,6 +9,7 @@ from uuid import UUID
 
 from tusd_py.app.core import Core, Records
 from tusd_py.auth.anonymous import AnonymousAuthenticator
+from tusd_py.authorization import Rules
 from tusd_py.config import Config
 from tusd_py.database.wakeups import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
@@ -17,7 +18,6 @@ from tusd_py.http.forwarded import TrustedProxies
 from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
-from tusd_py.policy import Rules
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import Trigger, UploadId
 from tusd_py.uploads.access import Access, UploadSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tusd_py.policy import ANONYMOUS, Principal
+from tusd_py.authorization import ANONYMOUS, Principal
 from tusd_py.ports import Authenticator
 
 

@@ -18,9 +18,9 @@ from typing import Any, Final
 import jwt
 
 from tusd_py.auth.keys import JwksFile, Key, KeySource, SecretKeys
+from tusd_py.authorization import Principal
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
-from tusd_py.policy import Principal
 from tusd_py.ports import Authenticator
 from tusd_py.protocol.upload import DEFAULT_PROFILE
 

@@ -11,7 +11,7 @@ from tusd_py.protocol.fields import single
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from tusd_py.policy import Principal
+    from tusd_py.authorization import Principal
 
 AUTHORIZATION: Final = "Authorization"
 

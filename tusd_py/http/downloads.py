@@ -17,7 +17,7 @@ import aiofiles
 import structlog
 from aiohttp import ETag, web
 
-from tusd_py import policy
+from tusd_py import authorization
 from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, StoredObjectMissing
 from tusd_py.http.disposition import content_disposition, safe_content_type
 from tusd_py.http.keys import CLOSE, PUBLIC, UPLOAD_ID, WEB, Web
@@ -55,7 +55,7 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
     context = request.app[WEB]
     request[UPLOAD_ID] = upload.id
     profile = context.config.profiles.get(upload.profile)
-    request[PUBLIC] = profile is not None and profile.perm_download == policy.PUBLIC
+    request[PUBLIC] = profile is not None and profile.perm_download == authorization.PUBLIC
     served = _present(context, upload)
     located = await context.uploads.locate(upload)
     if isinstance(located, Staged):

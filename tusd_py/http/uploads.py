@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.body import FEW_BODIES, RequestBody
@@ -19,7 +20,6 @@ from tusd_py.http.interim import interim_of
 from tusd_py.http.keys import BYTES_IN, DESCRIPTION, KIND, METHOD, UPLOAD_ID, WEB, Web
 from tusd_py.http.replies import to_response
 from tusd_py.http.trailers import keeps_trailers
-from tusd_py.policy import Intent, Principal
 from tusd_py.protocol import dialects
 from tusd_py.protocol.dialect import effective_method
 
@@ -93,7 +93,7 @@ def options(request: web.Request) -> web.Response:
 async def create(context: Web, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
     principal = principal_of(request)
-    context.uploads.permit(principal, Intent.CREATE)
+    context.uploads.permit(principal, Action.CREATE)
     dialect = dialect_of(request)
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
@@ -117,7 +117,7 @@ async def status(context: Web, request: web.Request, principal: Principal, token
 
 async def retrieve(context: Web, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
     """GET: the bytes, or what the dialect says of an upload that is not complete."""
-    upload = await context.uploads.load(principal, token, Intent.DOWNLOAD)
+    upload = await context.uploads.load(principal, token, Action.DOWNLOAD)
     dialect = dialect_of(request)
     if (unfinished := dialect.render_unfinished(upload, context.features)) is not None:
         return to_response(unfinished)

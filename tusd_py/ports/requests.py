@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from tusd_py.policy import Principal
+from tusd_py.authorization import Principal
 from tusd_py.protocol.upload import Upload, UploadId
 
 OnContended = Callable[[], None]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from tusd_py.authorization import Action, Principal, Rules, authorize
 from tusd_py.errors import TusdError, UploadGone, UploadNotFound
-from tusd_py.policy import Intent, Principal, Rules, permits
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import DEFAULT_PROFILE, TokenHash, Trigger, Upload, UploadId
 
@@ -53,44 +53,44 @@ class Access:
         return self._settings.rules
 
     def permit(
-        self, principal: Principal, intent: Intent, owner: str | None = None, *, profile: str = DEFAULT_PROFILE
+        self, principal: Principal, action: Action, owner: str | None = None, *, profile: str = DEFAULT_PROFILE
     ) -> None:
-        """Raise unless `principal` may do this; see `policy.permits`."""
-        permits(principal, intent, owner, self.rules, profile=profile)
+        """Raise unless `principal` may do this; see `authorization.authorize`."""
+        authorize(principal, action, owner, self.rules, profile=profile)
 
-    async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
+    async def load(self, principal: Principal, token: str, action: Action) -> Upload:
         """Return the upload behind a tus URL, for somebody who may use it so.
 
         Raises:
             UploadNotFound, UploadGone, AccessError.
         """
         upload = await self._uploads.find_by_token(hash_token(token)) if is_upload_token(token) else None
-        return self._usable(upload, principal, intent)
+        return self._usable(upload, principal, action)
 
-    async def usable(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
+    async def usable(self, principal: Principal, upload_id: UploadId, action: Action) -> Upload:
         """Return an upload by its public id, for somebody who may use it so; raises as `load` does."""
-        return self._usable(await self._uploads.find(upload_id), principal, intent)
+        return self._usable(await self._uploads.find(upload_id), principal, action)
 
-    async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
+    async def view(self, principal: Principal, upload_id: UploadId, action: Action) -> Upload:
         """Return an upload by its public id, for somebody who may see it; gone ones as well."""
         upload = await self._uploads.find(upload_id)
-        self._permit_on(upload, principal, intent)
+        self._permit_on(upload, principal, action)
         if upload is None:
             raise UploadNotFound
         return upload
 
-    def _usable(self, upload: Upload | None, principal: Principal, intent: Intent) -> Upload:
-        self._permit_on(upload, principal, intent)
+    def _usable(self, upload: Upload | None, principal: Principal, action: Action) -> Upload:
+        self._permit_on(upload, principal, action)
         if upload is None:
             raise UploadNotFound
         if upload.gone(datetime.now(UTC)):
             raise self.gone()
         return upload
 
-    def _permit_on(self, upload: Upload | None, principal: Principal, intent: Intent) -> None:
+    def _permit_on(self, upload: Upload | None, principal: Principal, action: Action) -> None:
         # An unknown upload is checked as one's own: an invalid token is told so, everybody else gets 404.
         owner, profile = (principal.subject, "") if upload is None else (upload.owner, upload.profile)
-        self.permit(principal, intent, owner, profile=profile)
+        self.permit(principal, action, owner, profile=profile)
 
     def gone(self) -> TusdError:
         """Return the error for an upload that is there no more."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from tusd_py.authorization import Action, Principal
 from tusd_py.errors import UploadNotFound
-from tusd_py.policy import Intent, Principal
 from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class Catalog:
 
     # --- seeing ------------------------------------------------------------------------------------
 
-    async def view(self, principal: Principal, upload_id: UploadId, intent: Intent) -> Upload:
+    async def view(self, principal: Principal, upload_id: UploadId, action: Action) -> Upload:
         """Return an upload for somebody who may see it; see `Access.view`."""
-        return await self._access.view(principal, upload_id, intent)
+        return await self._access.view(principal, upload_id, action)
 
     async def newest(
         self,
@@ -88,13 +88,13 @@ class Catalog:
         """
         owner = None if everybody else principal.subject
         if not principal.anonymous:
-            self._access.permit(principal, Intent.LIST, owner)
+            self._access.permit(principal, Action.LIST, owner)
         hide = HIDDEN_IN_LISTS if state is None else ()
         return await self._uploads.newest(owner, after=after, limit=limit, hide=hide, state=state)
 
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
         """Return how the upload's jobs went so far, newest first."""
-        upload = await self._access.view(principal, upload_id, Intent.READ)
+        upload = await self._access.view(principal, upload_id, Action.READ)
         return await self._uploads.attempts(upload.id, MAX_ATTEMPTS)
 
     def operates(self, principal: Principal) -> bool:
@@ -117,7 +117,7 @@ class Catalog:
         Raises:
             UploadNotFound, AccessError: for this caller there is no such upload.
         """
-        upload = await self._access.view(principal, upload_id, Intent.READ)
+        upload = await self._access.view(principal, upload_id, Action.READ)
         if not wait_seconds:
             return await self._with_transfer(upload)
         with self._watch.subscribe(upload_id) as changed:
@@ -157,7 +157,7 @@ class Catalog:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
             NotReady, InvalidTransition: it cannot be committed.
         """
-        upload = await self._access.usable(principal, upload_id, Intent.COMMIT)
+        upload = await self._access.usable(principal, upload_id, Action.COMMIT)
         committed = await self._uploads.commit(upload.id)
         log.info("upload_committed", upload_id=str(upload.id), again=upload.committed_at is not None)
         return committed
@@ -169,7 +169,7 @@ class Catalog:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
             NotReady, InvalidTransition: it cannot be transferred.
         """
-        upload = await self._access.usable(principal, upload_id, Intent.TRANSFER)
+        upload = await self._access.usable(principal, upload_id, Action.TRANSFER)
         order = await self._uploads.request_transfer(upload.id)
         if order.queued:
             log.info("transfer_requested", upload_id=str(upload.id), transfer_id=order.transfer_id)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from tusd_py.authorization import Action, Principal
 from tusd_py.errors import (
     BodyError,
     ChecksumMismatch,
@@ -22,7 +23,6 @@ from tusd_py.errors import (
     TusdError,
     WholeChecksumMismatch,
 )
-from tusd_py.policy import Intent, Principal
 from tusd_py.ports import MeasuredStore, NewUpload
 from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
@@ -95,7 +95,7 @@ class Creator:
             AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
             BodyError: bytes that came along were cut short; what arrived of a large body is kept.
         """
-        self._access.permit(principal, Intent.CREATE)
+        self._access.permit(principal, Action.CREATE)
         if command.unwanted_body is not None:
             await self._demand_no_byte(body, command.unwanted_body)
         if command.concat is not Concat.FINAL:

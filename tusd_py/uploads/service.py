@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from tusd_py.authorization import Action, Principal
 from tusd_py.errors import EmptyPatchLimit, NotReady, StagingMissing, StoreNotConfigured, TusdError
-from tusd_py.policy import Intent, Principal
 from tusd_py.ports import Segment
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload, UploadId
@@ -80,9 +80,9 @@ class UploadService:
         self._creator = Creator(uploads, staging, self._appender, self._access, stores=stores, settings=settings)
         self._empty_patches: dict[UploadId, int] = {}
 
-    def permit(self, principal: Principal, intent: Intent, owner: str | None = None) -> None:
-        """Raise unless `principal` may do this; see `policy.permits`."""
-        self._access.permit(principal, intent, owner)
+    def permit(self, principal: Principal, action: Action, owner: str | None = None) -> None:
+        """Raise unless `principal` may do this; see `authorization.authorize`."""
+        self._access.permit(principal, action, owner)
 
     async def create(
         self, principal: Principal, command: Create, body: Body, announce: Announce | None = None
@@ -101,7 +101,7 @@ class UploadService:
             StagingDamaged: acknowledged bytes are not in staging any more.
             WrongNode: its bytes are in another staging directory; nothing was opened or changed.
         """
-        upload = await self.load(principal, token, Intent.HEAD)
+        upload = await self.load(principal, token, Action.HEAD)
         if upload.state not in RECEIVING or upload.concat is Concat.FINAL:
             return upload
         self._demand_bytes(upload)
@@ -125,7 +125,7 @@ class UploadService:
         Raises:
             see `status` and `Appender.append`; `error.upload` tells where the upload stands.
         """
-        upload = await self.load(principal, token, Intent.WRITE)
+        upload = await self.load(principal, token, Action.WRITE)
         self._demand_bytes(upload)
         if upload.concat is Concat.FINAL:
             append = Append(offset=upload.offset, content_length=0)
@@ -186,7 +186,7 @@ class UploadService:
         Raises:
             UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress, WrongNode.
         """
-        upload = await self.load(principal, token, Intent.TERMINATE)
+        upload = await self.load(principal, token, Action.TERMINATE)
         admit(upload)
         await self._terminate(upload)
 
@@ -195,8 +195,8 @@ class UploadService:
 
         Raises: as `terminate` does; with force no TransferInProgress.
         """
-        intent = Intent.FORCE if force else Intent.REMOVE
-        await self._terminate(await self._access.usable(principal, upload_id, intent), force=force)
+        action = Action.FORCE if force else Action.REMOVE
+        await self._terminate(await self._access.usable(principal, upload_id, action), force=force)
 
     async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
         if upload.state not in RECEIVING:
@@ -217,9 +217,9 @@ class UploadService:
 
     # --- read --------------------------------------------------------------------------------------
 
-    async def load(self, principal: Principal, token: str, intent: Intent) -> Upload:
+    async def load(self, principal: Principal, token: str, action: Action) -> Upload:
         """Return the upload behind a tus URL, for somebody who may use it so; see `Access.load`."""
-        return await self._access.load(principal, token, intent)
+        return await self._access.load(principal, token, action)
 
     async def refresh(self, upload_id: UploadId) -> Upload:
         """Return the upload as it stands now, for somebody who was permitted already."""

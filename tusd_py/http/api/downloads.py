@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from tusd_py.authorization import UNAUTHENTICATED, Action, Principal
 from tusd_py.errors import Unauthenticated
 from tusd_py.http.api.requests import flag, resource, upload_id_of
 from tusd_py.http.api.views import DOWNLOAD_PATH
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.downloads import download
 from tusd_py.http.keys import WEB
-from tusd_py.policy import NOBODY, Intent, Principal
 
 
 def routes() -> list[web.RouteDef]:
@@ -26,7 +26,7 @@ async def download_by_id(request: web.Request) -> web.StreamResponse:
     `?redirect=0` tells a URL of the store by a 204 instead of a redirect to it.
     """
     redirect = flag(request, "redirect", default=True)
-    upload = await request.app[WEB].catalog.view(_reader(request), upload_id_of(request), Intent.DOWNLOAD)
+    upload = await request.app[WEB].catalog.view(_reader(request), upload_id_of(request), Action.DOWNLOAD)
     return await download(request, upload, redirect=redirect)
 
 
@@ -37,4 +37,4 @@ def _reader(request: web.Request) -> Principal:
     except Unauthenticated:
         if not request.app[WEB].catalog.has_public_uploads:
             raise
-        return NOBODY
+        return UNAUTHENTICATED

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from tusd_py.authorization import Principal
 from tusd_py.errors import BadParameter
 from tusd_py.http.api.requests import (
     flag,
@@ -20,7 +21,6 @@ from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.keys import UPLOAD_ID, WEB
 from tusd_py.http.replies import json_response
-from tusd_py.policy import Principal
 from tusd_py.protocol.upload import State, Upload
 
 MAX_PAGE: Final = 200

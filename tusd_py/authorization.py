@@ -17,7 +17,7 @@ OWNER: Final = "owner"
 PUBLIC: Final = "public"
 
 
-class Intent(StrEnum):
+class Action(StrEnum):
     """What somebody wants to do."""
 
     CREATE = "create"
@@ -72,21 +72,21 @@ class Rules:
 
 ANONYMOUS: Final = Principal(subject=None, scopes=frozenset(), anonymous=True)
 """Everybody, on a server that runs without authentication."""
-NOBODY: Final = Principal(subject=None, scopes=frozenset())
+UNAUTHENTICATED: Final = Principal(subject=None, scopes=frozenset())
 """Who shows no credential where one is asked for."""
 
-_RESUMING: Final = frozenset({Intent.HEAD, Intent.WRITE})
+_RESUMING: Final = frozenset({Action.HEAD, Action.WRITE})
 """What an expired token still allows: a 401 here makes clients forget a half-done upload."""
 
-_READING: Final = frozenset({Intent.READ, Intent.DOWNLOAD, Intent.LIST})
+_READING: Final = frozenset({Action.READ, Action.DOWNLOAD, Action.LIST})
 """What the scope for other people's uploads allows. HEAD is no reading: it serves to resume."""
 
-_MANAGING: Final = frozenset({Intent.READ, Intent.LIST, Intent.COMMIT, Intent.TRANSFER, Intent.REMOVE, Intent.FORCE})
+_MANAGING: Final = frozenset({Action.READ, Action.LIST, Action.COMMIT, Action.TRANSFER, Action.REMOVE, Action.FORCE})
 """What the scope of operators allows. They see that an upload is there, and not what is in it."""
 
 
-def permits(
-    principal: Principal, intent: Intent, owner: str | None, rules: Rules, *, profile: str = DEFAULT_PROFILE
+def authorize(
+    principal: Principal, action: Action, owner: str | None, rules: Rules, *, profile: str = DEFAULT_PROFILE
 ) -> None:
     """Return if `principal` may do this to an upload of `owner` under `profile`, raise otherwise.
 
@@ -99,37 +99,37 @@ def permits(
         UnknownProfile: the token asks for a profile that is not configured.
         UploadNotFound: the upload is somebody else's, whose existence is nobody's business.
     """
-    if principal.anonymous or (intent is Intent.DOWNLOAD and rules.may_download(profile) == PUBLIC):
+    if principal.anonymous or (action is Action.DOWNLOAD and rules.may_download(profile) == PUBLIC):
         return
-    if principal.subject is None or (principal.expired and intent not in _RESUMING):
-        raise Unauthenticated(intent=str(intent), expired=principal.expired)
-    if intent is Intent.CREATE:
+    if principal.subject is None or (principal.expired and action not in _RESUMING):
+        raise Unauthenticated(action=str(action), expired=principal.expired)
+    if action is Action.CREATE:
         _permit_creation(principal, rules)
-    elif not _may_any(principal, intent, rules, profile):
-        _permit_own(principal, intent, owner)
+    elif not _may_any(principal, action, rules, profile):
+        _permit_own(principal, action, owner)
 
 
 def _permit_creation(principal: Principal, rules: Rules) -> None:
     if rules.create_scope and rules.create_scope not in principal.scopes:
-        raise Forbidden(intent="create", subject=principal.subject, missing_scope=rules.create_scope)
+        raise Forbidden(action="create", subject=principal.subject, missing_scope=rules.create_scope)
     if principal.profile not in rules.downloads:
         raise UnknownProfile(subject=principal.subject, profile=principal.profile)
 
 
-def _may_any(principal: Principal, intent: Intent, rules: Rules, profile: str) -> bool:
+def _may_any(principal: Principal, action: Action, rules: Rules, profile: str) -> bool:
     """Return whether a scope allows this, whoever owns the upload."""
     scopes = set()
-    if intent in _READING:
+    if action in _READING:
         scopes.add(rules.read_any_scope)
-    if intent in _MANAGING:
+    if action in _MANAGING:
         scopes.add(rules.admin_scope)
-    if intent is Intent.DOWNLOAD and rules.may_download(profile) != OWNER:
+    if action is Action.DOWNLOAD and rules.may_download(profile) != OWNER:
         scopes.add(rules.may_download(profile))
     return bool((scopes - {""}) & principal.scopes)
 
 
-def _permit_own(principal: Principal, intent: Intent, owner: str | None) -> None:
-    if intent is Intent.FORCE or (intent is Intent.LIST and owner != principal.subject):
-        raise Forbidden(intent=str(intent), subject=principal.subject)
+def _permit_own(principal: Principal, action: Action, owner: str | None) -> None:
+    if action is Action.FORCE or (action is Action.LIST and owner != principal.subject):
+        raise Forbidden(action=str(action), subject=principal.subject)
     if owner != principal.subject:
-        raise UploadNotFound(intent=str(intent), subject=principal.subject)
+        raise UploadNotFound(action=str(action), subject=principal.subject)
