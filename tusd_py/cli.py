@@ -21,7 +21,7 @@ from tusd_py.errors import ConfigError, DatabaseUnavailable, TusdError
 from tusd_py.protocol.upload import StagingId, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Proof
+    from tusd_py.ports import CheckResult
 
 OK, FAILED, USAGE = 0, 1, 2
 CONNECT_SECONDS = 60.0
@@ -246,13 +246,13 @@ def check_config(options: argparse.Namespace) -> int:
 
 
 def _connect(config: Config, timeout_seconds: float, *, quiet: bool) -> int:
+    from tusd_py.connection_checks import run_checks
     from tusd_py.ports import Outcome
-    from tusd_py.preflight import run_checks
 
-    def show(proof: Proof) -> None:
-        if quiet and proof.outcome is not Outcome.FAILED:
+    def show(result: CheckResult) -> None:
+        if quiet and result.outcome is not Outcome.FAILED:
             return
-        print(f"{proof.outcome.value:<8}{proof.subject:<50}{proof.detail}".rstrip(), flush=True)
+        print(f"{result.outcome.value:<8}{result.subject:<50}{result.detail}".rstrip(), flush=True)
 
     return OK if asyncio.run(run_checks(config, show, timeout_seconds=timeout_seconds)) else USAGE
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from tusd_py.ports import Outcome, Proof
+from tusd_py.ports import CheckResult, Outcome
 
 SAMPLE: Final = bytes(64 * 1024)
 
 Write = Callable[[int, str], None]
 
 
-def prove_directory(subject: str, directory: Path, write: Write | None = None) -> Iterator[Proof]:
+def check_directory(subject: str, directory: Path, write: Write | None = None) -> Iterator[CheckResult]:
     """Try what is done in a directory, and remove every trace, the directory itself if it was missing.
 
     `write` fills a file, given its descriptor and its name, where not any write will do.
@@ -35,9 +35,11 @@ def prove_directory(subject: str, directory: Path, write: Write | None = None) -
             try:
                 step()
             except OSError as error:
-                yield Proof(f"{subject}: {name}", Outcome.FAILED, f"{error.filename or directory}: {error.strerror}")
+                yield CheckResult(
+                    f"{subject}: {name}", Outcome.FAILED, f"{error.filename or directory}: {error.strerror}"
+                )
                 return
-            yield Proof(f"{subject}: {name}", detail=str(directory) if name == "create" else "")
+            yield CheckResult(f"{subject}: {name}", detail=str(directory) if name == "create" else "")
     finally:
         for trace in (path, renamed):
             with contextlib.suppress(OSError):

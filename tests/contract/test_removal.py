@@ -18,6 +18,7 @@ from tests.contract.destinations import (
     S3Destination,
     identity_of,
 )
+from tests.contract.test_checks import failed, proofs_of
 from tests.contract.test_object_store import (
     KEY,
     TWO_PARTS,
@@ -29,7 +30,6 @@ from tests.contract.test_object_store import (
     assert_only,
     spec_of,
 )
-from tests.contract.test_proofs import failed, proofs_of
 from tests.support.s3_proxy import OF_VERSIONS, S3Proxy, s3_proxy
 from tusd_py import crc64
 from tusd_py.errors import ObjectLocked, PermanentStoreError

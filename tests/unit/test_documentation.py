@@ -10,7 +10,7 @@ from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
 from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
 from tusd_py.ports import Figures
-from tusd_py.stores.s3_rights import OF_BUCKET
+from tusd_py.stores.s3_permissions import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
 

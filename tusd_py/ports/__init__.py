@@ -4,8 +4,8 @@ Adapters subclass these explicitly, so that the class line lists their capabilit
 checker reports a missing method where the adapter is built. Nothing here imports an adapter.
 """
 
+from tusd_py.ports.checks import Checkable, CheckResult, Outcome
 from tusd_py.ports.places import PlaceRecord
-from tusd_py.ports.proofs import Outcome, Proof, Provable
 from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue, Outage, OutageRecord, Probe
 from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
@@ -48,6 +48,8 @@ __all__ = [
     "Authenticator",
     "BatchStore",
     "Body",
+    "CheckResult",
+    "Checkable",
     "Digests",
     "DownloadHeaders",
     "Figures",
@@ -70,8 +72,6 @@ __all__ = [
     "PlaceRecord",
     "Presigner",
     "Probe",
-    "Proof",
-    "Provable",
     "ReconcileRepository",
     "RowFacts",
     "Segment",

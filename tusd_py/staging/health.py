@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tusd_py.directory_check import prove_directory
+from tusd_py.directory_check import check_directory
 from tusd_py.errors import StagingFull, StorageError
 from tusd_py.ports import Outcome
 from tusd_py.staging.locked_file import translated_errors
@@ -35,7 +35,7 @@ class StagingHealth:
             raise StagingFull(free_bytes=free, reserve=self._reserve)
         if sync_failures == self._trusted_at:
             return
-        for proof in prove_directory("staging", self._directory):
+        for proof in check_directory("staging", self._directory):
             if proof.outcome is Outcome.FAILED:
                 raise StorageError(f"The staging disk does not keep a new file: {proof.subject}: {proof.detail}")
         self._trusted_at = sync_failures

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
-from tusd_py.directory_check import prove_directory
+from tusd_py.directory_check import check_directory
 from tusd_py.errors import (
     PermanentStoreError,
     StagingDamaged,
@@ -30,6 +30,8 @@ from tusd_py.errors import (
 from tusd_py.ports import (
     NO_DIGESTS,
     BatchStore,
+    Checkable,
+    CheckResult,
     Digests,
     ListableStore,
     ListedObject,
@@ -38,8 +40,6 @@ from tusd_py.ports import (
     ObjectIdentity,
     ObjectSpec,
     ObjectStore,
-    Proof,
-    Provable,
     Segment,
     StoredObject,
     TransferLedger,
@@ -66,7 +66,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Provable, ListableStore):
+class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Checkable, ListableStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
@@ -127,9 +127,9 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Prov
         if writing:
             await self._run(self._tree.probe_writing)
 
-    async def prove(self) -> AsyncGenerator[Proof]:
-        for proof in await self._run(lambda: list(prove_directory("store", self._tree.root))):
-            yield proof
+    async def check(self) -> AsyncGenerator[CheckResult]:
+        for result in await self._run(lambda: list(check_directory("store", self._tree.root))):
+            yield result
 
     def local_path(self, key: str) -> Path:
         return self._tree.path(key)

@@ -23,6 +23,8 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
     AheadStore,
+    Checkable,
+    CheckResult,
     DownloadHeaders,
     ListableStore,
     ListedObject,
@@ -30,8 +32,6 @@ from tusd_py.ports import (
     ObjectSpec,
     ObjectStore,
     Presigner,
-    Proof,
-    Provable,
     Segment,
     StoredObject,
     TransferLedger,
@@ -47,8 +47,8 @@ from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPP
 from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
+from tusd_py.stores.s3_permissions import PermissionCheck
 from tusd_py.stores.s3_removal import remove_object
-from tusd_py.stores.s3_rights import RightsCheck
 from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 log = structlog.get_logger(__name__)
@@ -68,7 +68,7 @@ class _Standing(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
+class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
     """Objects in one bucket."""
 
     name = "s3"
@@ -156,12 +156,12 @@ class S3Store(ObjectStore, AheadStore, Presigner, Provable, ListableStore):
         # Also those of earlier probes whose reply was lost, or whose worker was killed.
         await self._bucket.abort_strays(key)
 
-    async def prove(self) -> AsyncGenerator[Proof]:
+    async def check(self) -> AsyncGenerator[CheckResult]:
         with tempfile.TemporaryDirectory(prefix="tusd-py-check-") as directory:
-            check = RightsCheck(self._bucket, self._config, self._prefix, self._executor, Path(directory))
-            async with contextlib.aclosing(check.run()) as proofs:
-                async for proof in proofs:
-                    yield proof
+            check = PermissionCheck(self._bucket, self._config, self._prefix, self._executor, Path(directory))
+            async with contextlib.aclosing(check.run()) as results:
+                async for result in results:
+                    yield result
 
     async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
         if self._domain is not None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.app import database_dsn, make_former_store, make_store
 from tusd_py.config.places import place_of
-from tusd_py.database.proofs import DatabaseProof
+from tusd_py.database.checks import DatabaseCheck
 from tusd_py.errors import TusdError
-from tusd_py.ports import Outcome, Proof, Provable
-from tusd_py.staging.proofs import StagingProof
+from tusd_py.ports import Checkable, CheckResult, Outcome
+from tusd_py.staging.checks import StagingCheck
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
 
-Report = Callable[[Proof], None]
+Report = Callable[[CheckResult], None]
 
 _MOST_SECONDS_PER_CALL: Final = 5.0
 """One call to S3 may take so long here: who runs this waits for the answer."""
@@ -32,45 +32,45 @@ async def run_checks(config: Config, report: Report, *, timeout_seconds: float) 
     well, waiting_for = True, ""
     try:
         async with asyncio.timeout(timeout_seconds):
-            for waiting_for, proofs in _subjects(_impatient(config)):  # noqa: B007 -- said after the loop
-                async with contextlib.aclosing(proofs):
-                    async for proof in proofs:
-                        report(proof)
-                        well = well and proof.outcome is not Outcome.FAILED
+            for waiting_for, results in _subjects(_impatient(config)):  # noqa: B007 -- said after the loop
+                async with contextlib.aclosing(results):
+                    async for result in results:
+                        report(result)
+                        well = well and result.outcome is not Outcome.FAILED
     except TimeoutError:
-        report(Proof(waiting_for, Outcome.FAILED, f"no answer within {timeout_seconds:g} s"))
+        report(CheckResult(waiting_for, Outcome.FAILED, f"no answer within {timeout_seconds:g} s"))
         return False
     return well
 
 
-def _subjects(config: Config) -> tuple[tuple[str, AsyncGenerator[Proof]], ...]:
+def _subjects(config: Config) -> tuple[tuple[str, AsyncGenerator[CheckResult]], ...]:
     return (
-        ("database", DatabaseProof(database_dsn(config), config.database).prove()),
-        ("staging", StagingProof(config.staging_directory, config.staging).prove()),
+        ("database", DatabaseCheck(database_dsn(config), config.database).check()),
+        ("staging", StagingCheck(config.staging_directory, config.staging).check()),
         ("store", _store(config)),
         ("former stores", _former_stores(config)),
     )
 
 
-async def _store(config: Config) -> AsyncGenerator[Proof]:
+async def _store(config: Config) -> AsyncGenerator[CheckResult]:
     try:
         store = make_store(config)
         # A directory is tried before it is made, and left alone if it was not there.
         if config.storage.backend == "s3":
             await store.open()
     except TusdError as error:
-        yield Proof("store: open", Outcome.FAILED, str(error))
+        yield CheckResult("store: open", Outcome.FAILED, str(error))
         return
-    assert isinstance(store, Provable)  # as all of ours are
+    assert isinstance(store, Checkable)  # as all of ours are
     try:
-        async with contextlib.aclosing(store.prove()) as proofs:
-            async for proof in proofs:
-                yield proof
+        async with contextlib.aclosing(store.check()) as results:
+            async for result in results:
+                yield result
     finally:
         await store.close()
 
 
-async def _former_stores(config: Config) -> AsyncGenerator[Proof]:
+async def _former_stores(config: Config) -> AsyncGenerator[CheckResult]:
     """Reach each store from before. Nothing is written there: they take nothing new."""
     for former in config.storage.former:
         if former.moved:
@@ -81,9 +81,9 @@ async def _former_stores(config: Config) -> AsyncGenerator[Proof]:
             await store.open()
             await store.probe()
         except TusdError as error:
-            yield Proof(subject, Outcome.FAILED, str(error))
+            yield CheckResult(subject, Outcome.FAILED, str(error))
         else:
-            yield Proof(subject)
+            yield CheckResult(subject)
         finally:
             await store.close()
 

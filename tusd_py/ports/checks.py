@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 
 class Outcome(StrEnum):
-    """How a proof ended."""
+    """How a result ended."""
 
     OK = "ok"
     FAILED = "FAILED"
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class CheckResult:
     """One right or fact that was tried; `detail` says what to do, or what was found."""
 
     subject: str
@@ -27,8 +27,8 @@ class Proof:
 
 
 @runtime_checkable
-class Provable(Protocol):
+class Checkable(Protocol):
     """An adapter that can try everything it needs, and leaves nothing behind."""
 
-    def prove(self) -> AsyncGenerator[Proof]:
+    def check(self) -> AsyncGenerator[CheckResult]:
         """Try one right after the other. A failure is an answer; the caller closes the iterator."""

@@ -11,7 +11,7 @@ from tusd_py.database.migrate import APPLIED, LEDGER_EXISTS, OLDEST_SERVER, Migr
 from tusd_py.database.pool import UNAVAILABLE
 from tusd_py.database.rights import RIGHTS, missing_grants, tables_of
 from tusd_py.errors import MigrationError
-from tusd_py.ports import Outcome, Proof, Provable
+from tusd_py.ports import Checkable, CheckResult, Outcome
 
 if TYPE_CHECKING:
     from tusd_py.config import DatabaseConfig
@@ -22,24 +22,24 @@ WHERE: Final = "SELECT current_user || ' in ' || current_database() || '.' || co
 _REFUSED: Final = (*UNAVAILABLE, asyncpg.PostgresError, ValueError)
 
 
-class DatabaseProof(Provable):
+class DatabaseCheck(Checkable):
     """A database, looked at by connections that are closed again."""
 
     def __init__(self, dsn: str, config: DatabaseConfig) -> None:
         self._dsn = dsn
         self._config = config
 
-    async def prove(self) -> AsyncGenerator[Proof]:
+    async def check(self) -> AsyncGenerator[CheckResult]:
         try:
             connection = await self._connect(self._dsn)
         except _REFUSED as error:
-            yield Proof("database: connect", Outcome.FAILED, _reason(error))
+            yield CheckResult("database: connect", Outcome.FAILED, _reason(error))
             return
         try:
-            async for proof in self._look_around(connection):
-                yield proof
+            async for result in self._look_around(connection):
+                yield result
         except _REFUSED as error:
-            yield Proof("database", Outcome.FAILED, _reason(error))
+            yield CheckResult("database", Outcome.FAILED, _reason(error))
         finally:
             await connection.close(timeout=1)
         if self._config.listen_dsn is not None:
@@ -54,39 +54,39 @@ class DatabaseProof(Provable):
             server_settings={"application_name": "tusd_py check"},
         )
 
-    async def _look_around(self, connection: asyncpg.Connection[asyncpg.Record]) -> AsyncGenerator[Proof]:
+    async def _look_around(self, connection: asyncpg.Connection[asyncpg.Record]) -> AsyncGenerator[CheckResult]:
         version = connection.get_server_version()
-        yield Proof("database: connect", detail=str(await connection.fetchval(WHERE)))
+        yield CheckResult("database: connect", detail=str(await connection.fetchval(WHERE)))
         numbers = f"PostgreSQL {version.major}.{version.minor}"
         if version < OLDEST_SERVER:
-            yield Proof("database: version", Outcome.FAILED, f"{numbers}; {OLDEST_SERVER[0]} or newer is needed")
+            yield CheckResult("database: version", Outcome.FAILED, f"{numbers}; {OLDEST_SERVER[0]} or newer is needed")
             return
-        yield Proof("database: version", detail=numbers)
+        yield CheckResult("database: version", detail=numbers)
         known = load_migrations()
         try:
             missing = pending(known, await _applied(connection))
         except MigrationError as error:
-            yield Proof("database: migrations", Outcome.FAILED, str(error))
+            yield CheckResult("database: migrations", Outcome.FAILED, str(error))
             return
         yield self._migrations(missing)
         yield await _rights(connection, known, missing)
 
-    def _migrations(self, missing: Sequence[Migration]) -> Proof:
+    def _migrations(self, missing: Sequence[Migration]) -> CheckResult:
         names = ", ".join(migration.name for migration in missing)
         if not missing:
-            return Proof("database: migrations", detail="up to date")
+            return CheckResult("database: migrations", detail="up to date")
         if self._config.migrate_at_start:
-            return Proof("database: migrations", detail=f"applied at the next start: {names}")
-        return Proof("database: migrations", Outcome.FAILED, f'run "tusd-py migrate"; missing: {names}')
+            return CheckResult("database: migrations", detail=f"applied at the next start: {names}")
+        return CheckResult("database: migrations", Outcome.FAILED, f'run "tusd-py migrate"; missing: {names}')
 
-    async def _listen(self, dsn: str) -> Proof:
+    async def _listen(self, dsn: str) -> CheckResult:
         try:
             connection = await self._connect(dsn)
             await connection.execute("LISTEN tusd_py_check")
             await connection.close(timeout=1)
         except _REFUSED as error:
-            return Proof("database: listen_dsn", Outcome.FAILED, _reason(error))
-        return Proof("database: listen_dsn")
+            return CheckResult("database: listen_dsn", Outcome.FAILED, _reason(error))
+        return CheckResult("database: listen_dsn")
 
 
 async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple[int, str, str]]:
@@ -97,13 +97,15 @@ async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple
 
 async def _rights(
     connection: asyncpg.Connection[asyncpg.Record], known: Sequence[Migration], missing: Sequence[Migration]
-) -> Proof:
+) -> CheckResult:
     if missing and not await connection.fetchval(MAY_CREATE):
-        return Proof("database: rights", Outcome.FAILED, "GRANT CREATE on the schema, or migrate as its owner")
+        return CheckResult("database: rights", Outcome.FAILED, "GRANT CREATE on the schema, or migrate as its owner")
     tables = tables_of(migration for migration in known if migration not in missing)
     if lacking := await missing_grants(connection, tables):
-        return Proof("database: rights", Outcome.FAILED, "; ".join(lacking))
-    return Proof("database: rights", detail=f"{RIGHTS} on {len(tables)} tables" if tables else "CREATE on the schema")
+        return CheckResult("database: rights", Outcome.FAILED, "; ".join(lacking))
+    return CheckResult(
+        "database: rights", detail=f"{RIGHTS} on {len(tables)} tables" if tables else "CREATE on the schema"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ import structlog
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import ObjectLocked, PermanentStoreError, StorageError
-from tusd_py.ports import ObjectSpec, Outcome, Proof, Segment
+from tusd_py.ports import CheckResult, ObjectSpec, Outcome, Segment
 from tusd_py.stores.s3_client import Bucket, Head
 from tusd_py.stores.s3_errors import DENIED, UNSUPPORTED, code_of
 from tusd_py.stores.s3_object import object_parameters
@@ -40,7 +40,7 @@ OF_BUCKET: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads", 
 Step = tuple[str, str, Callable[[], Awaitable[None]]]
 
 
-class RightsCheck:
+class PermissionCheck:
     """One look at a bucket; `run` and forget it."""
 
     def __init__(self, bucket: Bucket, config: S3StoreConfig, prefix: str, executor: Executor, directory: Path) -> None:
@@ -55,24 +55,24 @@ class RightsCheck:
         self._head: Head | None = None
         self._multipart_id: str | None = None
 
-    async def run(self) -> AsyncGenerator[Proof]:
+    async def run(self) -> AsyncGenerator[CheckResult]:
         """Try one right after the other."""
         await asyncio.to_thread(self._file.write_bytes, _CONTENT)
         reason = ""
         try:
             for action, what, call in self._steps():
                 if reason:
-                    yield Proof(f"{action} ({what})", Outcome.SKIPPED)
+                    yield CheckResult(f"{action} ({what})", Outcome.SKIPPED)
                     continue
-                proof, go_on = await self._try(action, what, call)
-                yield proof
-                reason = "" if go_on else proof.detail
+                result, go_on = await self._try(action, what, call)
+                yield result
+                reason = "" if go_on else result.detail
         finally:
             left = await self._clean_up()
-            if left:  # said here as well: after a cancellation nobody listens to a proof
+            if left:  # said here as well: after a cancellation nobody listens to a result
                 log.warning("check_left_behind", what=left)
         if left:
-            yield Proof("clean up", Outcome.FAILED, left)
+            yield CheckResult("clean up", Outcome.FAILED, left)
 
     def _steps(self) -> Iterator[Step]:
         yield "s3:ListBucket", "list", self._list
@@ -89,21 +89,21 @@ class RightsCheck:
             yield "s3:GetObjectVersion", "head a version", self._get_version
             yield "s3:DeleteObjectVersion", "delete a version", self._delete
 
-    async def _try(self, action: str, what: str, call: Callable[[], Awaitable[None]]) -> tuple[Proof, bool]:
+    async def _try(self, action: str, what: str, call: Callable[[], Awaitable[None]]) -> tuple[CheckResult, bool]:
         subject = f"{action} ({what})"
         try:
             await call()
         except StorageError as error:
             if call == self._list_unfinished and code_of(error) in UNSUPPORTED:
                 # Then nobody looks for what a killed worker began and could not record.
-                return Proof(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
+                return CheckResult(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
             if isinstance(error, ObjectLocked):
                 self._there = False  # not to be tried again: it stays until the lock ends
-                return Proof(subject, detail="allowed, but object lock keeps the sample"), True
+                return CheckResult(subject, detail="allowed, but object lock keeps the sample"), True
             if code_of(error) in DENIED:
-                return Proof(subject, Outcome.FAILED, self._remedy(action)), True
-            return Proof(subject, Outcome.FAILED, _reason(error)), False
-        return Proof(subject), True
+                return CheckResult(subject, Outcome.FAILED, self._remedy(action)), True
+            return CheckResult(subject, Outcome.FAILED, _reason(error)), False
+        return CheckResult(subject), True
 
     def _remedy(self, action: str) -> str:
         actions = [action]

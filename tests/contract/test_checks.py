@@ -16,36 +16,36 @@ from tests.contract.test_object_store import OpenStore, assert_nothing
 from tests.support.ports import free_port
 from tests.support.s3_proxy import ACTIONS, S3Proxy, s3_proxy
 from tusd_py.errors import PermanentStoreError
-from tusd_py.ports import Outcome, Proof, Provable
+from tusd_py.ports import Checkable, CheckResult, Outcome
 from tusd_py.stores.s3_client import Bucket
 
 EVERY_ACTION = sorted(set(ACTIONS.values()))
 
 
-async def proofs_of(store: Provable) -> list[Proof]:
-    async with contextlib.aclosing(store.prove()) as proofs:
-        return [proof async for proof in proofs]
+async def proofs_of(store: Checkable) -> list[CheckResult]:
+    async with contextlib.aclosing(store.check()) as results:
+        return [result async for result in results]
 
 
-def failed(proofs: list[Proof]) -> dict[str, str]:
-    return {proof.subject: proof.detail for proof in proofs if proof.outcome is Outcome.FAILED}
+def failed(results: list[CheckResult]) -> dict[str, str]:
+    return {result.subject: result.detail for result in results if result.outcome is Outcome.FAILED}
 
 
 @pytest.fixture
 async def proxied(moto_server: S3Account) -> AsyncIterator[tuple[S3Destination, S3Proxy]]:
     async with s3_proxy(moto_server.endpoint_url) as proxy:
-        yield S3Destination(moto_server, moto_server.shared_client, f"proofs-{os.urandom(4).hex()}"), proxy
+        yield S3Destination(moto_server, moto_server.shared_client, f"results-{os.urandom(4).hex()}"), proxy
 
 
 async def test_a_store_that_may_do_everything_shows_it(destination: Destination, open_store: OpenStore) -> None:
-    proofs = await proofs_of(await open_store(destination))
+    results = await proofs_of(await open_store(destination))
 
-    assert [proof.outcome for proof in proofs] == [Outcome.OK] * len(proofs), proofs
+    assert [result.outcome for result in results] == [Outcome.OK] * len(results), results
     assert_nothing(destination)
     if isinstance(destination, S3Destination):
-        assert {proof.subject.partition(" ")[0] for proof in proofs} == set(EVERY_ACTION)
+        assert {result.subject.partition(" ")[0] for result in results} == set(EVERY_ACTION)
     else:
-        assert [proof.subject for proof in proofs] == [
+        assert [result.subject for result in results] == [
             "store: create", "store: write and sync", "store: rename", "store: remove",
         ]  # fmt: skip
 
@@ -68,9 +68,9 @@ async def test_each_missing_right_is_named(
     destination, proxy = proxied
     proxy.denied = {action}
 
-    proofs = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
 
-    found = failed(proofs)
+    found = failed(results)
     resource = f"{destination.account.bucket}/{destination.prefix}/*"
     if action in {"s3:ListBucket", "s3:ListBucketMultipartUploads"}:
         resource = destination.account.bucket
@@ -79,7 +79,7 @@ async def test_each_missing_right_is_named(
     assert set(named.values()) == {f"denied: allow {action} on arn:aws:s3:::{resource}"}
     # Nobody is sent to look for a right that is there.
     assert set(found) - set(named) <= {"clean up"}
-    assert not any(proof.outcome is Outcome.SKIPPED for proof in proofs)
+    assert not any(result.outcome is Outcome.SKIPPED for result in results)
     assert_left(destination, action, found)
 
 
@@ -101,9 +101,9 @@ async def test_several_missing_rights_are_named_at_once(
     destination, proxy = proxied
     proxy.denied = set(EVERY_ACTION)
 
-    proofs = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
 
-    assert {subject.partition(" ")[0] for subject in failed(proofs)} == set(EVERY_ACTION)
+    assert {subject.partition(" ")[0] for subject in failed(results)} == set(EVERY_ACTION)
     assert_nothing(destination)
 
 
@@ -142,10 +142,10 @@ async def test_what_fails_for_another_reason_is_said_once(
     if reason == "nobody there":
         changes = {"endpoint_url": f"http://127.0.0.1:{free_port()}"}
 
-    proofs = await proofs_of(await open_store(destination, client=client, **changes))
+    results = await proofs_of(await open_store(destination, client=client, **changes))
 
-    assert [proof.outcome for proof in proofs] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(proofs) - 1)
-    assert ("NoSuchBucket" if reason == "no bucket" else "Connect") in proofs[0].detail
+    assert [result.outcome for result in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
+    assert ("NoSuchBucket" if reason == "no bucket" else "Connect") in results[0].detail
 
 
 async def test_a_store_without_a_list_of_unfinished_uploads_can_be_used(
@@ -154,10 +154,10 @@ async def test_a_store_without_a_list_of_unfinished_uploads_can_be_used(
     destination, proxy = proxied
     proxy.unknown = {"ListMultipartUploads"}
 
-    proofs = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
 
-    assert [proof.outcome for proof in proofs] == [Outcome.OK] * len(proofs)
-    (unknown,) = [proof for proof in proofs if proof.subject.startswith("s3:ListBucketMultipartUploads")]
+    assert [result.outcome for result in results] == [Outcome.OK] * len(results)
+    (unknown,) = [result for result in results if result.subject.startswith("s3:ListBucketMultipartUploads")]
     assert "not known to this store" in unknown.detail
 
 
@@ -167,10 +167,10 @@ async def test_a_call_that_is_needed_must_be_known(
     destination, proxy = proxied
     proxy.unknown = {"CreateMultipartUpload"}
 
-    proofs = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
 
-    assert list(failed(proofs)) == ["s3:PutObject (multipart)"]
-    assert proofs[-1].outcome is Outcome.SKIPPED
+    assert list(failed(results)) == ["s3:PutObject (multipart)"]
+    assert results[-1].outcome is Outcome.SKIPPED
     assert_nothing(destination)
 
 
@@ -221,9 +221,9 @@ async def test_a_store_that_is_not_there_yet_is_left_alone(tmp_path: Path) -> No
     destination = FilesystemDestination(tmp_path / "deep" / "down" / "store")
     store = destination.store()
 
-    proofs = await proofs_of(store)  # type: ignore[arg-type]
+    results = await proofs_of(store)  # type: ignore[arg-type]
 
-    assert failed(proofs) == {}
+    assert failed(results) == {}
     assert list(tmp_path.iterdir()) == []
     await store.close()
 

@@ -15,17 +15,17 @@ import pytest
 
 from tests.support.ports import LOOPBACK, free_port
 from tusd_py.config import Config
-from tusd_py.ports import Outcome, Proof
-from tusd_py.preflight import run_checks
+from tusd_py.connection_checks import run_checks
+from tusd_py.ports import CheckResult, Outcome
 from tusd_py.staging import writers
 
 MakeConfig = Callable[..., Config]
 
 
-async def checked(config: Config, *, timeout_seconds: float = 20) -> tuple[bool, dict[str, Proof]]:
-    proofs: list[Proof] = []
-    well = await run_checks(config, proofs.append, timeout_seconds=timeout_seconds)
-    return well, {proof.subject: proof for proof in proofs}
+async def checked(config: Config, *, timeout_seconds: float = 20) -> tuple[bool, dict[str, CheckResult]]:
+    results: list[CheckResult] = []
+    well = await run_checks(config, results.append, timeout_seconds=timeout_seconds)
+    return well, {result.subject: result for result in results}
 
 
 async def sql(dsn: str, *statements: str) -> None:
@@ -35,20 +35,20 @@ async def sql(dsn: str, *statements: str) -> None:
     await connection.close()
 
 
-def failures(proofs: dict[str, Proof]) -> dict[str, str]:
-    return {subject: proof.detail for subject, proof in proofs.items() if proof.outcome is Outcome.FAILED}
+def failures(results: dict[str, CheckResult]) -> dict[str, str]:
+    return {subject: result.detail for subject, result in results.items() if result.outcome is Outcome.FAILED}
 
 
 async def test_a_sound_configuration_passes_and_leaves_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    well, proofs = await checked(make_config())
+    well, results = await checked(make_config())
 
-    assert well, proofs
-    assert proofs["database: version"].detail.startswith("PostgreSQL ")
-    assert proofs["database: migrations"].detail == "up to date"
-    assert "tables" in proofs["database: rights"].detail
-    assert proofs["staging: write path"].detail in {"direct", "dontcache", "page-cache"}
-    assert "GiB free" in proofs["staging: space"].detail
-    assert list(proofs)[-1] == "store: remove"
+    assert well, results
+    assert results["database: version"].detail.startswith("PostgreSQL ")
+    assert results["database: migrations"].detail == "up to date"
+    assert "tables" in results["database: rights"].detail
+    assert results["staging: write path"].detail in {"direct", "dontcache", "page-cache"}
+    assert "GiB free" in results["staging: space"].detail
+    assert list(results)[-1] == "store: remove"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -61,9 +61,9 @@ async def test_former_stores_are_reached_and_not_written_to(make_config: MakeCon
         {"filesystem": {"directory": tmp_path / "moved"}, "moved": True},
     ]
 
-    well, proofs = await checked(make_config(storage={"former": former}))
+    well, results = await checked(make_config(storage={"former": former}))
 
-    told = {subject: proof.outcome for subject, proof in proofs.items() if subject.startswith("former store")}
+    told = {subject: result.outcome for subject, result in results.items() if subject.startswith("former store")}
     assert told[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
     assert f"former store: directory {there}" in told
     assert len(told) == 2
@@ -86,11 +86,11 @@ def empty_dsn(postgres_dsn: str, dsn: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("at_start", [True, False])
 async def test_missing_migrations_are_named(make_config: MakeConfig, empty_dsn: str, *, at_start: bool) -> None:
-    well, proofs = await checked(make_config(database={"dsn": empty_dsn, "migrate_at_start": at_start}))
+    well, results = await checked(make_config(database={"dsn": empty_dsn, "migrate_at_start": at_start}))
 
     assert well is at_start
-    assert "0001_create_uploads" in proofs["database: migrations"].detail
-    assert ("tusd-py migrate" in proofs["database: migrations"].detail) is not at_start
+    assert "0001_create_uploads" in results["database: migrations"].detail
+    assert ("tusd-py migrate" in results["database: migrations"].detail) is not at_start
     connection = await asyncpg.connect(empty_dsn)
     assert await connection.fetchval("SELECT to_regclass('uploads') IS NULL")
     await connection.close()
@@ -106,10 +106,10 @@ async def test_missing_migrations_are_named(make_config: MakeConfig, empty_dsn: 
 async def test_a_schema_that_is_not_ours_is_refused(make_config: MakeConfig, dsn: str, change: str, said: str) -> None:
     await sql(dsn, change)
 
-    well, proofs = await checked(make_config())
+    well, results = await checked(make_config())
 
     assert not well
-    assert said in failures(proofs)["database: migrations"]
+    assert said in failures(results)["database: migrations"]
 
 
 @pytest.fixture
@@ -131,10 +131,10 @@ async def test_missing_rights_are_named_as_they_are_granted(make_config: MakeCon
     await sql(dsn, f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
     await sql(dsn, f"REVOKE DELETE, UPDATE ON jobs FROM {role}", f"REVOKE ALL ON events FROM {role}")
 
-    well, proofs = await checked(make_config(database={"dsn": as_role(dsn, role)}))
+    well, results = await checked(make_config(database={"dsn": as_role(dsn, role)}))
 
     assert not well
-    granted = failures(proofs)["database: rights"]
+    granted = failures(results)["database: rights"]
     assert granted == (
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON events TO {role}; GRANT UPDATE, DELETE ON jobs TO {role}"
     )
@@ -146,30 +146,30 @@ async def test_missing_rights_are_named_as_they_are_granted(make_config: MakeCon
 async def test_whoever_is_to_migrate_must_be_allowed_to(make_config: MakeConfig, dsn: str, role: str) -> None:
     await sql(dsn, "DELETE FROM schema_migrations WHERE version = (SELECT max(version) FROM schema_migrations)")
 
-    well, proofs = await checked(make_config(database={"dsn": as_role(dsn, role)}))
+    well, results = await checked(make_config(database={"dsn": as_role(dsn, role)}))
 
     assert not well
-    assert "GRANT CREATE" in failures(proofs)["database: rights"]
+    assert "GRANT CREATE" in failures(results)["database: rights"]
 
 
 async def test_a_database_that_is_away_hides_nothing_else(make_config: MakeConfig) -> None:
     away = f"postgresql://nobody@{LOOPBACK}:{free_port()}/tusd"
 
-    well, proofs = await checked(make_config(database={"dsn": away}, staging={"reserve": "1000TiB"}))
+    well, results = await checked(make_config(database={"dsn": away}, staging={"reserve": "1000TiB"}))
 
     assert not well
-    assert set(failures(proofs)) == {"database: connect", "staging: space"}
-    assert proofs["store: remove"].outcome is Outcome.OK
+    assert set(failures(results)) == {"database: connect", "staging: space"}
+    assert results["store: remove"].outcome is Outcome.OK
 
 
 @pytest.mark.parametrize("reachable", [True, False])
 async def test_the_connection_for_notifications_is_tried(make_config: MakeConfig, dsn: str, *, reachable: bool) -> None:
     listen = dsn if reachable else f"postgresql://nobody@{LOOPBACK}:{free_port()}/tusd"
 
-    well, proofs = await checked(make_config(database={"dsn": dsn, "listen_dsn": listen}))
+    well, results = await checked(make_config(database={"dsn": dsn, "listen_dsn": listen}))
 
     assert well is reachable
-    assert set(failures(proofs)) == (set() if reachable else {"database: listen_dsn"})
+    assert set(failures(results)) == (set() if reachable else {"database: listen_dsn"})
 
 
 # --- disk and store --------------------------------------------------------------------------------
@@ -187,18 +187,18 @@ async def test_the_write_path_is_the_one_that_the_disk_takes(
 
     monkeypatch.setattr(writers, "write_all", refuse_flags)
 
-    _, proofs = await checked(make_config(staging={"reserve": 0, "write_path": "dontcache"}))
+    _, results = await checked(make_config(staging={"reserve": 0, "write_path": "dontcache"}))
 
-    assert proofs["staging: write path"].detail == "page-cache"
+    assert results["staging: write path"].detail == "page-cache"
 
 
 async def test_a_staging_directory_that_cannot_be_is_named(make_config: MakeConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
-    well, proofs = await checked(make_config(staging={"reserve": 0, "directory": tmp_path / "file" / "staging"}))
+    well, results = await checked(make_config(staging={"reserve": 0, "directory": tmp_path / "file" / "staging"}))
 
     assert not well
-    assert list(failures(proofs)) == ["staging: create"]
+    assert list(failures(results)) == ["staging: create"]
 
 
 def s3(**settings: Any) -> dict[str, Any]:
@@ -216,11 +216,11 @@ async def test_a_store_that_says_nothing_is_not_waited_for(make_config: MakeConf
     config = make_config(storage=s3(endpoint_url=f"http://{LOOPBACK}:{server.sockets[0].getsockname()[1]}"))
 
     async with asyncio.timeout(15):
-        well, proofs = await checked(config, timeout_seconds=2)
+        well, results = await checked(config, timeout_seconds=2)
 
     assert not well
-    assert failures(proofs) == {"store": "no answer within 2 s"}
-    assert proofs["staging: remove"].outcome is Outcome.OK
+    assert failures(results) == {"store": "no answer within 2 s"}
+    assert results["staging: remove"].outcome is Outcome.OK
     let_go.set()
     server.close()
 
@@ -240,7 +240,7 @@ async def test_a_store_that_cannot_be_opened_is_named(
 ) -> None:
     config = make_config(storage={"backend": "s3", "s3": {"bucket": "b", **settings}})
 
-    well, proofs = await checked(config)
+    well, results = await checked(config)
 
     assert not well
-    assert said in failures(proofs)["store: open"]
+    assert said in failures(results)["store: open"]
