@@ -21,7 +21,7 @@ import pytest
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
-from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferLedger
+from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferState
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.s3 import S3Store
 from tusd_py.stores.s3_client import Bucket
@@ -310,8 +310,8 @@ class Crash(BaseException):
 
 
 @dataclass
-class MemoryLedger(TransferLedger):
-    """A ledger that survives its worker; it can be told to end it at the n-th call.
+class MemoryTransferState(TransferState):
+    """A transfer_state that survives its worker; it can be told to end it at the n-th call.
 
     `stop_at` counts calls from 1; `before` decides whether that call still takes effect.
     """
@@ -324,9 +324,9 @@ class MemoryLedger(TransferLedger):
     bytes_done: int = 0
     calls: list[str] = field(default_factory=list)
 
-    def successor(self) -> MemoryLedger:
+    def successor(self) -> MemoryTransferState:
         """Return what the next worker finds."""
-        return MemoryLedger(recorded_id=self.recorded_id, recorded_parts=dict(self.recorded_parts))
+        return MemoryTransferState(recorded_id=self.recorded_id, recorded_parts=dict(self.recorded_parts))
 
     def _call(self, name: str) -> bool:
         """Count a call; return whether it takes effect and then ends everything."""
@@ -368,6 +368,6 @@ class MemoryLedger(TransferLedger):
             raise self.stop_with
 
 
-def cancelled_at(call: int) -> MemoryLedger:
-    """Return the ledger of a transfer that is cancelled when it makes this call."""
-    return MemoryLedger(stop_at=call, stop_with=TransferCancelled)
+def cancelled_at(call: int) -> MemoryTransferState:
+    """Return the transfer_state of a transfer that is cancelled when it makes this call."""
+    return MemoryTransferState(stop_at=call, stop_with=TransferCancelled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import PART, Calls, Crash, MemoryLedger, S3Destination, identity_of
+from tests.contract.destinations import PART, Calls, Crash, MemoryTransferState, S3Destination, identity_of
 from tests.contract.test_object_store import KEY, assert_nothing, assert_only, spec_of
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import AheadStore, Segment
@@ -31,20 +31,20 @@ async def test_parts_go_ahead_and_the_rest_follows(
     data = content(LENGTH)
     segments = stage(data)
     spec, early = spec_of(data), spec_of(data, crc64nvme=None)
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
     store = await open_store(s3)
     assert isinstance(store, AheadStore)
 
-    assert await store.put_ahead(early, beginning(segments, PART - 1), ledger) == PART
+    assert await store.put_ahead(early, beginning(segments, PART - 1), transfer_state) == PART
     assert calls.parts == []
     assert_nothing(s3)  # no multipart upload for an upload that may never have a whole part
 
-    assert await store.put_ahead(early, beginning(segments, PART + 7), ledger) == 2 * PART
+    assert await store.put_ahead(early, beginning(segments, PART + 7), transfer_state) == 2 * PART
     assert calls.parts == [1]
     assert s3.keys() == []
 
     # Another process, and nothing new: nothing is sent.
-    second = ledger.successor()
+    second = transfer_state.successor()
     assert await (await open_store(s3)).put_ahead(early, beginning(segments, PART + 8), second) == 2 * PART
     assert calls.parts == [1]
 
@@ -64,7 +64,7 @@ async def test_what_fits_into_one_request_waits_for_its_end(
     data = content(length)
 
     wanted = await (await open_store(s3)).put_ahead(
-        spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryLedger()
+        spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryTransferState()
     )
 
     assert wanted == length
@@ -83,19 +83,19 @@ async def test_a_worker_may_be_killed_at_any_call_ahead(
         step += 1
         key = f"ahead/{step:02}"
         calls.parts.clear()
-        ledger = MemoryLedger(stop_at=step, before=before)
+        transfer_state = MemoryTransferState(stop_at=step, before=before)
         store = await open_store(s3)
         try:
-            await store.put_ahead(spec_of(data, key, crc64nvme=None), beginning(segments, PART), ledger)
+            await store.put_ahead(spec_of(data, key, crc64nvme=None), beginning(segments, PART), transfer_state)
             crashed = False
         except Crash:
             pass
         assert s3.keys() == []
 
-        await (await open_store(s3)).put(spec_of(data, key), segments, ledger.successor())
+        await (await open_store(s3)).put(spec_of(data, key), segments, transfer_state.successor())
 
-        assert s3.read(key) == data, f"killed at call {step}: {ledger.calls}"
-        assert s3.unfinished() == [], f"killed at call {step}: {ledger.calls}"
+        assert s3.read(key) == data, f"killed at call {step}: {transfer_state.calls}"
+        assert s3.unfinished() == [], f"killed at call {step}: {transfer_state.calls}"
         assert sorted(calls.parts) == [1, 2]
         await store.remove(identity_of(data, key))
 
@@ -107,15 +107,15 @@ async def test_what_was_sent_ahead_of_damaged_bytes_does_not_become_an_object(
 ) -> None:
     data = content(PART + 1)
     segments = stage(b"X" + data[1:])
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
     store = await open_store(s3)
-    await store.put_ahead(spec_of(data, crc64nvme=None), beginning(segments, PART), ledger)
+    await store.put_ahead(spec_of(data, crc64nvme=None), beginning(segments, PART), transfer_state)
 
     with pytest.raises(StagingDamaged):
-        await store.put(spec_of(data), segments, ledger)
+        await store.put(spec_of(data), segments, transfer_state)
 
     assert_nothing(s3)
-    assert ledger.recorded_id is None
+    assert transfer_state.recorded_id is None
 
 
 async def test_a_missing_file_is_told(s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content) -> None:
@@ -123,7 +123,7 @@ async def test_a_missing_file_is_told(s3: S3Destination, open_store: OpenStore, 
     segments[0].path.unlink()
 
     with pytest.raises(StagingDamaged):
-        await (await open_store(s3)).put_ahead(spec_of(content(PART + 1)), segments, MemoryLedger())
+        await (await open_store(s3)).put_ahead(spec_of(content(PART + 1)), segments, MemoryTransferState())
 
 
 def test_a_folder_takes_nothing_ahead(tmp_path: Any) -> None:

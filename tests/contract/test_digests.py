@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import Calls, Crash, Destination, FilesystemDestination, MemoryLedger, S3Destination
+from tests.contract.destinations import (
+    Calls,
+    Crash,
+    Destination,
+    FilesystemDestination,
+    MemoryTransferState,
+    S3Destination,
+)
 from tests.contract.test_object_store import (
     KEY,
     THREE_PARTS,
@@ -68,7 +75,7 @@ async def test_the_digests_are_those_of_the_object(
     store = await open_store(destination)
     data = content(length)
 
-    stored = await store.put(spec_of(data, digests=BOTH), stage(data), MemoryLedger())
+    stored = await store.put(spec_of(data, digests=BOTH), stage(data), MemoryTransferState())
 
     assert stored.digests == digests_of(data)
     assert destination.read(KEY) == data
@@ -81,7 +88,7 @@ async def test_only_what_is_wanted_is_computed(
 ) -> None:
     spec = spec_of(b"abc", digests=frozenset(wanted))
 
-    stored = await (await open_store(destination)).put(spec, stage(b"abc"), MemoryLedger())
+    stored = await (await open_store(destination)).put(spec, stage(b"abc"), MemoryTransferState())
 
     assert (stored.digests.sha256 is not None, stored.digests.md5 is not None) == ("sha256" in wanted, "md5" in wanted)
 
@@ -92,7 +99,7 @@ async def test_a_concatenation_has_the_digests_of_the_whole(
     data = content(TWO_PARTS)
     segments = stage(data[:7], b"", data[7:3_000_000], data[3_000_000:])
 
-    stored = await (await open_store(destination)).put(spec_of(data, digests=BOTH), segments, MemoryLedger())
+    stored = await (await open_store(destination)).put(spec_of(data, digests=BOTH), segments, MemoryTransferState())
 
     assert stored.digests == digests_of(data)
 
@@ -112,7 +119,7 @@ async def test_a_copy_is_hashed_while_it_is_made(
 
     monkeypatch.setattr(RangeReader, "read_into", counted)
 
-    stored = await (await open_store(destination)).put(spec_of(data, digests=BOTH), stage(data), MemoryLedger())
+    stored = await (await open_store(destination)).put(spec_of(data, digests=BOTH), stage(data), MemoryTransferState())
 
     assert stored.digests == digests_of(data)
     assert sum(taken) == len(data)
@@ -124,14 +131,14 @@ async def test_a_second_worker_knows_the_digests_of_what_the_first_has_sent(
     data = content(THREE_PARTS)
     segments = stage(data[:10], data[10:])
     # Killed between the record of the first part and that of the second.
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     with pytest.raises(Crash):
-        await (await open_store(s3, part_concurrency=1)).put(spec_of(data, digests=BOTH), segments, ledger)
-    assert len(ledger.recorded_parts) == 1
+        await (await open_store(s3, part_concurrency=1)).put(spec_of(data, digests=BOTH), segments, transfer_state)
+    assert len(transfer_state.recorded_parts) == 1
     calls.parts.clear()
     read_bytes.clear()
 
-    stored = await (await open_store(s3)).put(spec_of(data, digests=BOTH), segments, ledger.successor())
+    stored = await (await open_store(s3)).put(spec_of(data, digests=BOTH), segments, transfer_state.successor())
 
     assert stored.digests == digests_of(data)
     assert 1 not in calls.parts
@@ -144,13 +151,13 @@ async def test_what_was_sent_ahead_is_read_for_its_digest_in_the_end(
 ) -> None:
     data = content(TWO_PARTS)
     (staged,) = stage(data)
-    store, ledger = await open_store(s3), MemoryLedger()
+    store, transfer_state = await open_store(s3), MemoryTransferState()
     early = spec_of(data, digests=BOTH, crc64nvme=None)
-    await store.put_ahead(early, [Segment(staged.path, len(data) - 1)], ledger)
-    assert len(ledger.recorded_parts) == 1
+    await store.put_ahead(early, [Segment(staged.path, len(data) - 1)], transfer_state)
+    assert len(transfer_state.recorded_parts) == 1
     read_bytes.clear()
 
-    stored = await store.put(spec_of(data, digests=BOTH), [staged], ledger.successor())
+    stored = await store.put(spec_of(data, digests=BOTH), [staged], transfer_state.successor())
 
     assert stored.digests == digests_of(data)
     assert sum(read_bytes) == len(data)
@@ -162,9 +169,9 @@ async def test_an_object_of_an_earlier_try_gets_its_digests(
     store = await open_store(destination)
     data = content(1000)
     segments = stage(data)
-    await store.put(spec_of(data), segments, MemoryLedger())
+    await store.put(spec_of(data), segments, MemoryTransferState())
 
-    again = await store.put(spec_of(data, digests=BOTH), segments, MemoryLedger())
+    again = await store.put(spec_of(data, digests=BOTH), segments, MemoryTransferState())
 
     assert again.digests == digests_of(data)
 
@@ -177,13 +184,13 @@ async def test_digests_that_nobody_can_compute_any_more_are_none(
     store = await open_store(s3)
     data = content(1000)
     segments = stage(data)
-    await store.put(spec_of(data), segments, MemoryLedger())
+    await store.put(spec_of(data), segments, MemoryTransferState())
     if harm == "missing":
         segments[0].path.unlink()
     else:
         segments[0].path.write_bytes(bytes(1000))
 
-    again = await store.put(spec_of(data, digests=BOTH), segments, MemoryLedger())
+    again = await store.put(spec_of(data, digests=BOTH), segments, MemoryTransferState())
 
     assert again.digests == NO_DIGESTS
     assert s3.read(KEY) == data
@@ -203,7 +210,7 @@ async def test_a_link_that_is_read_for_its_digest_is_verified(
         assert isinstance(refusal, StagingDamaged)
     else:
         with pytest.raises(StagingDamaged):
-            await store.put(spec, segments, MemoryLedger())
+            await store.put(spec, segments, MemoryTransferState())
 
     assert_nothing(destination)
 

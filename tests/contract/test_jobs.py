@@ -1,4 +1,4 @@
-"""The contract of `JobQueue` and its ledger: claims, leases, fences, retries, history."""
+"""The contract of `JobQueue` and its transfer_state: claims, leases, fences, retries, history."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ async def test_a_failed_transfer_that_is_queued_again_may_run(world: World) -> N
 
 async def test_the_claim_tells_the_multipart_upload_that_was_begun(world: World) -> None:
     job = await claimed(world)
-    await world.jobs().ledger(job).record_multipart("m-1")
+    await world.jobs().transfer_state(job).record_multipart("m-1")
     await world.end_leases()
 
     (again,) = await world.jobs("worker-2").claim(1)
@@ -202,7 +202,7 @@ async def test_only_the_holder_renews(world: World) -> None:
 async def test_a_late_worker_changes_nothing(world: World) -> None:
     late, job = await taken_over(world)
     queue = world.jobs()
-    ledger = queue.ledger(late)
+    transfer_state = queue.transfer_state(late)
 
     assert await queue.finish_transfers([(late, stored(late.upload))]) == set()
     assert not await queue.retry(late, ERROR, code="ERR", delay_seconds=0)
@@ -211,8 +211,9 @@ async def test_a_late_worker_changes_nothing(world: World) -> None:
     await queue.release([late])
     await queue.finish_removals([late])
     for call in (
-        ledger.multipart_id(), ledger.record_multipart("m"), ledger.parts(), ledger.progress(1),
-        ledger.record_part(PartRecord(1, 5, "etag")),
+        transfer_state.multipart_id(), transfer_state.record_multipart("m"), transfer_state.parts(),
+        transfer_state.progress(1),
+        transfer_state.record_part(PartRecord(1, 5, "etag")),
     ):  # fmt: skip
         with pytest.raises(TransferCancelled):
             await call
@@ -293,9 +294,9 @@ async def test_leases_are_renewed_while_others_are_recorded(world: World) -> Non
 
 async def test_a_stored_upload_is_recorded_with_job_history_and_event(world: World) -> None:
     job = await claimed(world)
-    ledger = world.jobs().ledger(job)
-    await ledger.record_multipart("m-1")
-    await ledger.record_part(PartRecord(1, 10, "etag"))
+    transfer_state = world.jobs().transfer_state(job)
+    await transfer_state.record_multipart("m-1")
+    await transfer_state.record_part(PartRecord(1, 10, "etag"))
 
     outcome = stored(job.upload, etag="e-1", version_id="v-1", digests=Digests(b"s" * 32, b"m" * 16))
     done = await world.jobs().finish_transfers([(job, outcome)])
@@ -422,60 +423,60 @@ async def test_the_history_of_a_job_that_never_ends_is_bounded(world: World) -> 
     assert await world.value("SELECT max(attempt) FROM job_attempts") == 501
 
 
-# --- the ledger ------------------------------------------------------------------------------------
+# --- the transfer_state ------------------------------------------------------------------------------------
 
 
 async def test_the_ledger_remembers_for_the_next_worker(world: World) -> None:
     job = await claimed(world)
-    ledger = world.jobs().ledger(job)
+    transfer_state = world.jobs().transfer_state(job)
     parts = [PartRecord(2, 5, "b", 2**64 - 1), PartRecord(1, 5, "a", None)]
 
-    await ledger.record_multipart("m-1")
+    await transfer_state.record_multipart("m-1")
     for part in parts:
-        await ledger.record_part(part)
+        await transfer_state.record_part(part)
     await world.end_leases()
     (again,) = await world.jobs("worker-2").claim(1)
-    successor = world.jobs("worker-2").ledger(again)
+    successor = world.jobs("worker-2").transfer_state(again)
 
     assert await successor.multipart_id() == "m-1"
     assert await successor.parts() == [parts[1], parts[0]]
 
 
 async def test_an_empty_ledger_says_so(world: World) -> None:
-    ledger = world.jobs().ledger(await claimed(world))
+    transfer_state = world.jobs().transfer_state(await claimed(world))
 
-    assert await ledger.multipart_id() is None
-    assert await ledger.parts() == []
+    assert await transfer_state.multipart_id() is None
+    assert await transfer_state.parts() == []
 
 
 async def test_a_part_that_is_recorded_again_replaces_itself(world: World) -> None:
-    ledger = world.jobs().ledger(await claimed(world))
-    await ledger.record_part(PartRecord(1, 5, "old"))
+    transfer_state = world.jobs().transfer_state(await claimed(world))
+    await transfer_state.record_part(PartRecord(1, 5, "old"))
 
-    await ledger.record_part(PartRecord(1, 6, "new"))
+    await transfer_state.record_part(PartRecord(1, 6, "new"))
 
-    assert await ledger.parts() == [PartRecord(1, 6, "new")]
+    assert await transfer_state.parts() == [PartRecord(1, 6, "new")]
 
 
 @pytest.mark.parametrize("multipart_id", [None, "m-2"])
 async def test_another_multipart_upload_makes_its_parts_meaningless(world: World, multipart_id: str | None) -> None:
-    ledger = world.jobs().ledger(await claimed(world))
-    await ledger.record_multipart("m-1")
-    await ledger.record_part(PartRecord(1, 5, "etag"))
+    transfer_state = world.jobs().transfer_state(await claimed(world))
+    await transfer_state.record_multipart("m-1")
+    await transfer_state.record_part(PartRecord(1, 5, "etag"))
 
-    await ledger.record_multipart(multipart_id)
+    await transfer_state.record_multipart(multipart_id)
 
-    assert await ledger.multipart_id() == multipart_id
-    assert await ledger.parts() == []
+    assert await transfer_state.multipart_id() == multipart_id
+    assert await transfer_state.parts() == []
 
 
 async def test_progress_is_throttled_but_for_the_last_byte(world: World) -> None:
-    ledger = world.jobs().ledger(await claimed(world, length=10))
+    transfer_state = world.jobs().transfer_state(await claimed(world, length=10))
 
-    await ledger.progress(3)
-    await ledger.progress(6)
+    await transfer_state.progress(3)
+    await transfer_state.progress(6)
     throttled = await world.value("SELECT bytes_done FROM jobs")
-    await ledger.progress(10)
+    await transfer_state.progress(10)
 
     assert throttled == 3
     assert await world.value("SELECT bytes_done FROM jobs") == 10
@@ -484,22 +485,22 @@ async def test_progress_is_throttled_but_for_the_last_byte(world: World) -> None
 async def test_a_worker_that_was_told_to_stop_hears_of_it_before_the_object_is_published(world: World) -> None:
     """Stores ask with the last byte, however short a time ago they asked before."""
     job = await claimed(world, length=10)
-    ledger = world.jobs().ledger(job)
-    await ledger.progress(3)
+    transfer_state = world.jobs().transfer_state(job)
+    await transfer_state.progress(3)
     await world.uploads.remove(job.upload.id, force=True)
 
     with pytest.raises(TransferCancelled):
-        await ledger.progress(10)
+        await transfer_state.progress(10)
 
 
 async def test_a_record_waits_for_a_claim_that_is_being_made(world: World) -> None:
     """Otherwise the late worker's multipart upload would take the place of its successor's."""
     job = await claimed(world)
-    ledger = world.jobs().ledger(job)
+    transfer_state = world.jobs().transfer_state(job)
 
     async with world.database.transaction() as connection:
         await connection.execute("UPDATE jobs SET attempt = attempt + 1, worker = 'worker-2'")
-        late = asyncio.create_task(ledger.record_multipart("late"))
+        late = asyncio.create_task(transfer_state.record_multipart("late"))
         await world_waits_for_a_lock(world)
         await connection.execute("UPDATE uploads SET multipart_id = 'successor'")
 

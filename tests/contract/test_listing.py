@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import Crash, Destination, FilesystemDestination, MemoryLedger, S3Destination
+from tests.contract.destinations import Crash, Destination, FilesystemDestination, MemoryTransferState, S3Destination
 from tests.contract.test_object_store import KEY, TWO_PARTS, OpenStore, Stage, spec_of
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.ports import ListableStore
@@ -49,7 +49,7 @@ async def test_every_object_is_listed_once_and_in_order(
     keys = keys_for(destination)
     for number, key in enumerate(reversed(keys)):
         data = b"x" * number
-        await store.put(replace(spec_of(data, key), upload_id=f"id-{number}"), stage(data), MemoryLedger())
+        await store.put(replace(spec_of(data, key), upload_id=f"id-{number}"), stage(data), MemoryTransferState())
     if isinstance(destination, S3Destination):  # beside our prefix, in the same bucket
         destination.client.put_object(Bucket=destination.account.bucket, Key=f"{destination.prefix}-other/x", Body=b"")
 
@@ -97,13 +97,13 @@ async def test_a_begun_transfer_is_listed_under_its_recorded_id(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
 ) -> None:
     store = await open_store(s3)
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     with pytest.raises(Crash):
-        await store.put(spec_of(content(TWO_PARTS)), stage(content(TWO_PARTS)), ledger)
+        await store.put(spec_of(content(TWO_PARTS)), stage(content(TWO_PARTS)), transfer_state)
 
     (entry,) = [entry async for entry in store.list_unfinished()]
 
-    assert (entry.key, entry.id) == (KEY, ledger.recorded_id)
+    assert (entry.key, entry.id) == (KEY, transfer_state.recorded_id)
     assert [listed async for listed in store.list_objects()] == []
 
 

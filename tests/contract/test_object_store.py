@@ -24,7 +24,7 @@ from tests.contract.destinations import (
     Crash,
     Destination,
     FilesystemDestination,
-    MemoryLedger,
+    MemoryTransferState,
     S3Account,
     S3Destination,
     cancelled_at,
@@ -88,7 +88,7 @@ async def test_an_upload_becomes_one_equal_object(
     store = await open_store(destination)
     data = content(length)
 
-    stored = await store.put(spec_of(data), stage(data), MemoryLedger())
+    stored = await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert (stored.key, stored.length) == (KEY, length)
     assert_only(destination, KEY, data)
@@ -107,7 +107,7 @@ async def test_segments_are_joined_in_order(
     data = content(cuts[-1])
     segments = stage(*(data[a:b] for a, b in itertools.pairwise(cuts)))
 
-    await store.put(spec_of(data), segments, MemoryLedger())
+    await store.put(spec_of(data), segments, MemoryTransferState())
 
     assert_only(destination, KEY, data)
 
@@ -115,7 +115,7 @@ async def test_segments_are_joined_in_order(
 async def test_an_empty_upload_needs_no_staged_file(destination: Destination, open_store: OpenStore) -> None:
     store = await open_store(destination)
 
-    await store.put(spec_of(b""), [], MemoryLedger())
+    await store.put(spec_of(b""), [], MemoryTransferState())
 
     assert_only(destination, KEY, b"")
 
@@ -127,7 +127,7 @@ async def test_bytes_without_a_known_checksum_are_stored_too(
     store = await open_store(destination)
     data = content(length)
 
-    await store.put(spec_of(data, crc64nvme=None), stage(data), MemoryLedger())
+    await store.put(spec_of(data, crc64nvme=None), stage(data), MemoryTransferState())
 
     assert_only(destination, KEY, data)
 
@@ -138,7 +138,7 @@ async def test_what_lies_behind_the_recorded_length_is_not_stored(
     store = await open_store(destination)
     [segment] = stage(b"uploaded bytes and a torn tail")
 
-    await store.put(spec_of(b"uploaded bytes"), [Segment(segment.path, 14)], MemoryLedger())
+    await store.put(spec_of(b"uploaded bytes"), [Segment(segment.path, 14)], MemoryTransferState())
 
     assert_only(destination, KEY, b"uploaded bytes")
 
@@ -149,7 +149,9 @@ async def test_many_uploads_at_once(
     store = await open_store(destination)
     uploads = {f"2026/11/{number:02}": content(number * 1000) for number in range(20)}
 
-    await asyncio.gather(*(store.put(spec_of(data, key), stage(data), MemoryLedger()) for key, data in uploads.items()))
+    await asyncio.gather(
+        *(store.put(spec_of(data, key), stage(data), MemoryTransferState()) for key, data in uploads.items())
+    )
 
     assert destination.keys() == sorted(uploads)
     assert {key: destination.read(key) for key in uploads} == uploads
@@ -160,12 +162,12 @@ async def test_progress_reaches_the_length(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, length: int
 ) -> None:
     store = await open_store(s3)
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
     data = content(length)
 
-    await store.put(spec_of(data), stage(data), ledger)
+    await store.put(spec_of(data), stage(data), transfer_state)
 
-    assert ledger.bytes_done == (length if length > PART else 0)
+    assert transfer_state.bytes_done == (length if length > PART else 0)
 
 
 async def test_an_object_carries_type_id_and_original_name(
@@ -176,7 +178,7 @@ async def test_an_object_carries_type_id_and_original_name(
     for key, length in (("small", 10), ("large", TWO_PARTS)):
         data = content(length)
         spec = spec_of(data, key, filename="Überweisung 日本.png", metadata={"purpose": "Maß"})
-        await store.put(spec, stage(data), MemoryLedger())
+        await store.put(spec, stage(data), MemoryTransferState())
 
         head = s3.head(key)
         assert s3.abilities.keeps_metadata
@@ -198,11 +200,11 @@ async def test_a_second_put_sends_nothing(
 ) -> None:
     data = content(length)
     segments = stage(data)
-    ledger = MemoryLedger()
-    first = await (await open_store(destination)).put(spec_of(data), segments, ledger)
+    transfer_state = MemoryTransferState()
+    first = await (await open_store(destination)).put(spec_of(data), segments, transfer_state)
     sent = (calls.puts, len(calls.parts))
 
-    again = await (await open_store(destination)).put(spec_of(data), segments, ledger.successor())
+    again = await (await open_store(destination)).put(spec_of(data), segments, transfer_state.successor())
 
     assert again == first
     assert (calls.puts, len(calls.parts)) == sent
@@ -215,10 +217,10 @@ async def test_a_stored_upload_needs_no_staged_file_any_more(
     store = await open_store(destination)
     data = content(1000)
     [segment] = stage(data)
-    await store.put(spec_of(data), [segment], MemoryLedger())
+    await store.put(spec_of(data), [segment], MemoryTransferState())
     segment.path.unlink()
 
-    await store.put(spec_of(data), [segment], MemoryLedger())
+    await store.put(spec_of(data), [segment], MemoryTransferState())
 
     assert_only(destination, KEY, data)
 
@@ -236,27 +238,27 @@ async def test_a_worker_may_be_killed_at_any_call(
     segments = stage(data[:1000], data[1000:])
     part_count = -(-len(data) // PART) if destination.abilities.multipart else 0
     changes = {"part_concurrency": 1} if isinstance(destination, S3Destination) else {}
-    step, crashed, ledger = 0, True, MemoryLedger()
+    step, crashed, transfer_state = 0, True, MemoryTransferState()
     while crashed:
         step += 1
         key = f"killed/{step:02}"
         calls.parts.clear()
-        ledger = MemoryLedger(stop_at=step, before=before)
+        transfer_state = MemoryTransferState(stop_at=step, before=before)
         try:
-            await (await open_store(destination, **changes)).put(spec_of(data, key), segments, ledger)
+            await (await open_store(destination, **changes)).put(spec_of(data, key), segments, transfer_state)
             crashed = False
         except Crash:
             successor = await open_store(destination, **changes)
-            await successor.put(spec_of(data, key), segments, ledger.successor())
+            await successor.put(spec_of(data, key), segments, transfer_state.successor())
 
-        assert destination.read(key) == data, f"killed at call {step}: {ledger.calls}"
-        assert destination.unfinished() == [], f"killed at call {step}: {ledger.calls}"
+        assert destination.read(key) == data, f"killed at call {step}: {transfer_state.calls}"
+        assert destination.unfinished() == [], f"killed at call {step}: {transfer_state.calls}"
         # Whatever the store acknowledged is recognised, recorded or not, and not sent again.
         assert sorted(calls.parts) == list(range(1, part_count + 1))
         await (await open_store(destination)).remove(identity_of(data, key))
 
     # Every recording was passed: the id, each part with its progress, and the fence before the end.
-    assert step - 1 == len(ledger.calls) >= (2 * part_count + 3 if part_count else 1)
+    assert step - 1 == len(transfer_state.calls) >= (2 * part_count + 3 if part_count else 1)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -270,13 +272,13 @@ async def test_a_transfer_may_be_cancelled_at_any_call(
     step = 0
     while True:
         step += 1
-        ledger = cancelled_at(step)
+        transfer_state = cancelled_at(step)
         try:
-            await store.put(spec_of(data), segments, ledger)
+            await store.put(spec_of(data), segments, transfer_state)
         except TransferCancelled:
-            assert destination.keys() == [], f"cancelled at call {step}: {ledger.calls}"
-            if ledger.recorded_id:
-                await store.abort(KEY, ledger.recorded_id)
+            assert destination.keys() == [], f"cancelled at call {step}: {transfer_state.calls}"
+            if transfer_state.recorded_id:
+                await store.abort(KEY, transfer_state.recorded_id)
             assert destination.unfinished() == []
         else:
             break
@@ -289,13 +291,13 @@ async def test_a_worker_killed_in_the_middle_of_a_body_is_succeeded(
 ) -> None:
     data = content(THREE_PARTS)
     segments = stage(data[:1000], data[1000:])
-    ledger = MemoryLedger()
-    task = asyncio.create_task((await open_store(destination)).put(spec_of(data), segments, ledger))
+    transfer_state = MemoryTransferState()
+    task = asyncio.create_task((await open_store(destination)).put(spec_of(data), segments, transfer_state))
     await asyncio.sleep(0.03)
     task.cancel()
     await asyncio.wait([task])
 
-    await (await open_store(destination)).put(spec_of(data), segments, ledger.successor())
+    await (await open_store(destination)).put(spec_of(data), segments, transfer_state.successor())
 
     assert_only(destination, KEY, data)
 
@@ -312,13 +314,13 @@ async def test_a_lost_reply_to_the_last_call_is_made_up_for(
 ) -> None:
     data = content(length)
     segments = stage(data)
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
     lose_reply(monkeypatch, TransientStoreError("The connection was lost."))
     with pytest.raises(TransientStoreError, match="lost"):
-        await (await open_store(s3)).put(spec_of(data), segments, ledger)
+        await (await open_store(s3)).put(spec_of(data), segments, transfer_state)
     monkeypatch.undo()
 
-    stored = await (await open_store(s3)).put(spec_of(data), segments, ledger.successor())
+    stored = await (await open_store(s3)).put(spec_of(data), segments, transfer_state.successor())
 
     assert stored.length == length
     assert calls.puts + len(calls.parts) == (1 if length == 1000 else 2)
@@ -343,7 +345,7 @@ async def test_a_repeated_call_that_finds_its_own_work_done_is_success(
     kind = TransientStoreError if code == "NoSuchUpload" else PermanentStoreError
     lose_reply(monkeypatch, kind(code=code))
 
-    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())
 
     assert stored.length == length
     assert_only(s3, KEY, data)
@@ -384,7 +386,7 @@ async def test_a_body_cut_in_the_middle_is_repeated_whole(
     data = content(length)
     store = await open_store(s3, client={"max_attempts": 2})
 
-    await store.put(spec_of(data), stage(data[:7], data[7:]), MemoryLedger())
+    await store.put(spec_of(data), stage(data[:7], data[7:]), MemoryTransferState())
 
     assert len(cut) == (1 if length < PART else 2)
     assert_only(s3, KEY, data)
@@ -395,13 +397,13 @@ async def test_other_part_sizes_than_before_begin_anew(
 ) -> None:
     data = content(THREE_PARTS)
     segments = stage(data)
-    ledger = MemoryLedger(stop_at=6)
+    transfer_state = MemoryTransferState(stop_at=6)
     with pytest.raises(Crash):
-        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, ledger)
-    assert ledger.recorded_parts
+        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, transfer_state)
+    assert transfer_state.recorded_parts
 
     larger = await open_store(s3, part_size=6 * 2**20)
-    await larger.put(spec_of(data), segments, ledger.successor())
+    await larger.put(spec_of(data), segments, transfer_state.successor())
 
     assert_only(s3, KEY, data)
 
@@ -411,11 +413,11 @@ async def test_an_upload_begun_in_parts_may_end_as_one_put(
 ) -> None:
     data = content(TWO_PARTS)
     segments = stage(data)
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     with pytest.raises(Crash):
-        await (await open_store(s3)).put(spec_of(data), segments, ledger)
+        await (await open_store(s3)).put(spec_of(data), segments, transfer_state)
 
-    successor = ledger.successor()
+    successor = transfer_state.successor()
     await (await open_store(s3, multipart_threshold=6 * 2**20)).put(spec_of(data), segments, successor)
 
     assert successor.recorded_id is None
@@ -427,13 +429,13 @@ async def test_a_multipart_upload_that_vanished_is_begun_anew(
 ) -> None:
     data = content(TWO_PARTS)
     segments = stage(data)
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     store = await open_store(s3)
     with pytest.raises(Crash):
-        await store.put(spec_of(data), segments, ledger)
-    await store.abort(KEY, ledger.recorded_id)
+        await store.put(spec_of(data), segments, transfer_state)
+    await store.abort(KEY, transfer_state.recorded_id)
 
-    await store.put(spec_of(data), segments, ledger.successor())
+    await store.put(spec_of(data), segments, transfer_state.successor())
 
     assert_only(s3, KEY, data)
 
@@ -443,12 +445,12 @@ async def test_a_part_that_the_store_lost_is_sent_again(
 ) -> None:
     data = content(TWO_PARTS)
     segments = stage(data)
-    ledger = MemoryLedger(stop_at=2, before=False)
+    transfer_state = MemoryTransferState(stop_at=2, before=False)
     with pytest.raises(Crash):
-        await (await open_store(s3)).put(spec_of(data), segments, ledger)
-    record = MemoryLedger(recorded_id=ledger.recorded_id)
+        await (await open_store(s3)).put(spec_of(data), segments, transfer_state)
+    record = MemoryTransferState(recorded_id=transfer_state.recorded_id)
     store = await open_store(s3)
-    first = await store.put(spec_of(data, "other"), segments, noted := MemoryLedger())
+    first = await store.put(spec_of(data, "other"), segments, noted := MemoryTransferState())
     record.recorded_parts = dict(noted.recorded_parts)  # acknowledged once, but not in this upload
     calls.parts.clear()
 
@@ -479,13 +481,13 @@ async def test_damaged_staging_is_never_stored(
         path.unlink()
     else:
         del segments[1]
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
 
     with pytest.raises(StagingDamaged) as refusal:
-        await store.put(spec_of(data), segments, ledger)
+        await store.put(spec_of(data), segments, transfer_state)
 
     assert isinstance(refusal.value, StagingMissing) == (harm == "missing")
-    assert ledger.recorded_id is None
+    assert transfer_state.recorded_id is None
     assert_nothing(destination)
 
 
@@ -494,7 +496,7 @@ async def test_a_bit_flip_in_a_file_that_is_only_linked_goes_unnoticed(
 ) -> None:
     store = await open_store(destination)
     data = content(1000)
-    put = store.put(spec_of(data), stage(bytes([data[0] ^ 1]) + data[1:]), MemoryLedger())
+    put = store.put(spec_of(data), stage(bytes([data[0] ^ 1]) + data[1:]), MemoryTransferState())
 
     if destination.abilities.reads_what_it_stores:
         with pytest.raises(StagingDamaged):
@@ -520,7 +522,7 @@ async def test_bytes_that_changed_on_their_way_are_noticed(
     data = content(length)
     refuses = s3.abilities.verifies_crc64nvme or s3.abilities.verifies_md5
     flip_sent_bytes(monkeypatch)
-    put = store.put(spec_of(data), stage(data), ledger := MemoryLedger())
+    put = store.put(spec_of(data), stage(data), transfer_state := MemoryTransferState())
 
     if not refuses and length == 1000:
         await put
@@ -531,7 +533,7 @@ async def test_bytes_that_changed_on_their_way_are_noticed(
     monkeypatch.undo()
     assert refusal.value.context.get("code") == ("BadDigest" if refuses else None)
 
-    await store.put(spec_of(data), stage(data), ledger.successor())
+    await store.put(spec_of(data), stage(data), transfer_state.successor())
     assert_only(s3, KEY, data)
 
 
@@ -553,16 +555,16 @@ async def test_every_checksum_setting_stores_small_and_large(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, setting: str
 ) -> None:
     data = content(TWO_PARTS)
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     for key, length in (("small", 10), ("large", TWO_PARTS)):
         store = await open_store(s3, checksum=setting)
-        await store.put(spec_of(data[:length], key), stage(data[:length]), MemoryLedger())
+        await store.put(spec_of(data[:length], key), stage(data[:length]), MemoryTransferState())
         assert s3.read(key) == data[:length]
     segments = stage(data)
     with pytest.raises(Crash):
-        await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, ledger)
+        await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, transfer_state)
 
-    await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, ledger.successor())
+    await (await open_store(s3, checksum=setting)).put(spec_of(data), segments, transfer_state.successor())
 
     assert s3.read(KEY) == data
     assert s3.unfinished() == []
@@ -573,7 +575,7 @@ async def test_the_checksum_of_the_whole_object_is_handed_over(
 ) -> None:
     data = content(TWO_PARTS)
 
-    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+    stored = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())
 
     assert stored.crc64nvme == (crc64.update(data) if s3.abilities.tells_crc64nvme else None)
 
@@ -585,7 +587,7 @@ async def test_a_wrong_checksum_of_the_whole_object(
     monkeypatch.setattr("tusd_py.stores.s3_multipart.MultipartTransfer._verify", pretend_another_crc)
     data = content(TWO_PARTS)
 
-    put = (await open_store(s3)).put(spec_of(data, crc64nvme=None), stage(data), MemoryLedger())
+    put = (await open_store(s3)).put(spec_of(data, crc64nvme=None), stage(data), MemoryTransferState())
 
     assert not s3.abilities.full_object_checksum
     await put
@@ -609,7 +611,7 @@ async def test_a_wrong_checksum_answered_by_the_store_is_no_success(
     monkeypatch.setattr(Bucket, "head", shorter)
 
     with pytest.raises(TransientStoreError):
-        await (await open_store(s3)).put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+        await (await open_store(s3)).put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
 
 
 # --- somebody else's -------------------------------------------------------------------------------
@@ -626,7 +628,7 @@ async def test_a_foreign_object_is_left_alone(
     destination.write(KEY, theirs)
 
     with pytest.raises(PermanentStoreError):
-        await store.put(spec_of(data), stage(data), MemoryLedger())
+        await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert_only(destination, KEY, theirs)
 
@@ -644,14 +646,14 @@ async def test_a_foreign_object_that_appears_meanwhile(
     data = content(length)
     s3.write(KEY, b"theirs")
     hide_first_head(monkeypatch)
-    ledger = MemoryLedger()
-    put = store.put(spec_of(data), stage(data), ledger)
+    transfer_state = MemoryTransferState()
+    put = store.put(spec_of(data), stage(data), transfer_state)
 
     if s3.abilities.honours_if_none_match:
         with pytest.raises(PermanentStoreError):
             await put
         assert_only(s3, KEY, b"theirs")
-        assert ledger.recorded_id is None
+        assert transfer_state.recorded_id is None
     else:
         # rclone ignores If-None-Match: only the look beforehand protects a foreign object there.
         await put
@@ -680,7 +682,7 @@ async def test_a_foreign_object_is_replaced_by_wish(
     data = content(length)
     s3.write(KEY, b"theirs")
 
-    await store.put(spec_of(data), stage(data), MemoryLedger())
+    await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert_only(s3, KEY, data)
 
@@ -689,10 +691,10 @@ async def test_a_damaged_object_of_our_own_is_repaired(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
 ) -> None:
     store = await open_store(s3)
-    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryLedger())
+    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryTransferState())
     data = content(1000)
 
-    await store.put(spec_of(data), stage(data), MemoryLedger())
+    await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert_only(s3, KEY, data)
 
@@ -707,10 +709,10 @@ async def test_a_foreign_object_that_takes_the_place_of_a_damaged_one_of_ours(
     length: int,
 ) -> None:
     store = await open_store(s3)
-    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryLedger())
+    await store.put(spec_of(b"too short"), stage(b"too short"), MemoryTransferState())
     data = content(length)
     after_first_head(monkeypatch, lambda: s3.write(KEY, b"theirs"))
-    put = store.put(spec_of(data), stage(data), MemoryLedger())
+    put = store.put(spec_of(data), stage(data), MemoryTransferState())
 
     # moto heeds If-Match with a PUT, and not where parts are completed.
     if s3.abilities.honours_if_match and not (s3.name == "moto" and length == TWO_PARTS):
@@ -748,16 +750,16 @@ async def test_a_refused_transfer_leaves_nothing_unfinished(
 ) -> None:
     data = content(THREE_PARTS)
     segments = stage(data)
-    ledger = MemoryLedger(stop_at=6)
+    transfer_state = MemoryTransferState(stop_at=6)
     with pytest.raises(Crash):  # some parts are there already
-        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, ledger)
+        await (await open_store(s3, part_concurrency=1)).put(spec_of(data), segments, transfer_state)
     if refusal == "occupied":
         s3.write(KEY, b"theirs")
     elif refusal == "denied":
         monkeypatch.setattr(Bucket, "upload_part", denied)
     else:
         segments[0].path.write_bytes(data[:-1])
-    successor = ledger.successor()
+    successor = transfer_state.successor()
 
     with pytest.raises((PermanentStoreError, StagingDamaged)):
         await (await open_store(s3)).put(spec_of(data), segments, successor)
@@ -778,14 +780,14 @@ async def test_what_a_refused_transfer_cannot_give_back_stays_recorded(
     data = content(TWO_PARTS)
     monkeypatch.setattr(Bucket, "upload_part", denied)
     monkeypatch.setattr(Bucket, "abort_multipart", denied)
-    ledger = MemoryLedger()
+    transfer_state = MemoryTransferState()
 
     with pytest.raises(PermanentStoreError):
-        await (await open_store(s3)).put(spec_of(data), stage(data), ledger)
+        await (await open_store(s3)).put(spec_of(data), stage(data), transfer_state)
 
-    assert [ledger.recorded_id] == s3.unfinished()
+    assert [transfer_state.recorded_id] == s3.unfinished()
     monkeypatch.undo()
-    await (await open_store(s3)).put(spec_of(data), stage(data), ledger.successor())
+    await (await open_store(s3)).put(spec_of(data), stage(data), transfer_state.successor())
     assert_only(s3, KEY, data)
 
 
@@ -797,7 +799,7 @@ async def test_equal_bytes_without_an_id_are_taken_for_ours(
     data = content(1000)
     destination.write(KEY, data)
 
-    await store.put(spec_of(data), stage(data), MemoryLedger())
+    await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert calls.puts == 0
     assert_only(destination, KEY, data)
@@ -820,7 +822,7 @@ async def test_an_unknown_access_key(s3: S3Destination, open_store: OpenStore, s
 
 async def assert_refused_or_stored(s3: S3Destination, store: Any, stage: Stage, *, refused: bool) -> None:
     """Either everything is refused for good, or the server accepts any credentials."""
-    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     if not refused:
         await put
         return await store.probe()  # type: ignore[no-any-return]
@@ -839,7 +841,7 @@ async def test_no_such_bucket(
     store = await open_store(s3, bucket="no-such-bucket")
 
     with pytest.raises(PermanentStoreError) as refusal:
-        await store.put(spec_of(content(length)), stage(content(length)), MemoryLedger())
+        await store.put(spec_of(content(length)), stage(content(length)), MemoryTransferState())
 
     assert refusal.value.context["code"] == "NoSuchBucket"
     with pytest.raises(PermanentStoreError):
@@ -850,7 +852,7 @@ async def test_a_store_that_is_away_is_a_matter_of_time(s3: S3Destination, open_
     store = await open_store(s3, endpoint_url=f"http://127.0.0.1:{free_port()}")
 
     for attempt in (
-        store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger()),
+        store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState()),
         store.stat(KEY),
         store.probe(),
     ):
@@ -865,7 +867,7 @@ async def test_a_directory_that_is_gone_is_a_matter_of_time(
     store = await open_store(destination)
     destination.root.rmdir()  # as when the disk is not mounted: nothing is to be written beside it
 
-    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    put = store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     remove = store.remove(identity_of(b"abc", KEY))
     for attempt in (put, store.stat(KEY), remove, store.probe(), store.probe(writing=True)):
         with pytest.raises(TransientStoreError):
@@ -907,7 +909,7 @@ async def test_a_removed_object_is_gone_and_may_be_removed_again(
     destination: Destination, open_store: OpenStore, stage: Stage
 ) -> None:
     store = await open_store(destination)
-    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
 
     assert await store.remove(identity_of(b"abc", KEY))
     assert await store.remove(identity_of(b"abc", KEY))
@@ -932,7 +934,7 @@ async def test_a_neighbour_stays_when_an_object_is_removed(
 ) -> None:
     store = await open_store(destination)
     for key in ("2026/11/1", "2026/11/10"):
-        await store.put(spec_of(b"abc", key), stage(b"abc"), MemoryLedger())
+        await store.put(spec_of(b"abc", key), stage(b"abc"), MemoryTransferState())
 
     await store.remove(identity_of(b"abc", "2026/11/1"))
 
@@ -944,13 +946,13 @@ async def test_an_unfinished_transfer_is_aborted_once_or_twice(
 ) -> None:
     store = await open_store(s3)
     data = content(TWO_PARTS)
-    ledger = MemoryLedger(stop_at=5)
+    transfer_state = MemoryTransferState(stop_at=5)
     with pytest.raises(Crash):
-        await store.put(spec_of(data), stage(data), ledger)
+        await store.put(spec_of(data), stage(data), transfer_state)
     assert s3.unfinished()
 
-    await store.abort(KEY, ledger.recorded_id)
-    await store.abort(KEY, ledger.recorded_id)
+    await store.abort(KEY, transfer_state.recorded_id)
+    await store.abort(KEY, transfer_state.recorded_id)
 
     assert_nothing(s3)
 
@@ -964,7 +966,7 @@ async def test_strays_of_other_keys_are_not_touched(
     assert sorted(s3.unfinished()) == sorted([theirs, ours])
     data = content(TWO_PARTS)
 
-    await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+    await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())
 
     assert s3.unfinished() == [theirs]
 
@@ -992,9 +994,9 @@ async def test_a_header_that_the_server_refuses_is_left_out_from_then_on(
     store = await open_store(s3)
     data = content(length)
 
-    await store.put(spec_of(data), stage(data), MemoryLedger())
+    await store.put(spec_of(data), stage(data), MemoryTransferState())
     first = len(refusals)
-    await store.put(spec_of(data, "other"), stage(data), MemoryLedger())
+    await store.put(spec_of(data, "other"), stage(data), MemoryTransferState())
 
     assert s3.read(KEY) == s3.read("other") == data
     assert first >= 1
@@ -1025,9 +1027,9 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
     with rclone_s3(tmp_path) as server:
         account = S3Account("rclone", server.endpoint_url, server.bucket, ACCESS_KEY, SECRET_KEY, RCLONE)
         s3 = S3Destination(account, account.client(), "restarted")
-        unfinished = MemoryLedger(stop_at=5)
+        unfinished = MemoryTransferState(stop_at=5)
         store = await open_store(s3)
-        await store.put(spec_of(data), stage(data), MemoryLedger())
+        await store.put(spec_of(data), stage(data), MemoryTransferState())
         if length > PART:
             with pytest.raises(Crash):
                 await store.put(spec_of(data, "other"), stage(data), unfinished)
@@ -1036,7 +1038,7 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
         await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=10, what="up")
         sent = calls.puts + len(calls.parts)
 
-        again = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryLedger())
+        again = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())
         assert again.upload_id is None  # forgotten, and the object recognised by its MD5
         assert calls.puts + len(calls.parts) == sent
 
@@ -1052,7 +1054,7 @@ async def test_an_object_says_how_its_bytes_are_coded(
     data = b"x" * size
     spec = spec_of(data, content_encoding="gzip", content_language="de, en")
 
-    await (await open_store(s3)).put(spec, stage(data), MemoryLedger())
+    await (await open_store(s3)).put(spec, stage(data), MemoryTransferState())
 
     told = s3.head(KEY)
     assert (told.get("ContentEncoding"), told.get("ContentLanguage")) == ("gzip", "de, en")
@@ -1066,7 +1068,7 @@ async def presigned(
 ) -> str:
     """A link to an object of three bytes, with headers of its own."""
     store = await open_store(s3)
-    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     url: str = await store.presign(
         KEY,
         DownloadHeaders(
@@ -1128,7 +1130,7 @@ async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: S
 async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
     url = await presigned(s3, open_store, stage)
     store = await open_store(s3)
-    await store.put(spec_of(b"secret", "other"), stage(b"secret"), MemoryLedger())
+    await store.put(spec_of(b"secret", "other"), stage(b"secret"), MemoryTransferState())
 
     status, _, _ = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
 

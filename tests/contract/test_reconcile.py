@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tests.contract.destinations import PART, Destination, MemoryLedger, S3Destination, identity_of
+from tests.contract.destinations import PART, Destination, MemoryTransferState, S3Destination, identity_of
 from tests.contract.test_object_store import OpenStore
 from tests.integration.reconciling import Run, reconcile, reports
 from tests.integration.support import World
@@ -130,7 +130,7 @@ async def restore(world: World, store: Any, upload: Upload) -> None:
     path = world.root / "again"
     path.write_bytes(CONTENT)
     spec = ObjectSpec(str(upload.id), upload.object_key, len(CONTENT), upload.crc64nvme, "image/png")
-    await store.put(spec, [Segment(path, len(CONTENT))], MemoryLedger())
+    await store.put(spec, [Segment(path, len(CONTENT))], MemoryTransferState())
     path.unlink()
 
 

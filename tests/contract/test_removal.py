@@ -13,7 +13,7 @@ import pytest
 from tests.contract.destinations import (
     Destination,
     FilesystemDestination,
-    MemoryLedger,
+    MemoryTransferState,
     S3Account,
     S3Destination,
     identity_of,
@@ -45,7 +45,7 @@ async def test_a_foreign_object_under_the_key_is_left_alone(
     store = await open_store(destination)
     known: dict[str, Any] = {}
     if stored_first:
-        stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+        stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
         known = {"etag": stored.etag, "version_id": stored.version_id}
         if isinstance(destination, FilesystemDestination):
             (destination.root / KEY).unlink()  # a link: writing would change the staged file
@@ -59,7 +59,7 @@ async def test_a_foreign_object_under_the_key_is_left_alone(
 async def test_another_uploads_object_is_left_alone(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
     """Even with equal bytes: what carries an id is of the upload of that id."""
     store = await open_store(s3)
-    await store.put(replace(spec_of(b"abc"), upload_id="another"), stage(b"abc"), MemoryLedger())
+    await store.put(replace(spec_of(b"abc"), upload_id="another"), stage(b"abc"), MemoryTransferState())
 
     assert not await store.remove(identity_of(b"abc", KEY))
 
@@ -93,7 +93,7 @@ async def test_an_object_that_is_replaced_between_look_and_removal(
 ) -> None:
     store = await open_store(s3)
     data = content(length)
-    await store.put(spec_of(data), stage(data), MemoryLedger())
+    await store.put(spec_of(data), stage(data), MemoryTransferState())
     after_first_head(monkeypatch, lambda: s3.write(KEY, b"theirs"))
 
     kept = not await store.remove(identity_of(data, KEY))
@@ -107,7 +107,7 @@ async def test_a_store_that_refuses_if_match_is_asked_without(
     s3: S3Destination, open_store: OpenStore, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await open_store(s3)
-    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     original = Bucket.delete
 
     async def unknown_header(bucket: Bucket, key: str, parameters: Any = None) -> None:
@@ -159,8 +159,8 @@ async def test_every_version_of_ours_goes_and_no_marker_stays(
     versioned: S3Destination, open_store: OpenStore, stage: Stage
 ) -> None:
     store = await open_store(versioned)
-    await store.put(spec_of(b"damaged"), stage(b"damaged"), MemoryLedger())
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    await store.put(spec_of(b"damaged"), stage(b"damaged"), MemoryTransferState())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     assert len(versions(versioned)) == 2
 
     assert await store.remove(identity_of(b"abc", KEY, version_id=stored.version_id))
@@ -174,7 +174,7 @@ async def test_our_version_goes_from_under_what_lies_above_it(
     versioned: S3Destination, open_store: OpenStore, stage: Stage, above: str
 ) -> None:
     store = await open_store(versioned)
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     if above == "foreign object":
         versioned.write(KEY, b"theirs")
     else:
@@ -191,7 +191,7 @@ async def test_foreign_versions_below_ours_stay(versioned: S3Destination, open_s
     store = await open_store(versioned, file_overwrite=True)
     versioned.write(KEY, b"theirs")
     (theirs,) = versions(versioned)
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
 
     await store.remove(identity_of(b"abc", KEY, version_id=stored.version_id))
 
@@ -208,7 +208,7 @@ async def test_without_the_right_to_list_versions_the_recorded_one_goes(
     versioned: S3Destination, proxied: S3Proxy, open_store: OpenStore, stage: Stage
 ) -> None:
     store = await open_store(versioned, endpoint_url=proxied.url)
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     versioned.write(KEY, b"theirs")
     proxied.denied = {"s3:ListBucketVersions"}
 
@@ -222,7 +222,7 @@ async def test_without_the_right_to_delete_versions_nothing_counts_as_removed(
     versioned: S3Destination, proxied: S3Proxy, open_store: OpenStore, stage: Stage
 ) -> None:
     store = await open_store(versioned, endpoint_url=proxied.url)
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     proxied.denied = {"s3:DeleteObjectVersion"}
 
     with pytest.raises(PermanentStoreError):
@@ -275,7 +275,7 @@ async def test_a_locked_object_is_not_said_to_be_removed(
     locking: S3Destination, open_store: OpenStore, stage: Stage, kind: str
 ) -> None:
     store = await open_store(locking)
-    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+    stored = await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
     unlock = lock(locking, stored.version_id, kind)
     identity = identity_of(b"abc", KEY, version_id=stored.version_id)
 
@@ -294,7 +294,7 @@ async def test_a_refusal_of_another_reason_is_no_lock(
 ) -> None:
     async with s3_proxy(locking.account.endpoint_url) as proxy:
         store = await open_store(locking, endpoint_url=proxy.url)
-        await store.put(spec_of(b"abc"), stage(b"abc"), MemoryLedger())
+        await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
         proxy.denied = {"s3:DeleteObjectVersion"}
 
         with pytest.raises(PermanentStoreError):

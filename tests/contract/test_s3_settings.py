@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.contract.destinations import PART, MemoryLedger, S3Account, S3Destination, fetch
+from tests.contract.destinations import PART, MemoryTransferState, S3Account, S3Destination, fetch
 from tests.contract.test_object_store import KEY, TWO_PARTS, Content, OpenStore, Stage, spec_of
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.s3_proxy import S3Proxy, s3_proxy
@@ -43,7 +43,7 @@ async def wire(moto_server: S3Account) -> AsyncIterator[S3Proxy]:
 
 
 async def put(store: S3Store, stage: Stage, data: bytes, **spec: Any) -> None:
-    await store.put(spec_of(data, **spec), stage(data), MemoryLedger())
+    await store.put(spec_of(data, **spec), stage(data), MemoryTransferState())
 
 
 # --- what is sent along with an object -------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.destinations import PART, MemoryLedger, S3Account, S3Destination, identity_of
+from tests.contract.destinations import PART, MemoryTransferState, S3Account, S3Destination, identity_of
 from tests.contract.test_object_store import spec_of
 from tests.support.ports import LOOPBACK
 from tusd_py.errors import TransientStoreError
@@ -75,7 +75,7 @@ async def test_a_server_that_stops_reading_ends_the_try(
 
     async with asyncio.timeout(DEADLINE):
         with pytest.raises(TransientStoreError):
-            await store.put(spec_of(data), stage(data), MemoryLedger())
+            await store.put(spec_of(data), stage(data), MemoryTransferState())
 
     assert server.puts == 1
 
@@ -101,7 +101,7 @@ async def test_our_own_slowness_is_not_the_servers(
     store._bandwidth = Bandwidth(2**20)
     started = time.monotonic()
 
-    await store.put(spec_of(data, "slow"), stage(data), MemoryLedger())
+    await store.put(spec_of(data, "slow"), stage(data), MemoryTransferState())
 
     assert time.monotonic() - started > 4 * 1.5
     assert moto.read("slow") == data

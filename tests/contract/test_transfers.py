@@ -197,7 +197,7 @@ async def test_people_see_how_the_latest_transfer_stands(world: World) -> None:
 
     waiting = await world.uploads.transfer_view(upload.id)
     (job,) = await queue.claim(1)
-    await queue.ledger(job).progress(6)
+    await queue.transfer_state(job).progress(6)
     running = await world.uploads.transfer_view(upload.id)
     error = PermanentStoreError(code="AccessDenied", key="secret/path")
     await queue.retry(job, error, code="ERR_STORE_REFUSED", delay_seconds=60)

@@ -17,7 +17,7 @@ from typing import Final
 from tests.integration.support import open_world
 from tests.integration.workers import InParts, working
 from tusd_py.errors import StorageError
-from tusd_py.ports import ObjectSpec, TransferLedger
+from tusd_py.ports import ObjectSpec, TransferState
 from tusd_py.protocol.upload import UploadId
 
 POINTS: Final = (
@@ -53,7 +53,7 @@ class Deadly(InParts):
         if (number, self.point) == (2, POINTS[2]):
             die()
 
-    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def after(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         if self.point == POINTS[3]:
             die()
 

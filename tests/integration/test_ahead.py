@@ -17,7 +17,7 @@ from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
-from tusd_py.ports import AheadStore, Job, ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.ports import AheadStore, Job, ObjectSpec, PartRecord, Segment, TransferState
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker.transfer import Transfers
@@ -38,18 +38,18 @@ class Ahead(InParts, AheadStore):
         if not gated:
             self.gate.set()
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         durable = sum(segment.length for segment in segments)
         self.calls.append(durable)
         if self.error is not None:
             raise self.error
         directory = self.inner.local_path("parts") / spec.upload_id
         directory.mkdir(parents=True, exist_ok=True)
-        if await ledger.multipart_id() is None:
-            await ledger.record_multipart(f"multipart of {spec.upload_id}")
+        if await transfer_state.multipart_id() is None:
+            await transfer_state.record_multipart(f"multipart of {spec.upload_id}")
         self.reached.set()
         await self.gate.wait()
-        done = {part.number for part in await ledger.parts()}
+        done = {part.number for part in await transfer_state.parts()}
         content = segments[0].path.read_bytes()
         for number in range(1, durable // PART + 1):
             if number not in done:
@@ -57,7 +57,7 @@ class Ahead(InParts, AheadStore):
                 (directory / str(number)).write_bytes(piece)
                 with (directory / "sent").open("a") as log:
                     log.write(f"{number} ")
-                await ledger.record_part(PartRecord(number, PART, f"etag-{number}"))
+                await transfer_state.record_part(PartRecord(number, PART, f"etag-{number}"))
         return min(spec.length, (durable // PART + 1) * PART)
 
     def sent_of(self, upload: Upload) -> str:
@@ -337,17 +337,17 @@ async def test_what_waits_to_be_asked_for_is_not_sent_ahead(world: World, trigge
 
 
 async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> None:
-    """The ledger locks the job before the upload; a checkpoint holds the upload."""
+    """The transfer_state locks the job before the upload; a checkpoint holds the upload."""
     upload = await world.create(length=2**30, expires_after_seconds=3600)
     upload = await receive(world, upload, PART)
     (job,) = await world.jobs().claim(10, ahead=1)
-    ledger = world.jobs().ledger(job)
+    transfer_state = world.jobs().transfer_state(job)
 
     async def record() -> None:
         for number in range(1, 60):
-            await ledger.record_multipart(f"multipart {number}")
-            await ledger.record_part(PartRecord(number, PART, "etag"))
-            await ledger.progress(number)
+            await transfer_state.record_multipart(f"multipart {number}")
+            await transfer_state.record_part(PartRecord(number, PART, "etag"))
+            await transfer_state.progress(number)
 
     async def checkpoint() -> None:
         moved = upload

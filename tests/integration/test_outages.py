@@ -18,7 +18,7 @@ from tests.integration.workers import Failing, OneByOne, is_true, reaches, worki
 from tusd_py.database.statistics import read_figures
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.metrics import Metrics
-from tusd_py.ports import Job, ObjectSpec, Outage, TransferLedger
+from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker import outages
@@ -95,7 +95,7 @@ class Refusing(OneByOne):
         self.error: StorageError | None = error
         self.probes = 0
 
-    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         if self.error is not None:
             raise self.error
 
@@ -217,7 +217,7 @@ async def test_what_is_denied_for_one_key_fails_that_upload_alone(world: World) 
     denied, other = await world.received(b"denied"), await world.received(b"other")
 
     class Denying(OneByOne):
-        async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
             if spec.upload_id == str(denied.id):
                 raise PermanentStoreError(code="AccessDenied")
 

@@ -175,7 +175,7 @@ async def test_what_a_killed_worker_left_in_the_former_store_is_taken_back(
     upload, other = await world.received(CONTENT), await world.received(CONTENT)
     await world.stores().current_id()
     for job in await world.jobs("killed").claim(2):
-        await world.jobs("killed").ledger(job).record_multipart("m-1")
+        await world.jobs("killed").transfer_state(job).record_multipart("m-1")
     for each, content in ((upload, CONTENT), (other, b"not theirs")):
         path = world.store.local_path(each.object_key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ import pytest
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import HERE, World
-from tusd_py.database import finals, jobs, ledger, reconcile, removal, statistics, sweep, transfers, uploads
+from tusd_py.database import finals, jobs, reconcile, removal, statistics, sweep, transfer_state, transfers, uploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
@@ -53,7 +53,13 @@ def test_the_statements_are_found() -> None:
     names = set(statements())
 
     assert {"uploads.ADVANCE", "jobs.CLAIM", "sweep.EXPIRE", "removal.REMOVE", "finals.COMPLETE_FINAL"} <= names
-    assert {"ledger.RECORD_PART", "wakeups.NOTIFY", "migrate.LEDGER", "statistics.FIGURES", "pool.PROBE"} <= names
+    assert {
+        "transfer_state.RECORD_PART",
+        "wakeups.NOTIFY",
+        "migrate.HISTORY",
+        "statistics.FIGURES",
+        "pool.PROBE",
+    } <= names
     assert len(names) > 45
 
 
@@ -123,7 +129,7 @@ def test_statements_are_constants_and_not_written_where_they_are_run() -> None:
 
 def test_the_queue_tells_the_time_by_the_database() -> None:
     """No statement of the queue takes a moment from the program, only durations."""
-    for module in (jobs, ledger, removal):
+    for module in (jobs, transfer_state, removal):
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert "datetime" not in text, module.__name__
         assert not re.search(r"time\.time\(|timestamptz", text), module.__name__
@@ -307,7 +313,7 @@ async def test_progress_is_written_without_touching_an_index(world: World) -> No
     async with world.database.transaction() as connection:
         before = await connection.fetchrow(UPDATES, "jobs")
         for done in range(8):
-            await connection.execute(ledger.PROGRESS, job.id, job.attempt, "worker-1", done)
+            await connection.execute(transfer_state.PROGRESS, job.id, job.attempt, "worker-1", done)
         after = await connection.fetchrow(UPDATES, "jobs")
 
     assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

@@ -36,7 +36,7 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.metrics import Metrics
-from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment, StoredObject, TransferLedger
+from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment, StoredObject, TransferState
 from tusd_py.protocol.upload import State, Upload, UploadId
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner
@@ -76,7 +76,7 @@ async def test_a_staged_copy_is_kept_where_it_is_to_be_kept(world: World) -> Non
 
 async def test_the_store_is_told_what_a_profile_wants_of_its_objects(world: World) -> None:
     class Attentive(OneByOne):
-        async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
             told[spec.upload_id] = spec.parameters
 
     told: dict[str, Mapping[str, Any]] = {}
@@ -420,9 +420,9 @@ async def test_a_worker_that_cannot_renew_stops_before_its_lease_ends(world: Wor
     left_when_stopped = []
 
     class Watched(Gated):
-        async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+        async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
             try:
-                await super().before(spec, ledger)
+                await super().before(spec, transfer_state)
             except asyncio.CancelledError:
                 left_when_stopped.append(
                     await world.value("SELECT extract(epoch FROM due_at - now())::float8 FROM jobs")
@@ -514,7 +514,7 @@ async def test_an_upload_without_any_file_is_removed(world: World) -> None:
 async def test_a_multipart_upload_that_was_begun_is_aborted(world: World) -> None:
     upload = await world.received()
     (job,) = await world.jobs().claim(1)
-    await world.jobs().ledger(job).record_multipart("m-1")
+    await world.jobs().transfer_state(job).record_multipart("m-1")
     await world.end_leases()
     await world.uploads.remove(upload.id)
     store = OneByOne(world.store)
@@ -671,8 +671,8 @@ async def test_by_force_an_object_that_is_made_all_the_same_is_taken_back(world:
 
 async def test_by_force_an_error_ends_the_transfer_for_good(world: World) -> None:
     class LateFailure(Gated):
-        async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
-            await super().before(spec, ledger)
+        async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
+            await super().before(spec, transfer_state)
             raise TransientStoreError
 
     upload = await world.received()
@@ -709,9 +709,9 @@ async def test_a_worker_that_comes_back_after_everything_is_over_takes_its_objec
     """Stopped for longer than its lease, and its timers with it: what it makes then does not stay."""
 
     class Frozen(Gated):
-        async def put(self, spec: ObjectSpec, segments: object, ledger: TransferLedger) -> StoredObject:
+        async def put(self, spec: ObjectSpec, segments: object, transfer_state: TransferState) -> StoredObject:
             self.puts.append(spec.upload_id)
-            await self._wait(spec, ledger)
+            await self._wait(spec, transfer_state)
             path = self.inner.local_path(spec.key)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"0123456789")
@@ -758,11 +758,11 @@ async def test_once_the_staged_bytes_are_gone_nobody_makes_the_object_anew(world
     assert world.object(upload) is None
 
 
-def put_arguments(world: World, job: Job) -> tuple[ObjectSpec, list, TransferLedger]:
+def put_arguments(world: World, job: Job) -> tuple[ObjectSpec, list, TransferState]:
     """What a worker hands its store for a job."""
     upload = job.upload
     spec = ObjectSpec(str(upload.id), upload.object_key, upload.offset, upload.crc64nvme, "text/plain")
-    return spec, [Segment(world.staging.path(upload.id), upload.offset)], world.jobs().ledger(job)
+    return spec, [Segment(world.staging.path(upload.id), upload.offset)], world.jobs().transfer_state(job)
 
 
 # --- finals ----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tusd_py.ports import (
     PartRecord,
     Segment,
     StoredObject,
-    TransferLedger,
+    TransferState,
 )
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
@@ -119,10 +119,10 @@ class OneByOne(ObjectStore):
         self.cancelled = 0
         self.aborted: list[tuple[str, str]] = []
 
-    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         """Whatever happens before the object is made."""
 
-    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def after(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         """Whatever happens once it is there."""
 
     async def open(self) -> None:
@@ -131,12 +131,12 @@ class OneByOne(ObjectStore):
     async def close(self) -> None:
         await self.inner.close()
 
-    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         self.puts.append(spec.upload_id)
         try:
-            await self.before(spec, ledger)
-            stored = await self.inner.put(spec, segments, ledger)
-            await self.after(spec, ledger)
+            await self.before(spec, transfer_state)
+            stored = await self.inner.put(spec, segments, transfer_state)
+            await self.after(spec, transfer_state)
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -165,19 +165,19 @@ class Gated(OneByOne):
         self.asks_the_ledger = False
         self._made = made
 
-    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         if not self._made:
-            await self._wait(spec, ledger)
+            await self._wait(spec, transfer_state)
 
-    async def after(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def after(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         if self._made:
-            await self._wait(spec, ledger)
+            await self._wait(spec, transfer_state)
 
-    async def _wait(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def _wait(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         self.reached.set()
         await self.gate.wait()
         if self.asks_the_ledger:
-            await ledger.progress(spec.length)
+            await transfer_state.progress(spec.length)
 
 
 class Failing(OneByOne):
@@ -187,23 +187,23 @@ class Failing(OneByOne):
         super().__init__(inner)
         self.errors = list(errors)
 
-    async def before(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         if self.errors:
             raise self.errors.pop(0)
 
 
 class InParts(OneByOne):
-    """Sends four parts and remembers in the ledger what it has sent, as an S3 store does."""
+    """Sends four parts and remembers in the transfer_state what it has sent, as an S3 store does."""
 
     PARTS = 4
 
-    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         content = b"".join(segment.path.read_bytes()[: segment.length] for segment in segments)
         size = -(-len(content) // self.PARTS)
         directory = self.inner.local_path("parts") / spec.upload_id
-        if await ledger.multipart_id() is None:
-            await ledger.record_multipart(f"multipart of {spec.upload_id}")
-        done = {part.number for part in await ledger.parts()}
+        if await transfer_state.multipart_id() is None:
+            await transfer_state.record_multipart(f"multipart of {spec.upload_id}")
+        done = {part.number for part in await transfer_state.parts()}
         directory.mkdir(parents=True, exist_ok=True)
         for number in range(1, self.PARTS + 1):
             if number not in done:
@@ -212,13 +212,13 @@ class InParts(OneByOne):
                 with (directory / "sent").open("a") as log:
                     log.write(f"{number} ")
                 await self.sent(number)
-                await ledger.record_part(PartRecord(number, len(piece), f"etag-{number}"))
+                await transfer_state.record_part(PartRecord(number, len(piece), f"etag-{number}"))
                 await self.recorded(number)
-        await ledger.progress(spec.length)
+        await transfer_state.progress(spec.length)
         path = self.inner.local_path(spec.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"".join((directory / str(number)).read_bytes() for number in range(1, self.PARTS + 1)))
-        await self.after(spec, ledger)
+        await self.after(spec, transfer_state)
         return StoredObject(spec.key, spec.length)
 
     async def sent(self, number: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_filesystem_store import QuietLedger, fail, spec_of
+from tests.unit.test_filesystem_store import QuietTransferState, fail, spec_of
 from tusd_py.ports import Segment
 from tusd_py.stores.bandwidth import BURST_SECONDS, Bandwidth, Flow
 from tusd_py.stores.filesystem import FilesystemStore
@@ -103,19 +103,19 @@ async def test_copies_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
         path = tmp_path / str(number)
         path.write_bytes(content)
         items.append((spec_of(content, f"key/{number}"), [Segment(path, len(content))]))
-    ledger = QuietLedger()
+    transfer_state = QuietTransferState()
     started = time.monotonic()
 
     async with asyncio.timeout(MOST_SECONDS):
         if batch:
             await store.put_batch([*items, items[0]])
         else:
-            await asyncio.gather(*(store.put(spec, segments, ledger) for spec, segments in items))
+            await asyncio.gather(*(store.put(spec, segments, transfer_state) for spec, segments in items))
 
     # A batch asks before each copy, so the last one is on its way when the line is still busy.
     assert time.monotonic() - started >= (0.4 if batch else 0.8)
     assert all(store.local_path(spec.key).read_bytes() == content for spec, _ in items)
-    assert batch or len(ledger.told) > 20
+    assert batch or len(transfer_state.told) > 20
     await store.close()
 
 
@@ -126,6 +126,6 @@ async def test_a_link_moves_no_bytes_and_waits_for_nothing(tmp_path: Path) -> No
     (tmp_path / "staged").write_bytes(content)
 
     async with asyncio.timeout(5):  # 32 s if it were copied
-        await store.put(spec_of(content), [Segment(tmp_path / "staged", len(content))], QuietLedger())
+        await store.put(spec_of(content), [Segment(tmp_path / "staged", len(content))], QuietTransferState())
 
     await store.close()

@@ -23,7 +23,7 @@ from tusd_py.errors import (
     TransferCancelled,
     TransientStoreError,
 )
-from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Segment, StoredObject, TransferLedger
+from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Segment, StoredObject, TransferState
 from tusd_py.stores import exclusive_name, file_copy
 from tusd_py.stores.file_tree import FileTree
 from tusd_py.stores.filesystem import FilesystemStore
@@ -32,8 +32,8 @@ from tusd_py.stores.source import RangeReader
 KEY = "2026/11/20/id-1"
 
 
-class QuietLedger(TransferLedger):
-    """A ledger that remembers nothing but how far a copy has come."""
+class QuietTransferState(TransferState):
+    """A transfer_state that remembers nothing but how far a copy has come."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         self.told: list[int] = []
@@ -138,7 +138,7 @@ async def test_a_key_that_could_mean_harm_is_refused(
     store: FilesystemStore, stage: Stage, root: Path, key: str
 ) -> None:
     for attempt in (
-        store.put(spec_of(b"x", key), [stage(b"x")], QuietLedger()),
+        store.put(spec_of(b"x", key), [stage(b"x")], QuietTransferState()),
         store.stat(key),
         store.remove(identity_of(b"x", key)),
     ):
@@ -179,7 +179,7 @@ async def test_a_file_on_the_same_disk_is_linked_unread(
     spec = spec_of(b"content")
 
     for _ in range(2):
-        await store.put(spec, [segment], QuietLedger())
+        await store.put(spec, [segment], QuietTransferState())
 
     assert (root / KEY).samefile(segment.path)
     assert segment.path.stat().st_nlink == 2
@@ -188,9 +188,9 @@ async def test_a_file_on_the_same_disk_is_linked_unread(
 async def test_a_link_is_stored_once_its_directories_are_synced(
     store: FilesystemStore, stage: Stage, root: Path, synced: list[str]
 ) -> None:
-    await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+    await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     first, synced[:] = list(synced), []
-    await store.put(spec_of(b"b", KEY + "2"), [stage(b"b")], QuietLedger())
+    await store.put(spec_of(b"b", KEY + "2"), [stage(b"b")], QuietTransferState())
 
     directories = [root, root / "2026", root / "2026/11", root / "2026/11/20"]
     assert first == [str(directory) for directory in directories]
@@ -201,7 +201,7 @@ async def test_a_linked_file_is_synced_if_staging_does_not(root: Path, stage: St
     store = FilesystemStore(root, sync_linked=True)
     await store.open()
 
-    await store.put(spec_of(b"a", "a"), [stage(b"a")], QuietLedger())
+    await store.put(spec_of(b"a", "a"), [stage(b"a")], QuietTransferState())
 
     assert synced[-2:] == [str(root / "a"), str(root)]
     await store.close()
@@ -211,7 +211,7 @@ async def test_a_short_file_is_not_linked(store: FilesystemStore, stage: Stage, 
     segment = stage(b"shor")
 
     with pytest.raises(StagingDamaged):
-        await store.put(spec_of(b"short"), [Segment(segment.path, 5)], QuietLedger())
+        await store.put(spec_of(b"short"), [Segment(segment.path, 5)], QuietTransferState())
 
     assert not (root / KEY).exists()
 
@@ -219,11 +219,11 @@ async def test_a_short_file_is_not_linked(store: FilesystemStore, stage: Stage, 
 async def test_a_directory_pruned_by_another_process_is_made_anew(
     store: FilesystemStore, stage: Stage, root: Path
 ) -> None:
-    await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+    await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     (root / KEY).unlink()
     (root / KEY).parent.rmdir()
 
-    await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+    await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
 
     assert (root / KEY).read_bytes() == b"a"
 
@@ -237,7 +237,7 @@ async def test_a_copy_is_synced_before_it_gets_its_name(
 ) -> None:
     segment = stage(b"content")
 
-    await store.put(spec_of(b"content", "a"), [segment], QuietLedger())
+    await store.put(spec_of(b"content", "a"), [segment], QuietTransferState())
 
     assert (root / "a").read_bytes() == b"content"
     assert not (root / "a").samefile(segment.path)
@@ -251,11 +251,11 @@ async def test_progress_is_told_between_hops(
     store: FilesystemStore, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_copy, "HOP_BYTES", 4)
-    ledger = QuietLedger()
+    transfer_state = QuietTransferState()
 
-    await store.put(spec_of(b"0123456789"), [stage(b"0123456789")], ledger)
+    await store.put(spec_of(b"0123456789"), [stage(b"0123456789")], transfer_state)
 
-    assert ledger.told == [4, 8, 10]
+    assert transfer_state.told == [4, 8, 10]
 
 
 @pytest.mark.usefixtures("other_disk")
@@ -266,7 +266,7 @@ async def test_a_cancelled_copy_leaves_nothing(
     monkeypatch.setattr(file_copy, "HOP_BYTES", 4)
 
     with pytest.raises(TransferCancelled):
-        await store.put(spec_of(b"0123456789", "a"), [stage(b"0123456789")], QuietLedger(cancel_at))
+        await store.put(spec_of(b"0123456789", "a"), [stage(b"0123456789")], QuietTransferState(cancel_at))
 
     assert names(root) == []
 
@@ -296,7 +296,7 @@ async def test_what_the_disk_refuses_is_sorted_and_leaves_nothing(
     fail(monkeypatch, owner, name, number)
 
     with pytest.raises(kind) as refusal:
-        await store.put(spec_of(b"content", "a"), [segment], QuietLedger())
+        await store.put(spec_of(b"content", "a"), [segment], QuietTransferState())
 
     assert refusal.value.context["errno"] == errno.errorcode[number]
     assert names(root) == []
@@ -309,7 +309,7 @@ async def test_short_writes_are_continued(
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:3], at))
 
-    await store.put(spec_of(b"0123456789"), [stage(b"0123456789")], QuietLedger())
+    await store.put(spec_of(b"0123456789"), [stage(b"0123456789")], QuietTransferState())
 
     assert (root / KEY).read_bytes() == b"0123456789"
 
@@ -320,7 +320,7 @@ async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
 ) -> None:
     leave_half_made(root)
 
-    await store.put(spec_of(b"content"), [stage(b"content")], QuietLedger())
+    await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
     assert names((root / KEY).parent) == ["id-1"]
 
@@ -347,7 +347,7 @@ async def test_a_directory_in_the_way_is_left_alone(store: FilesystemStore, stag
     (root / KEY).mkdir(parents=True)
 
     with pytest.raises(PermanentStoreError):
-        await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+        await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
 
     assert (root / KEY).is_dir()
     assert await store.stat(KEY) is None
@@ -359,7 +359,7 @@ async def test_a_file_where_a_directory_should_be_is_left_alone(
     (root / "2026").write_bytes(b"theirs")
 
     with pytest.raises(PermanentStoreError):
-        await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+        await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     await store.remove(identity_of(b"content"))
 
     assert (root / "2026").read_bytes() == b"theirs"
@@ -373,7 +373,7 @@ async def test_a_copy_of_an_earlier_try_is_recognised_by_its_bytes(
     (root / KEY).write_bytes(b"content")
     before = (root / KEY).stat().st_ino
 
-    await store.put(spec_of(b"content"), [stage(b"content")], QuietLedger())
+    await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
     assert (root / KEY).stat().st_ino == before
 
@@ -390,7 +390,7 @@ async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
 
     monkeypatch.setattr(Path, "hardlink_to", beaten)
 
-    await store.put(spec_of(b"content"), [segment], QuietLedger())
+    await store.put(spec_of(b"content"), [segment], QuietTransferState())
 
     assert (root / KEY).samefile(segment.path)
 
@@ -434,7 +434,7 @@ async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
 
 @pytest.mark.usefixtures("naming")
 async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore, stage: Stage, root: Path) -> None:
-    await store.put(spec_of(b"content"), [stage(b"content")], QuietLedger())
+    await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
     assert (root / KEY).read_bytes() == b"content"
     assert (root / KEY).stat().st_nlink == 1
@@ -447,7 +447,7 @@ async def test_a_worker_killed_right_after_publishing_leaves_nothing(
     leave_half_made(root)
     (root / KEY).hardlink_to(root / f"{KEY}.tmp" / "0123456789abcdef")
 
-    await store.put(spec_of(b"half"), [stage(b"half")], QuietLedger())
+    await store.put(spec_of(b"half"), [stage(b"half")], QuietTransferState())
 
     assert names((root / KEY).parent) == ["id-1"]
 
@@ -471,7 +471,7 @@ async def put_or_error(
         (result,) = await store.put_batch([(spec, [segment])])
         return result
     try:
-        return await store.put(spec, [segment], QuietLedger())
+        return await store.put(spec, [segment], QuietTransferState())
     except StorageError as error:
         return error
 
@@ -540,7 +540,7 @@ async def test_an_empty_batch_is_nothing(store: FilesystemStore) -> None:
 
 
 async def test_what_is_made_is_for_its_owner_only(store: FilesystemStore, stage: Stage, root: Path) -> None:
-    await store.put(spec_of(b"joined"), [stage(b"joi"), stage(b"ned")], QuietLedger())
+    await store.put(spec_of(b"joined"), [stage(b"joi"), stage(b"ned")], QuietTransferState())
 
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
     assert stat.S_IMODE((root / "2026").stat().st_mode) == 0o700
@@ -548,15 +548,15 @@ async def test_what_is_made_is_for_its_owner_only(store: FilesystemStore, stage:
 
 
 async def test_removing_prunes_up_to_the_root_and_keeps_it(store: FilesystemStore, stage: Stage, root: Path) -> None:
-    await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
-    await store.put(spec_of(b"b", "2026/12/b"), [stage(b"b")], QuietLedger())
+    await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
+    await store.put(spec_of(b"b", "2026/12/b"), [stage(b"b")], QuietTransferState())
 
     await store.remove(identity_of(b"a"))
     assert names(root / "2026") == ["12"]
     await store.remove(identity_of(b"b", "2026/12/b"))
     assert names(root) == []
 
-    await store.put(spec_of(b"a"), [stage(b"a")], QuietLedger())
+    await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     assert (root / KEY).read_bytes() == b"a"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from tusd_py.database.migrate import APPLIED, LEDGER_EXISTS, OLDEST_SERVER, Migration, load_migrations, pending
+from tusd_py.database.migrate import APPLIED, HISTORY_EXISTS, OLDEST_SERVER, Migration, load_migrations, pending
 from tusd_py.database.pool import UNAVAILABLE
 from tusd_py.database.rights import RIGHTS, missing_grants, tables_of
 from tusd_py.errors import MigrationError
@@ -90,7 +90,7 @@ class DatabaseCheck(Checkable):
 
 
 async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple[int, str, str]]:
-    if not await connection.fetchval(LEDGER_EXISTS):
+    if not await connection.fetchval(HISTORY_EXISTS):
         return []
     return [(row["version"], row["name"], row["sha256"]) for row in await connection.fetch(APPLIED)]
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.ledger import FENCE, PostgresLedger
 from tusd_py.database.rows import upload_columns, upload_from_row
 from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
+from tusd_py.database.transfer_state import FENCE, PostgresTransferState
 from tusd_py.errors import TusdError
-from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StagingIdentity, StoredObject, TransferLedger
+from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StagingIdentity, StoredObject, TransferState
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
@@ -382,8 +382,8 @@ class PostgresJobs(JobQueue):
         row = await self._database.read(NEXT_DUE, self._directory.id, large, LARGE_BYTES)
         return None if row is None else row["seconds"]
 
-    def ledger(self, job: Job) -> TransferLedger:
-        return PostgresLedger(self._database, job, self._worker)
+    def transfer_state(self, job: Job) -> TransferState:
+        return PostgresTransferState(self._database, job, self._worker)
 
     async def _put_back(self, job: Job, error: Exception, code: str, *, delay_seconds: float, failures: int) -> bool:
         arguments = (float(delay_seconds), _sentence(error), code, _text(error), failures)

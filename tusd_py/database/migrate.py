@@ -2,7 +2,7 @@
 
 Each file runs in one transaction, unless its first line is `-- no-transaction`: then each statement,
 which ends with a semicolon at the end of a line, is one of its own, and the file must bear being run
-again from its beginning. The ledger keeps every file's SHA-256: an edited file and a database newer
+again from its beginning. The database keeps every file's SHA-256: an edited file and a database newer
 than the program are refused before anything is changed.
 """
 
@@ -36,7 +36,7 @@ _LOCK_KEY: Final = 0x74757364
 """Advisory lock of the migrators: "tusd" in ASCII."""
 _LOCK_POLL_SECONDS: Final = 0.1
 
-LEDGER: Final = """
+HISTORY: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version    integer     PRIMARY KEY,
     name       text        NOT NULL,
@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 )
 """
 APPLIED: Final = "SELECT version, name, sha256 FROM schema_migrations ORDER BY version"
-LEDGER_EXISTS: Final = "SELECT to_regclass('schema_migrations') IS NOT NULL"
+HISTORY_EXISTS: Final = "SELECT to_regclass('schema_migrations') IS NOT NULL"
 RECORD: Final = "INSERT INTO schema_migrations (version, name, sha256, duration_ms) VALUES ($1, $2, $3, $4)"
 TRY_LOCK: Final = "SELECT pg_try_advisory_lock($1)"
 UNLOCK: Final = "SELECT pg_advisory_unlock($1)"
@@ -64,7 +64,7 @@ class Migration:
 
     @property
     def sha256(self) -> str:
-        """The digest the ledger keeps."""
+        """The digest The database keeps."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
@@ -135,7 +135,7 @@ async def check_schema(dsn: str) -> list[str]:
     with translated_errors():
         connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(dsn, timeout=10)
         try:
-            applied = await _applied(connection) if await connection.fetchval(LEDGER_EXISTS) else []
+            applied = await _applied(connection) if await connection.fetchval(HISTORY_EXISTS) else []
         finally:
             await connection.close(timeout=5)
     return [migration.name for migration in pending(load_migrations(), applied)]
@@ -157,7 +157,7 @@ async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple
 
 async def _apply(connection: asyncpg.Connection[asyncpg.Record], known: Sequence[Migration]) -> list[str]:
     try:
-        await connection.execute(LEDGER)
+        await connection.execute(HISTORY)
         names = []
         for migration in pending(known, await _applied(connection)):
             await _apply_one(connection, migration)

@@ -30,7 +30,7 @@ PART_IN_USE: Final = f"""
 SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
                 WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
 """  # noqa: S608
-# Sending ahead gives way to whoever removes the upload, at once or with its next word to the ledger.
+# Sending ahead gives way to whoever removes the upload, at once or with its next word to the transfer_state.
 STOP_AHEAD: Final = f"""
 UPDATE jobs SET cancel_requested = (state = 'running'),
                 state = CASE state WHEN 'running' THEN state ELSE 'cancelled' END,

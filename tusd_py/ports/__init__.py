@@ -27,7 +27,7 @@ from tusd_py.ports.stores import (
     Presigner,
     Segment,
     StoredObject,
-    TransferLedger,
+    TransferState,
     UnfinishedObject,
 )
 from tusd_py.ports.uploads import (
@@ -84,8 +84,8 @@ __all__ = [
     "StagingScan",
     "StoredObject",
     "SweepRepository",
-    "TransferLedger",
     "TransferOrder",
+    "TransferState",
     "TransferView",
     "UnfinishedObject",
     "UploadLocks",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Protocol
 
-from tusd_py.ports.stores import StoredObject, TransferLedger
+from tusd_py.ports.stores import StoredObject, TransferState
 from tusd_py.protocol.upload import Upload
 
 LARGE_BYTES: Final = 16 * 2**20
@@ -137,7 +137,7 @@ class JobQueue(Protocol):
         Without `large`, large ones do not count.
         """
 
-    def ledger(self, job: Job) -> TransferLedger:
+    def transfer_state(self, job: Job) -> TransferState:
         """Return the durable memory of a transfer, fenced by the job's attempt."""
 
 

@@ -92,7 +92,7 @@ class PartRecord:
     crc64nvme: int | None = None
 
 
-class TransferLedger(Protocol):
+class TransferState(Protocol):
     """The durable memory of one transfer: what a killed worker's successor continues from.
 
     Every method raises `TransferCancelled` (a `StorageError`) once the transfer was cancelled or
@@ -127,7 +127,7 @@ class ObjectStore(Protocol):
     async def close(self) -> None:
         """Release everything `open` acquired."""
 
-    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         """Make the object hold exactly the bytes of `segments`, whatever was there of an earlier try.
 
         Idempotent: a second call after success, or after a crash at any moment, ends with the same
@@ -218,10 +218,10 @@ class MeasuredStore(Protocol):
 class AheadStore(Protocol):
     """A store that takes the beginning of an object before its end exists."""
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         """Send what is whole of an object whose first bytes are `segments`, all of them durable.
 
-        A later `put` with the same spec and ledger continues behind it. Nothing becomes visible in
+        A later `put` with the same spec and transfer_state continues behind it. Nothing becomes visible in
         the store. Returns how many bytes must be there before another call can send more; that is
         `spec.length` where the rest is for `put`.
 
@@ -238,7 +238,7 @@ class BatchStore(Protocol):
     ) -> list[StoredObject | StorageError]:
         """Store every object as `put` does and return one result per item, in their order.
 
-        An item's failure is its result and leaves the others alone. There is no ledger: an object
+        An item's failure is its result and leaves the others alone. There is no transfer_state: an object
         small enough for a batch is sent again rather than continued.
         """
 

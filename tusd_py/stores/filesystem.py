@@ -42,7 +42,7 @@ from tusd_py.ports import (
     ObjectStore,
     Segment,
     StoredObject,
-    TransferLedger,
+    TransferState,
     UnfinishedObject,
 )
 from tusd_py.protocol.concat import Room
@@ -101,10 +101,10 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
     async def room(self) -> Room:
         return await self._run(self._tree.room)
 
-    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         digests = await self._run(self._put_linked, spec, segments)
         if digests is None:
-            digests = await self._put_copied(spec, segments, ledger)
+            digests = await self._put_copied(spec, segments, transfer_state)
         return await self._run(self._stored, spec, digests)
 
     async def put_batch(
@@ -149,16 +149,18 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
     async def _run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
 
-    async def _put_copied(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> Digests:
+    async def _put_copied(
+        self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState
+    ) -> Digests:
         copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
         flow = self._bandwidth.flow() if self._bandwidth else None
         try:
             with translated(spec.key):
                 await self._run(copy.begin)
                 while not await self._step(copy, spec, flow):
-                    await ledger.progress(copy.copied)
+                    await transfer_state.progress(copy.copied)
                 # Also a fence: a worker that lost its transfer stops before anything is visible.
-                await ledger.progress(copy.copied)
+                await transfer_state.progress(copy.copied)
                 await self._run(_publish, copy.publish, self._tree.path(spec.key), spec, segments)
                 await self._run(sync_path, self._tree.path(spec.key).parent)
         finally:

@@ -34,7 +34,7 @@ from tusd_py.ports import (
     Presigner,
     Segment,
     StoredObject,
-    TransferLedger,
+    TransferState,
     UnfinishedObject,
 )
 from tusd_py.stores import s3_listing
@@ -90,15 +90,15 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
         await self._bucket.close()
         await asyncio.to_thread(self._executor.shutdown)
 
-    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         try:
             require_length(spec, segments)
-            return await self._put(spec, segments, ledger)
+            return await self._put(spec, segments, transfer_state)
         except (PermanentStoreError, StagingDamaged):
-            await self._give_back(spec, ledger)
+            await self._give_back(spec, transfer_state)
             raise
 
-    async def _put(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> StoredObject:
+    async def _put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
         key = self._prefix + spec.key
         source = self._source(segments, spec.digests)
         head = await self._bucket.head(key)
@@ -106,17 +106,17 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
         if standing is not _Standing.COMPLETE or head is None:
             if standing is _Standing.FOREIGN and not self._config.file_overwrite:
                 raise _occupied(spec)
-            head = await self._send(spec, source, ledger, replaces=None if head is None else head.etag)
+            head = await self._send(spec, source, transfer_state, replaces=None if head is None else head.etag)
         else:
-            await self._drop_recorded(key, ledger)
+            await self._drop_recorded(key, transfer_state)
         digests = await source.digest.finish(spec.length, spec.crc64nvme)
         return replace(_stored(spec.key, head), digests=digests)
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], ledger: TransferLedger) -> int:
+    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         plan, durable = self._plan(spec), sum(segment.length for segment in segments)
         if plan.whole_bytes(durable):
             # Without digests: what is hashed now would be forgotten until the end.
-            transfer = self._multipart(spec, self._source(segments), plan, ledger)
+            transfer = self._multipart(spec, self._source(segments), plan, transfer_state)
             await transfer.ahead(object_parameters(self._config, spec), durable)
         return plan.next_whole(durable)
 
@@ -210,29 +210,31 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
 
     # --- sending -------------------------------------------------------------------------------
 
-    async def _send(self, spec: ObjectSpec, source: Source, ledger: TransferLedger, *, replaces: str | None) -> Head:
+    async def _send(
+        self, spec: ObjectSpec, source: Source, transfer_state: TransferState, *, replaces: str | None
+    ) -> Head:
         key, plan = self._prefix + spec.key, self._plan(spec)
         try:
             if plan.single:
-                await self._drop_recorded(key, ledger)
+                await self._drop_recorded(key, transfer_state)
                 await self._put_at_once(spec, source, replaces=replaces)
             else:
-                await self._put_in_parts(spec, source, plan, ledger, replaces=replaces)
+                await self._put_in_parts(spec, source, plan, transfer_state, replaces=replaces)
         except StorageError as error:
             # Both may be the answer to a repetition of a call whose first reply was lost.
             if code_of(error) not in {PRECONDITION_FAILED, NO_SUCH_UPLOAD}:
                 raise
-            return await self._accept_standing(spec, source, ledger, error)
+            return await self._accept_standing(spec, source, transfer_state, error)
         return await self._confirm(spec)
 
     async def _accept_standing(
-        self, spec: ObjectSpec, source: Source, ledger: TransferLedger, error: StorageError
+        self, spec: ObjectSpec, source: Source, transfer_state: TransferState, error: StorageError
     ) -> Head:
         key = self._prefix + spec.key
         head = await self._bucket.head(key)
         standing = await self._standing(head, spec, source)
         if head is not None and standing is _Standing.COMPLETE:
-            await self._drop_recorded(key, ledger)
+            await self._drop_recorded(key, transfer_state)
             return head
         if standing is _Standing.FOREIGN and code_of(error) == PRECONDITION_FAILED:
             raise _occupied(spec) from error
@@ -272,9 +274,9 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
             body.close()
 
     async def _put_in_parts(
-        self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger, *, replaces: str | None
+        self, spec: ObjectSpec, source: Source, plan: PartPlan, transfer_state: TransferState, *, replaces: str | None
     ) -> None:
-        transfer = self._multipart(spec, source, plan, ledger)
+        transfer = self._multipart(spec, source, plan, transfer_state)
         await transfer.run(object_parameters(self._config, spec), replaces=replaces)
 
     def _plan(self, spec: ObjectSpec) -> PartPlan:
@@ -285,7 +287,9 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
             max_parts=self._config.max_parts,
         )
 
-    def _multipart(self, spec: ObjectSpec, source: Source, plan: PartPlan, ledger: TransferLedger) -> MultipartTransfer:
+    def _multipart(
+        self, spec: ObjectSpec, source: Source, plan: PartPlan, transfer_state: TransferState
+    ) -> MultipartTransfer:
         return MultipartTransfer(
             self._bucket,
             self._learner,
@@ -293,24 +297,24 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
             spec=spec,
             source=source,
             plan=plan,
-            ledger=ledger,
+            transfer_state=transfer_state,
             concurrency=self._config.part_concurrency,
         )
 
-    async def _give_back(self, spec: ObjectSpec, ledger: TransferLedger) -> None:
+    async def _give_back(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         """Leave nothing unfinished in the bucket of a transfer that was refused for good."""
         try:
-            await self._drop_recorded(self._prefix + spec.key, ledger)
+            await self._drop_recorded(self._prefix + spec.key, transfer_state)
         except StorageError as error:
             # It stays recorded, for the next try or the removal.
             log.warning("multipart_left_behind", upload_id=spec.upload_id, key=spec.key, reason=str(error))
 
-    async def _drop_recorded(self, key: str, ledger: TransferLedger) -> None:
+    async def _drop_recorded(self, key: str, transfer_state: TransferState) -> None:
         """Abort a multipart upload that an earlier try began and that is not needed any more."""
-        multipart_id = await ledger.multipart_id()
+        multipart_id = await transfer_state.multipart_id()
         if multipart_id is not None:
             await self._bucket.abort_multipart(key, multipart_id)
-            await ledger.record_multipart(None)
+            await transfer_state.record_multipart(None)
 
 
 def _stored(key: str, head: Head) -> StoredObject:

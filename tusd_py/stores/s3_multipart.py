@@ -2,7 +2,7 @@
 
 The order that makes it safe: the multipart id is recorded before a part is sent, a part is recorded
 once the store acknowledged it, and the object is completed only when the checksums of all parts
-combine to the one from the client's socket. On a later try the ledger and the store are compared;
+combine to the one from the client's socket. On a later try the transfer_state and the store are compared;
 only what both know counts as sent.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
-from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferLedger
+from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferState
 from tusd_py.stores.bandwidth import Flow
 from tusd_py.stores.digest import ObjectDigest
 from tusd_py.stores.part_plan import Part, PartPlan
@@ -57,7 +57,7 @@ class MultipartTransfer:
     spec: ObjectSpec
     source: Source
     plan: PartPlan
-    ledger: TransferLedger
+    transfer_state: TransferState
     concurrency: int
     _crc: int = crc64.EMPTY
     _done: dict[int, PartRecord] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class MultipartTransfer:
             await self.discard(upload.multipart_id)
             raise
         # Also a fence: a worker that lost its transfer stops before the object becomes visible.
-        await self.ledger.progress(self.spec.length)
+        await self.transfer_state.progress(self.spec.length)
         await self._complete(upload, replaces=replaces)
 
     async def ahead(self, parameters: Parameters, durable: int) -> None:
@@ -92,20 +92,20 @@ class MultipartTransfer:
         await self._send_missing(upload, durable)
 
     async def discard(self, multipart_id: str) -> None:
-        """Drop the multipart upload at the store, then in the ledger."""
+        """Drop the multipart upload at the store, then in the transfer_state."""
         await self.bucket.abort_multipart(self.key, multipart_id)
-        await self.ledger.record_multipart(None)
+        await self.transfer_state.record_multipart(None)
 
     # --- beginning, or going on ----------------------------------------------------------------
 
     async def _resume(self) -> MultipartInfo | None:
-        multipart_id = await self.ledger.multipart_id()
+        multipart_id = await self.transfer_state.multipart_id()
         if multipart_id is None:
             return None
-        recorded = await self.ledger.parts()
+        recorded = await self.transfer_state.parts()
         upload = await self.bucket.list_parts(self.key, multipart_id)
         if upload is None:
-            await self.ledger.record_multipart(None)
+            await self.transfer_state.record_multipart(None)
             return None
         if not self._follows_plan(upload):  # the configured sizes have changed since
             await self.discard(multipart_id)
@@ -140,7 +140,7 @@ class MultipartTransfer:
             lambda features: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(features)})
         )
         try:
-            await self.ledger.record_multipart(upload.multipart_id)
+            await self.transfer_state.record_multipart(upload.multipart_id)
         except StorageError:
             # Nobody else knows of it, so nobody else could ever abort it.
             await self.bucket.abort_multipart(self.key, upload.multipart_id)
@@ -175,10 +175,10 @@ class MultipartTransfer:
             named = sum_parameters(sums, crc64nvme=upload.crc64nvme or features.setting == "crc64nvme")
             etag = await self._upload(upload, part, named)
         record = PartRecord(part.number, part.length, etag, sums.crc64nvme)
-        await self.ledger.record_part(record)
+        await self.transfer_state.record_part(record)
         self._done[part.number] = record
         self._sums[part.number] = {name: value for name, value in named.items() if name != "ContentMD5"}
-        await self.ledger.progress(sum(done.length for done in self._done.values()))
+        await self.transfer_state.progress(sum(done.length for done in self._done.values()))
 
     async def _upload(self, upload: MultipartInfo, part: Part, parameters: Parameters) -> str:
         body = self.source.body(part.start, part.length)

@@ -1,16 +1,16 @@
-"""A transfer's ledger that counts the bytes on their way, so that a rate can be read while it runs."""
+"""A transfer's transfer_state that counts the bytes on their way, so that a rate can be read while it runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tusd_py.ports import PartRecord, TransferLedger
+from tusd_py.ports import PartRecord, TransferState
 
 
-class MeteredLedger(TransferLedger):
+class MeteredTransferState(TransferState):
     """Passes everything on, and tells `count` of bytes that the store has and had not before."""
 
-    def __init__(self, inner: TransferLedger, count: Callable[[int], None]) -> None:
+    def __init__(self, inner: TransferState, count: Callable[[int], None]) -> None:
         self._inner = inner
         self._count = count
         self._told = 0

@@ -25,7 +25,7 @@ from tusd_py.ports import (
     StoredObject,
 )
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Trigger, Upload
-from tusd_py.worker.metered import MeteredLedger
+from tusd_py.worker.metered import MeteredTransferState
 from tusd_py.worker.sweep import remove_staged_copies
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ class Transfers:
         await self._go_to_current_place(job)
         segments = await self._segments(upload)
         log.info("transfer_started", upload_id=str(upload.id), attempt=job.attempt, length=upload.length)
-        ledger = self._ledger(job)
-        stored = await self._store.put(self._spec(upload), segments, ledger)
-        ledger.reached(stored.length)
+        transfer_state = self._transfer_state(job)
+        stored = await self._store.put(self._spec(upload), segments, transfer_state)
+        transfer_state.reached(stored.length)
         if self._digests and stored.digests == NO_DIGESTS:
             log.warning("digests_unknown", upload_id=str(upload.id), reason="its staged copy is gone")
         return stored
@@ -112,7 +112,7 @@ class Transfers:
         await self._go_to_current_place(job)
         durable = min(upload.offset, job.wants + AHEAD_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
-        wants = await self._store.put_ahead(self._spec(upload), [segment], self._ledger(job))
+        wants = await self._store.put_ahead(self._spec(upload), [segment], self._transfer_state(job))
         log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
         return wants
 
@@ -143,8 +143,8 @@ class Transfers:
         while isinstance(self._store, AheadStore) and await self._jobs.sending_ahead(job):  # noqa: ASYNC110
             await asyncio.sleep(AHEAD_LOOK_SECONDS)
 
-    def _ledger(self, job: Job) -> MeteredLedger:
-        return MeteredLedger(self._jobs.ledger(job), self._metrics.transferred_bytes.inc)
+    def _transfer_state(self, job: Job) -> MeteredTransferState:
+        return MeteredTransferState(self._jobs.transfer_state(job), self._metrics.transferred_bytes.inc)
 
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
         """Bring many small uploads into the store at once; return a result for each."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.rows import signed, unsigned
 from tusd_py.errors import TransferCancelled
-from tusd_py.ports import Job, PartRecord, TransferLedger
+from tusd_py.ports import Job, PartRecord, TransferState
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
@@ -49,7 +49,7 @@ DO UPDATE SET part_length = excluded.part_length, etag = excluded.etag, crc64nvm
 PROGRESS: Final = f"UPDATE jobs SET bytes_done = $4 WHERE {FENCE}"  # noqa: S608
 
 
-class PostgresLedger(TransferLedger):
+class PostgresTransferState(TransferState):
     """The durable memory of one claimed transfer."""
 
     def __init__(self, database: Database, job: Job, worker: str) -> None:
