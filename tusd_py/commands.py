@@ -24,7 +24,7 @@ from tusd_py.app import (
 )
 from tusd_py.authorization import ANONYMOUS
 from tusd_py.database.staging_directories import StagingDirectories
-from tusd_py.database.statistics import read_figures
+from tusd_py.database.stats import read_stats
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import StagingId, State, UploadId
 
@@ -108,7 +108,7 @@ async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
         # Not those that a worker has given up meanwhile, or this might never end.
         while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
             total += count
-        figures = await read_figures(records.database, records.identity.id)
+        figures = await read_stats(records.database, records.identity.id)
     say(f"{total} queued")
     if waiting:
         say(f"{waiting} had been queued before and wait for a worker")

@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from tusd_py.errors import CLIENT_GONE, BodyError, TusdError
-from tusd_py.ports import Figures
+from tusd_py.ports import QueueStats
 
 TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
 UNSETTLED: Final = ("created", "uploading", "completed", "transferring", "transfer_failed", "removing")
@@ -180,7 +180,7 @@ def readiness_gauges(problems: Mapping[str, str | None], *, ready: bool) -> list
     return [GaugeMetricFamily("tusd_ready", "Whether uploads can go on at this node.", float(ready)), degraded]
 
 
-def figure_gauges(figures: Figures) -> list[Metric]:
+def stats_gauges(figures: QueueStats) -> list[Metric]:
     """Return what is read from the database as gauges; every state is there, with 0 if it has none."""
     uploads = GaugeMetricFamily("tusd_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])
     for state in UNSETTLED:

@@ -32,7 +32,7 @@ from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.database.outages import read_outage
 from tusd_py.database.pool import Database
-from tusd_py.database.statistics import ping, read_figures
+from tusd_py.database.stats import ping, read_stats
 from tusd_py.errors import DatabaseUnavailable, TransientStoreError
 from tusd_py.http.application import build_application
 from tusd_py.http.connection import ConnectionRunner
@@ -40,7 +40,7 @@ from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.operations import Check, Readiness, build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logs import configure_logging
-from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
+from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
 from tusd_py.staging.identity import read_id
@@ -144,7 +144,7 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
 
 
 class Gauges(Collector):
-    """Figures that are read rather than counted: from the database and the disk."""
+    """QueueStats that are read rather than counted: from the database and the disk."""
 
     def __init__(self, gauges: Sequence[Metric]) -> None:
         self._gauges = gauges
@@ -178,7 +178,7 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
     if problems["database"] is None:
         with contextlib.suppress(DatabaseUnavailable):
             staging_id = await asyncio.to_thread(read_id, config.staging_directory)
-            gauges += figure_gauges(await read_figures(database, staging_id))
+            gauges += stats_gauges(await read_stats(database, staging_id))
     registry.register(Gauges(gauges))
     return registry
 

@@ -50,7 +50,7 @@ def reconciler(world: World, store: Any = None, *, clock: Any = None, batch: int
         "delete_local_after_seconds": 0.0,
     }
     return Reconciler(
-        PostgresReconcile(world.database, world.wakeups, directory=world.staging.identity),
+        PostgresReconcile(world.database, world.notifier, directory=world.staging.identity),
         DirectoryScan(world.root / "staging"),
         chosen,
         Scope(**(values | changes)),

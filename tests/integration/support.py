@@ -17,13 +17,13 @@ from tusd_py import crc64
 from tusd_py.config.places import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
 from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.notifier import Notifier
 from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
-from tusd_py.database.wakeups import Wakeups
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
 from tusd_py.ports import NewUpload, ObjectStore, StagingIdentity, StoredObject
@@ -67,7 +67,7 @@ class World:
 
     dsn: str
     database: Database
-    wakeups: Wakeups
+    notifier: Notifier
     uploads: PostgresUploads
     sweep: PostgresSweep
     staging: StagingArea
@@ -84,7 +84,7 @@ class World:
 
     def outages(self, *, staging_id: StagingId = HERE) -> PostgresOutages:
         """What a worker of the node knows of outages."""
-        return PostgresOutages(self.database, self.wakeups, directory=StagingIdentity(staging_id))
+        return PostgresOutages(self.database, self.notifier, directory=StagingIdentity(staging_id))
 
     def stores(self, store: ObjectStore | None = None, former: Mapping[Place, ObjectStore] | None = None) -> Stores:
         """The world's store, or a store in its stead, as the current one; and those of before."""
@@ -224,7 +224,7 @@ async def open_world(
 ) -> AsyncIterator[World]:
     """Open everything on a migrated database, and empty that first."""
     pool = Database(dsn, DatabaseConfig(**database))
-    wakeups = Wakeups(pool)
+    notifier = Notifier(pool)
     # Nothing here is about power cuts, so nothing waits for the disk.
     config = StagingConfig(reserve=0, durability="page-cache")
     staging = StagingArea(root / "staging", config, Metrics(), StagingIdentity(HERE))
@@ -243,15 +243,15 @@ async def open_world(
         yield World(
             dsn=dsn,
             database=pool,
-            wakeups=wakeups,
-            uploads=PostgresUploads(pool, wakeups, max_size=None, ahead_above=ahead_above),
-            sweep=PostgresSweep(pool, wakeups, directory=staging.identity),
+            notifier=notifier,
+            uploads=PostgresUploads(pool, notifier, max_size=None, ahead_above=ahead_above),
+            sweep=PostgresSweep(pool, notifier, directory=staging.identity),
             staging=staging,
             store=store,
             root=root,
         )
     finally:
-        await wakeups.close()
+        await notifier.close()
         await store.close()
         await staging.close()
         await pool.close()

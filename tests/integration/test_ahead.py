@@ -13,7 +13,7 @@ from tests.integration.workers import SOON, InParts, is_true, reaches, working
 from tusd_py import crc64
 from tusd_py.config.places import Place
 from tusd_py.database.places import PostgresPlaces
-from tusd_py.database.statistics import read_figures
+from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
@@ -322,7 +322,7 @@ async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     await receive(world, upload, PART)
 
-    figures = await read_figures(world.database, HERE)
+    figures = await read_stats(world.database, HERE)
 
     assert (figures.jobs, figures.oldest_due_job_seconds) == ({}, 0)
     assert await world.jobs().next_due_seconds() is None
@@ -362,7 +362,7 @@ async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> 
 
 async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rung: list[str] = []
-    monkeypatch.setattr(world.wakeups, "ring", rung.append)
+    monkeypatch.setattr(world.notifier, "ring", rung.append)
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
 
     upload = await receive(world, upload, PART)

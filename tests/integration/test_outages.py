@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from tests.integration.support import HERE, THERE, World, open_world
 from tests.integration.test_ahead import CONTENT, PART, Ahead, receive
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
-from tusd_py.database.statistics import read_figures
+from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.metrics import Metrics
 from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
@@ -176,7 +176,7 @@ async def test_a_store_that_refuses_blocks_is_logged_once_and_resumes_by_itself(
             await is_true(lambda: outage_lasts(world), "the outage is noticed")
             await is_true(lambda: store.probes >= 3, "the store is probed again")
             view = await world.uploads.transfer_view(upload.id)
-            figures = await read_figures(world.database, HERE)
+            figures = await read_stats(world.database, HERE)
             store.error = None
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
 

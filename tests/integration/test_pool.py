@@ -15,15 +15,15 @@ from tests.integration.support import HERE, THERE, World, open_world
 from tests.integration.workers import is_true, reaches, working
 from tests.support.process import wait_until
 from tusd_py.config.sections import DatabaseConfig
+from tusd_py.database import notifier as wakeups_module
 from tusd_py.database import pool as module
-from tusd_py.database import wakeups as wakeups_module
 from tusd_py.database.migrate import migrate
+from tusd_py.database.notifier import NOTIFY, Notifier
 from tusd_py.database.pool import Database, Notifications
-from tusd_py.database.statistics import ping, read_figures
-from tusd_py.database.wakeups import NOTIFY, Wakeups
+from tusd_py.database.stats import ping, read_stats
 from tusd_py.embedded_postgres import EmbeddedPostgres
 from tusd_py.errors import DatabaseUnavailable
-from tusd_py.ports import Figures
+from tusd_py.ports import QueueStats
 from tusd_py.protocol.upload import State
 
 CONFIG = DatabaseConfig(connect_timeout=2, command_timeout=5)
@@ -250,7 +250,7 @@ async def test_everything_works_without_prepared_statements(shared_dsn: str, tmp
         await world.uploads.remove(upload.id)
         await reaches(world, upload, State.REMOVED)
         assert (await world.find(final)).length == 2
-        assert "uploading" not in (await read_figures(world.database, HERE)).uploads
+        assert "uploading" not in (await read_stats(world.database, HERE)).uploads
 
 
 async def test_with_no_statement_cache_nothing_is_kept_prepared(server: EmbeddedPostgres) -> None:
@@ -384,12 +384,12 @@ async def test_many_wakeups_become_one_notification(
 ) -> None:
     monkeypatch.setattr(wakeups_module, "JOBS_CHANNEL", CHANNEL)
     await is_true(lambda: heard == [""], "it listens")
-    wakeups = Wakeups(database)
+    notifier = Notifier(database)
 
     for _ in range(100):
-        wakeups.ring(HERE)
-        wakeups.ring(THERE)
-    await wakeups.close()
+        notifier.notify_workers(HERE)
+        notifier.notify_workers(THERE)
+    await notifier.close()
     await database.execute(NOTIFY, CHANNEL, "end")
 
     await is_true(lambda: heard[-1] == "end", "everything has arrived")
@@ -400,23 +400,23 @@ async def test_a_wakeup_that_fails_hurts_nobody_and_the_next_one_is_sent(
     server: EmbeddedPostgres, database: Database, heard: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wakeups_module, "JOBS_CHANNEL", CHANNEL)
-    wakeups = Wakeups(database)
+    notifier = Notifier(database)
     server.stop()
-    wakeups.ring(HERE)
-    await wakeups.close()
+    notifier.notify_workers(HERE)
+    await notifier.close()
     server.start()
     await is_true(lambda: answers(database), "the pool has healed")
     await is_true(lambda: heard[-1:] == [""], "it listens again")
 
-    wakeups.ring(HERE)
-    await wakeups.close()
+    notifier.notify_workers(HERE)
+    await notifier.close()
 
     await is_true(lambda: heard[-1] == str(HERE), "it was told")
 
 
 async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rung: list[str] = []
-    monkeypatch.setattr(world.wakeups, "ring", rung.append)
+    monkeypatch.setattr(world.notifier, "ring", rung.append)
 
     async def rings(count: int, what: str) -> None:
         assert rung == [HERE] * count, what
@@ -446,7 +446,7 @@ async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch:
 
 
 async def test_figures_count_what_operators_watch(world: World) -> None:
-    empty = await read_figures(world.database, HERE)
+    empty = await read_stats(world.database, HERE)
     await world.create()
     await world.completed()
     await world.completed(staging_id=THERE)
@@ -458,9 +458,9 @@ async def test_figures_count_what_operators_watch(world: World) -> None:
         due = "UPDATE jobs SET state = $2, due_at = now() + make_interval(days => $3) WHERE upload_id = $1"
         await world.sql(due, upload.id, state, days)
 
-    figures = await read_figures(world.database, HERE)
+    figures = await read_stats(world.database, HERE)
 
-    assert empty == Figures({}, 0, {}, 0)
+    assert empty == QueueStats({}, 0, {}, 0)
     assert figures.uploads == {"created": 1, "completed": 4, "transfer_failed": 1}
     assert figures.jobs == {"queued": 2, "retry_wait": 1, "running": 1}
     assert 3600 <= figures.oldest_unfinished_seconds < 3700

@@ -19,7 +19,17 @@ import pytest
 import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import HERE, World
-from tusd_py.database import finals, jobs, reconcile, removal, statistics, sweep, transfer_state, transfers, uploads
+from tusd_py.database import (
+    concatenation,
+    jobs,
+    reconcile,
+    stats,
+    sweep,
+    termination,
+    transfer_state,
+    transfers,
+    uploads,
+)
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
@@ -52,12 +62,18 @@ def statements() -> dict[str, str]:
 def test_the_statements_are_found() -> None:
     names = set(statements())
 
-    assert {"uploads.ADVANCE", "jobs.CLAIM", "sweep.EXPIRE", "removal.REMOVE", "finals.COMPLETE_FINAL"} <= names
+    assert {
+        "uploads.ADVANCE",
+        "jobs.CLAIM",
+        "sweep.EXPIRE",
+        "termination.REMOVE",
+        "concatenation.COMPLETE_FINAL",
+    } <= names
     assert {
         "transfer_state.RECORD_PART",
-        "wakeups.NOTIFY",
+        "notifier.NOTIFY",
         "migrate.HISTORY",
-        "statistics.FIGURES",
+        "stats.FIGURES",
         "pool.PROBE",
     } <= names
     assert len(names) > 45
@@ -129,7 +145,7 @@ def test_statements_are_constants_and_not_written_where_they_are_run() -> None:
 
 def test_the_queue_tells_the_time_by_the_database() -> None:
     """No statement of the queue takes a moment from the program, only durations."""
-    for module in (jobs, transfer_state, removal):
+    for module in (jobs, transfer_state, termination):
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert "datetime" not in text, module.__name__
         assert not re.search(r"time\.time\(|timestamptz", text), module.__name__
@@ -166,7 +182,7 @@ PLANS = {
     "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
     "find": (uploads.FIND, [UNAUTHENTICATED], "uploads_pkey"),
     "advance": (uploads.ADVANCE, [UNAUTHENTICATED, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
-    "promised": (finals.PROMISED, [1], "uploads_waiting_finals"),
+    "promised": (concatenation.PROMISED, [1], "uploads_waiting_finals"),
     "become_writer": (uploads.BECOME_WRITER, [UNAUTHENTICATED], "uploads_pkey"),
     "transfer_view": (transfers.TRANSFER_VIEW, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
     "latest_transfer": (transfers.LATEST_TRANSFER, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
@@ -175,7 +191,7 @@ PLANS = {
     "claim": (jobs.CLAIM, [HERE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
     "next_due": (jobs.NEXT_DUE, [HERE, True, LARGE_BYTES], "jobs_due"),
-    "lock_transfer": (removal.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
+    "lock_transfer": (termination.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
     "overdue": (sweep.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
     "purgeable": (sweep.PURGEABLE, [HERE, 60.0, 500, []], "uploads_purgeable"),
     "requeue_failed": (sweep.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
@@ -195,7 +211,7 @@ PLANS = {
         [UNAUTHENTICATED, "stored", 10, "why", sources(Event.LOSE)],
         "uploads_pkey",
     ),
-    "figures": (statistics.FIGURES, [HERE], "uploads_unsettled"),
+    "figures": (stats.FIGURES, [HERE], "uploads_unsettled"),
 }
 
 HIDDEN = ["expired", "removing", "removed"]

@@ -47,7 +47,7 @@ def sweep(
 def impatient(world: World) -> PostgresSweep:
     """Cleanup that waits an hour for a commit."""
     directory = world.staging.identity
-    return PostgresSweep(world.database, world.wakeups, directory=directory, uncommitted_after_seconds=3600)
+    return PostgresSweep(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
 
 
 def counted(world: World) -> tuple[Sweep, Metrics]:
@@ -386,7 +386,7 @@ async def test_a_copy_that_reconcile_has_queued_again_meanwhile_stays(world: Wor
     path.write_bytes(b"0123456789")
     if not recorded:
         await world.sweep.purged([lost.id, whole.id])
-    records = RequeuedMeanwhile(world.database, world.wakeups, directory=world.staging.identity)
+    records = RequeuedMeanwhile(world.database, world.notifier, directory=world.staging.identity)
     records.world = world
 
     await sweep(world, records=records).once()

@@ -54,7 +54,7 @@ async def give_up(world: World, uploads: dict[State, Upload]) -> None:
 
 
 async def lose(world: World, uploads: dict[State, Upload]) -> None:
-    records = PostgresReconcile(world.database, world.wakeups, directory=world.staging.identity)
+    records = PostgresReconcile(world.database, world.notifier, directory=world.staging.identity)
     for row in await records.by_id([upload.id for upload in uploads.values()]):
         lost = await records.requeue_lost(row, "The stored file is missing.")
         assert lost is (Event.LOSE in TRANSITIONS[row.state])

@@ -25,8 +25,8 @@ from tests.integration.workers import (
 from tusd_py.app import Work, run_work
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.pool import Notifications
-from tusd_py.database.wakeups import JOBS_CHANNEL
 from tusd_py.errors import (
     DatabaseUnavailable,
     ObjectLocked,

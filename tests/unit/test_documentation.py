@@ -8,8 +8,8 @@ from pathlib import Path
 
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
-from tusd_py.metrics import Metrics, figure_gauges, readiness_gauges
-from tusd_py.ports import Figures
+from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
+from tusd_py.ports import QueueStats
 from tusd_py.stores.s3_permissions import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,7 +48,7 @@ def test_every_link_of_the_readme_leads_somewhere():
 
 def test_the_readme_names_every_metric():
     families = [
-        *Metrics().registry.collect(), *figure_gauges(Figures({}, 0, {}, 0)), *readiness_gauges({}, ready=True),
+        *Metrics().registry.collect(), *stats_gauges(QueueStats({}, 0, {}, 0)), *readiness_gauges({}, ready=True),
     ]  # fmt: skip
     names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")

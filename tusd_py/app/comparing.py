@@ -33,7 +33,7 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
         StorageError: a store tells nothing of what it holds.
     """
     config, stores = core.config, await core.stores.configured()
-    records = PostgresReconcile(core.database, core.wakeups, directory=core.identity)
+    records = PostgresReconcile(core.database, core.notifier, directory=core.identity)
     known = [place_id for ids in stores.values() for place_id in ids]
     report, unknown = Report(), await core.stores.unconfigured()
     for place_id, count in (await records.stored_elsewhere(known)).items():

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 from tusd_py.app.identity import identify
 from tusd_py.config import Config
 from tusd_py.config.places import place_of, store_directory
+from tusd_py.database.notifier import Notifier
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database, Notifications
 from tusd_py.database.uploads import PostgresUploads
-from tusd_py.database.wakeups import Wakeups
 from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
@@ -36,7 +36,7 @@ class Records:
     config: Config
     database: Database
     notifications: Notifications
-    wakeups: Wakeups
+    notifier: Notifier
     uploads: PostgresUploads
     identity: StagingIdentity
     """Which staging directory is ours, from `identify` on."""
@@ -109,15 +109,15 @@ def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
     dsn = database_dsn(config)
     listen = config.database.listen_dsn
     database = Database(dsn, config.database)
-    wakeups = Wakeups(database)
+    notifier = Notifier(database)
     return Records(
         config=config,
         database=database,
         notifications=Notifications(listen.get_secret_value() if listen else dsn, config.database),
-        wakeups=wakeups,
+        notifier=notifier,
         uploads=PostgresUploads(
             database,
-            wakeups,
+            notifier,
             max_size=config.limits.max_size or None,
             ahead_above=ahead_above,
         ),
@@ -137,7 +137,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         config=config,
         database=records.database,
         notifications=records.notifications,
-        wakeups=records.wakeups,
+        notifier=records.notifier,
         uploads=records.uploads,
         identity=records.identity,
         staging=StagingArea(config.staging_directory, config.staging, metrics, records.identity),
@@ -152,7 +152,7 @@ async def reachable(records: Records) -> AsyncIterator[None]:
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(records.database.close)
         await records.database.open()
-        stack.push_async_callback(records.wakeups.close)
+        stack.push_async_callback(records.notifier.close)
         stack.push_async_callback(records.notifications.close)
         await records.notifications.open()
         yield
@@ -168,7 +168,7 @@ async def running(core: Core) -> AsyncIterator[None]:
         # Before anything is made in a directory that may be the wrong one.
         await identify(core)
         await asyncio.to_thread(core.staging.prepare)
-        stack.push_async_callback(core.wakeups.close)
+        stack.push_async_callback(core.notifier.close)
         stack.push_async_callback(core.stores.close)
         await core.stores.open()
         stack.push_async_callback(core.notifications.close)

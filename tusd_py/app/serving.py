@@ -11,7 +11,7 @@ from tusd_py.app.core import Core, Records
 from tusd_py.auth.anonymous import AnonymousAuthenticator
 from tusd_py.authorization import Rules
 from tusd_py.config import Config
-from tusd_py.database.wakeups import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
+from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.cors import CorsPolicy
 from tusd_py.http.forwarded import TrustedProxies

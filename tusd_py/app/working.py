@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from tusd_py.app.core import Core, Records
 from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.sweep import PostgresSweep
-from tusd_py.database.wakeups import JOBS_CHANNEL
 from tusd_py.process_identity import unique_name
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner, WorkerSettings
@@ -35,7 +35,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         directory=core.identity,
         worker=worker or unique_name(),
         lease_seconds=transfer.lease,
-        wakeups=core.wakeups,
+        notifier=core.notifier,
     )
     sweep = make_sweep_records(core)
     transfers = Transfers(
@@ -59,7 +59,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         retry_max_delay_seconds=transfer.retry_max_delay,
         shutdown_seconds=config.server.shutdown_timeout,
     )
-    outages = PostgresOutages(core.database, core.wakeups, directory=core.identity)
+    outages = PostgresOutages(core.database, core.notifier, directory=core.identity)
     detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)
     runner = Runner(jobs, transfers, detector, settings, core.metrics)
     runner.take_over(dead_workers)
@@ -87,7 +87,7 @@ def make_sweep_records(records: Records) -> PostgresSweep:
     config = records.config
     return PostgresSweep(
         records.database,
-        records.wakeups,
+        records.notifier,
         directory=records.identity,
         uncommitted_after_seconds=config.cleanup.uncommitted_after,
     )

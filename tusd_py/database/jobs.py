@@ -19,8 +19,8 @@ from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StagingIdentity, StoredObj
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database
-    from tusd_py.database.wakeups import Wakeups
 
 RELEASE_SECONDS: Final = 1.0
 """What is left of a lease that is let go: for what the worker had under way to come to its end."""
@@ -284,14 +284,14 @@ class PostgresJobs(JobQueue):
         directory: StagingIdentity,
         worker: str,
         lease_seconds: float,
-        wakeups: Wakeups | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
-        """`wakeups` tell those who wait for an upload what became of it; None: they find out by looking."""
+        """`notifier` tell those who wait for an upload what became of it; None: they find out by looking."""
         self._database = database
         self._directory = directory
         self._worker = worker
         self._lease_seconds = lease_seconds
-        self._wakeups = wakeups
+        self._notifier = notifier
 
     async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
         rows = await self._database.fetch(
@@ -394,8 +394,8 @@ class PostgresJobs(JobQueue):
     def _changed(self, jobs: Sequence[Job]) -> None:
         # What is sent ahead changes nothing that anybody waits for.
         changed = [job.upload.id for job in jobs if job.kind != "ahead"]
-        if changed and self._wakeups is not None:
-            self._wakeups.changed(*changed)
+        if changed and self._notifier is not None:
+            self._notifier.notify_changed(*changed)
 
     def _fence(self, job: Job) -> tuple[int, int, str]:
         return job.id, job.attempt, self._worker

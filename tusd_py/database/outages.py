@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 from tusd_py.ports import Job, Outage, OutageRecord, Probe, StagingIdentity
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database
-    from tusd_py.database.wakeups import Wakeups
     from tusd_py.protocol.upload import StagingId
 
 # Returns a row only for what is new, also if two workers say it in one moment.
@@ -61,9 +61,9 @@ CURRENT: Final = "SELECT blocked, error_code, error FROM store_outages WHERE sta
 class PostgresOutages(OutageRecord):
     """The outages as the workers beside one staging directory see them."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, directory: StagingIdentity) -> None:
+    def __init__(self, database: Database, notifier: Notifier, *, directory: StagingIdentity) -> None:
         self._database = database
-        self._wakeups = wakeups
+        self._notifier = notifier
         self._directory = directory
 
     async def declare(self, outage: Outage, *, probe_in_seconds: float) -> bool:
@@ -85,7 +85,7 @@ class PostgresOutages(OutageRecord):
         row = await self._database.fetchrow(END, self._directory.id)
         if row is None:
             return None
-        self._wakeups.ring(self._directory.id)
+        self._notifier.notify_workers(self._directory.id)
         seconds: float = row["seconds"]
         return seconds
 

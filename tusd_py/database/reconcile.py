@@ -17,8 +17,8 @@ from tusd_py.ports import ReconcileRepository, RowFacts, StagedPart, StagingIden
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database, Row
-    from tusd_py.database.wakeups import Wakeups
 
 # A job 'ahead' rests for as long as its upload is being received, and nobody is at work on it then.
 _BUSY: Final = f"""
@@ -111,9 +111,9 @@ UPDATE uploads SET local_present = false WHERE {_UNCHANGED} AND state = 'stored'
 class PostgresReconcile(ReconcileRepository):
     """The record as it is compared beside one staging directory."""
 
-    def __init__(self, database: Database, wakeups: Wakeups, *, directory: StagingIdentity) -> None:
+    def __init__(self, database: Database, notifier: Notifier, *, directory: StagingIdentity) -> None:
         self._database = database
-        self._wakeups = wakeups
+        self._notifier = notifier
         self._directory = directory
 
     async def page(self, places: Sequence[int], after: str, limit: int) -> list[RowFacts]:
@@ -162,8 +162,8 @@ class PostgresReconcile(ReconcileRepository):
 
     def _announce(self, row: RowFacts, *, done: bool) -> bool:
         if done:
-            self._wakeups.ring(row.staging_id)
-            self._wakeups.changed(row.id)
+            self._notifier.notify_workers(row.staging_id)
+            self._notifier.notify_changed(row.id)
         return done
 
 

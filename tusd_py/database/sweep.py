@@ -20,8 +20,8 @@ from tusd_py.ports import StagingIdentity, SweepRepository
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database
-    from tusd_py.database.wakeups import Wakeups
 
 PART_GRACE_SECONDS: Final = 24 * 3600
 """How long a part that never expires outlives the final that was made of it."""
@@ -162,14 +162,14 @@ class PostgresSweep(SweepRepository):
     def __init__(
         self,
         database: Database,
-        wakeups: Wakeups,
+        notifier: Notifier,
         *,
         directory: StagingIdentity,
         uncommitted_after_seconds: float = 0,
     ) -> None:
         """`uncommitted_after_seconds` is how long a complete upload waits for its commit; 0: for ever."""
         self._database = database
-        self._wakeups = wakeups
+        self._notifier = notifier
         self._directory = directory
         self._uncommitted_after_seconds = float(uncommitted_after_seconds)
 
@@ -183,7 +183,7 @@ class PostgresSweep(SweepRepository):
             arguments = (self._directory.id, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
             moved = await connection.fetchrow(EXPIRE, *arguments)
         if moved is not None:
-            self._wakeups.changed(upload_id)
+            self._notifier.notify_changed(upload_id)
         return self._announce(0 if moved is None else 1) > 0
 
     async def purgeable(
@@ -206,7 +206,7 @@ class PostgresSweep(SweepRepository):
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
         rows = await self._database.fetch(REQUEUE_FAILED, self._directory.id, float(older_than_seconds), limit)
-        self._wakeups.changed(*(row["upload_id"] for row in rows))
+        self._notifier.notify_changed(*(row["upload_id"] for row in rows))
         return self._announce(len(rows))
 
     async def count_requeued(self) -> int:
@@ -234,5 +234,5 @@ class PostgresSweep(SweepRepository):
 
     def _announce(self, jobs: int) -> int:
         if jobs:
-            self._wakeups.ring(self._directory.id)
+            self._notifier.notify_workers(self._directory.id)
         return jobs

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.database.finals import PARTS, complete_finals, create_final, prolong_finals
-from tusd_py.database.removal import remove_upload
+from tusd_py.database.concatenation import PARTS, complete_finals, create_final, prolong_finals
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
 from tusd_py.database.statements import (
     CREATE,
@@ -22,6 +21,7 @@ from tusd_py.database.statements import (
     create_arguments,
     expires,
 )
+from tusd_py.database.termination import remove_upload
 from tusd_py.database.transfers import (
     ATTEMPTS,
     SENT,
@@ -36,8 +36,8 @@ from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, T
 from tusd_py.protocol.upload import State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database, Row
-    from tusd_py.database.wakeups import Wakeups
     from tusd_py.protocol.concat import Room
 
 
@@ -99,7 +99,7 @@ class PostgresUploads(UploadRepository):
     """The truth about every upload."""
 
     def __init__(
-        self, database: Database, wakeups: Wakeups, *, max_size: int | None = None, ahead_above: int | None = None
+        self, database: Database, notifier: Notifier, *, max_size: int | None = None, ahead_above: int | None = None
     ) -> None:
         """`max_size` bounds a final upload whose parts' lengths become known only later.
 
@@ -107,7 +107,7 @@ class PostgresUploads(UploadRepository):
         """
         self._database = database
         self._ahead_above = ahead_above
-        self._wakeups = wakeups
+        self._notifier = notifier
         self._max_size = max_size
 
     async def create(self, new: NewUpload) -> Upload:
@@ -166,9 +166,9 @@ class PostgresUploads(UploadRepository):
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
         after = upload_from_row(row)
         if after.state is not upload.state:
-            self._wakeups.changed(after.id, *finals)
+            self._notifier.notify_changed(after.id, *finals)
         if finals:
-            self._wakeups.ring(after.staging_id)
+            self._notifier.notify_workers(after.staging_id)
         return self._announce(after)
 
     async def _advance_part(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
@@ -222,24 +222,24 @@ class PostgresUploads(UploadRepository):
     async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
         async with self._database.transaction() as connection:
             upload = await remove_upload(connection, upload_id, force=force)
-        self._wakeups.ring(upload.staging_id if upload.local_present else None)
-        self._wakeups.changed(upload.id)
+        self._notifier.notify_workers(upload.staging_id if upload.local_present else None)
+        self._notifier.notify_changed(upload.id)
         return upload
 
     async def commit(self, upload_id: UploadId) -> Upload:
         async with self._database.transaction() as connection:
             upload = await commit_upload(connection, upload_id)
-        self._wakeups.changed(upload.id)
+        self._notifier.notify_changed(upload.id)
         if upload.trigger is Trigger.COMMIT:
-            self._wakeups.ring(upload.staging_id)
+            self._notifier.notify_workers(upload.staging_id)
         return upload
 
     async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
         async with self._database.transaction() as connection:
             order = await request_transfer(connection, upload_id)
         if order.queued:
-            self._wakeups.ring(order.upload.staging_id)
-            self._wakeups.changed(upload_id)
+            self._notifier.notify_workers(order.upload.staging_id)
+            self._notifier.notify_changed(upload_id)
         return order
 
     async def sent_ahead(self, upload_id: UploadId) -> int:
@@ -257,7 +257,7 @@ class PostgresUploads(UploadRepository):
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
         queued = upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
         if queued or self._is_sent_ahead(upload):
-            self._wakeups.ring(upload.staging_id)
+            self._notifier.notify_workers(upload.staging_id)
         return upload
 
     def _is_sent_ahead(self, upload: Upload) -> bool:

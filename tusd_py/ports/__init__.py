@@ -6,7 +6,7 @@ checker reports a missing method where the adapter is built. Nothing here import
 
 from tusd_py.ports.checks import Checkable, CheckResult, Outcome
 from tusd_py.ports.places import PlaceRecord
-from tusd_py.ports.queue import LARGE_BYTES, Figures, Job, JobQueue, Outage, OutageRecord, Probe
+from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue, Outage, OutageRecord, Probe, QueueStats
 from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
@@ -52,7 +52,6 @@ __all__ = [
     "Checkable",
     "Digests",
     "DownloadHeaders",
-    "Figures",
     "Job",
     "JobQueue",
     "ListPosition",
@@ -72,6 +71,7 @@ __all__ = [
     "PlaceRecord",
     "Presigner",
     "Probe",
+    "QueueStats",
     "ReconcileRepository",
     "RowFacts",
     "Segment",

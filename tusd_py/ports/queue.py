@@ -57,7 +57,7 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class QueueStats:
     """What operators watch: counts by state, ages in seconds. States without any are left out."""
 
     uploads: Mapping[str, int]

@@ -33,8 +33,8 @@ IDS_PER_NOTIFICATION: Final = 200
 """A payload has less than 8000 bytes, and an id 36."""
 
 
-class Wakeups:
-    """Rings the workers beside a staging directory, and tells who waits for uploads that they have changed."""
+class Notifier:
+    """Wakes the workers beside a staging directory, and tells who waits for uploads that they have changed."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,12 +42,12 @@ class Wakeups:
         self._uploads: set[UploadId] = set()
         self._task: asyncio.Task[None] | None = None
 
-    def ring(self, staging_id: StagingId | None) -> None:
+    def notify_workers(self, staging_id: StagingId | None) -> None:
         """Wake the workers beside a staging directory soon, None: all of them. Never blocks and never fails."""
         self._directories.add(staging_id)
         self._send_soon()
 
-    def changed(self, *upload_ids: UploadId) -> None:
+    def notify_changed(self, *upload_ids: UploadId) -> None:
         """Wake those who wait for a change of these uploads. Never blocks and never fails."""
         self._uploads.update(upload_ids)
         self._send_soon()
@@ -59,7 +59,7 @@ class Wakeups:
 
     def _send_soon(self) -> None:
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._send(), name="database-wakeups")
+            self._task = asyncio.create_task(self._send(), name="database-notifier")
 
     async def _send(self) -> None:
         while self._directories or self._uploads:
@@ -68,7 +68,7 @@ class Wakeups:
             try:
                 await self._database.execute(NOTIFY_ALL, *map(list, zip(*notes, strict=True)))
             except DatabaseUnavailable as error:
-                log.warning("wakeup_failed", notifications=len(notes), error=str(error))
+                log.warning("notify_failed", notifications=len(notes), error=str(error))
 
     def _gathered(self) -> Iterator[tuple[str, str]]:
         directories, self._directories = self._directories, set()

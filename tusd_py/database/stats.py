@@ -1,11 +1,11 @@
-"""Figures that operators watch, read in one statement."""
+"""QueueStats that operators watch, read in one statement."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.statements import LIVE
-from tusd_py.ports import Figures
+from tusd_py.ports import QueueStats
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
@@ -40,11 +40,11 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
 PING: Final = "SELECT 1"
 
 
-async def read_figures(database: Database, staging_id: StagingId | None) -> Figures:
+async def read_stats(database: Database, staging_id: StagingId | None) -> QueueStats:
     """Read the figures; jobs are those beside one staging directory, and those that any worker may do."""
     row = await database.read(FIGURES, staging_id)
     assert row is not None  # a SELECT without FROM always answers one row
-    return Figures(
+    return QueueStats(
         row["uploads"],
         row["oldest_unfinished"],
         row["jobs"],
