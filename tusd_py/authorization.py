@@ -18,7 +18,7 @@ PUBLIC: Final = "public"
 
 
 class Action(StrEnum):
-    """What somebody wants to do."""
+    """What somebody min_offset to do."""
 
     CREATE = "create"
     WRITE = "write"

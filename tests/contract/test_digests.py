@@ -146,14 +146,14 @@ async def test_a_second_worker_knows_the_digests_of_what_the_first_has_sent(
     assert s3.read(KEY) == data
 
 
-async def test_what_was_sent_ahead_is_read_for_its_digest_in_the_end(
+async def test_what_was_sent_eager_is_read_for_its_digest_in_the_end(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, read_bytes: list[int]
 ) -> None:
     data = content(TWO_PARTS)
     (staged,) = stage(data)
     store, transfer_state = await open_store(s3), MemoryTransferState()
     early = spec_of(data, digests=BOTH, crc64nvme=None)
-    await store.put_ahead(early, [Segment(staged.path, len(data) - 1)], transfer_state)
+    await store.put_parts(early, [Segment(staged.path, len(data) - 1)], transfer_state)
     assert len(transfer_state.recorded_parts) == 1
     read_bytes.clear()
 

@@ -205,7 +205,7 @@ async def test_a_young_multipart_is_left_alone(world: World, s3: S3Destination, 
     assert len(s3.unfinished()) == (1 if s3.abilities.tells_begin else 0)
 
 
-async def test_parts_that_are_sent_ahead_of_their_upload_are_no_strays(
+async def test_parts_that_are_sent_eager_of_their_upload_are_no_strays(
     world: World, s3: S3Destination, open_store: OpenStore
 ) -> None:
     store = await open_store(s3)
@@ -214,7 +214,7 @@ async def test_parts_that_are_sent_ahead_of_their_upload_are_no_strays(
     world.staging.path(upload.id).write_bytes(b"x" * PART)
     begun = s3.client.create_multipart_upload(Bucket=s3.account.bucket, Key=f"{s3.prefix}/{upload.object_key}")
     await world.sql("UPDATE uploads SET multipart_id = $1", begun["UploadId"])
-    await world.sql("INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'ahead', staging_id FROM uploads")
+    await world.sql("INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'eager', staging_id FROM uploads")
 
     await is_clean(world, store)
 

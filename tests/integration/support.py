@@ -220,7 +220,7 @@ def shared_database(postgres_dsn: str, template: str) -> Iterator[str]:
 
 @contextlib.asynccontextmanager
 async def open_world(
-    dsn: str, root: Path, *, empty: bool = True, ahead_above: int | None = None, **database: Any
+    dsn: str, root: Path, *, empty: bool = True, eager_above: int | None = None, **database: Any
 ) -> AsyncIterator[World]:
     """Open everything on a migrated database, and empty that first."""
     pool = Database(dsn, DatabaseConfig(**database))
@@ -244,7 +244,7 @@ async def open_world(
             dsn=dsn,
             database=pool,
             notifier=notifier,
-            uploads=PostgresUploads(pool, notifier, max_size=None, ahead_above=ahead_above),
+            uploads=PostgresUploads(pool, notifier, max_size=None, eager_above=eager_above),
             sweep=PostgresSweep(pool, notifier, directory=staging.identity),
             staging=staging,
             store=store,

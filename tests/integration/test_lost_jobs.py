@@ -96,8 +96,8 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeyp
     class Unanswered(PostgresJobs):
         claims = 0
 
-        async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
-            jobs = await super().claim(limit, large=large, ahead=ahead)
+        async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
+            jobs = await super().claim(limit, large=large, eager=eager)
             self.claims += 1
             if self.claims == 1:
                 raise DatabaseUnavailable

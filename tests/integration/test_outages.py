@@ -13,7 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.integration.support import HERE, THERE, World, open_world
-from tests.integration.test_ahead import CONTENT, PART, Ahead, receive
+from tests.integration.test_eager import CONTENT, PART, Ahead, receive
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
@@ -34,7 +34,7 @@ DEADLINE = 30.0
 @pytest.fixture
 async def eager_world(shared_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
     """A node that sends everything ahead that is longer than a part."""
-    async with open_world(shared_dsn, tmp_path, ahead_above=PART) as opened:
+    async with open_world(shared_dsn, tmp_path, eager_above=PART) as opened:
         yield opened
 
 
@@ -305,7 +305,7 @@ async def test_a_removal_waits_for_the_store_as_well(world: World) -> None:
     assert ("remove", 1, "postponed") in await world.attempts_of(upload)
 
 
-async def test_what_is_sent_ahead_waits_for_the_store_as_well(eager_world: World) -> None:
+async def test_what_is_sent_eager_waits_for_the_store_as_well(eager_world: World) -> None:
     world = eager_world
 
     class AwayAhead(Ahead):
@@ -318,11 +318,11 @@ async def test_what_is_sent_ahead_waits_for_the_store_as_well(eager_world: World
         upload = await receive(world, await world.create(length=len(CONTENT)), 2 * PART)
         await is_true(lambda: outage_lasts(world), "the outage is noticed")
         store.error = None
-        await is_true(lambda: store.sent_of(upload), "parts are sent ahead")
+        await is_true(lambda: store.sent_of(upload), "parts are sent early")
         upload = await receive(world, upload, len(CONTENT))
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
-    assert ("ahead", 1, "postponed") in await world.attempts_of(upload)
+    assert ("eager", 1, "postponed") in await world.attempts_of(upload)
     assert await world.value("SELECT max(failures) FROM jobs") == 0
 
 

@@ -140,7 +140,7 @@ async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: 
 
 
 async def test_what_nobody_committed_expires_after_its_time(world: World) -> None:
-    """U11: uploads that waited for a commit, are not on hold, and that nobody wants transferred either."""
+    """U11: uploads that waited for a commit, are not on hold, and that nobody min_offset transferred either."""
     forgotten = await world.received(trigger=Trigger.COMMIT)
     final = await world.final([await world.part(b"abc")], trigger=Trigger.COMMIT)
     kept = [await world.received(trigger=Trigger.COMMIT) for _ in range(4)]
@@ -842,17 +842,17 @@ async def test_the_sweep_goes_on_for_ever(world: World) -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
-# --- jobs sent ahead ---------------------------------------------------------------------------------
+# --- jobs sent early ---------------------------------------------------------------------------------
 
 
 async def failed_beside_a_waiting_eager_job(world: World) -> Upload:
-    """A failed transfer whose job `ahead` waits for a try that is hours away."""
+    """A failed transfer whose job `eager` waits for a try that is hours away."""
     upload = await world.completed()
     (job,) = await world.jobs().claim(1)
     await world.jobs().fail(job, PermanentStoreError(), code="ERR")
     await world.sql(
         "INSERT INTO jobs (upload_id, kind, staging_id, state, due_at)"
-        " VALUES ($1, 'ahead', $2, 'retry_wait', now() + interval '5 hours')",
+        " VALUES ($1, 'eager', $2, 'retry_wait', now() + interval '5 hours')",
         upload.id, upload.staging_id,
     )  # fmt: skip
     await age(world, upload, "updated_at")

@@ -316,7 +316,7 @@ class Flaky(PostgresJobs):
             self.refused += 1
             raise DatabaseUnavailable
 
-    async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
         self._ask("claim")
         return await super().claim(limit, large=large)
 

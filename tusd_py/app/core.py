@@ -100,8 +100,8 @@ def database_dsn(config: Config) -> str:
     return config.database.dsn.get_secret_value()
 
 
-def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
-    """Wire the record alone, for a command. Opens nothing; `ahead_above` as `PostgresUploads` takes it.
+def make_records(config: Config, *, eager_above: int | None = None) -> Records:
+    """Wire the record alone, for a command. Opens nothing; `eager_above` as `PostgresUploads` takes it.
 
     Raises:
         ConfigError: see `database_dsn`.
@@ -119,7 +119,7 @@ def make_records(config: Config, *, ahead_above: int | None = None) -> Records:
             database,
             notifier,
             max_size=config.limits.max_size or None,
-            ahead_above=ahead_above,
+            eager_above=eager_above,
         ),
         identity=StagingIdentity(),
     )
@@ -132,7 +132,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         ConfigError: see `database_dsn`.
     """
     eager = config.transfer.eager and config.storage.backend == "s3"
-    records = make_records(config, ahead_above=config.transfer.eager_above if eager else None)
+    records = make_records(config, eager_above=config.transfer.eager_above if eager else None)
     return Core(
         config=config,
         database=records.database,

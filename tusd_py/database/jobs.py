@@ -32,11 +32,11 @@ MAX_ERROR_CHARACTERS: Final = 2000
 LOSSES_IN_A_ROW: Final = 3
 """So often a job goes to the next worker at once. One that goes on killing its workers waits for its leases."""
 
-# While parts are sent ahead, whoever would end the multipart upload waits for the end of that lease.
+# While parts are sent early, whoever would end the multipart upload waits for the end of that lease.
 _FREE: Final = """
-kind <> 'ahead' AND NOT EXISTS (
-    SELECT 1 FROM jobs ahead WHERE ahead.upload_id = jobs.upload_id AND ahead.kind = 'ahead'
-                               AND ahead.state = 'running' AND ahead.due_at > now())
+kind <> 'eager' AND NOT EXISTS (
+    SELECT 1 FROM jobs eager WHERE eager.upload_id = jobs.upload_id AND eager.kind = 'eager'
+                               AND eager.state = 'running' AND eager.due_at > now())
 """
 _DUE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
@@ -49,14 +49,14 @@ SELECT id, state, worker, attempt, started_at FROM jobs
  ORDER BY due_at LIMIT least($2, {FEW}) FOR NO KEY UPDATE SKIP LOCKED
 """  # noqa: S608
 # Finished uploads come first. Beside them those that have a part to send, and those with nothing left
-# to send ahead, whose jobs are then closed. One that has all its bytes and waits for the client's last
+# to send early, whose jobs are then closed. One that has all its bytes and waits for the client's last
 # word is neither.
-_DUE_AHEAD: Final = f"""
+_DUE_EAGER: Final = f"""
 SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
   FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
- WHERE jobs.staging_id = $1 AND jobs.kind = 'ahead' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
+ WHERE jobs.staging_id = $1 AND jobs.kind = 'eager' AND jobs.state IN {LIVE} AND jobs.due_at <= now()
    AND {STORE_THERE}
-   AND (uploads.upload_offset >= jobs.wants AND uploads.upload_offset < uploads.upload_length
+   AND (uploads.upload_offset >= jobs.min_offset AND uploads.upload_offset < uploads.upload_length
         OR uploads.state NOT IN {IN_RECEIVING})
  ORDER BY jobs.due_at LIMIT greatest(0, least($8, $4 - (SELECT count(*) FROM large)))
    FOR NO KEY UPDATE OF jobs SKIP LOCKED
@@ -68,10 +68,10 @@ WITH small AS (
     {_DUE_ANYWHERE}
 ), large AS (
     {_DUE} AND length > $3 ORDER BY due_at LIMIT $4 FOR NO KEY UPDATE SKIP LOCKED
-), ahead AS (
-    {_DUE_AHEAD}
+), eager AS (
+    {_DUE_EAGER}
 ), due AS (
-    SELECT * FROM small UNION ALL SELECT * FROM anywhere UNION ALL SELECT * FROM large UNION ALL SELECT * FROM ahead
+    SELECT * FROM small UNION ALL SELECT * FROM anywhere UNION ALL SELECT * FROM large UNION ALL SELECT * FROM eager
 ), lost AS (
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
     SELECT id, attempt, worker, 'lost', started_at FROM due WHERE state = 'running'
@@ -83,7 +83,7 @@ WITH small AS (
     UPDATE jobs SET state = 'running', worker = $5, attempt = jobs.attempt + 1, started_at = now(),
                     due_at = now() + make_interval(secs => $6)
       FROM due WHERE jobs.id = due.id
-    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.wants,
+    RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.min_offset,
               due.state = 'running' AS lost
 ), moved AS (
     UPDATE uploads SET state = 'transferring', updated_at = now()
@@ -91,13 +91,13 @@ WITH small AS (
                      AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id
 )
-SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at, claimed.wants,
+SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at, claimed.min_offset,
        claimed.lost,
        claimed.kind = 'remove' AND EXISTS (SELECT 1 FROM jobs past WHERE past.upload_id = upload.id
            AND past.kind <> 'remove' AND past.attempt > 0) AS sent,
        upload.multipart_id, {upload_columns("upload")},
        CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
-                         WHEN 'ahead' THEN upload.state IN {IN_RECEIVING}
+                         WHEN 'eager' THEN upload.state IN {IN_RECEIVING}
                          ELSE upload.state IN ('removing', 'expired') END AS runnable
   FROM claimed JOIN uploads upload ON upload.id = claimed.upload_id
   LEFT JOIN moved ON moved.id = claimed.upload_id
@@ -237,27 +237,27 @@ WITH ours AS (SELECT upload_id FROM jobs WHERE {FENCE} FOR SHARE), forgotten AS 
 UPDATE uploads SET place_id = $4, multipart_id = NULL FROM ours WHERE uploads.id = ours.upload_id
 """  # noqa: S608
 
-SENDING_AHEAD: Final = """
-SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'ahead' AND state = 'running' AND due_at > now())
+SENDING_PARTS: Final = """
+SELECT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'eager' AND state = 'running' AND due_at > now())
     AS sending
 """
-REST: Final = f"""
-UPDATE jobs SET state = 'queued', worker = NULL, wants = $4, failures = 0, due_at = now(),
+DEFER: Final = f"""
+UPDATE jobs SET state = 'queued', worker = NULL, min_offset = $4, failures = 0, due_at = now(),
                 last_error = NULL, error_code = NULL
  WHERE {FENCE}
 """  # noqa: S608
 
 # A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
-# A job 'ahead' with nothing left to send has done its work: the upload has come to its end.
+# A job 'eager' with nothing left to send has done its work: the upload has come to its end.
 DISCARD: Final = """
 WITH closed AS (
-    UPDATE jobs SET state = CASE WHEN kind = 'ahead' AND NOT cancel_requested THEN 'succeeded' ELSE 'cancelled' END,
+    UPDATE jobs SET state = CASE WHEN kind = 'eager' AND NOT cancel_requested THEN 'succeeded' ELSE 'cancelled' END,
                     finished_at = now()
      WHERE id = $1 AND attempt = $2 AND worker = $3 AND state = 'running'
     RETURNING id, upload_id, kind, attempt, state, started_at
 ), hastened AS (
     UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4))
-      FROM closed WHERE closed.kind IN ('transfer', 'ahead') AND jobs.upload_id = closed.upload_id
+      FROM closed WHERE closed.kind IN ('transfer', 'eager') AND jobs.upload_id = closed.upload_id
                     AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
 )
 INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
@@ -267,7 +267,7 @@ SELECT id, attempt, $3, state, started_at FROM closed
 NEXT_DUE: Final = f"""
 SELECT extract(epoch FROM least(
     (SELECT min(due_at) FROM jobs
-      WHERE staging_id = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'ahead'),
+      WHERE staging_id = $1 AND state IN {LIVE} AND ($2 OR length <= $3) AND kind <> 'eager'),
     (SELECT min(due_at) FROM jobs WHERE staging_id IS NULL AND state IN {LIVE})
 ) - now())::float8 AS seconds
  WHERE {STORE_THERE}
@@ -293,7 +293,7 @@ class PostgresJobs(JobQueue):
         self._lease_seconds = lease_seconds
         self._notifier = notifier
 
-    async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
         rows = await self._database.fetch(
             CLAIM,
             self._directory.id,
@@ -303,7 +303,7 @@ class PostgresJobs(JobQueue):
             self._worker,
             self._lease_seconds,
             sources(Event.TRANSFER),
-            ahead,
+            eager,
         )
         jobs = [
             Job(
@@ -315,7 +315,7 @@ class PostgresJobs(JobQueue):
                 upload=upload_from_row(row),
                 multipart_id=row["multipart_id"],
                 runnable=row["runnable"],
-                wants=row["wants"],
+                min_offset=row["min_offset"],
                 sent=row["sent"],
                 lost=row["lost"],
             )
@@ -368,12 +368,12 @@ class PostgresJobs(JobQueue):
     async def move(self, job: Job, place_id: int) -> bool:
         return await self._database.execute(MOVE, *self._fence(job), place_id) > 0
 
-    async def sending_ahead(self, job: Job) -> bool:
-        row = await self._database.read(SENDING_AHEAD, job.upload.id)
+    async def sending_parts(self, job: Job) -> bool:
+        row = await self._database.read(SENDING_PARTS, job.upload.id)
         return row is not None and bool(row["sending"])
 
-    async def rest(self, job: Job, *, wants: int) -> bool:
-        return await self._database.execute(REST, *self._fence(job), wants) > 0
+    async def defer(self, job: Job, *, until_bytes: int) -> bool:
+        return await self._database.execute(DEFER, *self._fence(job), until_bytes) > 0
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
         return await self._database.execute(DISCARD, *self._fence(job), float(settle_seconds)) > 0
@@ -392,8 +392,8 @@ class PostgresJobs(JobQueue):
         return ours
 
     def _changed(self, jobs: Sequence[Job]) -> None:
-        # What is sent ahead changes nothing that anybody waits for.
-        changed = [job.upload.id for job in jobs if job.kind != "ahead"]
+        # What is sent early changes nothing that anybody waits for.
+        changed = [job.upload.id for job in jobs if job.kind != "eager"]
         if changed and self._notifier is not None:
             self._notifier.notify_changed(*changed)
 

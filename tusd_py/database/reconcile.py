@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database, Row
 
-# A job 'ahead' rests for as long as its upload is being received, and nobody is at work on it then.
+# A job 'eager' rests for as long as its upload is being received, and nobody is at work on it then.
 _BUSY: Final = f"""
 EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
-                             AND (jobs.kind <> 'ahead' OR jobs.state = 'running'))
+                             AND (jobs.kind <> 'eager' OR jobs.state = 'running'))
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 # An expired upload keeps its `local_present` until the removal job has recorded that nothing is left.
 _WAITS_FOR: Final = f"""

@@ -47,10 +47,10 @@ queued AS (
 
 # Part of the statement that records a checkpoint. It never touches a job that is there: its holder
 # locks it before the upload, and this statement holds the upload.
-SEND_AHEAD: Final = """
-ahead AS (
+ENQUEUE_EAGER: Final = """
+eager AS (
     INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'ahead', staging_id, upload_length FROM changed
+    SELECT id, 'eager', staging_id, upload_length FROM changed
      WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
     ON CONFLICT DO NOTHING
 )

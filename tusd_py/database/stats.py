@@ -27,12 +27,12 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
           FROM (SELECT CASE WHEN state <> 'running' AND away.blocked THEN 'blocked' ELSE state END AS state,
                        count(*) AS n
                   FROM jobs LEFT JOIN away ON true
-                 WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN {LIVE} AND kind <> 'ahead'
+                 WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN {LIVE} AND kind <> 'eager'
                  GROUP BY 1) AS counted) AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
          WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN ('queued', 'retry_wait')
-           AND kind <> 'ahead' AND due_at <= now()
+           AND kind <> 'eager' AND due_at <= now()
        ) AS oldest_due_job,
        coalesce((SELECT seconds FROM away WHERE NOT blocked), 0) AS store_away,
        coalesce((SELECT seconds FROM away WHERE blocked), 0) AS store_blocked

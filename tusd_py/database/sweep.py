@@ -71,9 +71,9 @@ UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state =
 _JOBLESS: Final = f"""
 NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})
 """  # noqa: S608
-# A job 'ahead' that waits is no reason not to queue what follows it; one at work has its turn first.
+# A job 'eager' that waits is no reason not to queue what follows it; one at work has its turn first.
 _UNATTENDED: Final = f"""
-NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'ahead')
+NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'eager')
 """  # noqa: S608
 REQUEUE_FAILED: Final = f"""
 WITH queued AS (

@@ -35,7 +35,7 @@ STOP_AHEAD: Final = f"""
 UPDATE jobs SET cancel_requested = (state = 'running'),
                 state = CASE state WHEN 'running' THEN state ELSE 'cancelled' END,
                 finished_at = CASE state WHEN 'running' THEN finished_at ELSE now() END
- WHERE upload_id = $1 AND kind = 'ahead' AND state IN {LIVE}
+ WHERE upload_id = $1 AND kind = 'eager' AND state IN {LIVE}
 """  # noqa: S608
 CANCEL: Final = """
 UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1

@@ -51,7 +51,7 @@ SELECT id FROM queued
 SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
 # While the store is away, what waits has no due time of its own: the outage says why, and whether it is
 # blocked. So nothing needs to be written to any job when an outage begins or ends.
-# The parts as well, for a transfer that has only begun may find some that were sent ahead of it.
+# The parts as well, for a transfer that has only begun may find some that were sent early of it.
 TRANSFER_VIEW: Final = f"""
 SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
        CASE WHEN outage.staging_id IS NULL THEN job.due_at END AS due_at,

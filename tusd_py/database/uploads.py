@@ -15,9 +15,9 @@ from tusd_py.database.concatenation import PARTS, complete_finals, create_final,
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
 from tusd_py.database.statements import (
     CREATE,
+    ENQUEUE_EAGER,
     FOLLOW_COMPLETION,
     IN_RECEIVING,
-    SEND_AHEAD,
     create_arguments,
     expires,
 )
@@ -75,7 +75,7 @@ WITH changed AS (
      WHERE id = $1 AND upload_offset = $2 AND writer = $9 AND $3 >= $2 AND state IN {IN_RECEIVING}
        AND concat IS DISTINCT FROM 'final'
     RETURNING {UPLOAD_COLUMNS}
-), {FOLLOW_COMPLETION}, {SEND_AHEAD.format(longer_than="$7::bigint")}
+), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER.format(longer_than="$7::bigint")}
 SELECT * FROM changed
 """  # noqa: S608
 
@@ -99,14 +99,14 @@ class PostgresUploads(UploadRepository):
     """The truth about every upload."""
 
     def __init__(
-        self, database: Database, notifier: Notifier, *, max_size: int | None = None, ahead_above: int | None = None
+        self, database: Database, notifier: Notifier, *, max_size: int | None = None, eager_above: int | None = None
     ) -> None:
         """`max_size` bounds a final upload whose parts' lengths become known only later.
 
-        What is durable of an upload longer than `ahead_above` bytes is sent ahead of its end.
+        What is durable of an upload longer than `eager_above` bytes is sent early of its end.
         """
         self._database = database
-        self._ahead_above = ahead_above
+        self._eager_above = eager_above
         self._notifier = notifier
         self._max_size = max_size
 
@@ -155,7 +155,7 @@ class PostgresUploads(UploadRepository):
     ) -> Upload:
         arguments = (
             upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
-            self._ahead_above, completes, upload.writer,
+            self._eager_above, completes, upload.writer,
         )  # fmt: skip
         finals: list[UploadId] = []
         if upload.concat is None:
@@ -242,7 +242,7 @@ class PostgresUploads(UploadRepository):
             self._notifier.notify_changed(upload_id)
         return order
 
-    async def sent_ahead(self, upload_id: UploadId) -> int:
+    async def sent_bytes(self, upload_id: UploadId) -> int:
         row = await self._database.read(SENT, upload_id)
         return 0 if row is None else int(row["sent"])
 
@@ -256,12 +256,12 @@ class PostgresUploads(UploadRepository):
     def _announce(self, upload: Upload) -> Upload:
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
         queued = upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
-        if queued or self._is_sent_ahead(upload):
+        if queued or self._is_eager(upload):
             self._notifier.notify_workers(upload.staging_id)
         return upload
 
-    def _is_sent_ahead(self, upload: Upload) -> bool:
-        above = self._ahead_above
+    def _is_eager(self, upload: Upload) -> bool:
+        above = self._eager_above
         return (
             above is not None
             and upload.state is State.UPLOADING

@@ -284,7 +284,7 @@ def own_name() -> str:
 
 
 def find_account(key: str | int | None) -> pwd.struct_passwd | None:
-    """Return a usable account by name or uid. One without an entry is of no use: initdb wants a name."""
+    """Return a usable account by name or uid. One without an entry is of no use: initdb min_offset a name."""
     try:
         account = pwd.getpwnam(key) if isinstance(key, str) else None if key is None else pwd.getpwuid(key)
     except KeyError:

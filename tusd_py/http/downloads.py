@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 READ_BYTES: Final = 256 * 1024
-FILES_AHEAD: Final = 16
+FILES_OPENED_FIRST: Final = 16
 _SINGLE_RANGE: Final = re.compile(
     r"bytes=(?:(?P<first>[0-9]{1,19})-(?P<last>[0-9]{0,19})|-(?P<suffix>[0-9]{1,19}))", re.IGNORECASE
 )
@@ -247,7 +247,7 @@ async def _opened(segments: Sequence[Segment]) -> AsyncIterator[list[AsyncBuffer
     Only so many of them, since a concatenation may have more parts than a process may have files.
     """
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(_open(segment)) for segment in segments[:FILES_AHEAD]]
+        yield [await stack.enter_async_context(_open(segment)) for segment in segments[:FILES_OPENED_FIRST]]
 
 
 @contextlib.asynccontextmanager

@@ -12,7 +12,6 @@ from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
 from tusd_py.ports.stores import (
     NO_DIGESTS,
-    AheadStore,
     BatchStore,
     Digests,
     DownloadHeaders,
@@ -24,6 +23,7 @@ from tusd_py.ports.stores import (
     ObjectSpec,
     ObjectStore,
     PartRecord,
+    PartStore,
     Presigner,
     Segment,
     StoredObject,
@@ -43,7 +43,6 @@ from tusd_py.ports.uploads import (
 __all__ = [
     "LARGE_BYTES",
     "NO_DIGESTS",
-    "AheadStore",
     "AttemptView",
     "Authenticator",
     "BatchStore",
@@ -68,6 +67,7 @@ __all__ = [
     "OutageRecord",
     "Outcome",
     "PartRecord",
+    "PartStore",
     "PlaceRecord",
     "Presigner",
     "Probe",

@@ -27,8 +27,8 @@ class Job:
     multipart_id: str | None
     runnable: bool
     """False: the upload has moved on, and nothing is left to do."""
-    wants: int = 0
-    """Of a job `ahead`: so many bytes had to be durable for this claim."""
+    min_offset: int = 0
+    """Of a job `eager`: so many bytes had to be durable for this claim."""
     sent: bool = True
     """Of a removal: a worker may have begun to bring the upload into its store."""
     lost: bool = False
@@ -79,13 +79,13 @@ class JobQueue(Protocol):
     with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
     """
 
-    async def claim(self, limit: int, *, large: int | None = None, ahead: int = 0) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
         """Take over due jobs of this staging directory: up to `limit`, and beside them up to `large` large ones.
 
         And a few of those that any worker may do.
 
         None: as many large ones as others. What finished uploads leave of the places for large ones,
-        up to `ahead` of them, goes to uploads that are still being received.
+        up to `eager` of them, goes to uploads that are still being received.
         """
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
@@ -119,11 +119,11 @@ class JobQueue(Protocol):
     async def move(self, job: Job, place_id: int) -> bool:
         """Record in which place a transfer goes on, from its beginning. Returns whether the job still was ours."""
 
-    async def sending_ahead(self, job: Job) -> bool:
-        """Return whether a worker holds a lease on the job `ahead` of the same upload."""
+    async def sending_parts(self, job: Job) -> bool:
+        """Return whether a worker holds a lease on the job `eager` of the same upload."""
 
-    async def rest(self, job: Job, *, wants: int) -> bool:
-        """Let a job `ahead` lie until `wants` bytes are durable. Returns as `retry` does."""
+    async def defer(self, job: Job, *, until_bytes: int) -> bool:
+        """Let a job `eager` lie until `min_offset` bytes are durable. Returns as `retry` does."""
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
         """Close a job that has nothing left to do, or was cancelled: a removal may go on.

@@ -215,10 +215,10 @@ class MeasuredStore(Protocol):
 
 
 @runtime_checkable
-class AheadStore(Protocol):
+class PartStore(Protocol):
     """A store that takes the beginning of an object before its end exists."""
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
+    async def put_parts(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         """Send what is whole of an object whose first bytes are `segments`, all of them durable.
 
         A later `put` with the same spec and transfer_state continues behind it. Nothing becomes visible in

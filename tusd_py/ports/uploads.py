@@ -98,7 +98,7 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOrder:
-    """The answer to somebody who wants an upload transferred."""
+    """The answer to somebody who min_offset an upload transferred."""
 
     upload: Upload
     """As it was found."""
@@ -231,7 +231,7 @@ class UploadRepository(Protocol):
             UploadNotFound, NotReady, InvalidTransition: as `commit` does.
         """
 
-    async def sent_ahead(self, upload_id: UploadId) -> int:
+    async def sent_bytes(self, upload_id: UploadId) -> int:
         """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:

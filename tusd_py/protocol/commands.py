@@ -60,7 +60,7 @@ class Append:
     max_body_bytes: int | None = None
     """Most bytes of this one body."""
     wanted_digest: str | None = None
-    """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
+    """Algorithm of a digest of all bytes, which the client min_offset to be told once they are here."""
     overrun_is_fatal: bool = False
     """An upload that is sent more than its length is given up."""
     flaw: ProtocolError | None = None

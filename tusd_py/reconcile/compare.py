@@ -243,7 +243,7 @@ def judge_file(file: StagedFile, row: RowFacts | None, scope: Scope, *, now: flo
 
 
 def judge_unclaimed(file: StagedFile, row: RowFacts | None, scope: Scope, *, taken: bool, now: float) -> Finding:
-    """Judge a file that was set aside: it goes back to an upload that is there again and wants it.
+    """Judge a file that was set aside: it goes back to an upload that is there again and min_offset it.
 
     `taken`: the upload has a staged file in its place.
     """

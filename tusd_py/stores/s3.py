@@ -22,7 +22,6 @@ import structlog
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
-    AheadStore,
     Checkable,
     CheckResult,
     DownloadHeaders,
@@ -31,6 +30,7 @@ from tusd_py.ports import (
     ObjectIdentity,
     ObjectSpec,
     ObjectStore,
+    PartStore,
     Presigner,
     Segment,
     StoredObject,
@@ -68,7 +68,7 @@ class _Standing(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
+class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
     """Objects in one bucket."""
 
     name = "s3"
@@ -112,12 +112,12 @@ class S3Store(ObjectStore, AheadStore, Presigner, Checkable, ListableStore):
         digests = await source.digest.finish(spec.length, spec.crc64nvme)
         return replace(_stored(spec.key, head), digests=digests)
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
+    async def put_parts(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         plan, durable = self._plan(spec), sum(segment.length for segment in segments)
         if plan.whole_bytes(durable):
             # Without digests: what is hashed now would be forgotten until the end.
             transfer = self._multipart(spec, self._source(segments), plan, transfer_state)
-            await transfer.ahead(object_parameters(self._config, spec), durable)
+            await transfer.eager(object_parameters(self._config, spec), durable)
         return plan.next_whole(durable)
 
     async def stat(self, key: str) -> StoredObject | None:

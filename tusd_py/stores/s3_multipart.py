@@ -82,7 +82,7 @@ class MultipartTransfer:
         await self.transfer_state.progress(self.spec.length)
         await self._complete(upload, replaces=replaces)
 
-    async def ahead(self, parameters: Parameters, durable: int) -> None:
+    async def eager(self, parameters: Parameters, durable: int) -> None:
         """Send the parts that end within the first `durable` bytes, and complete nothing.
 
         Raises:

@@ -33,12 +33,12 @@ class UploadStatus:
 
     upload: Upload
     transfer: TransferView | None
-    sent_ahead: int = 0
+    sent_bytes: int = 0
     """Bytes that the store holds of an upload that is still being received."""
 
     @property
     def mark(self) -> tuple[object, ...]:
-        """What somebody who waits wants to see change."""
+        """What somebody who waits min_offset to see change."""
         upload, transfer = self.upload, self.transfer
         told = () if transfer is None else (transfer.id, transfer.state, transfer.attempts, transfer.failures)
         return upload.state, upload.committed_at, *told
@@ -145,7 +145,7 @@ class Catalog:
 
     async def _with_transfer(self, upload: Upload) -> UploadStatus:
         if upload.state in RECEIVING:
-            return UploadStatus(upload, None, await self._uploads.sent_ahead(upload.id) if upload.offset else 0)
+            return UploadStatus(upload, None, await self._uploads.sent_bytes(upload.id) if upload.offset else 0)
         return UploadStatus(upload, await self._uploads.transfer_view(upload.id))
 
     # --- acting ------------------------------------------------------------------------------------

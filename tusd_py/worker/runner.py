@@ -94,12 +94,12 @@ class Work:
     @property
     def large(self) -> bool:
         """Return whether this takes one of the places for large uploads."""
-        return self.ahead or (self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES)
+        return self.eager or (self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES)
 
     @property
-    def ahead(self) -> bool:
+    def eager(self) -> bool:
         """Return whether its upload is still being received."""
-        return self.jobs[0].kind == "ahead"
+        return self.jobs[0].kind == "eager"
 
 
 Perform = Callable[[Work], Awaitable[None]]
@@ -131,11 +131,11 @@ class Runner:
         # One place is kept for uploads that take a moment, so that they need not wait for hours.
         self._large_slots = max(1, settings.concurrency - 1)
         # Others are kept for finished uploads: nobody waits yet for those that are still coming.
-        self._ahead_slots = max(1, self._large_slots // 2)
+        self._eager_slots = max(1, self._large_slots // 2)
         self._works: set[Work] = set()
         self._performers: Mapping[str, Perform] = {
             "transfer": self._single,
-            "ahead": self._ahead,
+            "eager": self._eager,
             "remove": self._removal,
         }
 
@@ -216,8 +216,8 @@ class Runner:
             # The end of any work wakes the loop.
             return self._settings.poll_seconds
         until = self._lease_end()
-        ahead_room = self._ahead_slots - sum(work.ahead for work in self._works)
-        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room, ahead=ahead_room)
+        eager_room = self._eager_slots - sum(work.eager for work in self._works)
+        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room, eager=eager_room)
         if jobs:
             await self._start_all(group, jobs, until)
             if len(jobs) < CLAIM_BATCH:
@@ -279,12 +279,12 @@ class Runner:
         work.leased = False
         await self._transfers.record_stored([(job, stored)])
 
-    async def _ahead(self, work: Work) -> None:
+    async def _eager(self, work: Work) -> None:
         (job,) = work.jobs
         async with self._slots:
-            wants = await self._transfers.send_ahead(job)
+            min_offset = await self._transfers.send_parts(job)
         work.leased = False
-        if not await self._jobs.rest(job, wants=wants):
+        if not await self._jobs.defer(job, until_bytes=min_offset):
             await self._jobs.discard(job)
 
     async def _batch(self, work: Work) -> None:
@@ -333,7 +333,7 @@ class Runner:
             log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
         code = error.code if isinstance(error, TusdError) else TusdError.code
         # What is not known to be permanent is tried again. A removal is tried for ever, and so is
-        # sending ahead: it fails nobody, and what must end in a failure is the transfer that follows.
+        # sending early: it fails nobody, and what must end in a failure is the transfer that follows.
         permanent = isinstance(error, TusdError) and not error.retryable
         exhausted = job.failures >= self._settings.max_retries
         if job.kind == "transfer" and (permanent or exhausted):
@@ -362,7 +362,7 @@ class Runner:
         delay = self._settings.delay(job.failures + 1) if told is None else told
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
-            event = {"transfer": "transfer_retry", "ahead": "ahead_retry", "remove": "removal_retry"}[job.kind]
+            event = {"transfer": "transfer_retry", "eager": "eager_retry", "remove": "removal_retry"}[job.kind]
             if job.kind == "transfer":
                 self._metrics.transfers.labels("retry").inc()
             log.warning(

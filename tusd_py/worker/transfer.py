@@ -16,11 +16,11 @@ import structlog
 from tusd_py.errors import StorageError, StoreNotConfigured, TransferCancelled, TusdError
 from tusd_py.ports import (
     NO_DIGESTS,
-    AheadStore,
     BatchStore,
     Job,
     ObjectIdentity,
     ObjectSpec,
+    PartStore,
     Segment,
     StoredObject,
 )
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-AHEAD_LOOK_SECONDS: Final = 0.1
-AHEAD_BYTES: Final = 256 * 1024 * 1024
+EAGER_LOOK_SECONDS: Final = 0.1
+EAGER_BYTES: Final = 256 * 1024 * 1024
 """What one claim sends at most of an upload that is still being received."""
 SMALL_BYTES: Final = 1024 * 1024
 """Uploads up to this size are stored many at a time, where the store can."""
@@ -97,24 +97,24 @@ class Transfers:
             log.warning("digests_unknown", upload_id=str(upload.id), reason="its staged copy is gone")
         return stored
 
-    async def send_ahead(self, job: Job) -> int:
+    async def send_parts(self, job: Job) -> int:
         """Send what is durable of an upload that is still being received.
 
         Returns how many bytes must be durable before there is more to do. One call sends a bounded
         amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
         """
-        if not isinstance(self._store, AheadStore):
+        if not isinstance(self._store, PartStore):
             # The store was another one when the job was made: it rests until the upload is complete.
-            return job.upload.length or job.wants
+            return job.upload.length or job.min_offset
         upload = await self._uploads.find(job.upload.id)
         if upload is None or upload.state not in RECEIVING:
-            return job.wants
+            return job.min_offset
         await self._go_to_current_place(job)
-        durable = min(upload.offset, job.wants + AHEAD_BYTES)
+        durable = min(upload.offset, job.min_offset + EAGER_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
-        wants = await self._store.put_ahead(self._spec(upload), [segment], self._transfer_state(job))
-        log.debug("sent_ahead", upload_id=str(upload.id), durable=durable, wants=wants)
-        return wants
+        min_offset = await self._store.put_parts(self._spec(upload), [segment], self._transfer_state(job))
+        log.debug("sent_bytes", upload_id=str(upload.id), durable=durable, min_offset=min_offset)
+        return min_offset
 
     async def _go_to_current_place(self, job: Job) -> None:
         """Leave the place that was configured when the upload was made, or begun to be sent, if it is another now."""
@@ -134,14 +134,14 @@ class Transfers:
             raise TransferCancelled(upload_id=str(upload.id))
 
     async def _until_alone(self, job: Job) -> None:
-        """Wait for the end of a job `ahead` that was claimed in the same moment as this one.
+        """Wait for the end of a job `eager` that was claimed in the same moment as this one.
 
-        Neither claim saw the other then. Both look once more afterwards, here and in `send_ahead`, so
+        Neither claim saw the other then. Both look once more afterwards, here and in `send_parts`, so
         that one of them sees the other; else they would abort each other's multipart upload.
         """
         # Polled, for the other worker may be another process.
-        while isinstance(self._store, AheadStore) and await self._jobs.sending_ahead(job):  # noqa: ASYNC110
-            await asyncio.sleep(AHEAD_LOOK_SECONDS)
+        while isinstance(self._store, PartStore) and await self._jobs.sending_parts(job):  # noqa: ASYNC110
+            await asyncio.sleep(EAGER_LOOK_SECONDS)
 
     def _transfer_state(self, job: Job) -> MeteredTransferState:
         return MeteredTransferState(self._jobs.transfer_state(job), self._metrics.transferred_bytes.inc)
@@ -164,9 +164,9 @@ class Transfers:
             return
         if job.multipart_id is not None:
             await store.abort(upload.object_key, job.multipart_id)
-        # A worker that died while it sent ahead may have begun what nobody could record.
-        sent_ahead = isinstance(store, AheadStore) and upload.offset > SMALL_BYTES
-        if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_ahead):
+        # A worker that died while it sent early may have begun what nobody could record.
+        sent_bytes = isinstance(store, PartStore) and upload.offset > SMALL_BYTES
+        if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_bytes):
             await self._remove_object(store, upload, upload)
 
     async def _store_of(self, job: Job) -> ObjectStore | None:

@@ -73,7 +73,7 @@ async def show_upload(request: web.Request) -> web.Response:
         wanted=lambda: request.transport is not None and not request.transport.is_closing(),
     )
     view = await _view(request, principal, seen.upload)
-    return json_response(view | transfer_view(seen.transfer, seen.sent_ahead))
+    return json_response(view | transfer_view(seen.transfer, seen.sent_bytes))
 
 
 async def remove_upload(request: web.Request) -> web.Response:

@@ -95,13 +95,13 @@ def upload_links(upload: Upload, *, prefix: str, downloads: bool) -> dict[str, s
     }
 
 
-def transfer_view(transfer: TransferView | None, sent_ahead: int = 0) -> dict[str, Any]:
-    """Return how the latest transfer of an upload stands; before there is one, what was sent ahead of it."""
+def transfer_view(transfer: TransferView | None, sent_bytes: int = 0) -> dict[str, Any]:
+    """Return how the latest transfer of an upload stands; before there is one, what was sent early of it."""
     return {
         "transfer": {"id": transfer.id, "state": transfer.state} if transfer else None,
         "transfer_id": transfer.id if transfer else None,
         "attempts": transfer.attempts if transfer else 0,
-        "bytes_transferred": transfer.bytes_done if transfer else sent_ahead,
+        "bytes_transferred": transfer.bytes_done if transfer else sent_bytes,
         "last_error": transfer.last_error if transfer else None,
         "error_code": transfer.error_code if transfer else None,
         "next_attempt_at": transfer.next_attempt_at if transfer else None,

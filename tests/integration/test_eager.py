@@ -17,7 +17,7 @@ from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
-from tusd_py.ports import AheadStore, Job, ObjectSpec, PartRecord, Segment, TransferState
+from tusd_py.ports import Job, ObjectSpec, PartRecord, PartStore, Segment, TransferState
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker.transfer import Transfers
@@ -26,7 +26,7 @@ CONTENT = b"0123456789abcdef"
 PART = len(CONTENT) // InParts.PARTS
 
 
-class Ahead(InParts, AheadStore):
+class Ahead(InParts, PartStore):
     """Sends whole parts ahead, after whatever `error` says; waits at `gate` where there is one."""
 
     def __init__(self, inner: FilesystemStore, *, error: Exception | None = None, gated: bool = False) -> None:
@@ -38,7 +38,7 @@ class Ahead(InParts, AheadStore):
         if not gated:
             self.gate.set()
 
-    async def put_ahead(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
+    async def put_parts(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> int:
         durable = sum(segment.length for segment in segments)
         self.calls.append(durable)
         if self.error is not None:
@@ -69,7 +69,7 @@ class Ahead(InParts, AheadStore):
 @pytest.fixture
 async def world(shared_dsn: str, tmp_path: Path) -> AsyncIterator[World]:
     """A node that sends everything ahead that is longer than a part."""
-    async with open_world(shared_dsn, tmp_path, ahead_above=PART) as opened:
+    async with open_world(shared_dsn, tmp_path, eager_above=PART) as opened:
         yield opened
 
 
@@ -107,7 +107,7 @@ async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -
     assert await world.sql("SELECT 1 FROM transfer_parts") == []
 
 
-async def test_what_was_sent_ahead_to_a_former_store_is_sent_to_the_new_one(world: World, tmp_path: Path) -> None:
+async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(world: World, tmp_path: Path) -> None:
     """The new one takes no parts: what waited for them rests until the upload is complete."""
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     store = Ahead(world.store)
@@ -133,8 +133,8 @@ async def test_what_was_sent_ahead_to_a_former_store_is_sent_to_the_new_one(worl
 
 
 async def rests(world: World, upload: Upload) -> bool:
-    """Whether the upload's job ahead waits for its last byte."""
-    return await world.jobs_of(upload, "kind, state, wants") == [("ahead", "queued", len(CONTENT))]
+    """Whether the upload's eager job waits for its last byte."""
+    return await world.jobs_of(upload, "kind, state, min_offset") == [("eager", "queued", len(CONTENT))]
 
 
 async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> None:
@@ -153,7 +153,7 @@ async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> 
         await is_true(lambda: store.sent_of(upload) == "1 2 ", "the second part is sent")
 
 
-async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_send_ahead(world: World) -> None:
+async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_send_eager(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600, protocol=UploadProtocol.RUFH)
     store = Ahead(world.store)
     async with working(world, store):
@@ -170,9 +170,9 @@ async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_
     assert world.object(upload) == CONTENT
 
 
-async def resting(world: World, upload: Upload, wants: int) -> bool:
-    """Whether the job ahead waits for so many bytes."""
-    return ("ahead", "queued", wants) in await world.jobs_of(upload, "kind, state, wants")
+async def resting(world: World, upload: Upload, min_offset: int) -> bool:
+    """Whether the eager job waits for so many bytes."""
+    return ("eager", "queued", min_offset) in await world.jobs_of(upload, "kind, state, min_offset")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ async def resting(world: World, upload: Upload, wants: int) -> bool:
     [{"length": PART}, {"length": None}, {"concat": Concat.PARTIAL}],
     ids=["too-short", "of-unknown-length", "a-partial-upload"],
 )
-async def test_who_is_not_sent_ahead(world: World, changes: dict[str, object]) -> None:
+async def test_who_is_not_sent_eager(world: World, changes: dict[str, object]) -> None:
     upload = await world.create(**({"length": len(CONTENT), "expires_after_seconds": 3600} | changes))
 
     await receive(world, upload, PART - 1)
@@ -189,7 +189,7 @@ async def test_who_is_not_sent_ahead(world: World, changes: dict[str, object]) -
 
 
 async def test_no_store_that_cannot_gets_such_a_job(shared_dsn: str, tmp_path: Path) -> None:
-    async with open_world(shared_dsn, tmp_path, ahead_above=None) as world:
+    async with open_world(shared_dsn, tmp_path, eager_above=None) as world:
         upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
 
         await receive(world, upload, PART)
@@ -232,11 +232,11 @@ async def test_the_transfer_waits_for_what_is_on_its_way(world: World) -> None:
     assert world.object(upload) == CONTENT
 
 
-async def test_a_worker_that_died_ahead_is_succeeded(world: World) -> None:
+async def test_a_worker_that_died_eager_is_succeeded(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     upload = await receive(world, upload, PART)
-    (job,) = await world.jobs("dead").claim(10, ahead=1)
-    assert job.kind == "ahead"
+    (job,) = await world.jobs("dead").claim(10, eager=1)
+    assert job.kind == "eager"
     upload = await receive(world, upload, len(CONTENT))
     assert await world.jobs("other").claim(10) == []
 
@@ -246,15 +246,15 @@ async def test_a_worker_that_died_ahead_is_succeeded(world: World) -> None:
         await reaches(world, upload, State.STORED)
 
         async def over() -> bool:
-            return ("ahead", "succeeded") in await world.jobs_of(upload)
+            return ("eager", "succeeded") in await world.jobs_of(upload)
 
-        await is_true(over, "the job ahead is closed")
+        await is_true(over, "the eager job is closed")
 
-    assert ("ahead", 1, "lost") in await world.attempts_of(upload)
+    assert ("eager", 1, "lost") in await world.attempts_of(upload)
     assert await world.jobs().next_due_seconds() is None
 
 
-async def test_removing_an_upload_stops_what_is_sent_ahead_of_it(world: World) -> None:
+async def test_removing_an_upload_stops_what_is_sent_eager_of_it(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     store = Ahead(world.store, gated=True)
     async with working(world, store):
@@ -280,7 +280,7 @@ async def test_a_resting_job_ends_with_its_upload(world: World) -> None:
         await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
 
         await world.uploads.remove(upload.id)
-        assert ("ahead", "cancelled") in await world.jobs_of(upload)
+        assert ("eager", "cancelled") in await world.jobs_of(upload)
         await reaches(world, upload, State.REMOVED)
 
     assert store.aborted == [(upload.object_key, f"multipart of {upload.id}")]
@@ -310,12 +310,12 @@ async def test_finished_uploads_come_before_unfinished_ones(world: World) -> Non
     await receive(world, first, PART)
     finished = await world.completed(length=2**30)
 
-    claimed = await world.jobs().claim(10, large=1, ahead=1)
+    claimed = await world.jobs().claim(10, large=1, eager=1)
 
     assert [job.upload.id for job in claimed] == [finished.id]
-    (ahead,) = await world.jobs().claim(10, large=1, ahead=1)
+    (ahead,) = await world.jobs().claim(10, large=1, eager=1)
     assert ahead.upload.id == first.id
-    assert await world.jobs("other").claim(10, large=5, ahead=0) == []
+    assert await world.jobs("other").claim(10, large=5, eager=0) == []
 
 
 async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
@@ -329,7 +329,7 @@ async def test_what_waits_for_bytes_is_no_backlog(world: World) -> None:
 
 
 @pytest.mark.parametrize("trigger", [Trigger.COMMIT, Trigger.MANUAL])
-async def test_what_waits_to_be_asked_for_is_not_sent_ahead(world: World, trigger: Trigger) -> None:
+async def test_what_waits_to_be_asked_for_is_not_sent_eager(world: World, trigger: Trigger) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600, trigger=trigger)
     await receive(world, upload, PART)
 
@@ -340,7 +340,7 @@ async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> 
     """The transfer_state locks the job before the upload; a checkpoint holds the upload."""
     upload = await world.create(length=2**30, expires_after_seconds=3600)
     upload = await receive(world, upload, PART)
-    (job,) = await world.jobs().claim(10, ahead=1)
+    (job,) = await world.jobs().claim(10, eager=1)
     transfer_state = world.jobs().transfer_state(job)
 
     async def record() -> None:
@@ -373,7 +373,7 @@ async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.M
 
 # --- two claims in one moment ----------------------------------------------------------------------
 
-SET_STATE = "UPDATE jobs SET state = $2 WHERE upload_id = $1 AND kind = 'ahead'"
+SET_STATE = "UPDATE jobs SET state = $2 WHERE upload_id = $1 AND kind = 'eager'"
 
 
 def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
@@ -390,13 +390,13 @@ def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
 
 
 async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload, Job, Job]:
-    """An upload of which one worker has claimed the job ahead and another one the job that ends it.
+    """An upload of which one worker has claimed the eager job and another one the job that ends it.
 
     Claims in two transactions do not see each other; here the one is hidden from the other by hand.
     """
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     upload = await receive(world, upload, PART)
-    (ahead,) = await world.jobs("first").claim(10, ahead=1)
+    (ahead,) = await world.jobs("first").claim(10, eager=1)
     if kind == "transfer":
         upload = await receive(world, upload, len(CONTENT))
     else:
@@ -405,7 +405,7 @@ async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload
     await world.sql(SET_STATE, upload.id, "succeeded")
     (other,) = await world.jobs("second").claim(10)
     await world.sql(SET_STATE, upload.id, "running")
-    assert (ahead.kind, other.kind) == ("ahead", kind)
+    assert (ahead.kind, other.kind) == ("eager", kind)
     return upload, ahead, other
 
 
@@ -419,7 +419,7 @@ async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world:
     assert not done
     assert (world.object(upload), store.aborted, world.staged(upload)) == (None, [], True)
 
-    assert await world.jobs("first").rest(ahead, wants=2 * PART)
+    assert await world.jobs("first").defer(ahead, min_offset=2 * PART)
 
     async with asyncio.timeout(SOON):
         await ending
@@ -427,10 +427,10 @@ async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world:
     assert world.staged(upload) == (kind == "transfer")
 
 
-async def test_who_sends_ahead_looks_whether_the_upload_has_ended_meanwhile(world: World) -> None:
+async def test_who_sends_eager_looks_whether_the_upload_has_ended_meanwhile(world: World) -> None:
     store = Ahead(world.store)
     _, ahead, _ = await claimed_at_once(world, store, "transfer")
 
-    await transfers_of(world, store, "first").send_ahead(ahead)
+    await transfers_of(world, store, "first").send_parts(ahead)
 
     assert store.calls == []

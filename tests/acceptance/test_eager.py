@@ -28,7 +28,7 @@ SERVERS = {"rclone": rclone_s3, "ministack": ministack_s3}
 
 
 def config_for(s3: S3Server) -> dict[str, Any]:
-    """Small parts, and no upload too short to be sent ahead."""
+    """Small parts, and no upload too short to be sent early."""
     storage = s3.storage_config()
     storage["s3"] |= {"part_size": PART, "multipart_threshold": PART}
     storage["s3"]["client"] = {"max_attempts": 1, "connect_timeout": "1s"}
@@ -121,7 +121,7 @@ def test_an_s3_that_is_away_does_not_slow_the_client(start_server: StartServer, 
 
         append(url, 0, PART)
         # Otherwise the whole of it may be here before the worker has looked at its beginning.
-        wait_until(lambda: "job_postponed" in server.log_text(), deadline=30, what="sending ahead has been put off")
+        wait_until(lambda: "job_postponed" in server.log_text(), deadline=30, what="sending early has been put off")
         for start in range(PART, LENGTH, PART):
             append(url, start, min(start + PART, LENGTH))
         assert server.upload_json(upload_id)["state"] in {"completed", "transferring"}

@@ -10,7 +10,7 @@ import pytest
 from tests.contract.destinations import PART, Calls, Crash, MemoryTransferState, S3Destination, identity_of
 from tests.contract.test_object_store import KEY, assert_nothing, assert_only, spec_of
 from tusd_py.errors import StagingDamaged
-from tusd_py.ports import AheadStore, Segment
+from tusd_py.ports import PartStore, Segment
 from tusd_py.stores.filesystem import FilesystemStore
 
 Content = Callable[[int], bytes]
@@ -25,7 +25,7 @@ def beginning(segments: list[Segment], length: int) -> list[Segment]:
     return [Segment(segments[0].path, length)]
 
 
-async def test_parts_go_ahead_and_the_rest_follows(
+async def test_parts_go_eager_and_the_rest_follows(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls
 ) -> None:
     data = content(LENGTH)
@@ -33,22 +33,22 @@ async def test_parts_go_ahead_and_the_rest_follows(
     spec, early = spec_of(data), spec_of(data, crc64nvme=None)
     transfer_state = MemoryTransferState()
     store = await open_store(s3)
-    assert isinstance(store, AheadStore)
+    assert isinstance(store, PartStore)
 
-    assert await store.put_ahead(early, beginning(segments, PART - 1), transfer_state) == PART
+    assert await store.put_parts(early, beginning(segments, PART - 1), transfer_state) == PART
     assert calls.parts == []
     assert_nothing(s3)  # no multipart upload for an upload that may never have a whole part
 
-    assert await store.put_ahead(early, beginning(segments, PART + 7), transfer_state) == 2 * PART
+    assert await store.put_parts(early, beginning(segments, PART + 7), transfer_state) == 2 * PART
     assert calls.parts == [1]
     assert s3.keys() == []
 
     # Another process, and nothing new: nothing is sent.
     second = transfer_state.successor()
-    assert await (await open_store(s3)).put_ahead(early, beginning(segments, PART + 8), second) == 2 * PART
+    assert await (await open_store(s3)).put_parts(early, beginning(segments, PART + 8), second) == 2 * PART
     assert calls.parts == [1]
 
-    assert await store.put_ahead(early, beginning(segments, 2 * PART), second) == LENGTH
+    assert await store.put_parts(early, beginning(segments, 2 * PART), second) == LENGTH
     assert calls.parts == [1, 2]
 
     await (await open_store(s3)).put(spec, segments, second.successor())
@@ -63,7 +63,7 @@ async def test_what_fits_into_one_request_waits_for_its_end(
 ) -> None:
     data = content(length)
 
-    wanted = await (await open_store(s3)).put_ahead(
+    wanted = await (await open_store(s3)).put_parts(
         spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryTransferState()
     )
 
@@ -73,7 +73,7 @@ async def test_what_fits_into_one_request_waits_for_its_end(
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before-it-counts", "after-it-counts"])
-async def test_a_worker_may_be_killed_at_any_call_ahead(
+async def test_a_worker_may_be_killed_at_any_call_eager(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, calls: Calls, before: bool
 ) -> None:
     data = content(PART + 1)
@@ -86,7 +86,7 @@ async def test_a_worker_may_be_killed_at_any_call_ahead(
         transfer_state = MemoryTransferState(stop_at=step, before=before)
         store = await open_store(s3)
         try:
-            await store.put_ahead(spec_of(data, key, crc64nvme=None), beginning(segments, PART), transfer_state)
+            await store.put_parts(spec_of(data, key, crc64nvme=None), beginning(segments, PART), transfer_state)
             crashed = False
         except Crash:
             pass
@@ -102,14 +102,14 @@ async def test_a_worker_may_be_killed_at_any_call_ahead(
     assert step > 3
 
 
-async def test_what_was_sent_ahead_of_damaged_bytes_does_not_become_an_object(
+async def test_what_was_sent_eager_of_damaged_bytes_does_not_become_an_object(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content
 ) -> None:
     data = content(PART + 1)
     segments = stage(b"X" + data[1:])
     transfer_state = MemoryTransferState()
     store = await open_store(s3)
-    await store.put_ahead(spec_of(data, crc64nvme=None), beginning(segments, PART), transfer_state)
+    await store.put_parts(spec_of(data, crc64nvme=None), beginning(segments, PART), transfer_state)
 
     with pytest.raises(StagingDamaged):
         await store.put(spec_of(data), segments, transfer_state)
@@ -123,8 +123,8 @@ async def test_a_missing_file_is_told(s3: S3Destination, open_store: OpenStore, 
     segments[0].path.unlink()
 
     with pytest.raises(StagingDamaged):
-        await (await open_store(s3)).put_ahead(spec_of(content(PART + 1)), segments, MemoryTransferState())
+        await (await open_store(s3)).put_parts(spec_of(content(PART + 1)), segments, MemoryTransferState())
 
 
-def test_a_folder_takes_nothing_ahead(tmp_path: Any) -> None:
-    assert not isinstance(FilesystemStore(tmp_path), AheadStore)
+def test_a_folder_takes_nothing_eager(tmp_path: Any) -> None:
+    assert not isinstance(FilesystemStore(tmp_path), PartStore)

@@ -1,0 +1,6 @@
+-- The word of the configuration, transfer.eager, in the queue as well.
+
+ALTER TABLE jobs RENAME COLUMN wants TO min_offset;
+ALTER TABLE jobs DROP CONSTRAINT jobs_kind_check;
+UPDATE jobs SET kind = 'eager' WHERE kind = 'ahead';
+ALTER TABLE jobs ADD CONSTRAINT jobs_kind_check CHECK (kind IN ('transfer', 'eager', 'remove'));
