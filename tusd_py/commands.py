@@ -14,10 +14,10 @@ from tusd_py.app import (
     demand_directories,
     identify,
     make_catalog,
+    make_cleanup_records,
     make_core,
     make_reconcilers,
     make_records,
-    make_sweep_records,
     plan_adoption,
     reachable,
     running,
@@ -99,14 +99,14 @@ def _describe(seen: UploadStatus) -> str:
 async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
     """Queue every failed transfer of this node again, and say how many there were."""
     records = make_records(config)
-    sweep = make_sweep_records(records)
+    cleanup = make_cleanup_records(records)
     total = 0
     started = time.monotonic()
     async with reachable(records):
         await identify(records)
-        waiting = await sweep.count_requeued()
+        waiting = await cleanup.count_requeued()
         # Not those that a worker has given up meanwhile, or this might never end.
-        while count := await sweep.requeue_failed(time.monotonic() - started, BATCH):
+        while count := await cleanup.requeue_failed(time.monotonic() - started, BATCH):
             total += count
         figures = await read_stats(records.database, records.identity.id)
     say(f"{total} queued")

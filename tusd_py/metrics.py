@@ -59,9 +59,11 @@ class Metrics:
         self._count_http()
         self._count_bodies()
         self._count_transfers()
-        self.swept = Counter("tusd_swept", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry)
+        self.cleaned = Counter(
+            "tusd_cleanup", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry
+        )
         for kind in SWEPT_KINDS:
-            self.swept.labels(kind)
+            self.cleaned.labels(kind)
         self.cleanup_failures = Counter(
             "tusd_cleanup_failures", "Files that cleanup could not deal with, and tries again later.", ["kind"],
             registry=self.registry,

@@ -395,7 +395,7 @@ async def test_a_removal_leaves_a_tombstone(world: World) -> None:
 async def test_what_expired_stays_expired_once_its_bytes_are_gone(world: World) -> None:
     upload = await world.create()
     await world.run_out_of_time(upload)
-    await world.sweep.expire(upload.id)
+    await world.cleanup.expire(upload.id)
     (job,) = await world.jobs().claim(1)
 
     assert job.runnable

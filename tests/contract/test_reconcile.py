@@ -64,7 +64,7 @@ async def test_a_lost_object_is_sent_again_from_staging(
     upload, gone = await world.received(CONTENT), await world.received(CONTENT)
     await put_in_store(world, store, upload, gone)
     await world.staging.remove([gone.id])
-    await world.sweep.purged([gone.id])
+    await world.cleanup.purged([gone.id])
     await store.remove(identity_of(CONTENT, upload.object_key))
     await store.remove(identity_of(CONTENT, gone.object_key))
 

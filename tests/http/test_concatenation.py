@@ -477,7 +477,7 @@ async def test_parts_outlive_the_final_that_waits_for_them(served):
     await served.core.database.execute(
         "UPDATE uploads SET expires_at = now() - interval '1 s' WHERE concat = 'partial'"
     )
-    assert await served.work.sweep.expire() == 0
+    assert await served.work.cleanup.expire() == 0
 
 
 async def test_an_expired_final_is_gone_with_its_parts(served):
@@ -491,6 +491,6 @@ async def test_an_expired_final_is_gone_with_its_parts(served):
     staged = served.core.staging.path((await served.upload(source)).id)
     for _ in range(2):
         # The first pass expires the final, and with that sets its parts free.
-        await served.work.sweep.once()
+        await served.work.cleanup.once()
     async with served.working():
         await eventually(lambda: not staged.exists())

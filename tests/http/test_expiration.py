@@ -112,7 +112,7 @@ async def test_the_reaper_frees_what_is_overdue(served):
     await age(served, path, 10 * 86400)
     staged = served.core.staging.path((await served.upload(path)).id)
 
-    assert await served.work.sweep.expire() == 1
+    assert await served.work.cleanup.expire() == 1
     async with served.working():
         await eventually(lambda: not staged.exists())
 
@@ -126,7 +126,7 @@ async def test_an_append_that_began_in_time_may_finish(served, there):
     connection = await served.begin(path, there, b"hello"[there:3], ("Content-Length", str(5 - there)))
     await age(served, path, 10 * 86400)
 
-    assert await served.work.sweep.expire() == 0
+    assert await served.work.cleanup.expire() == 0
     await connection.send(b"lo")
 
     assert (await connection.response()).status == 204
@@ -139,7 +139,7 @@ async def test_a_finished_upload_outlives_the_reaper(served):
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     await served.core.database.execute("UPDATE uploads SET created_at = created_at - interval '1 year'")
 
-    assert await served.work.sweep.expire() == 0
+    assert await served.work.cleanup.expire() == 0
     assert (await served.upload(path)).expires_at is None
     assert (await served.head(path)).status == 200
 

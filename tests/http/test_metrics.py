@@ -177,6 +177,6 @@ async def test_no_request_brings_a_label_that_was_not_there(served):
         for target in ("/files/", cut, path, link, f"/download/{uuid.uuid4()}", "/api/v1/uploads", "/", "/nowhere"):
             await served.request(method, target, {})
             await served.request(method, target, [("Range", "bytes=99-"), ("Upload-Complete", "?1")])
-    await served.work.sweep.once()
+    await served.work.cleanup.once()
 
     assert set(series(served.core.metrics)) == before

@@ -214,8 +214,8 @@ class Interleavings(RuleBasedStateMachine):
         self.models.remove(model)
 
     @rule()
-    def sweep(self) -> None:
-        self.run(self.served.work.sweep.once())
+    def cleanup(self) -> None:
+        self.run(self.served.work.cleanup.once())
 
     @rule()
     def transfer(self) -> None:

@@ -113,7 +113,7 @@ async def test_who_waits_hears_of_an_upload_that_expires(served):
     waiter = await waiting(served, upload_id)
     await served.core.database.execute("UPDATE uploads SET expires_at = now() WHERE id = $1", upload_id)
 
-    assert await served.work.sweep.expire() == 1
+    assert await served.work.cleanup.expire() == 1
 
     assert (await answer(waiter))["state"] == "expired"
 

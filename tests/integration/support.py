@@ -16,13 +16,13 @@ from tests.conftest import _dsn_for, _run
 from tusd_py import crc64
 from tusd_py.config.places import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
+from tusd_py.database.cleanup import PostgresCleanup
 from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.notifier import Notifier
 from tusd_py.database.outages import PostgresOutages
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database
 from tusd_py.database.staging_directories import StagingDirectories
-from tusd_py.database.sweep import PostgresSweep
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
@@ -69,7 +69,7 @@ class World:
     database: Database
     notifier: Notifier
     uploads: PostgresUploads
-    sweep: PostgresSweep
+    cleanup: PostgresCleanup
     staging: StagingArea
     store: FilesystemStore
     root: Path
@@ -245,7 +245,7 @@ async def open_world(
             database=pool,
             notifier=notifier,
             uploads=PostgresUploads(pool, notifier, max_size=None, eager_above=eager_above),
-            sweep=PostgresSweep(pool, notifier, directory=staging.identity),
+            cleanup=PostgresCleanup(pool, notifier, directory=staging.identity),
             staging=staging,
             store=store,
             root=root,

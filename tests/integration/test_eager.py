@@ -293,7 +293,7 @@ async def test_an_abandoned_upload_aborts_what_was_sent(world: World) -> None:
         upload = await receive(world, upload, PART)
         await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
         await world.run_out_of_time(upload)
-        assert await world.sweep.expire(upload.id)
+        assert await world.cleanup.expire(upload.id)
         await is_true(lambda: bool(store.aborted), "the multipart upload is aborted")
 
         async def closed() -> bool:
@@ -381,7 +381,7 @@ def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
     return Transfers(
         jobs=world.jobs(worker),
         uploads=world.uploads,
-        sweep=world.sweep,
+        cleanup=world.cleanup,
         staging=world.staging,
         stores=world.stores(store),
         metrics=Metrics(),
@@ -401,7 +401,7 @@ async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload
         upload = await receive(world, upload, len(CONTENT))
     else:
         await world.run_out_of_time(upload)
-        assert await world.sweep.expire(upload.id)
+        assert await world.cleanup.expire(upload.id)
     await world.sql(SET_STATE, upload.id, "succeeded")
     (other,) = await world.jobs("second").claim(10)
     await world.sql(SET_STATE, upload.id, "running")

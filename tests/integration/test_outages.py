@@ -22,8 +22,8 @@ from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker import outages
+from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 from tusd_py.worker.outages import OutageDetector
-from tusd_py.worker.sweep import Sweep, SweepSettings
 
 AWAY = Outage(blocked=False, code="ERR_STORE_UNAVAILABLE", sentence="The store is not reachable.")
 BLOCKED = Outage(blocked=True, code="ERR_STORE_BLOCKED", sentence="The store refuses this server (NoSuchBucket).")
@@ -330,10 +330,10 @@ async def test_staged_copies_of_what_is_gone_do_not_wait_for_the_store(world: Wo
     gone, kept = await world.received(), await world.received()
     await world.outages().declare(AWAY, probe_in_seconds=3600)
     await world.uploads.remove(gone.id)
-    settings = SweepSettings(60, True, 0, 0, 60, 60, 60, 60)
-    sweep = Sweep(world.sweep, world.staging, settings, Metrics())
+    settings = CleanupSettings(60, True, 0, 0, 60, 60, 60, 60)
+    cleanup = Cleanup(world.cleanup, world.staging, settings, Metrics())
 
-    first, again = await sweep.once(), await sweep.once()
+    first, again = await cleanup.once(), await cleanup.once()
 
     assert (first["gone_copies_removed"], again["gone_copies_removed"]) == (1, 0)
     assert (world.staged(gone), world.staged(kept)) == (False, True)
@@ -347,7 +347,7 @@ async def test_while_the_store_is_there_removals_are_left_to_their_jobs(world: W
     upload = await world.received()
     await world.uploads.remove(upload.id)
 
-    assert await world.sweep.gone_copies(10) == []
+    assert await world.cleanup.gone_copies(10) == []
     assert world.staged(upload)
 
 

@@ -431,7 +431,7 @@ async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch:
     await world.advance(final_part, 4)
     await rings(1, "the last part")
     await world.run_out_of_time(part)
-    await world.sweep.expire(part.id)
+    await world.cleanup.expire(part.id)
     await rings(1, "an upload that expired")
     await world.uploads.remove(upload.id)
     await rings(1, "a removal")

@@ -36,9 +36,9 @@ async def is_clean(world: World, **changes: Any) -> None:
 
 
 async def purge(world: World, upload: Upload) -> None:
-    """Let go of a staged copy, as the sweep does."""
+    """Let go of a staged copy, as the cleanup does."""
     await world.staging.remove([upload.id])
-    await world.sweep.purged([upload.id])
+    await world.cleanup.purged([upload.id])
 
 
 async def removed(world: World) -> Upload:
@@ -249,7 +249,7 @@ async def test_a_staged_copy_that_should_be_gone_goes(world: World, recorded: bo
     upload = await world.received(CONTENT)
     await put_in_store(world, upload)
     if not recorded:
-        await world.sweep.purged([upload.id])
+        await world.cleanup.purged([upload.id])
 
     told = await reports(world)
     mended = await reconcile(world, repair=True)
@@ -334,7 +334,7 @@ async def test_a_lost_object_is_made_anew_of_the_staged_copy(world: World, recor
     upload = await world.received(CONTENT)
     await put_in_store(world, upload)
     if not recorded:  # the copy that nobody remembers is the last one
-        await world.sweep.purged([upload.id])
+        await world.cleanup.purged([upload.id])
     world.store.local_path(upload.object_key).unlink()
 
     told = await reports(world)

@@ -20,11 +20,11 @@ import tusd_py.database
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import HERE, World
 from tusd_py.database import (
+    cleanup,
     concatenation,
     jobs,
     reconcile,
     stats,
-    sweep,
     termination,
     transfer_state,
     transfers,
@@ -65,7 +65,7 @@ def test_the_statements_are_found() -> None:
     assert {
         "uploads.ADVANCE",
         "jobs.CLAIM",
-        "sweep.EXPIRE",
+        "cleanup.EXPIRE",
         "termination.REMOVE",
         "concatenation.COMPLETE_FINAL",
     } <= names
@@ -192,11 +192,11 @@ PLANS = {
     "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
     "next_due": (jobs.NEXT_DUE, [HERE, True, LARGE_BYTES], "jobs_due"),
     "lock_transfer": (termination.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
-    "overdue": (sweep.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
-    "purgeable": (sweep.PURGEABLE, [HERE, 60.0, 500, []], "uploads_purgeable"),
-    "requeue_failed": (sweep.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
-    "adopt_jobless": (sweep.ADOPT_JOBLESS, [HERE, 500], "uploads_unsettled"),
-    "purge_rows": (sweep.PURGE_ROWS, [60.0, 500], "uploads_gone"),
+    "overdue": (cleanup.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
+    "purgeable": (cleanup.PURGEABLE, [HERE, 60.0, 500, []], "uploads_purgeable"),
+    "requeue_failed": (cleanup.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
+    "requeue_orphaned": (cleanup.REQUEUE_ORPHANED, [HERE, 500], "uploads_unsettled"),
+    "purge_rows": (cleanup.PURGE_ROWS, [60.0, 500], "uploads_gone"),
     "reconcile_page": (reconcile.PAGE, ["key/2", 500, [1]], "uploads_object_key_place"),
     "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"], [1]], "uploads_object_key_place"),
     "reconcile_by_id": (reconcile.BY_ID, [[UNAUTHENTICATED]], "uploads_pkey"),

@@ -62,9 +62,9 @@ async def lose(world: World, uploads: dict[State, Upload]) -> None:
 
 async def expire(world: World, uploads: dict[State, Upload]) -> None:
     await world.run_out_of_time(*uploads.values())
-    due = {upload.id for upload in await world.sweep.overdue(100)}
+    due = {upload.id for upload in await world.cleanup.overdue(100)}
     for state, upload in uploads.items():
-        expired = await world.sweep.expire(upload.id)
+        expired = await world.cleanup.expire(upload.id)
         assert expired is (upload.id in due) is (Event.EXPIRE in TRANSITIONS[state])
 
 
@@ -148,8 +148,8 @@ async def test_a_complete_upload_that_is_no_part_does_not_expire(world: World) -
     upload = await world.completed()
     await world.run_out_of_time(upload)
 
-    assert await world.sweep.overdue(10) == []
-    assert not await world.sweep.expire(upload.id)
+    assert await world.cleanup.overdue(10) == []
+    assert not await world.cleanup.expire(upload.id)
     assert await world.state(upload) is State.COMPLETED
 
 

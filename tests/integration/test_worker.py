@@ -38,9 +38,9 @@ from tusd_py.errors import (
 from tusd_py.metrics import Metrics
 from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment, StoredObject, TransferState
 from tusd_py.protocol.upload import State, Upload, UploadId
+from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner
-from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers
 
 MIB = 2**20
@@ -281,21 +281,21 @@ async def test_a_helper_that_dies_takes_the_worker_with_it(world: World) -> None
 
 
 async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
-    class Broken(Sweep):
+    class Broken(Cleanup):
         async def once(self) -> dict[str, int]:
-            raise RuntimeError("bug in the sweep")
+            raise RuntimeError("bug in the cleanup")
 
     metrics = Metrics()
     transfers = Transfers(
-        jobs=world.jobs(), uploads=world.uploads, sweep=world.sweep, staging=world.staging, stores=world.stores(),
+        jobs=world.jobs(), uploads=world.uploads, cleanup=world.cleanup, staging=world.staging, stores=world.stores(),
         metrics=metrics, purge_at_once=True,
     )  # fmt: skip
-    sweep = Broken(world.sweep, world.staging, SweepSettings(60, True, 0, 0, 60, 60, 60, 60), metrics)
+    cleanup = Broken(world.cleanup, world.staging, CleanupSettings(60, True, 0, 0, 60, 60, 60, 60), metrics)
     detector = OutageDetector(world.outages(), world.store, poll_seconds=60)
     runner = Runner(world.jobs(), transfers, detector, settings(), metrics)
 
-    with pytest.raises(RuntimeError, match="bug in the sweep"):
-        await asyncio.wait_for(run_work(Work(runner, sweep), asyncio.Event()), SOON)
+    with pytest.raises(RuntimeError, match="bug in the cleanup"):
+        await asyncio.wait_for(run_work(Work(runner, cleanup), asyncio.Event()), SOON)
 
 
 # --- a database that is away -----------------------------------------------------------------------
@@ -475,7 +475,7 @@ async def test_a_copy_that_cannot_be_removed_does_not_fail_the_transfer(
     assert await world.attempts_of(upload) == [("transfer", 1, "succeeded")]
     assert world.staged(upload)
     assert (await world.find(upload)).local_present
-    assert await world.sweep.purgeable(0, 10) == [upload.id]
+    assert await world.cleanup.purgeable(0, 10) == [upload.id]
 
 
 # --- removing --------------------------------------------------------------------------------------
@@ -727,7 +727,7 @@ async def test_a_worker_that_comes_back_after_everything_is_over_takes_its_objec
         await world.uploads.remove(upload.id)
         async with working(world, name="worker-2"):
             await reaches(world, upload, State.REMOVED)
-        await world.sweep.purge_rows(0, 10)
+        await world.cleanup.purge_rows(0, 10)
         assert await world.uploads.find(upload.id) is None
         store.gate.set()
         await is_true(lambda: getattr(store, "late", None) == b"0123456789", "the object was made")

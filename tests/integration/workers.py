@@ -69,7 +69,7 @@ async def working(
     transfers = Transfers(
         jobs=queue,
         uploads=world.uploads,
-        sweep=world.sweep,
+        cleanup=world.cleanup,
         staging=world.staging,
         stores=stores,
         metrics=metrics,

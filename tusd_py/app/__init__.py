@@ -15,7 +15,7 @@ from tusd_py.app.core import (
 from tusd_py.app.embedding import create_app
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.serving import derive_features, make_catalog, make_web, upload_settings
-from tusd_py.app.working import Work, make_sweep_records, make_work, run_work
+from tusd_py.app.working import Work, make_cleanup_records, make_work, run_work
 
 __all__ = [
     "Core",
@@ -28,12 +28,12 @@ __all__ = [
     "derive_features",
     "identify",
     "make_catalog",
+    "make_cleanup_records",
     "make_core",
     "make_former_store",
     "make_reconcilers",
     "make_records",
     "make_store",
-    "make_sweep_records",
     "make_web",
     "make_work",
     "plan_adoption",

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tusd_py.app.core import Core, Records
+from tusd_py.database.cleanup import PostgresCleanup
 from tusd_py.database.jobs import PostgresJobs
 from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.outages import PostgresOutages
-from tusd_py.database.sweep import PostgresSweep
 from tusd_py.process_identity import unique_name
+from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import Runner, WorkerSettings
-from tusd_py.worker.sweep import Sweep, SweepSettings
 from tusd_py.worker.transfer import Transfers
 
 
@@ -23,7 +23,7 @@ class Work:
     """The worker's side, wired."""
 
     runner: Runner
-    sweep: Sweep
+    cleanup: Cleanup
 
 
 def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ()) -> Work:
@@ -37,11 +37,11 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         lease_seconds=transfer.lease,
         notifier=core.notifier,
     )
-    sweep = make_sweep_records(core)
+    cleanup = make_cleanup_records(core)
     transfers = Transfers(
         jobs=jobs,
         uploads=core.uploads,
-        sweep=sweep,
+        cleanup=cleanup,
         staging=core.staging,
         stores=core.stores,
         metrics=core.metrics,
@@ -69,23 +69,23 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
             runner.wake()
 
     core.notifications.subscribe(JOBS_CHANNEL, rung)
-    sweep_settings = SweepSettings(
+    cleanup_settings = CleanupSettings(
         interval_seconds=config.cleanup.interval,
         delete_local=transfer.delete_local,
         delete_local_after_seconds=transfer.delete_local_after,
         requeue_failed_after_seconds=transfer.requeue_failed_after,
-        tombstones_after_seconds=config.cleanup.tombstones_after,
+        deleted_retention_seconds=config.cleanup.deleted_retention,
         orphans_after_seconds=config.cleanup.orphans_after,
         unclaimed_after_seconds=config.cleanup.unclaimed_after,
         events_after_seconds=config.cleanup.events_after,
     )
-    return Work(runner, Sweep(sweep, core.staging, sweep_settings, core.metrics))
+    return Work(runner, Cleanup(cleanup, core.staging, cleanup_settings, core.metrics))
 
 
-def make_sweep_records(records: Records) -> PostgresSweep:
+def make_cleanup_records(records: Records) -> PostgresCleanup:
     """Wire what cleanup asks of the record."""
     config = records.config
-    return PostgresSweep(
+    return PostgresCleanup(
         records.database,
         records.notifier,
         directory=records.identity,
@@ -95,7 +95,7 @@ def make_sweep_records(records: Records) -> PostgresSweep:
 
 async def run_work(work: Work, stop: asyncio.Event) -> None:
     """Run the worker until `stop` is set."""
-    sweeping = asyncio.create_task(work.sweep.run(), name="worker-sweep")
+    sweeping = asyncio.create_task(work.cleanup.run(), name="worker-cleanup")
     running = asyncio.create_task(work.runner.run(), name="worker-runner")
     stopping = asyncio.create_task(stop.wait(), name="worker-stop")
     try:

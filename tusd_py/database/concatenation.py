@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tusd_py.protocol.concat import Room
     from tusd_py.protocol.upload import TokenHash, Upload
 
-# Locked against an append that completes a part, and a sweep that expires one, between this look and
+# Locked against an append that completes a part, and a cleanup that expires one, between this look and
 # the final's own row. Exclusively, since KEEP_PARTS would have to raise a shared lock: of two finals
 # made of the same parts at once, each would wait for the other.
 LOCK_PARTS: Final = f"""

@@ -32,9 +32,9 @@ from tusd_py.ports.stores import (
 )
 from tusd_py.ports.uploads import (
     AttemptView,
+    CleanupRepository,
     ListPosition,
     NewUpload,
-    SweepRepository,
     TransferOrder,
     TransferView,
     UploadRepository,
@@ -49,6 +49,7 @@ __all__ = [
     "Body",
     "CheckResult",
     "Checkable",
+    "CleanupRepository",
     "Digests",
     "DownloadHeaders",
     "Job",
@@ -83,7 +84,6 @@ __all__ = [
     "StagingIdentity",
     "StagingScan",
     "StoredObject",
-    "SweepRepository",
     "TransferOrder",
     "TransferState",
     "TransferView",

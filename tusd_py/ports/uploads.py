@@ -241,7 +241,7 @@ class UploadRepository(Protocol):
         """Return the latest attempts of an upload's jobs, newest first."""
 
 
-class SweepRepository(Protocol):
+class CleanupRepository(Protocol):
     """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
@@ -273,7 +273,7 @@ class SweepRepository(Protocol):
     async def count_requeued(self) -> int:
         """Return how many failed transfers of this node are queued again and not begun."""
 
-    async def adopt_jobless(self, limit: int) -> int:
+    async def requeue_orphaned(self, limit: int) -> int:
         """Queue whatever waits for a job and has none; return how many."""
 
     async def release_parts(self, limit: int) -> int:

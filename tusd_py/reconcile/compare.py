@@ -278,7 +278,7 @@ def _has_no_use(row: RowFacts, scope: Scope) -> bool:
         return not row.local_present  # its removal has been recorded
     if row.state is not State.STORED or not row.remote_present:
         return False
-    # The sweep has been due for a margin's time.
+    # The cleanup has been due for a margin's time.
     overdue = row.stored_seconds >= scope.delete_local_after_seconds + scope.margin_seconds
     return not row.local_present or (scope.delete_local and overdue)
 

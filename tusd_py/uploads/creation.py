@@ -202,7 +202,7 @@ class Creator:
         try:
             upload = await self._uploads.create(replace(received, crc64nvme=crc))
         except (DatabaseUnavailable, asyncio.CancelledError):
-            # The row may have been written before the connection went away; the sweep finds out.
+            # The row may have been written before the connection went away; the cleanup finds out.
             raise
         except BaseException:
             await asyncio.shield(self._staging.remove([new.id]))

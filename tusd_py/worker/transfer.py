@@ -25,13 +25,13 @@ from tusd_py.ports import (
     StoredObject,
 )
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, Trigger, Upload
+from tusd_py.worker.cleanup import remove_staged_copies
 from tusd_py.worker.metered import MeteredTransferState
-from tusd_py.worker.sweep import remove_staged_copies
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores
-    from tusd_py.ports import JobQueue, ObjectStore, Staging, SweepRepository, UploadRepository
+    from tusd_py.ports import CleanupRepository, JobQueue, ObjectStore, Staging, UploadRepository
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Transfers:
         *,
         jobs: JobQueue,
         uploads: UploadRepository,
-        sweep: SweepRepository,
+        cleanup: CleanupRepository,
         staging: Staging,
         stores: Stores,
         metrics: Metrics,
@@ -62,7 +62,7 @@ class Transfers:
         """`object_parameters` are those of each profile."""
         self._jobs = jobs
         self._uploads = uploads
-        self._sweep = sweep
+        self._cleanup = cleanup
         self._staging = staging
         self._stores = stores
         self._store = stores.current
@@ -219,11 +219,11 @@ class Transfers:
             return
         try:
             # A final has no file: its bytes are its parts', which have a life of their own.
-            _, failed = await remove_staged_copies(self._staging, self._sweep, [upload.id for upload in uploads])
+            _, failed = await remove_staged_copies(self._staging, self._cleanup, [upload.id for upload in uploads])
             for error in failed.values():
                 raise error
         except TusdError as error:
-            # They are stored all the same. The sweep finds what stays behind, here or in a crash.
+            # They are stored all the same. The cleanup finds what stays behind, here or in a crash.
             log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))
 
     async def _undo(self, job: Job, stored: StoredObject) -> None:

@@ -72,7 +72,7 @@ class CleanupConfig(Section):
     """Removal of what nobody needs any more."""
 
     interval: PositiveSeconds = Field(default=60, description="time between two passes")
-    tombstones_after: Seconds = Field(
+    deleted_retention: Seconds = Field(
         default=7 * 86400, ge=0, description="rows of removed uploads are kept for so long"
     )
     uncommitted_after: Seconds = Field(

@@ -16,7 +16,7 @@ from tusd_py.database.statements import (
     STORE_THERE,
     WANTS_TRANSFER,
 )
-from tusd_py.ports import StagingIdentity, SweepRepository
+from tusd_py.ports import CleanupRepository, StagingIdentity
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ SELECT count(*) AS n FROM uploads
    AND EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.kind = 'transfer' AND jobs.state IN {LIVE})
 """  # noqa: S608
 # Nothing is ever without its job, since both are one statement; should it happen all the same, this heals it.
-ADOPT_JOBLESS: Final = f"""
+REQUEUE_ORPHANED: Final = f"""
 INSERT INTO jobs (upload_id, kind, staging_id, length)
 SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, staging_id,
        CASE state WHEN 'removing' THEN 0 ELSE upload_length END
@@ -156,7 +156,7 @@ UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state I
 KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM staging_directories WHERE id = $1) AS known"
 
 
-class PostgresSweep(SweepRepository):
+class PostgresCleanup(CleanupRepository):
     """The cleanup queries of one staging directory."""
 
     def __init__(
@@ -213,8 +213,8 @@ class PostgresSweep(SweepRepository):
         row = await self._database.read(COUNT_REQUEUED, self._directory.id)
         return 0 if row is None else int(row["n"])
 
-    async def adopt_jobless(self, limit: int) -> int:
-        return self._announce(len(await self._database.fetch(ADOPT_JOBLESS, self._directory.id, limit)))
+    async def requeue_orphaned(self, limit: int) -> int:
+        return self._announce(len(await self._database.fetch(REQUEUE_ORPHANED, self._directory.id, limit)))
 
     async def release_parts(self, limit: int) -> int:
         return len(await self._database.fetch(RELEASE_PARTS, self._directory.id, limit))

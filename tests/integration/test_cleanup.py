@@ -17,43 +17,43 @@ import pytest
 from tests.integration.reconciling import make_old, reconcile
 from tests.integration.support import DAY, THERE, World, stored
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
-from tusd_py.database.sweep import PostgresSweep
+from tusd_py.database.cleanup import PostgresCleanup
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
 from tusd_py.staging.identity import ID_FILE, write_id
-from tusd_py.worker import sweep as module
-from tusd_py.worker.sweep import Sweep, SweepSettings
+from tusd_py.worker import cleanup as module
+from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 
 OLD = 7200.0
 
 
-def sweep(
-    world: World, *, records: PostgresSweep | None = None, metrics: Metrics | None = None, **changes: Any
-) -> Sweep:
+def cleanup(
+    world: World, *, records: PostgresCleanup | None = None, metrics: Metrics | None = None, **changes: Any
+) -> Cleanup:
     values: dict[str, Any] = {
         "interval_seconds": 60.0,
         "delete_local": True,
         "delete_local_after_seconds": 0.0,
         "requeue_failed_after_seconds": 0.0,
-        "tombstones_after_seconds": 3600.0,
+        "deleted_retention_seconds": 3600.0,
         "orphans_after_seconds": 3600.0,
         "unclaimed_after_seconds": 30 * DAY,
         "events_after_seconds": 3600.0,
     }
-    return Sweep(records or world.sweep, world.staging, SweepSettings(**(values | changes)), metrics or Metrics())
+    return Cleanup(records or world.cleanup, world.staging, CleanupSettings(**(values | changes)), metrics or Metrics())
 
 
-def impatient(world: World) -> PostgresSweep:
+def impatient(world: World) -> PostgresCleanup:
     """Cleanup that waits an hour for a commit."""
     directory = world.staging.identity
-    return PostgresSweep(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
+    return PostgresCleanup(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
 
 
-def counted(world: World) -> tuple[Sweep, Metrics]:
+def counted(world: World) -> tuple[Cleanup, Metrics]:
     """Cleanup, and what it counts."""
     metrics = Metrics()
-    return sweep(world, metrics=metrics), metrics
+    return cleanup(world, metrics=metrics), metrics
 
 
 def failures(metrics: Metrics, kind: str) -> float | None:
@@ -84,7 +84,7 @@ async def test_an_upload_whose_time_is_up_expires_and_its_bytes_go(world: World,
     in_time = await world.create(expires_after_seconds=DAY)
     await world.run_out_of_time(upload)
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
     async with working(world):
         await reaches(world, upload, State.EXPIRED)
         await is_true(lambda: not world.staged(upload), "its bytes are gone")
@@ -102,9 +102,9 @@ async def test_an_upload_that_receives_bytes_at_this_moment_may_finish(world: Wo
     file = await world.staging.open(busy.id, create=True)
     assert file is not None
 
-    first = await sweep(world).once()
+    first = await cleanup(world).once()
     await file.close()
-    second = await sweep(world).once()
+    second = await cleanup(world).once()
 
     assert (first["expired"], second["expired"]) == (1, 1)
     assert await world.state(busy) is State.EXPIRED
@@ -118,7 +118,7 @@ async def test_uploads_that_are_busy_do_not_keep_others_from_expiring(
     await world.run_out_of_time(*uploads)
     files = [await world.staging.open(upload.id, create=True) for upload in uploads[:3]]
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert done["expired"] == 2
     assert [await world.state(upload) for upload in uploads[3:]] == [State.EXPIRED] * 2
@@ -134,7 +134,7 @@ async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: 
     await world.force_state(uploads[3], State.STORED)
     await world.run_out_of_time(*uploads)
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert done["expired"] == 0
 
@@ -153,8 +153,8 @@ async def test_what_nobody_committed_expires_after_its_time(world: World) -> Non
         await age(world, upload, "completed_at")
     records = impatient(world)
 
-    assert (await sweep(world).once())["expired"] == 0
-    done = await sweep(world, records=records).once()
+    assert (await cleanup(world).once())["expired"] == 0
+    done = await cleanup(world, records=records).once()
 
     assert done["expired"] == 2
     for upload in (young, held, committed, wanted, *others):
@@ -184,16 +184,16 @@ async def test_another_nodes_uploads_are_its_own_affair(world: World) -> None:
     upload = await world.create(staging_id=THERE)
     await world.run_out_of_time(upload)
 
-    assert (await sweep(world).once())["expired"] == 0
+    assert (await cleanup(world).once())["expired"] == 0
 
 
 async def test_an_upload_that_got_more_time_meanwhile_stays(world: World) -> None:
     upload = await world.create()
     await world.run_out_of_time(upload)
-    (seen,) = await world.sweep.overdue(10)
+    (seen,) = await world.cleanup.overdue(10)
     await world.uploads.advance(seen, 4, 0, expires_after_seconds=DAY)
 
-    assert not await world.sweep.expire(seen.id)
+    assert not await world.cleanup.expire(seen.id)
     assert await world.state(upload) is State.UPLOADING
 
 
@@ -207,13 +207,13 @@ async def test_parts_stay_while_a_final_needs_them_however_overdue(world: World)
 
     async with working(world, Failing(world.store, PermanentStoreError())):
         for _ in ("completed", "transfer_failed"):
-            assert (await sweep(world).once())["expired"] == 0
+            assert (await cleanup(world).once())["expired"] == 0
             await reaches(world, final, State.TRANSFER_FAILED)
         await world.uploads.request_transfer(final.id)
         await reaches(world, final, State.STORED)
         assert world.object(final) == b"abab"
 
-        done = await sweep(world).once()
+        done = await cleanup(world).once()
         assert (done["expired"], done["parts_released"]) == (2, 2)
         for part in parts:
             await reaches(world, part, State.EXPIRED)
@@ -227,13 +227,13 @@ async def test_parts_of_a_final_that_waits_stay(world: World) -> None:
     final = await world.final([done, open_part], expires_after_seconds=DAY)
     await world.run_out_of_time(done, open_part)
 
-    assert (await sweep(world).once())["expired"] == 0
+    assert (await cleanup(world).once())["expired"] == 0
 
     await world.run_out_of_time(final)
-    assert (await sweep(world).once())["expired"] >= 1
+    assert (await cleanup(world).once())["expired"] >= 1
     async with working(world):
         await reaches(world, final, State.EXPIRED)
-        await sweep(world).once()
+        await cleanup(world).once()
         await reaches(world, done, State.EXPIRED)
         await reaches(world, open_part, State.EXPIRED)
 
@@ -242,7 +242,7 @@ async def test_a_part_that_nobody_made_a_final_of_expires(world: World) -> None:
     part = await world.part(b"ab", expires_after_seconds=DAY)
     await world.run_out_of_time(part)
 
-    assert (await sweep(world).once())["expired"] == 1
+    assert (await cleanup(world).once())["expired"] == 1
 
 
 async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World) -> None:
@@ -253,7 +253,7 @@ async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World
         await reaches(world, final, State.STORED)
         await world.uploads.remove(final.id)
         await reaches(world, final, State.REMOVED)
-        done = await sweep(world).once()
+        done = await cleanup(world).once()
         assert (done["expired"], done["parts_released"]) == (0, 1)
         assert world.staged(part)
         assert (await world.final([part])).state is State.COMPLETED  # it may be used again
@@ -262,21 +262,21 @@ async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World
             "UPDATE uploads SET state = 'stored', local_present = false WHERE concat = 'final' AND gone_at IS NULL"
         )
         await world.run_out_of_time(part)
-        assert (await sweep(world).once())["expired"] == 1
+        assert (await cleanup(world).once())["expired"] == 1
 
 
 @pytest.mark.parametrize("end", ["stored", "removed"])
 async def test_a_part_that_never_expires_gets_a_time_once_its_final_needs_it_no_more(world: World, end: str) -> None:
     part = await world.part(b"ab", expires_after_seconds=0)
     final = await world.final([part])
-    assert (await sweep(world).once())["parts_released"] == 0
+    assert (await cleanup(world).once())["parts_released"] == 0
 
     async with working(world):
         await reaches(world, final, State.STORED)
         if end == "removed":
             await world.uploads.remove(final.id)
             await reaches(world, final, State.REMOVED)
-    await sweep(world).once()
+    await cleanup(world).once()
 
     expires_at = (await world.find(part)).expires_at
     assert expires_at is not None
@@ -289,7 +289,7 @@ async def test_a_final_says_that_it_is_in_staging_only_while_each_part_is(world:
     final = await world.final(parts)
     async with working(world, purge=False):
         await reaches(world, final, State.STORED)
-        keep = sweep(world, delete_local=False)
+        keep = cleanup(world, delete_local=False)
         await keep.once()
         assert (await world.find(final)).local_present
 
@@ -302,12 +302,12 @@ async def test_a_final_says_that_it_is_in_staging_only_while_each_part_is(world:
 
 @pytest.mark.parametrize("round_number", range(4))
 async def test_a_part_does_not_expire_under_the_hands_of_a_final(world: World, round_number: int) -> None:
-    """The sweep and the POST of a final at the same moment, with a part whose time is just up."""
+    """The cleanup and the POST of a final at the same moment, with a part whose time is just up."""
     part = await world.part(b"ab", expires_after_seconds=0.02)
 
     async def expire() -> bool:
         for _ in range(20):
-            if await world.sweep.expire(part.id):
+            if await world.cleanup.expire(part.id):
                 return True
         return False
 
@@ -327,7 +327,7 @@ async def test_a_final_that_is_being_made_is_seen_by_the_sweep(world: World) -> 
 
     async with world.database.transaction() as connection:
         await connection.execute("SELECT 1 FROM uploads WHERE id = $1 FOR NO KEY UPDATE", part.id)
-        expiring = asyncio.create_task(world.sweep.expire(part.id))
+        expiring = asyncio.create_task(world.cleanup.expire(part.id))
         async with asyncio.timeout(5):
             while not await world.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.01)
@@ -346,9 +346,9 @@ async def test_staged_copies_of_stored_uploads_go_after_their_time(
     monkeypatch.setattr(module, "BATCH", 2)
     uploads = [await put_in_store(world, await world.received()) for _ in range(5)]
 
-    early = await sweep(world, delete_local_after_seconds=3600).once()
-    kept = await sweep(world, delete_local=False).once()
-    done = await sweep(world).once()
+    early = await cleanup(world, delete_local_after_seconds=3600).once()
+    kept = await cleanup(world, delete_local=False).once()
+    done = await cleanup(world).once()
 
     assert (early["local_purged"], kept["local_purged"], done["local_purged"]) == (0, 0, 5)
     for upload in uploads:
@@ -357,7 +357,7 @@ async def test_staged_copies_of_stored_uploads_go_after_their_time(
         assert (found.state, found.local_present, found.remote_present) == (State.STORED, False, True)
 
 
-class RequeuedMeanwhile(PostgresSweep):
+class RequeuedMeanwhile(PostgresCleanup):
     """Right after cleanup has chosen what to remove, an operator repairs what has lost its object."""
 
     world: World
@@ -385,11 +385,11 @@ async def test_a_copy_that_reconcile_has_queued_again_meanwhile_stays(world: Wor
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"0123456789")
     if not recorded:
-        await world.sweep.purged([lost.id, whole.id])
+        await world.cleanup.purged([lost.id, whole.id])
     records = RequeuedMeanwhile(world.database, world.notifier, directory=world.staging.identity)
     records.world = world
 
-    await sweep(world, records=records).once()
+    await cleanup(world, records=records).once()
 
     assert (await world.find(lost)).state is State.TRANSFER_FAILED
     assert world.staged(lost)
@@ -430,11 +430,11 @@ async def test_a_file_that_is_locked_is_left_to_its_user(world: World) -> None:
     file = await world.staging.open(upload.id, create=False)
     assert file is not None
 
-    assert (await sweep(world).once())["local_purged"] == 0
+    assert (await cleanup(world).once())["local_purged"] == 0
 
     assert world.staged(upload)
     await file.close()
-    assert (await sweep(world).once())["local_purged"] == 1
+    assert (await cleanup(world).once())["local_purged"] == 1
 
 
 async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,12 +444,12 @@ async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, mo
         return dict.fromkeys(upload_ids, StorageError("The disk is read-only."))
 
     monkeypatch.setattr(world.staging, "try_remove", refuse)
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
     monkeypatch.undo()
 
     assert done["local_purged"] == 0
     assert (await world.find(upload)).local_present
-    assert (await sweep(world).once())["local_purged"] == 1
+    assert (await cleanup(world).once())["local_purged"] == 1
 
 
 async def test_a_step_that_fails_does_not_keep_the_others_from_running(
@@ -458,9 +458,9 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
     async def refuse(*_: object, **__: object) -> list[Upload]:
         raise StorageError
 
-    monkeypatch.setattr(world.sweep, "overdue", refuse)
+    monkeypatch.setattr(world.cleanup, "overdue", refuse)
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert set(done) == {
         "local_purged", "gone_copies_removed", "requeued", "adopted", "parts_released", "rows_purged", "events_purged",
@@ -475,11 +475,11 @@ async def test_failed_transfers_are_tried_again_after_their_time(world: World) -
     upload = await world.received()
     async with working(world, Failing(world.store, PermanentStoreError())):
         await reaches(world, upload, State.TRANSFER_FAILED)
-        assert (await sweep(world).once())["requeued"] == 0
-        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 0
+        assert (await cleanup(world).once())["requeued"] == 0
+        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 0
         await age(world, upload, "updated_at")
 
-        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
         await reaches(world, upload, State.STORED)
 
 
@@ -489,7 +489,7 @@ async def test_what_is_queued_already_is_not_queued_again(world: World) -> None:
     await world.jobs().fail(job, PermanentStoreError(), code="ERR")
     await age(world, upload, "updated_at")
 
-    again = [await sweep(world, requeue_failed_after_seconds=3600).once() for _ in range(2)]
+    again = [await cleanup(world, requeue_failed_after_seconds=3600).once() for _ in range(2)]
 
     assert [done["requeued"] for done in again] == [1, 0]
 
@@ -500,7 +500,7 @@ async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: Wo
         (job,) = await world.jobs().claim(1)
         await world.jobs().fail(job, PermanentStoreError(), code="ERR")
         await age(world, upload, "updated_at")
-        assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
 
     assert len(await world.jobs_of(upload)) == 11
 
@@ -517,10 +517,10 @@ async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: Wo
 async def test_what_lost_its_job_gets_one(world: World, state: State, concat: Concat | None, kind: str) -> None:
     upload = await world.force_state(await world.completed(concat=concat), state)
     await world.sql("DELETE FROM jobs")
-    assert (await sweep(world).once())["adopted"] == 0
+    assert (await cleanup(world).once())["adopted"] == 0
     await age(world, upload, "updated_at")
 
-    assert [(await sweep(world).once())["adopted"] for _ in range(2)] == [1, 0]
+    assert [(await cleanup(world).once())["adopted"] for _ in range(2)] == [1, 0]
     assert await world.jobs_of(upload) == [(kind, "queued")]
 
 
@@ -529,7 +529,7 @@ async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
     upload = await world.force_state(await world.part(b"ab"), state)
     await age(world, upload, "updated_at")
 
-    assert (await sweep(world, tombstones_after_seconds=DAY).once())["adopted"] == 0
+    assert (await cleanup(world, deleted_retention_seconds=DAY).once())["adopted"] == 0
 
 
 async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> None:
@@ -541,7 +541,7 @@ async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> No
     for upload in (committed, waiting, manual):
         await age(world, upload, "updated_at")
 
-    assert (await sweep(world).once())["adopted"] == 1
+    assert (await cleanup(world).once())["adopted"] == 1
     found = [await world.jobs_of(upload) for upload in (committed, waiting, manual)]
     assert found == [[("transfer", "queued")], [], []]
 
@@ -559,10 +559,10 @@ async def removed(world: World, upload: Upload) -> Upload:
 async def test_a_tombstone_stays_for_its_time_and_goes_with_all_that_hangs_on_it(world: World) -> None:
     upload = await removed(world, await world.received())
     kept = await world.received()
-    assert (await sweep(world).once())["rows_purged"] == 0
+    assert (await cleanup(world).once())["rows_purged"] == 0
     await age(world, upload, "gone_at")
 
-    assert (await sweep(world).once())["rows_purged"] == 1
+    assert (await cleanup(world).once())["rows_purged"] == 1
 
     assert await world.uploads.find(upload.id) is None
     assert await world.uploads.find(kept.id) is not None
@@ -573,12 +573,12 @@ async def test_a_tombstone_stays_for_its_time_and_goes_with_all_that_hangs_on_it
 async def test_a_row_stays_while_its_bytes_are_not_gone(world: World) -> None:
     expiring, removing = await world.create(), await world.received()
     await world.run_out_of_time(expiring)
-    await world.sweep.expire(expiring.id)
+    await world.cleanup.expire(expiring.id)
     await world.uploads.remove(removing.id)
     for upload in (expiring, removing):
         await age(world, upload, "gone_at")
 
-    assert (await sweep(world).once())["rows_purged"] == 0
+    assert (await cleanup(world).once())["rows_purged"] == 0
 
 
 async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(world: World) -> None:
@@ -589,7 +589,7 @@ async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(worl
     for upload in (part, final):
         await age(world, upload, "gone_at")
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert (done["parts_released"], done["rows_purged"]) == (1, 2)
 
@@ -601,7 +601,7 @@ async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.Monkey
         await age(world, upload, "gone_at")
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert done["rows_purged"] == 5
     assert done["events_purged"] == 10
@@ -609,10 +609,10 @@ async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.Monkey
 
 async def test_events_stay_for_their_time(world: World) -> None:
     await world.completed()
-    assert (await sweep(world).once())["events_purged"] == 0
+    assert (await cleanup(world).once())["events_purged"] == 0
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    assert (await sweep(world).once())["events_purged"] == 1
+    assert (await cleanup(world).once())["events_purged"] == 1
 
 
 async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
@@ -623,7 +623,7 @@ async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
         await age(world, upload, "gone_at")
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    both = await asyncio.gather(sweep(world).once(), sweep(world).once())
+    both = await asyncio.gather(cleanup(world).once(), cleanup(world).once())
 
     for step, count in {"expired": 20, "rows_purged": 20, "events_purged": 40}.items():
         assert sum(done[step] for done in both) == count
@@ -650,13 +650,13 @@ async def test_old_files_that_no_upload_claims_are_set_aside(world: World, monke
     orphans = [put_file(world, str(uuid.uuid4())) for _ in range(5)]
     young = put_file(world, str(uuid.uuid4()), old=False)
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert done["files_set_aside"] == 5
     assert not any(path.exists() for path in orphans)
     assert all(unclaimed(world, path).read_bytes() == b"orphan" for path in orphans)
     assert young.exists()
-    assert (await sweep(world).once())["unclaimed_removed"] == 0
+    assert (await cleanup(world).once())["unclaimed_removed"] == 0
 
 
 async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
@@ -667,13 +667,13 @@ async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
     back = await world.received()
     os.utime(world.staging.path(back.id), (0, 0))
     await world.sql("UPDATE uploads SET local_present = false")
-    assert (await sweep(world).once())["files_set_aside"] == 6
+    assert (await cleanup(world).once())["files_set_aside"] == 6
     await world.sql("UPDATE uploads SET local_present = true")
     young, *old = orphans
     for path in (*old, unclaimed(world, world.staging.path(back.id))):
         os.utime(path, (time.time() - 31 * DAY, time.time() - 31 * DAY))
 
-    done = await sweep(world).once()
+    done = await cleanup(world).once()
 
     assert done["unclaimed_removed"] == 4
     assert not any(path.exists() for path in old)
@@ -697,7 +697,7 @@ async def test_nothing_is_removed_where_directory_and_database_do_not_belong_tog
     else:
         await world.sql("DELETE FROM staging_directories")
 
-    assert await sweep(world).once() == {}
+    assert await cleanup(world).once() == {}
 
     assert orphan.exists()
     assert old.exists()
@@ -789,7 +789,7 @@ async def test_a_part_of_the_directory_that_cannot_be_read_keeps_nobody_from_the
 
     monkeypatch.setattr("tusd_py.staging.area.os.scandir", refuse)
 
-    assert (await sweep(world).once())["files_set_aside"] == 1
+    assert (await cleanup(world).once())["files_set_aside"] == 1
     assert unclaimed(world, orphan).exists()
     assert unreadable.exists()
 
@@ -799,18 +799,18 @@ async def test_files_of_uploads_stay_however_old(world: World) -> None:
     for upload in uploads:
         os.utime(world.staging.path(upload.id), (0, 0))
 
-    assert (await sweep(world).once())["files_set_aside"] == 0
+    assert (await cleanup(world).once())["files_set_aside"] == 0
     assert all(world.staged(upload) for upload in uploads)
 
 
 async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_set_aside(world: World) -> None:
     upload = await put_in_store(world, await world.received())
-    await world.sweep.purged([upload.id])
+    await world.cleanup.purged([upload.id])
     gone = await removed(world, await world.received())
     for left in (upload, gone):
         os.utime(world.staging.path(left.id), (0, 0))
 
-    assert (await sweep(world).once())["files_set_aside"] == 2
+    assert (await cleanup(world).once())["files_set_aside"] == 2
 
 
 @pytest.mark.parametrize(
@@ -827,13 +827,13 @@ async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_set_aside(w
 async def test_names_that_are_not_ours_are_left_alone(world: World, name: str) -> None:
     path = put_file(world, name)
 
-    assert (await sweep(world).once())["files_set_aside"] == 0
+    assert (await cleanup(world).once())["files_set_aside"] == 0
     assert path.exists()
 
 
 async def test_the_sweep_goes_on_for_ever(world: World) -> None:
     upload = await world.create()
-    running = asyncio.create_task(sweep(world, interval_seconds=0.01).run())
+    running = asyncio.create_task(cleanup(world, interval_seconds=0.01).run())
     await world.run_out_of_time(upload)
 
     await reaches(world, upload, State.EXPIRED)
@@ -862,8 +862,8 @@ async def failed_beside_a_waiting_eager_job(world: World) -> Upload:
 async def test_a_failed_transfer_is_tried_again_though_an_eager_job_waits(world: World) -> None:
     upload = await failed_beside_a_waiting_eager_job(world)
 
-    assert (await sweep(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
-    assert await world.sweep.count_requeued() == 1
+    assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+    assert await world.cleanup.count_requeued() == 1
     assert [job.upload.id for job in await world.jobs().claim(10)] == [upload.id]
 
 
@@ -872,4 +872,4 @@ async def test_what_nobody_queued_is_adopted_though_an_eager_job_waits(world: Wo
     await world.force_state(upload, State.TRANSFERRING)
     await age(world, upload, "updated_at")
 
-    assert (await sweep(world).once())["adopted"] == 1
+    assert (await cleanup(world).once())["adopted"] == 1

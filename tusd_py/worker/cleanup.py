@@ -23,7 +23,7 @@ from tusd_py.worker.postponed import Postponed
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import Staging, StagingFiles, SweepRepository
+    from tusd_py.ports import CleanupRepository, Staging, StagingFiles
 
 log = structlog.get_logger(__name__)
 
@@ -33,24 +33,24 @@ LOCKED_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class SweepSettings:
+class CleanupSettings:
     """What cleanup needs to know of the configuration. Times in seconds."""
 
     interval_seconds: float
     delete_local: bool
     delete_local_after_seconds: float
     requeue_failed_after_seconds: float
-    tombstones_after_seconds: float
+    deleted_retention_seconds: float
     orphans_after_seconds: float
     unclaimed_after_seconds: float
     events_after_seconds: float
 
 
-class Sweep:
+class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
     def __init__(
-        self, records: SweepRepository, staging: StagingFiles, settings: SweepSettings, metrics: Metrics
+        self, records: CleanupRepository, staging: StagingFiles, settings: CleanupSettings, metrics: Metrics
     ) -> None:
         self._records = records
         self._staging = staging
@@ -78,9 +78,9 @@ class Sweep:
             "local_purged": self.purge_local,
             "gone_copies_removed": self.remove_gone_copies,
             "requeued": self._requeue_failed,
-            "adopted": lambda: _until_done(lambda: records.adopt_jobless(BATCH)),
+            "jobs_requeued": lambda: _until_done(lambda: records.requeue_orphaned(BATCH)),
             "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
-            "rows_purged": lambda: _until_done(lambda: records.purge_rows(settings.tombstones_after_seconds, BATCH)),
+            "rows_purged": lambda: _until_done(lambda: records.purge_rows(settings.deleted_retention_seconds, BATCH)),
             "events_purged": lambda: _until_done(lambda: records.purge_events(settings.events_after_seconds, BATCH)),
             "files_set_aside": self.set_orphans_aside,
             "unclaimed_removed": self.remove_unclaimed,
@@ -90,12 +90,12 @@ class Sweep:
             try:
                 done[name] = await step()
             except TusdError as error:
-                log.warning("sweep_step_failed", step=name, reason=str(error))
+                log.warning("cleanup_step_failed", step=name, reason=str(error))
         dealt_with = {name: count for name, count in done.items() if count}
         for name, count in dealt_with.items():
-            self._metrics.swept.labels(name).inc(count)
+            self._metrics.cleaned.labels(name).inc(count)
         if dealt_with:
-            log.info("swept", **dealt_with)
+            log.info("cleanup", **dealt_with)
         return done
 
     async def _in_the_right_place(self) -> bool:
@@ -239,7 +239,7 @@ class Sweep:
 
 
 async def remove_staged_copies(
-    staging: Staging | StagingFiles, records: SweepRepository, upload_ids: Sequence[UploadId]
+    staging: Staging | StagingFiles, records: CleanupRepository, upload_ids: Sequence[UploadId]
 ) -> tuple[list[UploadId], dict[UploadId, StorageError]]:
     """Remove the staged copies of those uploads that are still stored, and record it.
 
