@@ -28,8 +28,8 @@ from tests.contract.test_object_store import (
 )
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import NO_DIGESTS, BatchStore, Digests, Segment
-from tusd_py.stores import digest, filesystem
-from tusd_py.stores.source import RangeReader, checksum_range
+from tusd_py.stores import digests, filesystem
+from tusd_py.stores.ranges import RangeReader, checksum_range
 
 BOTH = frozenset({"sha256", "md5"})
 
@@ -58,7 +58,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(length)
         return checksum_range(segments, start, length, **options)
 
-    monkeypatch.setattr(digest, "checksum_range", counted)
+    monkeypatch.setattr(digests, "checksum_range", counted)
     monkeypatch.setattr(filesystem, "checksum_range", counted)
     return lengths
 

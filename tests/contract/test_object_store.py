@@ -44,9 +44,9 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import DownloadHeaders, LocalObjects, ObjectSpec, Presigner, Segment
+from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3 import PROBE_NAME
 from tusd_py.stores.s3_client import Bucket
-from tusd_py.stores.source import RangeBody
 
 Content = Callable[[int], bytes]
 Stage = Callable[..., list[Segment]]

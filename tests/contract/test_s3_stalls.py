@@ -95,8 +95,8 @@ async def test_our_own_slowness_is_not_the_servers(
     data = content(PART)
     store = await open_store(moto, client=PATIENCE | {"read_timeout": "1s"})
     assert isinstance(store, S3Store)
-    monkeypatch.setattr("tusd_py.stores.bandwidth.Bandwidth.flow", lambda _: Slow())
-    from tusd_py.stores.bandwidth import Bandwidth
+    monkeypatch.setattr("tusd_py.stores.rate_limit.Bandwidth.limiter", lambda _: Slow())
+    from tusd_py.stores.rate_limit import Bandwidth
 
     store._bandwidth = Bandwidth(2**20)
     started = time.monotonic()

@@ -15,7 +15,7 @@ from tests.integration.workers import is_true, working
 from tests.support.s3_servers import S3Server, rclone_s3
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.protocol.upload import State
-from tusd_py.stores.bandwidth import Bandwidth
+from tusd_py.stores.rate_limit import Bandwidth
 from tusd_py.stores.s3 import S3Store
 
 MIB = 2**20

@@ -468,8 +468,8 @@ async def test_half_made_files_of_a_killed_copy_go_if_they_are_provably_ours(wor
     await world.sql("UPDATE jobs SET state = 'succeeded' WHERE upload_id = $1", upload.id)
     await world.force_state(upload, State.TRANSFER_FAILED)
     keys = [upload.object_key, busy.object_key, f"uploads/{uuid.uuid4()}", "somebody/else"]
-    half_made = [world.store.local_path(key).with_name(f"{Path(key).name}.tmp") / "0123456789abcdef" for key in keys]
-    for path in half_made:
+    incomplete = [world.store.local_path(key).with_name(f"{Path(key).name}.tmp") / "0123456789abcdef" for key in keys]
+    for path in incomplete:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
 
@@ -477,9 +477,9 @@ async def test_half_made_files_of_a_killed_copy_go_if_they_are_provably_ours(wor
 
     assert told.kinds == mended.kinds == [Kind.STRAY_MULTIPART, Kind.UNPROVEN_MULTIPART]
     assert sorted(mended.results) == [Result.LEFT, Result.REPAIRED]
-    assert [path.exists() for path in half_made] == [False, True, True, True]
+    assert [path.exists() for path in incomplete] == [False, True, True, True]
     assert mended.report.foreign_unfinished == 1
-    half_made[2].unlink()
+    incomplete[2].unlink()
     await is_clean(world)
 
 
@@ -547,12 +547,12 @@ async def test_nothing_that_is_younger_than_the_margin_is_looked_at(world: World
     object_of_gone, orphan_object = (
         world.store.local_path(key) for key in (gone.object_key, f"uploads/{uuid.uuid4()}")
     )
-    half_made = world.store.local_path(f"{lost.object_key}.x").with_name(f"{lost.id}.tmp") / "0123456789abcdef"
+    incomplete = world.store.local_path(f"{lost.object_key}.x").with_name(f"{lost.id}.tmp") / "0123456789abcdef"
     world.store.local_path(lost.object_key).unlink()
     await world.sql("DELETE FROM jobs")
     await world.force_state(jobless, State.COMPLETED)
     stage(world, jobless, CONTENT)
-    for path in (orphan, object_of_gone, orphan_object, half_made):
+    for path in (orphan, object_of_gone, orphan_object, incomplete):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(CONTENT)
     before = await snapshot(world)
@@ -561,7 +561,7 @@ async def test_nothing_that_is_younger_than_the_margin_is_looked_at(world: World
 
     assert young.kinds == []
     assert await snapshot(world) == before
-    for path in (orphan, object_of_gone, orphan_object, half_made):
+    for path in (orphan, object_of_gone, orphan_object, incomplete):
         make_old(path)
     await age_rows(world)
     old = await reconcile(world, clock=time.time)

@@ -27,7 +27,7 @@ from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Se
 from tusd_py.stores import exclusive_name, file_copy
 from tusd_py.stores.file_tree import FileTree
 from tusd_py.stores.filesystem import FilesystemStore
-from tusd_py.stores.source import RangeReader
+from tusd_py.stores.ranges import RangeReader
 
 KEY = "2026/11/20/id-1"
 
@@ -335,9 +335,9 @@ async def test_leftovers_of_a_killed_copy_go_with_the_object(store: FilesystemSt
 
 def leave_half_made(root: Path) -> None:
     """What a worker leaves that is killed in the middle of a copy."""
-    half_made = root / f"{KEY}.tmp" / "0123456789abcdef"
-    half_made.parent.mkdir(parents=True)
-    half_made.write_bytes(b"half")
+    incomplete = root / f"{KEY}.tmp" / "0123456789abcdef"
+    incomplete.parent.mkdir(parents=True)
+    incomplete.write_bytes(b"half")
 
 
 # --- what is in the way ----------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
+from tusd_py.stores.ranges import RangeChecksums
 from tusd_py.stores.s3_object import (
     FILENAME_KEY,
     object_metadata,
@@ -18,7 +19,6 @@ from tusd_py.stores.s3_object import (
     plain_md5,
     sum_parameters,
 )
-from tusd_py.stores.source import RangeSums
 
 AWS = S3StoreConfig(bucket="b")
 
@@ -129,14 +129,14 @@ def test_without_signatures_an_object_says_itself_that_it_is_to_be_saved(filenam
 
 
 def test_sums_are_named_as_s3_does() -> None:
-    sums = RangeSums(3, 1, b"\x01" * 16, b"\x02" * 32)
+    sums = RangeChecksums(3, 1, b"\x01" * 16, b"\x02" * 32)
 
     assert sum_parameters(sums, crc64nvme=True) == {
         "ChecksumCRC64NVME": "AAAAAAAAAAE=",
         "ContentMD5": "AQEBAQEBAQEBAQEBAQEBAQ==",
         "ChecksumSHA256": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
     }
-    assert sum_parameters(RangeSums(3, 1), crc64nvme=False) == {}
+    assert sum_parameters(RangeChecksums(3, 1), crc64nvme=False) == {}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
 from tusd_py.ports import StagingIdentity
 from tusd_py.staging import StagingArea
-from tusd_py.stores.bandwidth import Bandwidth
+from tusd_py.stores.rate_limit import Bandwidth
 
 if TYPE_CHECKING:
     from tusd_py.config.sections import FormerStoreConfig

@@ -1,7 +1,7 @@
 """Small files, many at a time: one thread call creates, writes and syncs whatever waits.
 
 A small upload is seven calls to the system. Made from a thread of its own, each of them lets go of the
-interpreter's lock and fights for it again, which costs more than the work. So a few *lanes* take turns:
+interpreter's lock and fights for it again, which costs more than the work. So a few *workers* take turns:
 while one is at the disk, others' files gather, and the next one takes them all.
 """
 
@@ -21,7 +21,7 @@ from tusd_py.staging.locked_file import FILE_MODE
 from tusd_py.staging.syncs import NewNames, Syncs
 from tusd_py.staging.writers import write_all
 
-LANES: Final = 2
+WORKERS: Final = 2
 BATCH: Final = 16
 
 Chunks = Sequence[bytes | memoryview]
@@ -48,10 +48,10 @@ StoreBatch = Callable[[list[SmallFile]], Awaitable[None]]
 class SmallFiles:
     """Gathers the small files of a process."""
 
-    def __init__(self, store_batch: StoreBatch, *, lanes: int = LANES) -> None:
+    def __init__(self, store_batch: StoreBatch, *, workers: int = WORKERS) -> None:
         """`store_batch` runs `store_files` in a thread."""
         self._store_batch = store_batch
-        self._lanes = lanes
+        self._workers = workers
         self._waiting: deque[tuple[SmallFile, asyncio.Future[None]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -63,19 +63,19 @@ class SmallFiles:
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((SmallFile(path, chunks), done))
-        if len(self._running) < self._lanes:
-            lane = asyncio.create_task(self._lane(), name="staging-small-files")
-            self._running.add(lane)
-            lane.add_done_callback(self._running.discard)
+        if len(self._running) < self._workers:
+            worker = asyncio.create_task(self._worker(), name="staging-small-files")
+            self._running.add(worker)
+            worker.add_done_callback(self._running.discard)
         await done
 
-    async def _lane(self) -> None:
+    async def _worker(self) -> None:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
             try:
                 await self._store_batch([file for file, _ in batch])
             except BaseException as error:
-                # Not a file's own error: the lane itself is at its end, and nobody may wait for it.
+                # Not a file's own error: the worker itself is at its end, and nobody may wait for it.
                 for _, done in batch:
                     if not done.done():
                         done.set_exception(StorageError(cause=repr(error)))

@@ -19,10 +19,10 @@ from typing import Final
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import Digests, ObjectSpec, Segment
-from tusd_py.stores.digest import digests_of, new_hashes
+from tusd_py.stores.digests import digests_of, new_hashes
 from tusd_py.stores.exclusive_name import give_name
 from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
-from tusd_py.stores.source import STEP_BYTES, RangeReader
+from tusd_py.stores.ranges import STEP_BYTES, RangeReader
 
 _HALF_MADE: Final = re.compile(r"[0-9a-f]{16}")
 HOP_BYTES: Final = 64 * 2**20
@@ -31,19 +31,19 @@ HOP_BYTES: Final = 64 * 2**20
 
 def discard_leftovers(path: Path) -> None:
     """Remove what a killed copy to this path left behind."""
-    shutil.rmtree(_workshop(path), ignore_errors=True)
+    shutil.rmtree(_temporary_directory(path), ignore_errors=True)
 
 
 def discard_half_made(path: Path, name: str) -> None:
     """Remove one half-made file of a copy to this path; nothing there is fine."""
     if _HALF_MADE.fullmatch(name):
-        workshop = _workshop(path)
+        workshop = _temporary_directory(path)
         (workshop / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another copy is at work there, or it is gone
             workshop.rmdir()
 
 
-def _workshop(path: Path) -> Path:
+def _temporary_directory(path: Path) -> Path:
     # A directory of a known name holds the half-made file, so that leftovers are found without
     # listing a directory of a hundred thousand objects. The file's own name is random: a worker
     # that lost its lease fails to rename what its successor removed, and harms nothing.
@@ -62,7 +62,7 @@ class FileCopy:
         self._path = path
         self._spec = spec
         self._reader = RangeReader(segments, 0, spec.length)
-        self._half_made = _workshop(path) / secrets.token_hex(8)
+        self._half_made = _temporary_directory(path) / secrets.token_hex(8)
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._crc = crc64.EMPTY

@@ -27,7 +27,7 @@ def objects(root: Path) -> Iterator[ListedObject]:
             yield ListedObject(key, facts.st_size, facts.st_mtime)
 
 
-def half_made(root: Path) -> Iterator[UnfinishedObject]:
+def incomplete(root: Path) -> Iterator[UnfinishedObject]:
     """Return every file that `FileCopy` began and did not publish."""
     for key, workshop in _walk(str(root), "", workshops=True):
         for name, _ in _sorted_names(workshop):

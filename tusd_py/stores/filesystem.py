@@ -47,11 +47,11 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.concat import Room
 from tusd_py.stores import file_listing
-from tusd_py.stores.bandwidth import Bandwidth, Flow
-from tusd_py.stores.digest import digests_of, new_hashes
+from tusd_py.stores.digests import digests_of, new_hashes
 from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_half_made, discard_leftovers
 from tusd_py.stores.file_tree import FileTree, sync_path, translated
-from tusd_py.stores.source import checksum_range, nonempty, require_length
+from tusd_py.stores.ranges import checksum_range, nonempty, require_length
+from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -138,7 +138,7 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
         return self._in_pages(file_listing.objects(self._tree.root))
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        return self._in_pages(file_listing.half_made(self._tree.root))
+        return self._in_pages(file_listing.incomplete(self._tree.root))
 
     async def _in_pages(self, found: Iterator[T]) -> AsyncIterator[T]:
         await self._run(self._tree.probe)
@@ -153,11 +153,11 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
         self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState
     ) -> Digests:
         copy = FileCopy(self._tree, self._tree.path(spec.key), spec, nonempty(segments))
-        flow = self._bandwidth.flow() if self._bandwidth else None
+        limiter = self._bandwidth.limiter() if self._bandwidth else None
         try:
             with translated(spec.key):
                 await self._run(copy.begin)
-                while not await self._step(copy, spec, flow):
+                while not await self._step(copy, spec, limiter):
                     await transfer_state.progress(copy.copied)
                 # Also a fence: a worker that lost its transfer stops before anything is visible.
                 await transfer_state.progress(copy.copied)
@@ -168,20 +168,20 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
             await self._run(copy.discard)
         return copy.digests
 
-    async def _step(self, copy: FileCopy, spec: ObjectSpec, flow: Flow | None) -> bool:
-        if flow is None:
+    async def _step(self, copy: FileCopy, spec: ObjectSpec, limiter: RateLimiter | None) -> bool:
+        if limiter is None:
             return await self._run(copy.step)
-        await flow.take(min(flow.block_bytes, spec.length - copy.copied))
-        return await self._run(copy.step, flow.block_bytes)
+        await limiter.acquire(min(limiter.block_bytes, spec.length - copy.copied))
+        return await self._run(copy.step, limiter.block_bytes)
 
     def _pace(self) -> Pace:
         """Return what a thread calls before it copies so many bytes."""
         if self._bandwidth is None:
             return _unlimited
-        flow, loop = self._bandwidth.flow(), asyncio.get_running_loop()
+        limiter, loop = self._bandwidth.limiter(), asyncio.get_running_loop()
 
         def wait(count: int) -> None:
-            asyncio.run_coroutine_threadsafe(flow.take(count), loop).result()
+            asyncio.run_coroutine_threadsafe(limiter.acquire(count), loop).result()
 
         return wait
 

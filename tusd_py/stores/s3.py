@@ -38,18 +38,18 @@ from tusd_py.ports import (
     UnfinishedObject,
 )
 from tusd_py.stores import s3_listing
-from tusd_py.stores.bandwidth import Bandwidth
-from tusd_py.stores.digest import ObjectDigest
+from tusd_py.stores.digests import ObjectDigest
 from tusd_py.stores.part_plan import PartPlan, plan_parts
+from tusd_py.stores.ranges import RangeChecksums, nonempty, require_length
+from tusd_py.stores.rate_limit import Bandwidth
+from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
+from tusd_py.stores.s3_cdn import CdnUrls
 from tusd_py.stores.s3_client import Bucket, Head
-from tusd_py.stores.s3_domain import CustomDomain
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPPORTED, code_of
-from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
 from tusd_py.stores.s3_permissions import PermissionCheck
 from tusd_py.stores.s3_removal import remove_object
-from tusd_py.stores.source import RangeSums, nonempty, require_length
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,7 @@ _READ_THREADS: Final = 8
 """They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
 
 
-class _Standing(Enum):
+class _KeyState(Enum):
     """What lies under an upload's key."""
 
     ABSENT = auto()
@@ -79,8 +79,8 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
         self._bandwidth = bandwidth
         self._prefix = f"{config.location.strip('/')}/" if config.location.strip("/") else ""
         self._bucket = Bucket(config)
-        self._domain = CustomDomain(config) if config.custom_domain else None
-        self._learner = Learner(Features.at_start(config))
+        self._cdn = CdnUrls(config) if config.custom_domain else None
+        self._detector = CapabilityDetector(Capabilities.at_start(config))
         self._executor = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="s3-store")
 
     async def open(self) -> None:
@@ -102,10 +102,10 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
         key = self._prefix + spec.key
         source = self._source(segments, spec.digests)
         head = await self._bucket.head(key)
-        standing = await self._standing(head, spec, source)
-        if standing is not _Standing.COMPLETE or head is None:
-            if standing is _Standing.FOREIGN and not self._config.file_overwrite:
-                raise _occupied(spec)
+        key_state = await self._key_state(head, spec, source)
+        if key_state is not _KeyState.COMPLETE or head is None:
+            if key_state is _KeyState.FOREIGN and not self._config.file_overwrite:
+                raise _key_taken(spec)
             head = await self._send(spec, source, transfer_state, replaces=None if head is None else head.etag)
         else:
             await self._drop_recorded(key, transfer_state)
@@ -164,8 +164,8 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
                     yield result
 
     async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
-        if self._domain is not None:
-            return self._domain.link(self._prefix + key, headers, expires_seconds=expires_seconds)
+        if self._cdn is not None:
+            return self._cdn.sign(self._prefix + key, headers, expires_seconds=expires_seconds)
         # All of them: some stores forget the type of an object, and none knows the disposition.
         parameters = {f"Response{name.replace('-', '')}": value for name, value in headers.named().items()}
         return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
@@ -179,18 +179,18 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
     def _source(self, segments: Sequence[Segment], digests: frozenset[str] = frozenset()) -> Source:
         pieces = nonempty(segments)
         digest = ObjectDigest(pieces, self._executor, digests)
-        return Source(pieces, self._executor, digest, self._bandwidth.flow() if self._bandwidth else None)
+        return Source(pieces, self._executor, digest, self._bandwidth.limiter() if self._bandwidth else None)
 
     # --- what is there -------------------------------------------------------------------------
 
-    async def _standing(self, head: Head | None, spec: ObjectSpec, source: Source) -> _Standing:
+    async def _key_state(self, head: Head | None, spec: ObjectSpec, source: Source) -> _KeyState:
         """Tell whose object lies under the key, reading the staged bytes only if it must."""
         if head is None:
-            return _Standing.ABSENT
+            return _KeyState.ABSENT
         if head.upload_id == spec.upload_id:
-            return _Standing.COMPLETE if matches(head, spec) else _Standing.DAMAGED
+            return _KeyState.COMPLETE if matches(head, spec) else _KeyState.DAMAGED
         if head.upload_id is not None or head.length != spec.length:
-            return _Standing.FOREIGN
+            return _KeyState.FOREIGN
         # No id at all: rclone forgets metadata when it is restarted. Equal bytes are ours all the
         # same; equal lengths alone would be too little to delete the staged copy for.
         if head.crc64nvme is not None and spec.crc64nvme is not None:
@@ -199,7 +199,7 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
             same = md5 == (await source.sums(0, spec.length, md5=True, sha256=False)).md5
         else:
             same = False
-        return _Standing.COMPLETE if same else _Standing.FOREIGN
+        return _KeyState.COMPLETE if same else _KeyState.FOREIGN
 
     async def _confirm(self, spec: ObjectSpec) -> Head:
         """Look at what was just sent; its length and, if the store tells, its checksum must be ours."""
@@ -224,43 +224,43 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
             # Both may be the answer to a repetition of a call whose first reply was lost.
             if code_of(error) not in {PRECONDITION_FAILED, NO_SUCH_UPLOAD}:
                 raise
-            return await self._accept_standing(spec, source, transfer_state, error)
+            return await self._resolve_conflict(spec, source, transfer_state, error)
         return await self._confirm(spec)
 
-    async def _accept_standing(
+    async def _resolve_conflict(
         self, spec: ObjectSpec, source: Source, transfer_state: TransferState, error: StorageError
     ) -> Head:
         key = self._prefix + spec.key
         head = await self._bucket.head(key)
-        standing = await self._standing(head, spec, source)
-        if head is not None and standing is _Standing.COMPLETE:
+        key_state = await self._key_state(head, spec, source)
+        if head is not None and key_state is _KeyState.COMPLETE:
             await self._drop_recorded(key, transfer_state)
             return head
-        if standing is _Standing.FOREIGN and code_of(error) == PRECONDITION_FAILED:
-            raise _occupied(spec) from error
+        if key_state is _KeyState.FOREIGN and code_of(error) == PRECONDITION_FAILED:
+            raise _key_taken(spec) from error
         if code_of(error) == PRECONDITION_FAILED:  # whatever was in the way has gone meanwhile
             raise TransientStoreError(key=spec.key) from error
         raise error
 
     async def _put_at_once(self, spec: ObjectSpec, source: Source, *, replaces: str | None) -> None:
-        features = self._learner.features
+        features = self._detector.features
         sums = await source.sums(0, spec.length, md5=features.sends_md5, sha256=features.sends_sha256)
         if spec.crc64nvme not in {None, sums.crc64nvme}:
             raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=sums.crc64nvme)
 
-        async def send(features: Features) -> bool:
+        async def send(features: Capabilities) -> bool:
             return await self._put_object(spec, source, sums, features, replaces=replaces)
 
-        returned = await self._learner.first_accepted(send)
-        if returned or self._learner.features.crc64nvme is not None:
-            self._learner.learn(verifies_crc64nvme=returned)
+        returned = await self._detector.with_fallbacks(send)
+        if returned or self._detector.features.crc64nvme is not None:
+            self._detector.record(verifies_crc64nvme=returned)
             return
         # ministack verifies the checksum of a PUT, but shows it only to those who look.
         head = await self._bucket.head(self._prefix + spec.key)
-        self._learner.learn(verifies_crc64nvme=head is not None and head.full_object)
+        self._detector.record(verifies_crc64nvme=head is not None and head.full_object)
 
     async def _put_object(
-        self, spec: ObjectSpec, source: Source, sums: RangeSums, features: Features, *, replaces: str | None
+        self, spec: ObjectSpec, source: Source, sums: RangeChecksums, features: Capabilities, *, replaces: str | None
     ) -> bool:
         body = source.body(0, spec.length)
         parameters = {
@@ -292,7 +292,7 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
     ) -> MultipartTransfer:
         return MultipartTransfer(
             self._bucket,
-            self._learner,
+            self._detector,
             key=self._prefix + spec.key,
             spec=spec,
             source=source,
@@ -321,5 +321,5 @@ def _stored(key: str, head: Head) -> StoredObject:
     return StoredObject(key, head.length, head.etag, head.version_id, head.crc64nvme, head.upload_id)
 
 
-def _occupied(spec: ObjectSpec) -> PermanentStoreError:
+def _key_taken(spec: ObjectSpec) -> PermanentStoreError:
     return PermanentStoreError("Another object has the upload's key.", key=spec.key)

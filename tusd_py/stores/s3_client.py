@@ -20,8 +20,8 @@ from tusd_py import crc64
 from tusd_py.config.sections import S3ProxiesConfig, S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
+from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
-from tusd_py.stores.source import RangeBody
 
 Parameters = Mapping[str, Any]
 

@@ -17,14 +17,14 @@ from typing import Any
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferState
-from tusd_py.stores.bandwidth import Flow
-from tusd_py.stores.digest import ObjectDigest
+from tusd_py.stores.digests import ObjectDigest
 from tusd_py.stores.part_plan import Part, PartPlan
+from tusd_py.stores.ranges import RangeBody, RangeChecksums
+from tusd_py.stores.rate_limit import RateLimiter
+from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
 from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
 from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
-from tusd_py.stores.s3_features import Features, Learner
 from tusd_py.stores.s3_object import plain_md5, sum_parameters
-from tusd_py.stores.source import RangeBody, RangeSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,16 @@ class Source:
     executor: Executor
     digest: ObjectDigest
     """Every read of the staged bytes goes through it."""
-    flow: Flow | None = None
+    limiter: RateLimiter | None = None
     """Its share of a limited line; None: as fast as it goes."""
 
-    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
         """Read a range in a thread and return its checksums."""
         return await self.digest.sums(start, length, md5=md5, sha256=sha256)
 
     def body(self, start: int, length: int) -> RangeBody:
         """Return a range as the body of a request; the caller closes it."""
-        return RangeBody(self.segments, start, length, self.executor, self.flow)
+        return RangeBody(self.segments, start, length, self.executor, self.limiter)
 
 
 @dataclass(slots=True)
@@ -52,7 +52,7 @@ class MultipartTransfer:
     """One try of one object; `run` and forget it."""
 
     bucket: Bucket
-    learner: Learner
+    detector: CapabilityDetector
     key: str
     spec: ObjectSpec
     source: Source
@@ -122,7 +122,7 @@ class MultipartTransfer:
 
     def _recall(self, record: PartRecord, listed: ListedPart | None) -> None:
         """Count a recorded part as done if the store still has the very same."""
-        sha256 = self.learner.features.sends_sha256
+        sha256 = self.detector.features.sends_sha256
         if (
             listed is None
             or record.crc64nvme is None
@@ -136,7 +136,7 @@ class MultipartTransfer:
 
     async def _begin(self, parameters: Parameters) -> MultipartInfo:
         await self.bucket.abort_strays(self.key)
-        upload = await self.learner.first_accepted(
+        upload = await self.detector.with_fallbacks(
             lambda features: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(features)})
         )
         try:
@@ -146,7 +146,7 @@ class MultipartTransfer:
             await self.bucket.abort_multipart(self.key, upload.multipart_id)
             raise
         if not upload.crc64nvme:
-            self.learner.learn(verifies_crc64nvme=False)
+            self.detector.record(verifies_crc64nvme=False)
         return upload
 
     # --- parts ---------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ class MultipartTransfer:
         await _all_or_none([send_next() for _ in range(count)])
 
     async def _send(self, upload: MultipartInfo, part: Part) -> None:
-        features = self.learner.features
+        features = self.detector.features
         listed = upload.parts.get(part.number)
         # An acknowledged part that was not recorded can be recognised by its MD5, if by nothing else.
         md5 = features.sends_md5 or (listed is not None and listed.crc64nvme is None)
@@ -187,7 +187,7 @@ class MultipartTransfer:
         finally:
             body.close()
         if "ChecksumCRC64NVME" in parameters:
-            self.learner.learn(verifies_crc64nvme=returned)
+            self.detector.record(verifies_crc64nvme=returned)
         return etag
 
     def _verify(self) -> None:
@@ -212,7 +212,7 @@ class MultipartTransfer:
                 "MpuObjectSize": self.spec.length,
             }
         try:
-            await self.learner.first_accepted(
+            await self.detector.with_fallbacks(
                 lambda features: self.bucket.complete_multipart(
                     self.key,
                     upload.multipart_id,
@@ -228,7 +228,7 @@ class MultipartTransfer:
             raise TransientStoreError("The parts have to be sent again.", **error.context) from error
 
 
-def _algorithm(features: Features) -> Parameters:
+def _algorithm(features: Capabilities) -> Parameters:
     if features.sends_sha256:
         return {"ChecksumAlgorithm": "SHA256"}
     if features.sends_crc64nvme:
@@ -245,7 +245,7 @@ def _listed_sums(listed: ListedPart) -> dict[str, str]:
     return named
 
 
-def _is_same(listed: ListedPart, sums: RangeSums, *, sha256: bool) -> bool:
+def _is_same(listed: ListedPart, sums: RangeChecksums, *, sha256: bool) -> bool:
     if listed.length != sums.length or (sha256 and listed.sha256 is None):
         return False
     if listed.crc64nvme is not None:

@@ -11,8 +11,8 @@ from urllib.parse import quote, urlencode
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
+from tusd_py.stores.ranges import RangeChecksums
 from tusd_py.stores.s3_client import UPLOAD_ID_KEY, Head
-from tusd_py.stores.source import RangeSums
 
 _TABLES: Final = ("Metadata", "Tagging")
 FILENAME_KEY: Final = "tusd-filename"
@@ -81,7 +81,7 @@ def _encoded(text: str, limit: int | None = None) -> str:
 # --- checksums -------------------------------------------------------------------------------------
 
 
-def sum_parameters(sums: RangeSums, *, crc64nvme: bool) -> dict[str, str]:
+def sum_parameters(sums: RangeChecksums, *, crc64nvme: bool) -> dict[str, str]:
     """Return the checksums of a body as S3 names them."""
     named = {}
     if crc64nvme:

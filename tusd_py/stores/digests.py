@@ -17,10 +17,10 @@ from typing import Protocol
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import NO_DIGESTS, Digests, Segment
-from tusd_py.stores.source import Fed, RangeSums, checksum_range
+from tusd_py.stores.ranges import HashProgress, RangeChecksums, checksum_range
 
 
-class Hash(Fed, Protocol):
+class Hash(HashProgress, Protocol):
     """What hashlib makes."""
 
     def digest(self) -> bytes:
@@ -48,7 +48,7 @@ class ObjectDigest:
         self._fed = 0
         self._crc = crc64.EMPTY
 
-    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
         """Read a range, return its checksums, and feed the hashes if they have not had it yet.
 
         Raises:
@@ -79,13 +79,13 @@ class ObjectDigest:
         if start > self._fed:
             await self._feed(self._fed, start - self._fed, md5=False, sha256=False)
 
-    async def _feed(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeSums:
+    async def _feed(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
         sums = await self._read(start, length, tuple(self._hashes.values()), md5=md5, sha256=sha256)
         self._crc = crc64.combine(self._crc, sums.crc64nvme, length)
         self._fed = start + length
         return sums
 
-    async def _read(self, start: int, length: int, fed: Sequence[Hash], *, md5: bool, sha256: bool) -> RangeSums:
+    async def _read(self, start: int, length: int, fed: Sequence[Hash], *, md5: bool, sha256: bool) -> RangeChecksums:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._executor,

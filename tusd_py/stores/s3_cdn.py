@@ -21,7 +21,7 @@ from tusd_py.ports import DownloadHeaders
 _KEY: Final = "storage.s3.cloudfront_key_file"
 
 
-class CustomDomain:
+class CdnUrls:
     """Makes links to objects behind `storage.s3.custom_domain`.
 
     Raises:
@@ -39,7 +39,7 @@ class CustomDomain:
                 lambda message: key.sign(message, PKCS1v15(), hashes.SHA1()),  # noqa: S303
             )
 
-    def link(self, key: str, headers: DownloadHeaders, *, expires_seconds: int) -> str:
+    def sign(self, key: str, headers: DownloadHeaders, *, expires_seconds: int) -> str:
         """Return the URL of an object. Takes about 1 ms if it is signed, and sends nothing."""
         url = self._base + quote(key, safe="/~")
         if self._signer is None:

@@ -1,4 +1,4 @@
-"""What a store understands, learnt from its answers and remembered by the process.
+"""What a store understands, with_verified_checksum from its answers and remembered by the process.
 
 Nobody can be asked beforehand: servers accept checksums that they never look at. So an unknown one
 gets CRC64NVME and Content-MD5 until it has returned the former, which only those do that know it.
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
-    """What this process sends to its store, and has learnt from the store's answers."""
+class Capabilities:
+    """What this process sends to its store, and has with_verified_checksum from the store's answers."""
 
     setting: str
     """`storage.s3.checksum`."""
@@ -29,7 +29,7 @@ class Features:
     """Whether If-None-Match and If-Match are sent; a store that ignores it does no harm."""
 
     @classmethod
-    def at_start(cls, config: S3StoreConfig) -> Features:
+    def at_start(cls, config: S3StoreConfig) -> Capabilities:
         """Return what can be known from the configuration alone."""
         crc: bool | None = config.checksum == "crc64nvme"
         if config.checksum == "auto":
@@ -52,7 +52,7 @@ class Features:
         """Whether SHA-256 is sent."""
         return self.setting == "sha256"
 
-    def learnt(self, *, verifies_crc64nvme: bool) -> Features:
+    def with_verified_checksum(self, *, verifies_crc64nvme: bool) -> Capabilities:
         """Return what is known after the store returned our checksum, or did not."""
         return replace(self, crc64nvme=verifies_crc64nvme) if self.crc64nvme is None else self
 
@@ -65,7 +65,7 @@ class Features:
             return {}
         return {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces}
 
-    def variants(self) -> Iterator[Features]:
+    def variants(self) -> Iterator[Capabilities]:
         """Return what to try in turn, the best first, while the store refuses a header."""
         yield self
         if self.crc64nvme is None:
@@ -76,13 +76,13 @@ class Features:
                 yield replace(self, crc64nvme=False, precondition=False)
 
 
-class Learner:
+class CapabilityDetector:
     """What this process knows of its store; shared by all its transfers."""
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Capabilities) -> None:
         self.features = features
 
-    async def first_accepted(self, call: Callable[[Features], Awaitable[T]]) -> T:
+    async def with_fallbacks(self, call: Callable[[Capabilities], Awaitable[T]]) -> T:
         """Make a call, without what the store refuses, and remember what that was.
 
         Raises:
@@ -101,6 +101,6 @@ class Learner:
                 return answer
         raise AssertionError("there is always a variant")
 
-    def learn(self, *, verifies_crc64nvme: bool) -> None:
+    def record(self, *, verifies_crc64nvme: bool) -> None:
         """Take note of whether the store returned our checksum."""
-        self.features = self.features.learnt(verifies_crc64nvme=verifies_crc64nvme)
+        self.features = self.features.with_verified_checksum(verifies_crc64nvme=verifies_crc64nvme)

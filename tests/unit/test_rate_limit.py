@@ -13,18 +13,18 @@ import pytest
 
 from tests.unit.test_filesystem_store import QuietTransferState, fail, spec_of
 from tusd_py.ports import Segment
-from tusd_py.stores.bandwidth import BURST_SECONDS, Bandwidth, Flow
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.stores.rate_limit import BURST_SECONDS, Bandwidth, RateLimiter
 
 MIB = 2**20
 MOST_SECONDS = 20
 
 
-async def send(flow: Flow, count: int, sent: dict[str, int] | None = None, name: str = "") -> None:
+async def send(limiter: RateLimiter, count: int, sent: dict[str, int] | None = None, name: str = "") -> None:
     """Send so many bytes in blocks, as a body does."""
     while count:
-        block = min(flow.block_bytes, count)
-        await flow.take(block)
+        block = min(limiter.block_bytes, count)
+        await limiter.acquire(block)
         count -= block
         if sent is not None:
             sent[name] = sent.get(name, 0) + block
@@ -35,14 +35,14 @@ async def test_bytes_take_the_time_that_the_limit_gives_them() -> None:
     started = time.monotonic()
 
     async with asyncio.timeout(MOST_SECONDS):
-        await asyncio.gather(*(send(line.flow(), MIB // 4) for _ in range(4)))
+        await asyncio.gather(*(send(line.limiter(), MIB // 4) for _ in range(4)))
 
     assert time.monotonic() - started >= 0.8
 
 
 async def test_an_upload_with_many_parts_gets_no_more_than_one_with_a_single_body() -> None:
     line = Bandwidth(MIB)
-    greedy, modest = line.flow(), line.flow()
+    greedy, modest = line.limiter(), line.limiter()
     sent: dict[str, int] = {}
     parts = [asyncio.create_task(send(greedy, MIB, sent, "greedy")) for _ in range(8)]
 
@@ -59,8 +59,8 @@ async def test_an_upload_with_many_parts_gets_no_more_than_one_with_a_single_bod
 
 async def test_whoever_is_cancelled_holds_nobody_up() -> None:
     line = Bandwidth(64 * 2**10)
-    flow = line.flow()
-    gone = [asyncio.create_task(flow.take(64 * 2**10)) for _ in range(50)]
+    limiter = line.limiter()
+    gone = [asyncio.create_task(limiter.acquire(64 * 2**10)) for _ in range(50)]
     await asyncio.sleep(0)
     for task in gone[1:]:
         task.cancel()
@@ -68,7 +68,7 @@ async def test_whoever_is_cancelled_holds_nobody_up() -> None:
     started = time.monotonic()
 
     async with asyncio.timeout(MOST_SECONDS):
-        await flow.take(1)
+        await limiter.acquire(1)
 
     # Behind the first one's second, but not behind the 49 that have gone.
     assert 0.7 <= time.monotonic() - started < 10
@@ -87,7 +87,7 @@ async def test_waiting_costs_a_timer_and_no_more(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Bandwidth, "_serve", counted)
 
     async with asyncio.timeout(MOST_SECONDS):
-        await asyncio.gather(*(send(line.flow(), MIB // 16) for _ in range(8)))
+        await asyncio.gather(*(send(line.limiter(), MIB // 16) for _ in range(8)))
 
     assert rounds <= MIB // 2 // line.block_bytes * 2
 

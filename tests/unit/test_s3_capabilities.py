@@ -6,13 +6,13 @@ import pytest
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
-from tusd_py.stores.s3_features import Features, Learner
+from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
 
 AWS = S3StoreConfig(bucket="b")
 OTHER = S3StoreConfig(bucket="b", endpoint_url="http://minio:9000")
 
 
-def sends(features: Features) -> tuple[bool, bool, bool]:
+def sends(features: Capabilities) -> tuple[bool, bool, bool]:
     return features.sends_crc64nvme, features.sends_md5, features.sends_sha256
 
 
@@ -28,29 +28,29 @@ def sends(features: Features) -> tuple[bool, bool, bool]:
 def test_a_checksum_by_wish_is_the_only_one(setting: str, expected: tuple[bool, bool, bool]) -> None:
     config = OTHER.model_copy(update={"checksum": setting})
 
-    assert sends(Features.at_start(config)) == expected
+    assert sends(Capabilities.at_start(config)) == expected
 
 
 def test_aws_gets_the_checksum_it_is_known_to_verify() -> None:
-    assert sends(Features.at_start(AWS)) == (True, False, False)
+    assert sends(Capabilities.at_start(AWS)) == (True, False, False)
 
 
 def test_an_unknown_store_gets_both_until_it_has_answered() -> None:
-    features = Features.at_start(OTHER)
+    features = Capabilities.at_start(OTHER)
 
     assert sends(features) == (True, True, False)
-    assert sends(features.learnt(verifies_crc64nvme=True)) == (True, False, False)
-    assert sends(features.learnt(verifies_crc64nvme=False)) == (False, True, False)
+    assert sends(features.with_verified_checksum(verifies_crc64nvme=True)) == (True, False, False)
+    assert sends(features.with_verified_checksum(verifies_crc64nvme=False)) == (False, True, False)
 
 
 def test_the_first_answer_counts() -> None:
-    features = Features.at_start(OTHER).learnt(verifies_crc64nvme=True)
+    features = Capabilities.at_start(OTHER).with_verified_checksum(verifies_crc64nvme=True)
 
-    assert features.learnt(verifies_crc64nvme=False) is features
+    assert features.with_verified_checksum(verifies_crc64nvme=False) is features
 
 
 def test_an_unknown_store_may_refuse_the_checksum_then_the_precondition() -> None:
-    variants = list(Features.at_start(OTHER).variants())
+    variants = list(Capabilities.at_start(OTHER).variants())
 
     assert [(each.sends_crc64nvme, each.precondition) for each in variants] == [
         (True, True),
@@ -63,7 +63,7 @@ def test_an_unknown_store_may_refuse_the_checksum_then_the_precondition() -> Non
 def test_overwriting_sends_no_precondition() -> None:
     config = AWS.model_copy(update={"file_overwrite": True})
 
-    assert list(Features.at_start(config).variants()) == [Features("auto", crc64nvme=True, precondition=False)]
+    assert list(Capabilities.at_start(config).variants()) == [Capabilities("auto", crc64nvme=True, precondition=False)]
 
 
 # --- being refused --------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class Server:
         self._precondition = precondition
         self.asked = 0
 
-    async def call(self, features: Features) -> str:
+    async def call(self, features: Capabilities) -> str:
         self.asked += 1
         if (features.sends_crc64nvme and not self._crc64nvme) or (features.precondition and not self._precondition):
             raise PermanentStoreError(code=self._code)
@@ -98,43 +98,43 @@ class Server:
 async def test_what_a_server_refuses_is_left_out_and_remembered(
     server: Server, asked: int, left: tuple[bool, bool]
 ) -> None:
-    learner = Learner(Features.at_start(OTHER))
+    detector = CapabilityDetector(Capabilities.at_start(OTHER))
 
-    assert await learner.first_accepted(server.call) == "done"
+    assert await detector.with_fallbacks(server.call) == "done"
     assert server.asked == asked
-    assert (learner.features.sends_crc64nvme, learner.features.precondition) == left
+    assert (detector.features.sends_crc64nvme, detector.features.precondition) == left
 
-    await learner.first_accepted(server.call)
+    await detector.with_fallbacks(server.call)
     assert server.asked == asked + 1
 
 
 async def test_other_refusals_are_no_reason_to_leave_anything_out() -> None:
-    learner = Learner(Features.at_start(OTHER))
+    detector = CapabilityDetector(Capabilities.at_start(OTHER))
     server = Server(code="AccessDenied", crc64nvme=False)
 
     with pytest.raises(PermanentStoreError):
-        await learner.first_accepted(server.call)
+        await detector.with_fallbacks(server.call)
 
     assert server.asked == 1
-    assert learner.features == Features.at_start(OTHER)
+    assert detector.features == Capabilities.at_start(OTHER)
 
 
 async def test_a_call_that_fails_anyway_teaches_nothing() -> None:
-    learner = Learner(Features.at_start(OTHER))
+    detector = CapabilityDetector(Capabilities.at_start(OTHER))
     errors: list[StorageError] = [PermanentStoreError(code="InvalidRequest"), TransientStoreError(code="SlowDown")]
 
-    async def fail(_: Features) -> None:
+    async def fail(_: Capabilities) -> None:
         raise errors.pop(0)
 
     with pytest.raises(TransientStoreError):
-        await learner.first_accepted(fail)
+        await detector.with_fallbacks(fail)
 
-    assert learner.features == Features.at_start(OTHER)
+    assert detector.features == Capabilities.at_start(OTHER)
 
 
 async def test_a_checksum_by_wish_is_not_given_up() -> None:
     config = OTHER.model_copy(update={"checksum": "crc64nvme", "file_overwrite": True})
-    learner = Learner(Features.at_start(config))
+    detector = CapabilityDetector(Capabilities.at_start(config))
 
     with pytest.raises(PermanentStoreError):
-        await learner.first_accepted(Server(crc64nvme=False).call)
+        await detector.with_fallbacks(Server(crc64nvme=False).call)

@@ -27,17 +27,17 @@ class Bandwidth:
         self.block_bytes = min(max(bytes_per_second // _BLOCKS_PER_SECOND, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
         """How much to ask for at once."""
         self._free_at = float("-inf")
-        self._waiting: deque[Flow] = deque()
+        self._waiting: deque[RateLimiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def flow(self) -> Flow:
+    def limiter(self) -> RateLimiter:
         """Return the share of one upload."""
-        return Flow(self)
+        return RateLimiter(self)
 
-    def enqueue(self, flow: Flow) -> None:
-        """Let a flow take its turn; it is there once, however much it asks for."""
-        if flow not in self._waiting:
-            self._waiting.append(flow)
+    def enqueue(self, limiter: RateLimiter) -> None:
+        """Let a limiter take its turn; it is there once, however much it asks for."""
+        if limiter not in self._waiting:
+            self._waiting.append(limiter)
         if self._timer is None:
             self._serve()
 
@@ -46,18 +46,18 @@ class Bandwidth:
         self._timer = None
         now = loop.time()
         if now >= self._free_at:
-            flow = self._waiting.popleft()
-            granted = flow.grant()
+            limiter = self._waiting.popleft()
+            granted = limiter.grant()
             self._free_at = max(self._free_at, now - BURST_SECONDS) + granted / self._rate
-            if flow.wants_more:
-                self._waiting.append(flow)
+            if limiter.wants_more:
+                self._waiting.append(limiter)
         if self._waiting:
             # Also when the line is free already: whoever was just served asks again before this runs,
             # and does not lose its turn to one that had asked for more in advance.
             self._timer = loop.call_at(self._free_at, self._serve)
 
 
-class Flow:
+class RateLimiter:
     """The bytes of one upload, whatever number of parts they go out in."""
 
     def __init__(self, line: Bandwidth) -> None:
@@ -74,7 +74,7 @@ class Flow:
         """Return whether somebody waits here."""
         return bool(self._asked)
 
-    async def take(self, count: int) -> None:
+    async def acquire(self, count: int) -> None:
         """Wait until `count` bytes may go out."""
         allowed = asyncio.get_running_loop().create_future()
         self._asked.append((count, allowed))

@@ -21,7 +21,7 @@ from typing import Final, Protocol, Self
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingMissing, TransientStoreError
 from tusd_py.ports import ObjectSpec, Segment
-from tusd_py.stores.bandwidth import Flow
+from tusd_py.stores.rate_limit import RateLimiter
 
 STEP_BYTES: Final = 2**20
 """What a thread reads at once: large enough that the hop and the system call do not matter."""
@@ -46,7 +46,7 @@ def require_length(spec: ObjectSpec, segments: Sequence[Segment]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class FileRange:
     """The bytes [start, start + length) of one staged file."""
 
     path: Path
@@ -54,7 +54,7 @@ class Slice:
     length: int
 
 
-def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[Slice]:
+def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[FileRange]:
     """Return the pieces of files that make up bytes [start, start + length) of the whole.
 
     Raises:
@@ -65,7 +65,7 @@ def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[Sli
         ends = begins + segment.length
         if length and start < ends:
             taken = min(length, ends - start)
-            yield Slice(segment.path, start - begins, taken)
+            yield FileRange(segment.path, start - begins, taken)
             start, length = start + taken, length - taken
         begins = ends
     if length:
@@ -117,7 +117,7 @@ class RangeReader:
             offset -= piece.length
         return 0
 
-    def _read_piece(self, piece: Slice, buffer: memoryview, offset: int, flags: int) -> int:
+    def _read_piece(self, piece: FileRange, buffer: memoryview, offset: int, flags: int) -> int:
         position = piece.start + offset
         with self._lock:
             if self._closed:  # an abandoned read in a thread must not open the file anew
@@ -166,7 +166,7 @@ class RangeBody:
     It is what botocore asks of a file (`read`, `seek`, `tell`, `len`) and, being iterable, what
     aiohttp sends without its own thread hop per 64 KiB. It is deliberately no `io.IOBase`, which
     aiohttp would read that other way. Every iteration starts where `seek` left it, so a retried
-    request sends the same bytes even while an abandoned iteration still reads. With a `flow` every
+    request sends the same bytes even while an abandoned iteration still reads. With a `limiter` every
     block waits for its turn on a line of limited speed.
 
     `failure` keeps what went wrong with the staged bytes, since the HTTP client reports any error
@@ -174,11 +174,16 @@ class RangeBody:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], start: int, length: int, executor: Executor, flow: Flow | None = None
+        self,
+        segments: Sequence[Segment],
+        start: int,
+        length: int,
+        executor: Executor,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self._reader = RangeReader(segments, start, length)
         self._executor = executor
-        self._flow = flow
+        self._flow = limiter
         self._position = 0
         self._stall: asyncio.Timeout | None = None
         self._patience = 0.0
@@ -241,7 +246,7 @@ class RangeBody:
                 block = await loop.run_in_executor(self._executor, self._read_block, offset, size)
             offset += len(block)
             if self._flow:
-                await self._flow.take(len(block))
+                await self._flow.acquire(len(block))
             self._expect_progress(self._patience)
             yield block
         self._expect_progress(None)
@@ -267,7 +272,7 @@ class RangeBody:
 
 
 @dataclass(frozen=True, slots=True)
-class RangeSums:
+class RangeChecksums:
     """The checksums of a range: the CRC-64/NVME always, the others where they were asked for."""
 
     length: int
@@ -276,7 +281,7 @@ class RangeSums:
     sha256: bytes | None = None
 
 
-class Fed(Protocol):
+class HashProgress(Protocol):
     """Whatever looks at every byte of a read: a hash of hashlib."""
 
     def update(self, data: memoryview, /) -> None:
@@ -290,8 +295,8 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
     *,
     md5: bool = False,
     sha256: bool = False,
-    fed: Sequence[Fed] = (),
-) -> RangeSums:
+    fed: Sequence[HashProgress] = (),
+) -> RangeChecksums:
     """Read a range once and return its checksums. Blocks: call it in a thread; holds 1 MiB.
 
     The bytes are also `fed` to whatever else needs them.
@@ -312,7 +317,7 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
                 if running is not None:
                     running.update(chunk)
             offset += len(chunk)
-    return RangeSums(
+    return RangeChecksums(
         length,
         crc,
         None if md5_hash is None else md5_hash.digest(),
