@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from tusd_py import __version__
-from tusd_py.app import make_core, make_store, make_web, make_work, run_work, running
+from tusd_py.app import make_core, make_http_context, make_store, make_work, run_work, running
 from tusd_py.config.checks import is_loopback
 from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.database.outages import read_outage
@@ -67,7 +67,7 @@ def run_http(config: Config, *, sockets: Sequence[socket.socket], ready: Ready) 
 
     async def main(stop: asyncio.Event) -> None:
         core = make_core(config, Metrics())
-        app = build_application(make_web(core))
+        app = build_application(make_http_context(core))
         async with running(core):
             server = HttpServer(app, config)
             await server.start(sockets)

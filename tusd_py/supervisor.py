@@ -411,9 +411,9 @@ class Supervisor:
         self._announced = True
         notify_service_manager("READY=1")
         log.info("ready", url=url, version=__version__)
-        from tusd_py.http import page
+        from tusd_py.http import upload_page
 
-        greeting = greeting_of(url, self._operations_url, version=__version__, page=page.wanted(self._config))
+        greeting = greeting_of(url, self._operations_url, version=__version__, page=upload_page.wanted(self._config))
         print(greeting, flush=True)  # noqa: T201 -- for the person at the terminal
 
     @property

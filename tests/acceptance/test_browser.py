@@ -34,7 +34,7 @@ from tests.support.process import Child, wait_until
 from tests.support.server import Server, StartServer
 from tests.support.stalling_client import request
 from tests.support.tools import ROOT, require_tool
-from tusd_py.http.page import CDN
+from tusd_py.http.upload_page import CDN
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 

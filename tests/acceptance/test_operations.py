@@ -301,10 +301,10 @@ def test_check_config_warns_of_what_is_allowed(tmp_path: Path):
 
 
 def test_a_missing_configuration_file_is_an_error(tmp_path: Path):
-    result = tusd_py("serve", "--config", str(tmp_path / "nowhere.toml"))
+    result = tusd_py("serve", "--config", str(tmp_path / "not_found.toml"))
 
     assert result.returncode == 2
-    assert "nowhere.toml" in result.stderr
+    assert "not_found.toml" in result.stderr
 
 
 def test_other_than_loopback_without_authentication_refuses_to_start(tmp_path: Path):

@@ -171,9 +171,9 @@ def test_a_user_who_may_not_write_is_told_what_to_grant(tmp_path: Path, dsn: str
 def test_a_database_that_does_not_exist_is_named(tmp_path: Path, dsn: str) -> None:
     parts = urlsplit(dsn)
 
-    line = refusal(tmp_path, urlunsplit(parts._replace(path="/nowhere")))
+    line = refusal(tmp_path, urlunsplit(parts._replace(path="/not_found")))
 
-    assert line.startswith('tusd-py: database.dsn: database "nowhere" does not exist: create it')
+    assert line.startswith('tusd-py: database.dsn: database "not_found" does not exist: create it')
 
 
 def test_a_wrong_password_is_said_without_showing_it(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ import pytest
 
 from tests.http.support import chunk, chunked, eventually, patch_head
 from tests.support.raw_http import RawConnection, RawResponse, exchange
-from tusd_py.app import Core, Work, make_core, make_web, make_work, run_work, running
+from tusd_py.app import Core, Work, make_core, make_http_context, make_work, run_work, running
 from tusd_py.config import Config
 from tusd_py.http.application import build_application
-from tusd_py.http.keys import Web
+from tusd_py.http.context import HttpContext
 from tusd_py.http.server import HttpServer
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Upload
@@ -31,7 +31,7 @@ class Served:
 
     config: Config
     core: Core
-    web: Web
+    web: HttpContext
     server: HttpServer
     work: Work
     host: str
@@ -147,7 +147,7 @@ async def serving(config: Config) -> AsyncIterator[Served]:
     listening.bind(("127.0.0.1", 0))
     listening.setblocking(False)
     core = make_core(config, Metrics())
-    web = make_web(core)
+    web = make_http_context(core)
     work = make_work(core)
     async with running(core):
         server = HttpServer(build_application(web), config)

@@ -173,7 +173,7 @@ async def test_a_token_picks_the_profile_of_its_uploads(serve):
     assert [upload.profile for upload in uploads] == ["default", "team"]
 
 
-@pytest.mark.parametrize("profile", ["nowhere", "", 7, None])
+@pytest.mark.parametrize("profile", ["not_found", "", 7, None])
 async def test_a_profile_that_is_not_configured_is_refused(serve, profile):
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
     path = await served.create(5, bearer())
@@ -249,5 +249,5 @@ async def test_only_what_is_public_may_be_embedded_by_other_sites(serve, working
     assert embedders == {name: [f"{scope}-{end}"] * 2 for name, scope, end in (
         ("default", "same", "site"), ("open", "cross", "origin"), ("team", "same", "site"),
     )}  # fmt: skip
-    for target in ("/api/v1/uploads", "/files/x", "/nowhere"):
+    for target in ("/api/v1/uploads", "/files/x", "/not_found"):
         assert (await served.request("GET", target, bearer())).headers["cross-origin-resource-policy"] == "same-site"

@@ -40,7 +40,7 @@ async def test_success_and_failure_alike_may_be_read(served):
         await served.request("GET", path, PAGE),
         await served.request("GET", "/files/", PAGE),
         await served.head(MISSING, PAGE),
-        await served.request("GET", "/nowhere", PAGE),
+        await served.request("GET", "/not_found", PAGE),
         await served.request("GET", "/api/v1/uploads/x", PAGE),
         await served.request("DELETE", path, PAGE),
     ]

@@ -212,7 +212,7 @@ async def failures(served):
         await served.request("GET", MISSING),
         await served.request("HEAD", MISSING),
         await served.request("DELETE", MISSING),
-        await served.request("GET", "/nowhere"),
+        await served.request("GET", "/not_found"),
         await served.patch(path, 4, b"o"),
         await served.patch(path, 2, b"lo and behold"),
         await served.patch(path, 2, b"llo", {"Content-Type": "text/plain"}),

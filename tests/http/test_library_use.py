@@ -15,7 +15,7 @@ from tests.http.support import eventually
 from tusd_py import create_app, runner_options
 from tusd_py.config import Config
 from tusd_py.errors import ConfigError
-from tusd_py.http.keys import WEB
+from tusd_py.http.context import CONTEXT
 
 TUS = {"Tus-Resumable": "1.0.0"}
 
@@ -101,6 +101,6 @@ async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_conf
             async with client.post(f"{origin}/media/files/", headers={"Upload-Length": "5"}) as created:
                 target = f"{origin}/media/api/v1/uploads/{created.headers['Upload-Id']}?wait=60"
             waiter = asyncio.create_task(wait_for(target))
-            await eventually(lambda: mounted[0][WEB].changes.waiting == 1)
+            await eventually(lambda: mounted[0][CONTEXT].changes.waiting == 1)
         async with asyncio.timeout(20):
             assert await waiter == "created"

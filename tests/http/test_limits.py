@@ -11,7 +11,7 @@ import pytest
 from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
 from tusd_py.http.application import READ_BUFFER_BYTES
-from tusd_py.http.body import FEW_BODIES, WIDE_BUFFER_BYTES
+from tusd_py.http.request_body import FEW_BODIES, WIDE_BUFFER_BYTES
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DEFER = {"Upload-Defer-Length": "1"}

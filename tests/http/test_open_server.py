@@ -27,7 +27,7 @@ async def refusals(served, headers):
         await served.request("HEAD", path, headers),
         await served.request("PATCH", path, dict(patch_head(2)) | headers, b"llo"),
         await served.request("DELETE", path, headers),
-        await served.request("GET", "/nowhere", headers),
+        await served.request("GET", "/not_found", headers),
         await served.request("GET", "/", headers),
     ]
     assert await served.offset(path) == 2
@@ -140,6 +140,6 @@ async def test_no_page_of_another_origin_may_embed_anything(serve):
     path = await served.create(5, LETTERS, b"hello")
     link = f"/download/{(await served.upload(path)).id}"
 
-    for target in (link, path, "/api/v1/uploads", "/", "/nowhere", "/files/x"):
+    for target in (link, path, "/api/v1/uploads", "/", "/not_found", "/files/x"):
         answer = await served.request("GET", target)
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"

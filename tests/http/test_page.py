@@ -11,10 +11,10 @@ import pytest
 
 from tests.http.test_library_use import hosted
 from tests.support.tools import ROOT
-from tusd_py.http import page
+from tusd_py.http import upload_page
 
 FRONTEND = ROOT / "frontend"
-WEB = ROOT / "tusd_py" / "web"
+CONTEXT = ROOT / "tusd_py" / "web"
 SECRET = "0123456789abcdef0123456789abcdef"
 
 
@@ -71,7 +71,7 @@ async def test_an_asset_has_its_type_and_is_revalidated(served, name, content_ty
     assert (first.status, first.headers["content-type"]) == (200, content_type)
     assert first.headers["cache-control"] == "no-cache"
     assert first.headers["x-content-type-options"] == "nosniff"
-    assert first.body == (WEB / name).read_bytes()
+    assert first.body == (CONTEXT / name).read_bytes()
     assert (second.status, second.body) == (304, b"")
 
 
@@ -103,7 +103,7 @@ async def test_another_method_is_refused(served):
     ],
 )
 def test_the_page_is_wanted_in_the_zero_configuration_mode_or_as_configured(make_config, sections, expected):
-    assert page.wanted(make_config(**sections)) is expected
+    assert upload_page.wanted(make_config(**sections)) is expected
 
 
 async def test_without_the_page_its_addresses_are_unknown(serve):
@@ -156,7 +156,7 @@ async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_con
 
 
 def test_no_script_names_an_address_from_the_root():
-    for script in WEB.glob("*.js"):
+    for script in CONTEXT.glob("*.js"):
         assert re.findall(r"""["'`]/[a-z]""", script.read_text(encoding="utf-8")) == [], script.name
 
 
@@ -165,7 +165,7 @@ def test_no_script_names_an_address_from_the_root():
 
 @pytest.fixture
 def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "_BUILT", ())
+    monkeypatch.setattr(upload_page, "_BUILT", ())
 
 
 async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(unbuilt, serve):
@@ -174,12 +174,12 @@ async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(unbuil
 
     settings = Addresses(response.body.decode()).settings
     policy = response.headers["content-security-policy"]
-    assert settings["data-script"] == page.CDN.script
-    assert settings["data-style"] == page.CDN.style
+    assert settings["data-script"] == upload_page.CDN.script
+    assert settings["data-style"] == upload_page.CDN.style
     assert settings["data-script-integrity"].startswith("sha384-")
     assert settings["data-style-integrity"].startswith("sha384-")
-    assert f"script-src 'self' {page.CDN.script};" in policy
-    assert f"style-src 'self' {page.CDN.style};" in policy
+    assert f"script-src 'self' {upload_page.CDN.script};" in policy
+    assert f"style-src 'self' {upload_page.CDN.style};" in policy
     assert "connect-src 'self';" in policy
 
 
@@ -188,7 +188,7 @@ def test_the_cdn_serves_the_version_that_the_frontend_builds():
     lock = json.loads((FRONTEND / "package-lock.json").read_text())["packages"]
     parts = ("@uppy/core", "@uppy/dashboard", "@uppy/tus")
 
-    assert lock["node_modules/uppy"]["version"] == package["devDependencies"]["uppy"] == page.UPPY_VERSION
+    assert lock["node_modules/uppy"]["version"] == package["devDependencies"]["uppy"] == upload_page.UPPY_VERSION
     assert {part: package["dependencies"][part] for part in parts} == {
         part: lock["node_modules/uppy"]["dependencies"][part] for part in parts
     }

@@ -258,7 +258,7 @@ async def test_too_much_after_the_announcement_ends_the_upload(announcing):
 @pytest.fixture
 async def progressing(serve, monkeypatch):
     """A server that tells of every checkpoint, and makes many."""
-    monkeypatch.setattr("tusd_py.http.interim.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("tusd_py.http.informational.PROGRESS_SECONDS", 0.0)
     return await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
 
 
@@ -305,7 +305,7 @@ async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing, ver
 
 async def test_progress_is_not_told_at_every_checkpoint(serve, monkeypatch):
     """RC-13 RA-09"""
-    monkeypatch.setattr("tusd_py.http.interim.PROGRESS_SECONDS", 3600.0)
+    monkeypatch.setattr("tusd_py.http.informational.PROGRESS_SECONDS", 3600.0)
     served = await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
     client = Client(served, 8)
     path = await client.created()

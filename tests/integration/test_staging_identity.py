@@ -238,12 +238,12 @@ async def test_a_damaged_id_is_refused_until_it_is_adopted(make_config) -> None:
 
 async def test_without_a_database_only_a_directory_with_an_id_is_trusted(make_config) -> None:
     """A process that is replaced while the database is away serves as soon as it is back."""
-    nowhere = {"dsn": "postgresql://nobody@127.0.0.1:9/nothing", "connect_timeout": 1}
+    not_found = {"dsn": "postgresql://nobody@127.0.0.1:9/nothing", "connect_timeout": 1}
     with pytest.raises(DatabaseUnavailable):
-        await identified(make_config(database=nowhere))
+        await identified(make_config(database=not_found))
     staging_id = await identified(make_config())
 
-    assert await identified(make_config(database=nowhere)) == staging_id
+    assert await identified(make_config(database=not_found)) == staging_id
 
 
 # --- adopting --------------------------------------------------------------------------------------

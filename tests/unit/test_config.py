@@ -540,7 +540,7 @@ def test_an_empty_secret_is_none(write: Files) -> None:
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ('{ file = "nowhere" }', "cannot be read: No such file or directory"),
+        ('{ file = "not_found" }', "cannot be read: No such file or directory"),
         ('{ file = "empty" }', "is empty"),
         ('{ file = "binary" }', "cannot be read as text"),
         ('{ file = "a\\u0000b" }', "cannot be read as text"),
@@ -650,8 +650,8 @@ def with_s3(**changes: object) -> dict[str, Any]:
         (with_jwt(secret="x" * 31), "auth.jwt.secret: at least 32"),
         (with_jwt(secret="x" * 63, algorithms=["HS256", "HS512"]), "auth.jwt.secret: at least 64"),
         (
-            with_jwt(secret="", jwks_file="nowhere", algorithms=["ES256"]),
-            "auth.jwt.jwks_file: nowhere is not",
+            with_jwt(secret="", jwks_file="not_found", algorithms=["ES256"]),
+            "auth.jwt.jwks_file: not_found is not",
         ),
         ({"cors": {"allow_credentials": True, "allow_origins": ["*"]}}, "cors.allow_credentials:"),
         ({"cors": {"allow_credentials": True, "allow_origins": ["null"]}}, "cors.allow_credentials:"),
@@ -684,7 +684,7 @@ def with_s3(**changes: object) -> dict[str, Any]:
         (with_s3(location="a/./b"), "storage.s3.location:"),
         (with_s3(location="a\\b"), "storage.s3.location: must not contain"),
         (with_s3(location="a\nb"), "storage.s3.location: must not contain"),
-        (with_s3(verify_tls="nowhere.pem"), "storage.s3.verify_tls: nowhere.pem is not"),
+        (with_s3(verify_tls="not_found.pem"), "storage.s3.verify_tls: not_found.pem is not"),
         (with_s3(object_parameters={"bucket_key_enabled": True}), "storage.s3.object_parameters.bucket_key_enabled:"),
         (with_s3(sse="AES256", sse_kms_key_id="k"), "storage.s3.sse_kms_key_id:"),
         (with_s3(custom_domain="cdn.example.com"), "storage.s3.custom_domain: needs"),
@@ -692,8 +692,8 @@ def with_s3(**changes: object) -> dict[str, Any]:
         (with_s3(custom_domain="cdn.example.com", cloudfront_key_file=__file__), "storage.s3: cloudfront_key_file and"),
         (with_s3(**CLOUDFRONT), "storage.s3.cloudfront_key_file: needs custom_domain"),
         (
-            with_s3(custom_domain="cdn.example.com", cloudfront_key_file="nowhere", cloudfront_key_id="K"),
-            "storage.s3.cloudfront_key_file: nowhere is not",
+            with_s3(custom_domain="cdn.example.com", cloudfront_key_file="not_found", cloudfront_key_id="K"),
+            "storage.s3.cloudfront_key_file: not_found is not",
         ),
         (
             with_s3(custom_domain="cdn.example.com", querystring_auth=False, **CLOUDFRONT),

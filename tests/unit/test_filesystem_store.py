@@ -151,7 +151,7 @@ async def test_a_key_that_could_mean_harm_is_refused(
 
 @given(st.text(alphabet=st.sampled_from("a./\\\0é~ \n"), max_size=12) | st.text(max_size=12))
 def test_no_key_leads_out_of_the_root(key: str) -> None:
-    root = Path("/nowhere/store")
+    root = Path("/not_found/store")
     try:
         path = FileTree(root).path(key)
     except PermanentStoreError:

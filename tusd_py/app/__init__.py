@@ -14,7 +14,7 @@ from tusd_py.app.core import (
 )
 from tusd_py.app.embedding import create_app
 from tusd_py.app.identity import adopt, identify, plan_adoption
-from tusd_py.app.serving import derive_features, make_catalog, make_web, upload_settings
+from tusd_py.app.serving import derive_features, make_catalog, make_http_context, upload_settings
 from tusd_py.app.working import Work, make_cleanup_records, make_work, run_work
 
 __all__ = [
@@ -31,10 +31,10 @@ __all__ = [
     "make_cleanup_records",
     "make_core",
     "make_former_store",
+    "make_http_context",
     "make_reconcilers",
     "make_records",
     "make_store",
-    "make_web",
     "make_work",
     "plan_adoption",
     "reachable",

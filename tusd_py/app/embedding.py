@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from tusd_py.app.core import Core, database_dsn, make_core, running
-from tusd_py.app.serving import make_web
+from tusd_py.app.serving import make_http_context
 from tusd_py.app.working import Work, make_work, run_work
 from tusd_py.config import Config
 from tusd_py.database.migrate import migrate
@@ -41,7 +41,7 @@ def create_app(config: Config, *, run_worker: bool = True) -> web.Application:
     options of `tusd_py.runner_options(config)`, above all `auto_decompress=False`.
     """
     core = make_core(config, Metrics())
-    app = build_application(make_web(core))
+    app = build_application(make_http_context(core))
     # Before the notifications open, which wake this one; a successor finds its work by polling.
     work = make_work(core) if run_worker else None
 

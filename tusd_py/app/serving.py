@@ -13,10 +13,10 @@ from tusd_py.authorization import Rules
 from tusd_py.config import Config
 from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
+from tusd_py.http.context import HttpContext
 from tusd_py.http.cors import CorsPolicy
 from tusd_py.http.forwarded import TrustedProxies
 from tusd_py.http.hosts import HostPolicy, public_names
-from tusd_py.http.keys import Web
 from tusd_py.locks import LocalLocks
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import Trigger, UploadId
@@ -56,7 +56,7 @@ def make_authenticator(config: Config) -> Authenticator:
     return BearerAuthenticator(config.auth.jwt)
 
 
-def make_web(core: Core) -> Web:
+def make_http_context(core: Core) -> HttpContext:
     """Wire the HTTP side."""
     config = core.config
 
@@ -70,7 +70,7 @@ def make_web(core: Core) -> Web:
     settings = upload_settings(config, features)
     access = Access(core.uploads, settings)
     changes = make_watch(core)
-    return Web(
+    return HttpContext(
         config=config,
         features=features,
         uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),

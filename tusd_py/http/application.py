@@ -9,12 +9,12 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from tusd_py.http import api, page
+from tusd_py.http import api, upload_page
 from tusd_py.http.connection import Connection, ConnectionRunner
-from tusd_py.http.keys import WEB, Web
-from tusd_py.http.middleware import observe, shared_headers
+from tusd_py.http.context import CONTEXT, HttpContext
+from tusd_py.http.middleware import request_scope, shared_headers
 from tusd_py.http.trailers import TrailerConnection
-from tusd_py.http.uploads import creation_url, unknown_url, upload_url
+from tusd_py.http.tus_routes import creation_url, unknown_url, upload_url
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -42,10 +42,10 @@ class ServerLog(logging.LoggerAdapter[logging.Logger]):
             super().log(level, msg, *args, exc_info=exc_info, **kwargs)
 
 
-def build_application(context: Web) -> web.Application:
+def build_application(context: HttpContext) -> web.Application:
     """Build the application; it mounts under any path of another one as well."""
-    app = web.Application(middlewares=[observe])
-    app[WEB] = context
+    app = web.Application(middlewares=[request_scope])
+    app[CONTEXT] = context
     app.on_response_prepare.append(shared_headers)
     app.on_shutdown.append(end_waiting)
     base = context.config.server.base_path
@@ -60,20 +60,20 @@ def build_application(context: Web) -> web.Application:
         app.router.add_route("*", path, handler, expect_handler=defer_continue)
     for route in (
         *api.routes(downloads=context.config.downloads.enabled),
-        *page.routes(context.config, context.features),
+        *upload_page.routes(context.config, context.features),
     ):
         kwargs = route.kwargs | {"expect_handler": defer_continue}
         web.RouteDef(route.method, route.path, route.handler, kwargs).register(app.router)
-    app.router.add_route("*", "/{tail:.*}", nowhere, expect_handler=defer_continue)
+    app.router.add_route("*", "/{tail:.*}", not_found, expect_handler=defer_continue)
     return app
 
 
 async def end_waiting(app: web.Application) -> None:
     """Return those who wait for an upload: a host that shuts down would wait for them."""
-    app[WEB].changes.close()
+    app[CONTEXT].changes.close()
 
 
-async def nowhere(request: web.Request) -> web.StreamResponse:
+async def not_found(request: web.Request) -> web.StreamResponse:
     """Return 404, or 405 where another method would have been served.
 
     A route of ours and not the router's own answer, for the sake of its expect handler.
@@ -97,7 +97,7 @@ async def defer_continue(_: web.Request) -> None:
 def make_runner(app: web.Application, config: Config) -> ConnectionRunner:
     """Build what serves the application."""
     kind = TrailerConnection if config.tus.checksum_trailer else Connection
-    return ConnectionRunner(app, config, app[WEB].metrics, kind=kind, **runner_options(config))
+    return ConnectionRunner(app, config, app[CONTEXT].metrics, kind=kind, **runner_options(config))
 
 
 def runner_options(config: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.errors import ProtocolError
-from tusd_py.http.keys import WEB
+from tusd_py.http.context import CONTEXT
 from tusd_py.protocol.fields import single
 
 if TYPE_CHECKING:
@@ -27,4 +27,4 @@ def principal_of(request: web.Request) -> Principal:
         credential = single(request.headers, AUTHORIZATION)
     except ValueError as error:
         raise ProtocolError(f"{error}.") from error
-    return request.app[WEB].authenticator.authenticate(credential)
+    return request.app[CONTEXT].authenticator.authenticate(credential)

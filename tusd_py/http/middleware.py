@@ -25,11 +25,10 @@ from tusd_py.errors import (
     UploadNotFound,
 )
 from tusd_py.http.connection import SERVER_NAME
-from tusd_py.http.dialects import dialect_of
-from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
-from tusd_py.http.keys import (
+from tusd_py.http.context import (
     BYTES_IN,
     CLOSE,
+    CONTEXT,
     DESCRIPTION,
     KIND,
     METHOD,
@@ -37,10 +36,11 @@ from tusd_py.http.keys import (
     PUBLIC,
     REQUEST_ID,
     UPLOAD_ID,
-    WEB,
-    Web,
+    HttpContext,
 )
-from tusd_py.http.replies import error_response, problem_response
+from tusd_py.http.dialects import dialect_of
+from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
+from tusd_py.http.responses import error_response, problem_response
 from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
 from tusd_py.redaction import redact
@@ -59,9 +59,9 @@ class InternalError(TusdError):
 
 
 @web.middleware
-async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def request_scope(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Run the handler; whatever it raises leaves as a reply, and one line tells of it."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     started = time.perf_counter()
     request_id = _request_id(request)
     request[REQUEST_ID] = request_id
@@ -94,7 +94,7 @@ async def observe(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-def refuse_early(context: Web, request: web.Request) -> None:
+def refuse_early(context: HttpContext, request: web.Request) -> None:
     """Refuse what needs no handler: foreign hosts and origins, and everything new while the server drains."""
     if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(context, request))):
         raise HostNotAllowed
@@ -107,19 +107,19 @@ def refuse_early(context: Web, request: web.Request) -> None:
         raise ServerDraining("The server is shutting down; try again.")
 
 
-def _named_hosts(context: Web, request: web.Request) -> list[str]:
+def _named_hosts(context: HttpContext, request: web.Request) -> list[str]:
     """Return what the request calls the server: in Host, and in what a trusted proxy says of it."""
     named = request.headers.getall("Host", [])
     external = _external_base(context, request)
     return [*named, external.host] if external is not None else [*named]
 
 
-def _external_base(context: Web, request: web.Request) -> ExternalBase | None:
+def _external_base(context: HttpContext, request: web.Request) -> ExternalBase | None:
     host = request.headers.get("Host", "")
     return external_base(request.headers, request.remote, request.scheme, host, context.trusted)
 
 
-def _same_origin(context: Web, request: web.Request, origin: str) -> bool:
+def _same_origin(context: HttpContext, request: web.Request, origin: str) -> bool:
     """Return whether a page of `origin` was served by us, whose requests name it as well.
 
     A proxy may have put another Host in the place of the one that the browser knows.
@@ -132,7 +132,7 @@ def _same_origin(context: Web, request: web.Request, origin: str) -> bool:
     return bool(authority) and authority.lower() in {normal_authority(host.lower(), scheme) for host in own}
 
 
-def _render(context: Web, request: web.Request, error: TusdError) -> web.Response:
+def _render(context: HttpContext, request: web.Request, error: TusdError) -> web.Response:
     if request.get(PROBLEM):
         return problem_response(error)
     return error_response(request, error, request.get(METHOD, request.method), context.features)
@@ -162,7 +162,9 @@ def _request_id(request: web.Request) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
 
 
-def _log_request(context: Web, request: web.Request, status: int, error: TusdError | None, seconds: float) -> None:
+def _log_request(
+    context: HttpContext, request: web.Request, status: int, error: TusdError | None, seconds: float
+) -> None:
     # A host's application may log without our processors.
     facts = {
         "method": request.method,
@@ -185,7 +187,7 @@ def _log_request(context: Web, request: web.Request, status: int, error: TusdErr
         log.info("request", **facts)
 
 
-def _resource_policy(context: Web, request: web.Request) -> str:
+def _resource_policy(context: HttpContext, request: web.Request) -> str:
     """Return the sites whose pages may embed a response without asking, for example as an image.
 
     The links of a website and those in its mails belong to one site, on several hosts. Without
@@ -198,7 +200,7 @@ def _resource_policy(context: Web, request: web.Request) -> str:
 
 async def shared_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add what every response carries, whoever made it; runs before the headers are sent."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     headers = response.headers
     if not request.get(PROBLEM):
         headers.update(dialect_of(request).marks)

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from tusd_py.errors import HostNotAllowed, TusdError
 from tusd_py.http.connection import SERVER_NAME
 from tusd_py.http.hosts import HostPolicy
-from tusd_py.http.replies import json_response
+from tusd_py.http.responses import json_response
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from tusd_py.errors import ServerDraining
 from tusd_py.http.application import make_runner
-from tusd_py.http.keys import WEB
+from tusd_py.http.context import CONTEXT
 from tusd_py.http.listener import Listener
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class HttpServer:
             listener = Listener(
                 listening,
                 self._runner.connection_server,
-                self._app[WEB].metrics,
+                self._app[CONTEXT].metrics,
                 max_connections=self._config.limits.max_connections,
             )
             listener.start()
@@ -52,7 +52,7 @@ class HttpServer:
         aiohttp's own clean-up starves running bodies: it marks connections as closing first, and
         then waits for bytes that it no longer reads. So the bodies are ended before it runs.
         """
-        context = self._app[WEB]
+        context = self._app[CONTEXT]
         context.draining = True
         for listener in self._listeners:
             listener.stop()

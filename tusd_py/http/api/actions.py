@@ -9,8 +9,8 @@ from aiohttp import web
 from tusd_py.http.api.requests import prefix_of, resource, upload_id_of
 from tusd_py.http.api.views import API_PATH, upload_links
 from tusd_py.http.authentication import principal_of
-from tusd_py.http.keys import UPLOAD_ID, WEB
-from tusd_py.http.replies import json_response
+from tusd_py.http.context import CONTEXT, UPLOAD_ID
+from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
 
 
@@ -25,7 +25,7 @@ def routes() -> list[web.RouteDef]:
 async def commit(request: web.Request) -> web.Response:
     """Record that the application keeps the upload. Again and again answers the same."""
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    upload = await request.app[WEB].catalog.commit(principal_of(request), upload_id)
+    upload = await request.app[CONTEXT].catalog.commit(principal_of(request), upload_id)
     return json_response(
         {
             "id": str(upload.id),
@@ -40,7 +40,7 @@ async def commit(request: web.Request) -> web.Response:
 async def transfer(request: web.Request) -> web.Response:
     """Have the upload transferred: 202 with the transfer that is to be watched, 200 if it is stored."""
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    order = await request.app[WEB].catalog.request_transfer(principal_of(request), upload_id)
+    order = await request.app[CONTEXT].catalog.request_transfer(principal_of(request), upload_id)
     stored = order.upload.state is State.STORED
     return json_response(
         {
@@ -54,5 +54,5 @@ async def transfer(request: web.Request) -> web.Response:
 
 
 def _links(request: web.Request, upload: Upload) -> dict[str, str | None]:
-    downloads = request.app[WEB].config.downloads.enabled
+    downloads = request.app[CONTEXT].config.downloads.enabled
     return upload_links(upload, prefix=prefix_of(request), downloads=downloads)

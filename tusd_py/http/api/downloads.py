@@ -9,8 +9,8 @@ from tusd_py.errors import Unauthenticated
 from tusd_py.http.api.requests import flag, resource, upload_id_of
 from tusd_py.http.api.views import DOWNLOAD_PATH
 from tusd_py.http.authentication import principal_of
-from tusd_py.http.downloads import download
-from tusd_py.http.keys import WEB
+from tusd_py.http.context import CONTEXT
+from tusd_py.http.download_routes import download
 
 
 def routes() -> list[web.RouteDef]:
@@ -26,7 +26,7 @@ async def download_by_id(request: web.Request) -> web.StreamResponse:
     `?redirect=0` tells a URL of the store by a 204 instead of a redirect to it.
     """
     redirect = flag(request, "redirect", default=True)
-    upload = await request.app[WEB].catalog.view(_reader(request), upload_id_of(request), Action.DOWNLOAD)
+    upload = await request.app[CONTEXT].catalog.view(_reader(request), upload_id_of(request), Action.DOWNLOAD)
     return await download(request, upload, redirect=redirect)
 
 
@@ -35,6 +35,6 @@ def _reader(request: web.Request) -> Principal:
     try:
         return principal_of(request)
     except Unauthenticated:
-        if not request.app[WEB].catalog.has_public_uploads:
+        if not request.app[CONTEXT].catalog.has_public_uploads:
             raise
         return UNAUTHENTICATED

@@ -13,7 +13,7 @@ from uuid import UUID
 from aiohttp import web
 
 from tusd_py.errors import BadParameter, InvalidContentType, MethodNotAllowed, UploadNotFound
-from tusd_py.http.keys import KIND, PROBLEM, WEB
+from tusd_py.http.context import CONTEXT, KIND, PROBLEM
 from tusd_py.ports import ListPosition
 from tusd_py.protocol.fields import CONTENT_TYPE, media_type
 from tusd_py.protocol.upload import Upload, UploadId
@@ -65,7 +65,7 @@ def _refuse_unknown(request: web.Request, known: Collection[str]) -> None:
 
 def _preflight(request: web.Request) -> web.Response:
     headers = request.headers
-    allowed = request.app[WEB].cors.preflight(
+    allowed = request.app[CONTEXT].cors.preflight(
         headers.get("Origin"),
         headers.get("Access-Control-Request-Method"),
         headers.get("Access-Control-Request-Headers"),

@@ -19,8 +19,8 @@ from tusd_py.http.api.requests import (
 )
 from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
 from tusd_py.http.authentication import principal_of
-from tusd_py.http.keys import UPLOAD_ID, WEB
-from tusd_py.http.replies import json_response
+from tusd_py.http.context import CONTEXT, UPLOAD_ID
+from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
 
 MAX_PAGE: Final = 200
@@ -49,7 +49,7 @@ async def list_uploads(request: web.Request) -> web.Response:
     """
     principal = principal_of(request)
     limit = whole_number(request, "limit", default=DEFAULT_PAGE, least=1, most=MAX_PAGE)
-    uploads = await request.app[WEB].catalog.newest(
+    uploads = await request.app[CONTEXT].catalog.newest(
         principal,
         after=list_position(request, "after"),
         limit=limit,
@@ -63,7 +63,7 @@ async def list_uploads(request: web.Request) -> web.Response:
 
 async def show_upload(request: web.Request) -> web.Response:
     """Return one upload with the state of its transfer; with `?wait=` as soon as that changes."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
     seen = await context.catalog.look(
@@ -78,7 +78,7 @@ async def show_upload(request: web.Request) -> web.Response:
 
 async def remove_upload(request: web.Request) -> web.Response:
     """Make an upload gone for everybody; its bytes follow. `?force=1` stops a transfer that is under way."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
     await context.uploads.remove(principal, upload_id, force=flag(request, "force"))
@@ -88,7 +88,7 @@ async def remove_upload(request: web.Request) -> web.Response:
 
 async def list_attempts(request: web.Request) -> web.Response:
     """Return every claim of the upload's jobs and how it ended, newest first."""
-    catalog, principal = request.app[WEB].catalog, principal_of(request)
+    catalog, principal = request.app[CONTEXT].catalog, principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
     operator = catalog.operates(principal)
     attempts = await catalog.attempts(principal, upload_id)
@@ -96,7 +96,7 @@ async def list_attempts(request: web.Request) -> web.Response:
 
 
 async def _view(request: web.Request, principal: Principal, upload: Upload) -> dict[str, Any]:
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     operator = context.catalog.operates(principal)
     place = await context.stores.place(upload.place_id) if operator and upload.remote_present else None
     return upload_view(upload, context.config, place=place, prefix=prefix_of(request))

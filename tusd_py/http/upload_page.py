@@ -18,7 +18,7 @@ from aiohttp import ETag, web
 
 from tusd_py.config.checks import is_loopback
 from tusd_py.errors import UploadNotFound
-from tusd_py.http.keys import KIND, PROBLEM
+from tusd_py.http.context import KIND, PROBLEM
 from tusd_py.protocol import fields
 
 if TYPE_CHECKING:

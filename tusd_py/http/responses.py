@@ -19,8 +19,8 @@ from tusd_py.errors import (
     TusdError,
     UploadLocked,
 )
+from tusd_py.http.context import CLOSE
 from tusd_py.http.dialects import dialect_of
-from tusd_py.http.keys import CLOSE
 
 if TYPE_CHECKING:
     from tusd_py.protocol.dialect import Reply

@@ -1,4 +1,4 @@
-"""Interim responses: where an upload is and how much of it is durable, told while it is being sent.
+"""InformationalResponses responses: where an upload is and how much of it is durable, told while it is being sent.
 
 aiohttp knows no interim response but its own 100, so these are written to the connection by hand.
 """
@@ -15,7 +15,7 @@ from tusd_py.http.dialects import dialect_of
 if TYPE_CHECKING:
     from aiohttp import web
 
-    from tusd_py.http.keys import Web
+    from tusd_py.http.context import HttpContext
     from tusd_py.protocol.dialect import Reply
     from tusd_py.protocol.upload import Upload
     from tusd_py.uploads.creation import Created
@@ -25,10 +25,10 @@ PROGRESS_SECONDS: Final = 1.0
 """Shortest time between two reports."""
 
 
-class Interim:
+class InformationalResponses:
     """The interim responses of one request."""
 
-    def __init__(self, context: Web, request: web.Request, locate: Callable[[str], str]) -> None:
+    def __init__(self, context: HttpContext, request: web.Request, locate: Callable[[str], str]) -> None:
         self._context = context
         self._request = request
         self._dialect = dialect_of(request)
@@ -56,13 +56,15 @@ class Interim:
             transport.write(_to_bytes(reply))
 
 
-def interim_of(context: Web, request: web.Request, locate: Callable[[str], str]) -> Interim | None:
+def informational_response(
+    context: HttpContext, request: web.Request, locate: Callable[[str], str]
+) -> InformationalResponses | None:
     """Return what a client may be told before the final response; None where it may be told nothing.
 
     Off unless configured: a proxy may take a 104 for the final response, and nginx does.
     """
     wanted = context.config.rufh.interim_104 and dialect_of(request).announces and request.version >= (1, 1)
-    return Interim(context, request, locate) if wanted else None
+    return InformationalResponses(context, request, locate) if wanted else None
 
 
 def _to_bytes(reply: Reply) -> bytes:

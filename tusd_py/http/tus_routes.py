@@ -12,13 +12,13 @@ from aiohttp import web
 from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.authentication import principal_of
-from tusd_py.http.body import FEW_BODIES, RequestBody
+from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, UPLOAD_ID, HttpContext
 from tusd_py.http.dialects import dialect_of
-from tusd_py.http.downloads import download
+from tusd_py.http.download_routes import download
 from tusd_py.http.forwarded import client_address, external_base
-from tusd_py.http.interim import interim_of
-from tusd_py.http.keys import BYTES_IN, DESCRIPTION, KIND, METHOD, UPLOAD_ID, WEB, Web
-from tusd_py.http.replies import to_response
+from tusd_py.http.informational import informational_response
+from tusd_py.http.request_body import FEW_BODIES, RequestBody
+from tusd_py.http.responses import to_response
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.protocol import dialects
 from tusd_py.protocol.dialect import effective_method
@@ -33,7 +33,7 @@ _KINDS: Final = {"HEAD": "status", "PATCH": "append", "DELETE": "terminate", "GE
 
 async def creation_url(request: web.Request) -> web.StreamResponse:
     """Serve the URL at which uploads are created."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     method = _method(request)
     if method == "OPTIONS":
         return options(request)
@@ -46,7 +46,7 @@ async def creation_url(request: web.Request) -> web.StreamResponse:
 
 async def upload_url(request: web.Request) -> web.StreamResponse:
     """Serve the URL of one upload."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     method = _method(request)
     if method == "OPTIONS":
         return options(request)
@@ -77,7 +77,7 @@ async def unknown_url(request: web.Request) -> web.StreamResponse:
 
 def options(request: web.Request) -> web.Response:
     """Return what the server offers, and a browser's preflight with it. Needs no credential."""
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     response = to_response(dialects.render_options(_features(context, request)))
     headers = request.headers
     response.headers.update(
@@ -90,7 +90,7 @@ def options(request: web.Request) -> web.Response:
     return response
 
 
-async def create(context: Web, request: web.Request) -> web.Response:
+async def create(context: HttpContext, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
     principal = principal_of(request)
     context.uploads.permit(principal, Action.CREATE)
@@ -98,7 +98,7 @@ async def create(context: Web, request: web.Request) -> web.Response:
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
-        interim = body.interim = interim_of(context, request, locate)
+        interim = body.interim = informational_response(context, request, locate)
         announce = None if interim is None else interim.announce
         created = await context.uploads.create(principal, command, body, announce)
     request[UPLOAD_ID] = created.upload.id
@@ -108,14 +108,14 @@ async def create(context: Web, request: web.Request) -> web.Response:
     return to_response(dialect.render_created(created.upload, locate(created.token), context.features))
 
 
-async def status(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
+async def status(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """HEAD: the offset, the length, the metadata as sent."""
     upload = await context.uploads.status(principal, token)
     request[UPLOAD_ID] = upload.id
     return to_response(dialect_of(request).render_status(upload, context.features))
 
 
-async def retrieve(context: Web, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
+async def retrieve(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
     """GET: the bytes, or what the dialect says of an upload that is not complete."""
     upload = await context.uploads.load(principal, token, Action.DOWNLOAD)
     dialect = dialect_of(request)
@@ -125,7 +125,7 @@ async def retrieve(context: Web, request: web.Request, principal: Principal, tok
     return await download(request, upload)
 
 
-async def append(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
+async def append(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """PATCH: append the body at its offset."""
     dialect = dialect_of(request)
 
@@ -134,7 +134,7 @@ async def append(context: Web, request: web.Request, principal: Principal, token
         return dialect.parse_append(request.headers, _features(context, request))
 
     with _receiving(context, request) as body:
-        body.interim = interim_of(context, request, partial(location, context, request))
+        body.interim = informational_response(context, request, partial(location, context, request))
         appended = await context.uploads.append(principal, token, parse, body)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
@@ -142,7 +142,7 @@ async def append(context: Web, request: web.Request, principal: Principal, token
     return to_response(dialect.render_appended(appended.upload, context.features))
 
 
-async def terminate(context: Web, request: web.Request, principal: Principal, token: str) -> web.Response:
+async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
     dialect = dialect_of(request)
     await context.uploads.terminate(principal, token, partial(dialect.admit, "DELETE"))
@@ -150,7 +150,7 @@ async def terminate(context: Web, request: web.Request, principal: Principal, to
     return to_response(dialect.render_terminated())
 
 
-def location(context: Web, request: web.Request, token: str) -> str:
+def location(context: HttpContext, request: web.Request, token: str) -> str:
     """Return the new upload's URL: a path, which no proxy can break, unless told how we are reached."""
     path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
     if context.config.server.public_url is not None:
@@ -166,21 +166,21 @@ def _method(request: web.Request) -> str:
     return method
 
 
-def _features(context: Web, request: web.Request) -> Features:
+def _features(context: HttpContext, request: web.Request) -> Features:
     """Return what is offered to this connection: in a host's application there are no trailers."""
     if context.features.offers("checksum-trailer") and not keeps_trailers(request):
         return context.features.without("checksum-trailer")
     return context.features
 
 
-def _not_allowed(context: Web, *, creation: bool) -> MethodNotAllowed:
+def _not_allowed(context: HttpContext, *, creation: bool) -> MethodNotAllowed:
     error = MethodNotAllowed()
     error.allow = context.features.allowed_methods(creation=creation)
     return error
 
 
 @contextlib.contextmanager
-def _receiving(context: Web, request: web.Request) -> Iterator[RequestBody]:
+def _receiving(context: HttpContext, request: web.Request) -> Iterator[RequestBody]:
     """Register the body, so that a drain can end it, and count what it brought."""
     body = RequestBody(
         request,
@@ -208,7 +208,7 @@ def _receiving(context: Web, request: web.Request) -> Iterator[RequestBody]:
             context.metrics.bytes_received.inc(body.received)
 
 
-def _count_client(context: Web, request: web.Request) -> str | None:
+def _count_client(context: HttpContext, request: web.Request) -> str | None:
     limit = context.config.limits.max_connections_per_client
     if not limit:
         return None

@@ -9,10 +9,10 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
-    from tusd_py.http.body import RequestBody
     from tusd_py.http.cors import CorsPolicy
     from tusd_py.http.forwarded import TrustedProxies
     from tusd_py.http.hosts import HostPolicy
+    from tusd_py.http.request_body import RequestBody
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores
     from tusd_py.ports import Authenticator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Web:
+class HttpContext:
     """Everything the HTTP side needs, wired by the composition root."""
 
     config: Config
@@ -46,7 +46,7 @@ class Web:
     """Bodies under way per client address."""
 
 
-WEB: Final = web.AppKey("web", Web)
+CONTEXT: Final = web.AppKey("web", HttpContext)
 UPLOAD_ID: Final = web.RequestKey("upload_id", object)
 """The public id of the upload that a request was about, for the log."""
 BYTES_IN: Final = web.RequestKey("bytes_in", int)

@@ -20,7 +20,7 @@ from tusd_py.ports import Body
 from tusd_py.protocol.fields import content_length
 
 if TYPE_CHECKING:
-    from tusd_py.http.interim import Interim
+    from tusd_py.http.informational import InformationalResponses
     from tusd_py.protocol.upload import Upload
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -49,7 +49,7 @@ class RequestBody(Body):
         self._salvaged = False
         self._last_until = math.inf
         self._reading: asyncio.Timeout | None = None
-        self.interim: Interim | None = None
+        self.interim: InformationalResponses | None = None
 
     async def accept(self) -> None:
         request = self._request

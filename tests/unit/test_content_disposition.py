@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.config import DownloadsConfig
-from tusd_py.http.disposition import content_disposition, safe_content_type
+from tusd_py.http.content_disposition import content_disposition, safe_content_type
 
 INLINE = DownloadsConfig().inline_types
 

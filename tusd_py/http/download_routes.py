@@ -19,8 +19,8 @@ from aiohttp import ETag, web
 
 from tusd_py import authorization
 from tusd_py.errors import RangeNotSatisfiable, StagingMissing, StorageError, StoredObjectMissing
-from tusd_py.http.disposition import content_disposition, safe_content_type
-from tusd_py.http.keys import CLOSE, PUBLIC, UPLOAD_ID, WEB, Web
+from tusd_py.http.content_disposition import content_disposition, safe_content_type
+from tusd_py.http.context import CLOSE, CONTEXT, PUBLIC, UPLOAD_ID, HttpContext
 from tusd_py.ports import DownloadHeaders, LocalObjects, Presigner, Segment
 from tusd_py.uploads.service import Staged, Stored
 
@@ -52,7 +52,7 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
         NotReady, UploadNotFound, UploadGone, StoreNotConfigured: see `UploadService.locate`.
         StoredObjectMissing: the store's file is not there, nor is a staged copy.
     """
-    context = request.app[WEB]
+    context = request.app[CONTEXT]
     request[UPLOAD_ID] = upload.id
     profile = context.config.profiles.get(upload.profile)
     request[PUBLIC] = profile is not None and profile.perm_download == authorization.PUBLIC
@@ -78,7 +78,7 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
 
 
 async def _serve_staged(
-    request: web.Request, context: Web, staged: Staged, served: DownloadHeaders
+    request: web.Request, context: HttpContext, staged: Staged, served: DownloadHeaders
 ) -> web.StreamResponse:
     tag = ETag(f"{staged.upload.id}-{staged.upload.offset}")
     response = await _serve_segments(request, tag, staged.segments, served)
@@ -86,7 +86,7 @@ async def _serve_staged(
     return response
 
 
-def _present(context: Web, upload: Upload) -> DownloadHeaders:
+def _present(context: HttpContext, upload: Upload) -> DownloadHeaders:
     content_type, inline = safe_content_type(
         upload.content_type, upload.filename, context.config.downloads.inline_types
     )
@@ -104,7 +104,7 @@ def _headers(served: DownloadHeaders) -> dict[str, str]:
 
 
 async def _serve_stored(
-    request: web.Request, context: Web, stored: Stored, served: DownloadHeaders, *, redirect: bool
+    request: web.Request, context: HttpContext, stored: Stored, served: DownloadHeaders, *, redirect: bool
 ) -> web.StreamResponse:
     store, key = stored.store, stored.upload.object_key
     if isinstance(store, LocalObjects):
