@@ -106,7 +106,7 @@ def configuration(options: argparse.Namespace) -> Config:
 def serve(options: argparse.Namespace) -> int:
     """Run the whole service under one supervisor."""
     config = configuration(options)
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
     from tusd_py.supervisor import Supervisor
 
     configure_logging(config.logging)
@@ -117,7 +117,7 @@ def serve(options: argparse.Namespace) -> int:
 def worker(options: argparse.Namespace) -> int:
     """Run one worker in this process."""
     config = configuration(options)
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
     _warn(config)
@@ -138,7 +138,7 @@ def migrate(options: argparse.Namespace) -> int:
     config = configuration(options)
     from tusd_py.app import database_dsn
     from tusd_py.database.migrate import migrate as apply
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
     with _database(config) as usable:
@@ -154,7 +154,7 @@ def transfer(options: argparse.Namespace) -> int:
     """Queue one transfer and follow it to its end, or queue all failed ones. A running worker does the work."""
     config = configuration(options)
     from tusd_py.commands import requeue_failed, transfer_one
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
     with _database(config) as usable:
@@ -179,7 +179,7 @@ def _duration(text: str) -> float:
 def reconcile(options: argparse.Namespace) -> int:
     """Compare what should be with what is. Exit status: see the module."""
     config = configuration(options)
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
     try:
@@ -207,7 +207,7 @@ def reconcile(options: argparse.Namespace) -> int:
 def staging(options: argparse.Namespace) -> int:
     """Show what lies in the staging directory, and bring it and the database together."""
     config = configuration(options)
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
     _refuse_new_database(config)
@@ -231,7 +231,7 @@ def check_config(options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked, or try what it leads to."""
     from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
-    from tusd_py.logs import configure_logging
+    from tusd_py.logging import configure_logging
 
     config = configuration(options)
     configure_logging(config.logging)

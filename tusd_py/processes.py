@@ -39,7 +39,7 @@ from tusd_py.http.connection import ConnectionRunner
 from tusd_py.http.hosts import HostPolicy, public_names
 from tusd_py.http.operations import Check, Readiness, build_operations
 from tusd_py.http.server import HttpServer
-from tusd_py.logs import configure_logging
+from tusd_py.logging import configure_logging
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
@@ -71,7 +71,7 @@ def run_http(config: Config, *, sockets: Sequence[socket.socket], ready: Ready) 
         async with running(core):
             server = HttpServer(app, config)
             await server.start(sockets)
-            spare_the_collector()
+            freeze_gc()
             ready()
             await stop.wait()
             await server.drain()
@@ -193,16 +193,16 @@ def _sync_failures() -> float:
 def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
     configure_logging(config.logging)
     raise_file_limit()
-    keep_freed_memory()
+    tune_malloc()
 
-    async def until_told() -> None:
+    async def run_until_sigterm() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         await main(stop)
 
     with asyncio.Runner(loop_factory=loop_factory(config.server.event_loop)) as runner:
-        runner.run(until_told())
+        runner.run(run_until_sigterm())
 
 
 def with_few_connections(config: Config) -> Config:
@@ -224,7 +224,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def spare_the_collector() -> None:
+def freeze_gc() -> None:
     """Take what exists now out of the garbage collector's sight, and let it look less often.
 
     Modules, classes and routes live as long as the process: walking them again and again frees nothing.
@@ -242,7 +242,7 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Keep the allocator from giving every read buffer back to the kernel and asking for it again.
 
     Buffers of 256 KiB are otherwise mapped, faulted in and unmapped once per read of a socket, which

@@ -26,13 +26,13 @@ import structlog
 from pydantic import SecretStr
 
 from tusd_py import __version__
+from tusd_py.banner import render_banner
 from tusd_py.config.sections import FEW_CONNECTIONS
 from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError, TusdError
-from tusd_py.greeting import greeting_of
-from tusd_py.notify import notify_service_manager
 from tusd_py.process_identity import NAME_PREFIX, unique_name
 from tusd_py.sockets import bind, bind_next_free, origin_of, refuse_if_used
+from tusd_py.systemd import notify_service_manager
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -256,13 +256,13 @@ class Supervisor:
         child.unique_name = unique_name()
         pid = os.fork()
         if pid == 0:
-            self._become(child, parent, write_fd)
+            self._run_child(child, parent, write_fd)
         os.close(write_fd)
         child.pid, child.ready_fd, child.ready = pid, read_fd, False
         child.started_at, child.restart_at = time.monotonic(), None
         self._lock.record((child.pid, child.unique_name) for child in self._children if child.pid)
 
-    def _become(self, child: Child, parent: int, write_fd: int) -> NoReturn:
+    def _run_child(self, child: Child, parent: int, write_fd: int) -> NoReturn:
         """Turn this forked process into the child. Never returns."""
         status = 1
         try:
@@ -321,9 +321,9 @@ class Supervisor:
                 continue
             pid, status = os.waitpid(child.pid, os.WNOHANG)
             if pid:
-                self._bury(child, status)
+                self._on_child_exit(child, status)
 
-    def _bury(self, child: Child, status: int) -> None:
+    def _on_child_exit(self, child: Child, status: int) -> None:
         lived = time.monotonic() - child.started_at
         child.failures = 1 if lived > STABLE_SECONDS else child.failures + 1
         # Who was killed, or found the database away, may fare better next time; who ended for another
@@ -413,8 +413,8 @@ class Supervisor:
         log.info("ready", url=url, version=__version__)
         from tusd_py.http import upload_page
 
-        greeting = greeting_of(url, self._operations_url, version=__version__, page=upload_page.wanted(self._config))
-        print(greeting, flush=True)  # noqa: T201 -- for the person at the terminal
+        banner = render_banner(url, self._operations_url, version=__version__, page=upload_page.wanted(self._config))
+        print(banner, flush=True)  # noqa: T201 -- for the person at the terminal
 
     @property
     def url(self) -> str:

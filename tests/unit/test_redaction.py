@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.config import LoggingConfig
-from tusd_py.logs import configure_logging
+from tusd_py.logging import configure_logging
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.redaction import redact
 

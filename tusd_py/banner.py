@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def greeting_of(url: str, operations_url: str | None, *, version: str, page: bool) -> str:
+def render_banner(url: str, operations_url: str | None, *, version: str, page: bool) -> str:
     """Return where everything is and what to try; `page` tells whether there is an upload page."""
     root = url.split("/", 3)
     origin = "/".join(root[:3])
