@@ -1,6 +1,5 @@
 """The composition root: configuration in, wired components out. Only this package names adapters."""
 
-from tusd_py.app.comparing import demand_directories, make_reconcilers
 from tusd_py.app.core import (
     Core,
     Records,
@@ -12,10 +11,11 @@ from tusd_py.app.core import (
     reachable,
     running,
 )
-from tusd_py.app.embedding import create_app
+from tusd_py.app.http import derive_features, make_catalog, make_http_context, upload_settings
 from tusd_py.app.identity import adopt, identify, plan_adoption
-from tusd_py.app.serving import derive_features, make_catalog, make_http_context, upload_settings
-from tusd_py.app.working import Work, make_cleanup_records, make_work, run_work
+from tusd_py.app.library import create_app
+from tusd_py.app.reconcile import demand_directories, make_reconcilers
+from tusd_py.app.worker import Work, make_cleanup_records, make_work, run_work
 
 __all__ = [
     "Core",

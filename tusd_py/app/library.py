@@ -10,8 +10,8 @@ import structlog
 from aiohttp import web
 
 from tusd_py.app.core import Core, database_dsn, make_core, running
-from tusd_py.app.serving import make_http_context
-from tusd_py.app.working import Work, make_work, run_work
+from tusd_py.app.http import make_http_context
+from tusd_py.app.worker import Work, make_work, run_work
 from tusd_py.config import Config
 from tusd_py.database.migrate import migrate
 from tusd_py.http.application import build_application
