@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tusd_py.ports import ListedObject, RowFacts, StagedFile, StoredObject, UnfinishedObject
+from tusd_py.ports import ListedObject, StagedFile, StoredObject, UnfinishedObject, UploadRecord
 from tusd_py.protocol.upload import GONE, Concat, StagingId, State, UploadId
 from tusd_py.reconcile.compare import (
     ObjectFacts,
     Scope,
     UploadFacts,
-    judge_file,
-    judge_lone_object,
-    judge_unfinished,
-    judge_upload,
+    check_file,
+    check_lone_object,
+    check_unfinished,
+    check_upload,
     key_pattern,
 )
 from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result, printable
-from tusd_py.reconcile.merge import side_by_side
+from tusd_py.reconcile.merge import merge_join
 from tusd_py.uploads.creation import render_key
 
 HOUR = 3600.0
@@ -44,14 +44,14 @@ SCOPE = Scope(
 )
 
 
-def row(**changes: Any) -> RowFacts:
+def row(**changes: Any) -> UploadRecord:
     values: dict[str, Any] = {
         "id": ID, "staging_id": HERE, "state": State.STORED, "concat": None, "length": 10, "offset": 10,
         "crc64nvme": 7, "object_key": KEY, "multipart_id": None, "etag": '"e"', "version_id": None, "place_id": 1,
         "local_present": False, "remote_present": True, "missing": False, "busy": False, "jobless": None,
         "age_seconds": 2 * HOUR, "stored_seconds": 2 * HOUR,
     }  # fmt: skip
-    return RowFacts(**(values | changes))
+    return UploadRecord(**(values | changes))
 
 
 def found(**changes: Any) -> ObjectFacts:
@@ -61,9 +61,9 @@ def found(**changes: Any) -> ObjectFacts:
 Judged = list[tuple[Kind, Repair]]
 
 
-def judged(upload: RowFacts, staged: int | None, entry: ObjectFacts | None, **changes: Any) -> Judged:
+def judged(upload: UploadRecord, staged: int | None, entry: ObjectFacts | None, **changes: Any) -> Judged:
     facts = UploadFacts(row=upload, staged=staged, object=entry, **changes)
-    return [(finding.kind, finding.repair) for finding in judge_upload(facts, SCOPE)]
+    return [(finding.kind, finding.repair) for finding in check_upload(facts, SCOPE)]
 
 
 # --- keys ------------------------------------------------------------------------------------------
@@ -197,16 +197,16 @@ def test_a_removal_that_is_to_come_removes_the_object_itself() -> None:
         (row(state=State.UPLOADING, local_present=True, remote_present=False), None),
     ],
 )
-def test_a_staged_file_and_its_upload(upload: RowFacts | None, expected: Kind | None) -> None:
-    judgement = judge_file(StagedFile("10/x", ID, 10, NOW - HOUR), upload, SCOPE, now=NOW)
+def test_a_staged_file_and_its_upload(upload: UploadRecord | None, expected: Kind | None) -> None:
+    judgement = check_file(StagedFile("10/x", ID, 10, NOW - HOUR), upload, SCOPE, now=NOW)
 
     assert (judgement and judgement.kind) == expected
-    assert judge_file(StagedFile("10/x", ID, 10, NOW - HOUR + 1), upload, SCOPE, now=NOW) is None
+    assert check_file(StagedFile("10/x", ID, 10, NOW - HOUR + 1), upload, SCOPE, now=NOW) is None
 
 
 def test_what_is_not_ours_in_staging_is_never_removed() -> None:
     for upload in (None, row()):
-        judgement = judge_file(StagedFile("10/x", None, 10, 0.0), upload, SCOPE, now=NOW)
+        judgement = check_file(StagedFile("10/x", None, 10, 0.0), upload, SCOPE, now=NOW)
         assert judgement is not None
         assert judgement.repair is Repair.NONE
 
@@ -222,8 +222,10 @@ def test_what_is_not_ours_in_staging_is_never_removed() -> None:
         (None, 0.0, Repair.NONE),
     ],
 )
-def test_something_unfinished_and_its_upload(upload: RowFacts | None, begun: float, expected: Repair | None) -> None:
-    judgement = judge_unfinished(UnfinishedObject(KEY, "m", begun), upload, SCOPE, now=NOW)
+def test_something_unfinished_and_its_upload(
+    upload: UploadRecord | None, begun: float, expected: Repair | None
+) -> None:
+    judgement = check_unfinished(UnfinishedObject(KEY, "m", begun), upload, SCOPE, now=NOW)
 
     assert (judgement and judgement.repair) == expected
 
@@ -235,7 +237,7 @@ def test_something_unfinished_and_its_upload(upload: RowFacts | None, begun: flo
 def test_an_object_of_no_upload_is_ours_by_its_key_and_its_id(key: str, upload_id: str | None, ours: bool) -> None:
     stored = StoredObject(key, 10, upload_id=upload_id)
 
-    judgement = judge_lone_object(ListedObject(key, 10, 0.0), stored, SCOPE, now=NOW)
+    judgement = check_lone_object(ListedObject(key, 10, 0.0), stored, SCOPE, now=NOW)
 
     assert (judgement is not None) is ours
     assert judgement is None or judgement.repair is Repair.NONE
@@ -251,7 +253,7 @@ async def stream(items: Iterable[str]) -> AsyncIterator[str]:
 
 def merged(left: list[str], right: list[str]) -> list[tuple[str | None, str | None]]:
     async def run() -> list[tuple[str | None, str | None]]:
-        pairs = side_by_side(stream(left), stream(right), left_key=str, right_key=str)
+        pairs = merge_join(stream(left), stream(right), left_key=str, right_key=str)
         return [pair async for pair in pairs]
 
     return asyncio.run(run())

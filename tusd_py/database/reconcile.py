@@ -13,7 +13,7 @@ from uuid import UUID
 
 from tusd_py.database.rows import unsigned
 from tusd_py.database.statements import LIVE, WANTS_TRANSFER
-from tusd_py.ports import ReconcileRepository, RowFacts, StagedPart, StagingIdentity
+from tusd_py.ports import ReconcileRepository, StagedPart, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
@@ -116,13 +116,13 @@ class PostgresReconcile(ReconcileRepository):
         self._notifier = notifier
         self._directory = directory
 
-    async def page(self, places: Sequence[int], after: str, limit: int) -> list[RowFacts]:
+    async def page(self, places: Sequence[int], after: str, limit: int) -> list[UploadRecord]:
         return [_facts(row) for row in await self._database.fetch(PAGE, after, limit, places)]
 
-    async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
+    async def by_id(self, upload_ids: Sequence[UUID]) -> list[UploadRecord]:
         return [_facts(row) for row in await self._database.fetch(BY_ID, upload_ids)]
 
-    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[RowFacts]:
+    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[UploadRecord]:
         return [_facts(row) for row in await self._database.fetch(BY_KEY, keys, places)]
 
     async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
@@ -141,38 +141,38 @@ class PostgresReconcile(ReconcileRepository):
         rows = await self._database.fetch(SEGMENTS, upload_id)
         return [StagedPart(row["id"], row["upload_offset"]) for row in rows]
 
-    async def queue_job(self, row: RowFacts) -> bool:
+    async def queue_job(self, row: UploadRecord) -> bool:
         queued = await self._database.fetch(QUEUE_JOB, *_seen(row), row.jobless)
         return self._announce(row, done=bool(queued))
 
-    async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
+    async def requeue_lost(self, row: UploadRecord, reason: str) -> bool:
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_SEGMENTS, row.id)
             moved = await connection.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
         return self._announce(row, done=bool(moved))
 
-    async def mark_missing(self, row: RowFacts, reason: str) -> bool:
+    async def mark_missing(self, row: UploadRecord, reason: str) -> bool:
         return bool(await self._database.fetch(MARK_MISSING, *_seen(row), reason))
 
-    async def clear_missing(self, row: RowFacts) -> bool:
+    async def clear_missing(self, row: UploadRecord) -> bool:
         return await self._database.execute(CLEAR_MISSING, *_seen(row)) > 0
 
-    async def forget_copy(self, row: RowFacts) -> bool:
+    async def forget_copy(self, row: UploadRecord) -> bool:
         return await self._database.execute(FORGET_COPY, *_seen(row)) > 0
 
-    def _announce(self, row: RowFacts, *, done: bool) -> bool:
+    def _announce(self, row: UploadRecord, *, done: bool) -> bool:
         if done:
             self._notifier.notify_workers(row.staging_id)
             self._notifier.notify_changed(row.id)
         return done
 
 
-def _seen(row: RowFacts) -> tuple[UploadId, str, int]:
+def _seen(row: UploadRecord) -> tuple[UploadId, str, int]:
     return row.id, row.state.value, row.offset
 
 
-def _facts(row: Row) -> RowFacts:
-    return RowFacts(
+def _facts(row: Row) -> UploadRecord:
+    return UploadRecord(
         id=row["id"],
         staging_id=row["staging_id"],
         state=State(row["state"]),

@@ -7,7 +7,7 @@ checker reports a missing method where the adapter is built. Nothing here import
 from tusd_py.ports.checks import Checkable, CheckResult, Outcome
 from tusd_py.ports.places import PlaceRecord
 from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue, Outage, OutageRecord, Probe, QueueStats
-from tusd_py.ports.reconcile import ReconcileRepository, RowFacts, StagedFile, StagedPart, StagingScan
+from tusd_py.ports.reconcile import ReconcileRepository, StagedFile, StagedPart, StagingScan, UploadRecord
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
 from tusd_py.ports.stores import (
@@ -74,7 +74,6 @@ __all__ = [
     "Probe",
     "QueueStats",
     "ReconcileRepository",
-    "RowFacts",
     "Segment",
     "StagedFile",
     "StagedPart",
@@ -89,5 +88,6 @@ __all__ = [
     "TransferView",
     "UnfinishedObject",
     "UploadLocks",
+    "UploadRecord",
     "UploadRepository",
 ]

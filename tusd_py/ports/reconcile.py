@@ -16,7 +16,7 @@ from tusd_py.protocol.upload import Concat, StagingId, State, UploadId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RowFacts:
+class UploadRecord:
     """What the record says of an upload, as far as its bytes are concerned. Ages in seconds."""
 
     id: UploadId
@@ -67,16 +67,16 @@ class StagedPart:
 class ReconcileRepository(Protocol):
     """The record as it is compared. Every method raises `DatabaseUnavailable`."""
 
-    async def page(self, places: Sequence[int], after: str, limit: int) -> list[RowFacts]:
+    async def page(self, places: Sequence[int], after: str, limit: int) -> list[UploadRecord]:
         """Return uploads in some places, of all staging directories, by object key after one.
 
         The order is that of the key's code points.
         """
 
-    async def by_id(self, upload_ids: Sequence[UUID]) -> list[RowFacts]:
+    async def by_id(self, upload_ids: Sequence[UUID]) -> list[UploadRecord]:
         """Return those uploads that exist."""
 
-    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[RowFacts]:
+    async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[UploadRecord]:
         """Return the uploads of these object keys in some places."""
 
     async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
@@ -91,23 +91,23 @@ class ReconcileRepository(Protocol):
     async def segments(self, upload_id: UploadId) -> list[StagedPart]:
         """Return the parts of a final upload in order, as far as their bytes are kept."""
 
-    async def queue_job(self, row: RowFacts) -> bool:
+    async def queue_job(self, row: UploadRecord) -> bool:
         """Queue the job that an upload waits for, if it still does and still has none."""
 
-    async def requeue_lost(self, row: RowFacts, reason: str) -> bool:
+    async def requeue_lost(self, row: UploadRecord, reason: str) -> bool:
         """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole.
 
         The caller holds the lock of its staged file. The parts of a final upload, whose files have no
         part in this, are asked for by the statement itself.
         """
 
-    async def mark_missing(self, row: RowFacts, reason: str) -> bool:
+    async def mark_missing(self, row: UploadRecord, reason: str) -> bool:
         """Record that bytes of an upload are missing, and since when; nothing else is changed."""
 
-    async def clear_missing(self, row: RowFacts) -> bool:
+    async def clear_missing(self, row: UploadRecord) -> bool:
         """Record that nothing is missing any more."""
 
-    async def forget_copy(self, row: RowFacts) -> bool:
+    async def forget_copy(self, row: UploadRecord) -> bool:
         """Record that a stored upload has no staged copy."""
 
 

@@ -1,6 +1,6 @@
 """Facts in, findings out. Pure: nothing here reads, writes or knows the time.
 
-The same functions judge what a listing shows, which may be old by the time it is read, and what was
+The same functions check what a listing shows, which may be old by the time it is read, and what was
 looked at anew a moment ago. Only the second becomes a finding: see `run.py`.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from tusd_py.ports import ListedObject, RowFacts, StagedFile, StoredObject, UnfinishedObject
+from tusd_py.ports import ListedObject, StagedFile, StoredObject, UnfinishedObject, UploadRecord
 from tusd_py.protocol.upload import FIRST_PLACE, GONE, Concat, StagingId, State
 from tusd_py.reconcile.findings import Finding, Kind, Repair
 
@@ -56,11 +56,11 @@ class Scope:
     delete_local: bool
     delete_local_after_seconds: float
 
-    def covers(self, row: RowFacts | None) -> bool:
+    def covers(self, row: UploadRecord | None) -> bool:
         """Return whether a staged file with this row, or none, is compared beside this store."""
         return (not self.former) if row is None else row.place_id in self.places + self.unknown_places
 
-    def concerns(self, row: RowFacts) -> bool:
+    def concerns(self, row: UploadRecord) -> bool:
         """Return whether a row is this staging directory's, and old enough."""
         return row.staging_id == self.staging_id and row.age_seconds >= self.margin_seconds
 
@@ -96,7 +96,7 @@ class ObjectFacts:
 class UploadFacts:
     """Everything about one upload."""
 
-    row: RowFacts
+    row: UploadRecord
     staged: int | None
     """Bytes of its staged file, None if there is none."""
     object: ObjectFacts | None
@@ -109,7 +109,7 @@ class UploadFacts:
 # --- uploads ---------------------------------------------------------------------------------------
 
 
-def judge_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
+def check_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
     """Compare an upload with its staged bytes, its object and its jobs."""
     row = facts.row
     if not scope.concerns(row) or (_is_stored(row) and row.place_id in scope.unknown_places):
@@ -130,16 +130,16 @@ def judge_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
         yield _of(row, Kind.COPY_NOT_THERE, Repair.FORGET_COPY)
 
 
-def needs_look(row: RowFacts, scope: Scope) -> bool:
+def needs_look(row: UploadRecord, scope: Scope) -> bool:
     """Return whether the staged file of an upload is of interest at all."""
     return row.staging_id == scope.staging_id and _has_own_file(row) and row.state not in GONE
 
 
-def _is_stored(row: RowFacts) -> bool:
+def _is_stored(row: UploadRecord) -> bool:
     return row.state is State.STORED or row.remote_present
 
 
-def _has_own_file(row: RowFacts) -> bool:
+def _has_own_file(row: UploadRecord) -> bool:
     # A final upload's bytes are its parts'; of an empty one there need not be a file.
     return row.concat is not Concat.FINAL and row.offset > 0
 
@@ -194,11 +194,11 @@ def _staged_damage(facts: UploadFacts) -> Finding | None:
     return None  # longer is a torn tail, which the next open cuts
 
 
-def _mark(row: RowFacts) -> Repair:
+def _mark(row: UploadRecord) -> Repair:
     return Repair.NONE if row.missing else Repair.MARK
 
 
-def _of(row: RowFacts, kind: Kind, repair: Repair, detail: str = "", *, size: int | None = None) -> Finding:
+def _of(row: UploadRecord, kind: Kind, repair: Repair, detail: str = "", *, size: int | None = None) -> Finding:
     return Finding(
         kind=kind,
         subject=str(row.id),
@@ -213,7 +213,7 @@ def _of(row: RowFacts, kind: Kind, repair: Repair, detail: str = "", *, size: in
 # --- what belongs to no upload, or should not be there ---------------------------------------------
 
 
-def judge_file(file: StagedFile, row: RowFacts | None, scope: Scope, *, now: float) -> Finding | None:
+def check_file(file: StagedFile, row: UploadRecord | None, scope: Scope, *, now: float) -> Finding | None:
     """Compare a staged file with the upload that it is named after."""
     age = now - file.modified_at
     if age < scope.margin_seconds:
@@ -242,7 +242,7 @@ def judge_file(file: StagedFile, row: RowFacts | None, scope: Scope, *, now: flo
     return None
 
 
-def judge_unclaimed(file: StagedFile, row: RowFacts | None, scope: Scope, *, taken: bool, now: float) -> Finding:
+def check_unclaimed(file: StagedFile, row: UploadRecord | None, scope: Scope, *, taken: bool, now: float) -> Finding:
     """Judge a file that was set aside: it goes back to an upload that is there again and min_offset it.
 
     `taken`: the upload has a staged file in its place.
@@ -268,12 +268,12 @@ def judge_unclaimed(file: StagedFile, row: RowFacts | None, scope: Scope, *, tak
     )
 
 
-def wants_back(row: RowFacts, scope: Scope) -> bool:
+def wants_back(row: UploadRecord, scope: Scope) -> bool:
     """Return whether an upload should have a staged file here, or lacks bytes that such a file may have."""
     return row.staging_id == scope.staging_id and row.state not in GONE and (row.local_present or row.missing)
 
 
-def _has_no_use(row: RowFacts, scope: Scope) -> bool:
+def _has_no_use(row: UploadRecord, scope: Scope) -> bool:
     if row.state in GONE:
         return not row.local_present  # its removal has been recorded
     if row.state is not State.STORED or not row.remote_present:
@@ -283,7 +283,7 @@ def _has_no_use(row: RowFacts, scope: Scope) -> bool:
     return not row.local_present or (scope.delete_local and overdue)
 
 
-def judge_unfinished(entry: UnfinishedObject, row: RowFacts | None, scope: Scope, *, now: float) -> Finding | None:
+def check_unfinished(entry: UnfinishedObject, row: UploadRecord | None, scope: Scope, *, now: float) -> Finding | None:
     """Compare something unfinished with the upload that has its key."""
     age = now - entry.begun_at
     if age < scope.margin_seconds:
@@ -302,7 +302,7 @@ def judge_unfinished(entry: UnfinishedObject, row: RowFacts | None, scope: Scope
     )
 
 
-def judge_lone_object(entry: ListedObject, found: StoredObject, scope: Scope, *, now: float) -> Finding | None:
+def check_lone_object(entry: ListedObject, found: StoredObject, scope: Scope, *, now: float) -> Finding | None:
     """Judge an object that belongs to no upload; None if it is not provably ours."""
     match = scope.key_pattern.fullmatch(entry.key)
     if match is None or (scope.keeps_ids and found.upload_id != match["id"]):

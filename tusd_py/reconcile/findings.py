@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from tusd_py.ports import RowFacts
+from tusd_py.ports import UploadRecord
 from tusd_py.protocol.upload import UploadId
 
 
@@ -83,7 +83,7 @@ class Finding:
     age_seconds: float
     repair: Repair
     detail: str = ""
-    row: RowFacts | None = None
+    row: UploadRecord | None = None
     file_id: UploadId | None = None
     unfinished_id: str | None = None
 
@@ -114,10 +114,14 @@ class Outcome:
         """Return the line for people."""
         finding = self.finding
         size = "-" if finding.size is None else _human_size(finding.size)
-        fate = f"would {finding.repair}" if finding.repair is not Repair.NONE else finding.repair.value
+        status = f"would {finding.repair}" if finding.repair is not Repair.NONE else finding.repair.value
         if repair:
-            fate = self.result if finding.repair is Repair.NONE else f"{self.result}: {finding.repair}"
-        parts = [f"{finding.kind:<21} {finding.subject:<36}", f"{size:>9} {_human_age(finding.age_seconds):>5} ", fate]
+            status = self.result if finding.repair is Repair.NONE else f"{self.result}: {finding.repair}"
+        parts = [
+            f"{finding.kind:<21} {finding.subject:<36}",
+            f"{size:>9} {_human_age(finding.age_seconds):>5} ",
+            status,
+        ]
         parts += [f"({text})" for text in (finding.detail, self.reason) if text]
         return printable(" ".join(parts))
 

@@ -9,7 +9,7 @@ L = TypeVar("L")
 R = TypeVar("R")
 
 
-async def side_by_side(
+async def merge_join(
     left: AsyncIterator[L], right: AsyncIterator[R], *, left_key: Callable[[L], str], right_key: Callable[[R], str]
 ) -> AsyncIterator[tuple[L | None, R | None]]:
     """Return what both have of a key, or None for the one that has nothing of it.

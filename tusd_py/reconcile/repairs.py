@@ -17,7 +17,7 @@ from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tusd_py.ports import ObjectStore, ReconcileRepository, RowFacts, StagingScan
+    from tusd_py.ports import ObjectStore, ReconcileRepository, StagingScan, UploadRecord
     from tusd_py.reconcile.compare import Scope
 
 REASONS: Final = {
@@ -60,7 +60,7 @@ class Repairs:
             return await self._abort(finding, row)
         if finding.repair in {Repair.REQUEUE, Repair.MARK}:
             return await self._record_damage(finding, row)
-        act: Callable[[RowFacts], Awaitable[bool]] = {
+        act: Callable[[UploadRecord], Awaitable[bool]] = {
             Repair.QUEUE_JOB: self._records.queue_job,
             Repair.CLEAR_MARK: self._records.clear_missing,
             Repair.FORGET_COPY: self._records.forget_copy,
@@ -68,13 +68,13 @@ class Repairs:
         }[finding.repair]
         return await act(row)
 
-    async def _record_damage(self, finding: Finding, row: RowFacts) -> bool:
+    async def _record_damage(self, finding: Finding, row: UploadRecord) -> bool:
         reason = REASONS[finding.kind]
         if finding.repair is Repair.REQUEUE:
             return await self._requeue(row, reason)
         return await self._records.mark_missing(row, reason)
 
-    async def _requeue(self, row: RowFacts, reason: str) -> bool:
+    async def _requeue(self, row: UploadRecord, reason: str) -> bool:
         # Under the file's lock, and after another look at it: cleanup may be about to remove it, and the
         # object that it goes by is gone.
         async with self._staging.locked([row.id]) as unused:
@@ -108,7 +108,7 @@ class Repairs:
 
         return await self._staging.take_back(upload_id, wanted=wanted)
 
-    async def has_no_use(self, row: RowFacts) -> bool:
+    async def has_no_use(self, row: UploadRecord) -> bool:
         """Return whether an upload can do without its staged copy: by its object, not by its record."""
         if row.state in GONE:
             return True
@@ -117,7 +117,7 @@ class Repairs:
         found = await self._store.stat(row.object_key)
         return found is not None and found.length == row.length and found.upload_id in {None, str(row.id)}
 
-    async def _remove_object(self, row: RowFacts) -> bool:
+    async def _remove_object(self, row: UploadRecord) -> bool:
         # Gone is for ever, and without a job no worker is left that could bring the object back.
         current = await self._current(row)
         if current is None or current.state not in GONE - {State.REMOVING} or current.busy:
@@ -133,7 +133,7 @@ class Repairs:
             )
         )
 
-    async def _abort(self, finding: Finding, row: RowFacts) -> bool:
+    async def _abort(self, finding: Finding, row: UploadRecord) -> bool:
         current = await self._current(row)
         if current is None or current.busy or current.multipart_id == finding.unfinished_id:
             return False
@@ -141,9 +141,9 @@ class Repairs:
         await self._store.abort(row.object_key, finding.unfinished_id)
         return True
 
-    async def _current(self, row: RowFacts) -> RowFacts | None:
+    async def _current(self, row: UploadRecord) -> UploadRecord | None:
         return next(iter(await self._records.by_id([row.id])), None)
 
 
-def _same(before: RowFacts, now: RowFacts) -> bool:
+def _same(before: UploadRecord, now: UploadRecord) -> bool:
     return (before.state, before.offset, before.local_present) == (now.state, now.offset, now.local_present)

@@ -21,21 +21,21 @@ from tusd_py.protocol.upload import Concat
 from tusd_py.reconcile.compare import (
     ObjectFacts,
     UploadFacts,
-    judge_file,
-    judge_lone_object,
-    judge_unclaimed,
-    judge_unfinished,
-    judge_upload,
+    check_file,
+    check_lone_object,
+    check_unclaimed,
+    check_unfinished,
+    check_upload,
     needs_look,
 )
 from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result
-from tusd_py.reconcile.merge import side_by_side
+from tusd_py.reconcile.merge import merge_join
 from tusd_py.reconcile.repairs import Repairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tusd_py.ports import ReconcileRepository, RowFacts, StagedFile, StagingScan
+    from tusd_py.ports import ReconcileRepository, StagedFile, StagingScan, UploadRecord
     from tusd_py.reconcile.compare import Scope
 
 log = structlog.get_logger(__name__)
@@ -117,14 +117,14 @@ class Reconciler:
     async def _uploads(self) -> AsyncGenerator[Finding, None]:
         await self._refuse_wrong_store()
         rows, objects = self._rows(), self._store.list_objects()
-        pairs = side_by_side(rows, objects, left_key=lambda row: row[0].object_key, right_key=lambda entry: entry.key)
+        pairs = merge_join(rows, objects, left_key=lambda row: row[0].object_key, right_key=lambda entry: entry.key)
         async for upload, entry in pairs:
             if entry is not None:
                 self.report.objects += 1
             if upload is not None:
                 row, staged = upload
                 found = None if entry is None else ObjectFacts.listed(entry, self._clock())
-                if any(judge_upload(UploadFacts(row=row, staged=staged, object=found), self._scope)):
+                if any(check_upload(UploadFacts(row=row, staged=staged, object=found), self._scope)):
                     for finding in await self._look_again(row, found):
                         yield finding
             elif entry is not None:
@@ -140,7 +140,7 @@ class Reconciler:
                 return
         raise PermanentStoreError("Not one of the newest stored uploads is in the store. Is it the right one?")
 
-    async def _rows(self) -> AsyncIterator[tuple[RowFacts, int | None]]:
+    async def _rows(self) -> AsyncIterator[tuple[UploadRecord, int | None]]:
         after = ""
         places = self._scope.places + self._scope.unknown_places
         while page := await self._records.page(places, after, self._batch):
@@ -151,8 +151,8 @@ class Reconciler:
                 yield row, sizes.get(row.id)
             after = page[-1].object_key
 
-    async def _look_again(self, suspect: RowFacts, listed: ObjectFacts | None) -> list[Finding]:
-        """Read everything about an upload anew, and judge that.
+    async def _look_again(self, suspect: UploadRecord, listed: ObjectFacts | None) -> list[Finding]:
+        """Read everything about an upload anew, and check that.
 
         The row is read before and after: had it moved in between, disk and store would be those of
         another moment.
@@ -169,12 +169,12 @@ class Reconciler:
         if after is None or (after.state, after.offset, after.busy) != (before.state, before.offset, before.busy):
             return []
         facts = UploadFacts(row=after, staged=staged, object=found, looked=True, whole=whole)
-        return list(judge_upload(facts, self._scope))
+        return list(check_upload(facts, self._scope))
 
-    async def _row(self, row: RowFacts) -> RowFacts | None:
+    async def _row(self, row: UploadRecord) -> UploadRecord | None:
         return next(iter(await self._records.by_id([row.id])), None)
 
-    async def _is_whole(self, row: RowFacts, staged: int | None) -> bool:
+    async def _is_whole(self, row: UploadRecord, staged: int | None) -> bool:
         if row.concat is not Concat.FINAL:
             return row.length == row.offset and (row.length == 0 or (staged is not None and staged >= row.offset))
         parts = await self._records.segments(row.id)
@@ -196,7 +196,7 @@ class Reconciler:
         found = await self._store.stat(entry.key)
         if found is None:
             return []
-        finding = judge_lone_object(entry, found, self._scope, now=now)
+        finding = check_lone_object(entry, found, self._scope, now=now)
         if finding is None:
             self.report.foreign_objects += 1
             return []
@@ -215,7 +215,7 @@ class Reconciler:
                 if not self._scope.covers(row):
                     continue
                 self.report.files += 1
-                finding = judge_file(file, row, self._scope, now=self._clock())
+                finding = check_file(file, row, self._scope, now=self._clock())
                 if finding is None or (row is not None and await self._is_last_copy(finding, row)):
                     continue
                 yield finding if right_database or finding.kind is not Kind.ORPHAN_FILE else _kept(finding)
@@ -229,9 +229,9 @@ class Reconciler:
             for file in page:
                 row = rows.get(file.upload_id) if file.upload_id is not None else None
                 if self._scope.covers(row):
-                    yield judge_unclaimed(file, row, self._scope, taken=file.upload_id in sizes, now=self._clock())
+                    yield check_unclaimed(file, row, self._scope, taken=file.upload_id in sizes, now=self._clock())
 
-    async def _is_last_copy(self, finding: Finding, row: RowFacts) -> bool:
+    async def _is_last_copy(self, finding: Finding, row: UploadRecord) -> bool:
         return finding.kind is Kind.LEFTOVER_COPY and not await self._repairs.has_no_use(row)
 
     # --- unfinished --------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ class Reconciler:
                 row = rows.get(entry.key)
                 if row is None and self._scope.key_pattern.fullmatch(entry.key) is None:
                     self.report.foreign_unfinished += 1
-                elif (finding := judge_unfinished(entry, row, self._scope, now=self._clock())) is not None:
+                elif (finding := check_unfinished(entry, row, self._scope, now=self._clock())) is not None:
                     yield finding
 
 
