@@ -69,8 +69,8 @@ class Client:
     async def head(self, path: str, *extra: tuple[str, str]) -> RawResponse:
         return await self.served.request("HEAD", path, [*self.mark, *extra])
 
-    async def standing(self, path: str) -> tuple[int, bool]:
-        """Ask for offset and completeness."""
+    async def upload_headers(self, path: str) -> tuple[int, bool]:
+        """Ask for offset and complete_header."""
         response = await self.head(path)
         assert response.status == 204, response
         return int(response.headers["upload-offset"]), self.says_complete(response)

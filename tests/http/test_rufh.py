@@ -97,7 +97,7 @@ async def test_an_append_says_whether_it_is_the_last_or_is_refused(client, value
         return
     assert_refused_in_the_dialect(response)
     assert not client.says_complete(response)
-    assert await client.standing(path) == (0, False)
+    assert await client.upload_headers(path) == (0, False)
 
 
 @pytest.mark.parametrize("version", ["99", "six"])
@@ -138,7 +138,7 @@ async def test_a_malformed_offset_is_a_missing_one(newest, value):
     response = await newest.served.request("PATCH", path, fields, b"hello")
 
     assert response.status == 400
-    assert await newest.standing(path) == (0, False)
+    assert await newest.upload_headers(path) == (0, False)
 
 
 async def test_parameters_are_allowed_and_ignored(newest):
@@ -181,7 +181,7 @@ async def test_either_protocol_tells_the_offset_of_every_upload(client):
     if client.version is None:  # nothing says that it is not tus
         assert (await client.head(tus)).status == 200
     else:
-        assert await client.standing(tus) == (3, False)
+        assert await client.upload_headers(tus) == (3, False)
     assert await served.offset(ours) == 4
 
 
@@ -254,7 +254,7 @@ async def test_a_beginning_stays_incomplete(client):
     path = created.headers["location"]
 
     assert (created.status, created.headers["upload-offset"], client.says_complete(created)) == (201, "5", False)
-    assert await client.standing(path) == (5, False)
+    assert await client.upload_headers(path) == (5, False)
     assert (await client.served.upload(path)).length is None
 
 
@@ -277,7 +277,7 @@ async def test_an_empty_upload_may_be_complete_at_once(client):
 async def test_a_length_of_zero_completes_nothing_by_itself(newest, framing):
     """RC-08 RH-08"""
     path = await newest.created(chunked() if framing else b"", ("Upload-Length", "0"), *framing)
-    assert await newest.standing(path) == (0, False)
+    assert await newest.upload_headers(path) == (0, False)
 
     done = await newest.append(path, 0, complete=True)
 
@@ -407,7 +407,7 @@ async def test_a_question_may_tell_nothing(client, method):
         told.append([*client.mark, ("Upload-Offset", "3")])
     for fields in told:
         assert (await client.served.request(method, path, fields)).status == 400
-    assert await client.standing(path) == (3, False)
+    assert await client.upload_headers(path) == (3, False)
 
 
 async def test_get_of_an_unfinished_upload_is_a_question(client):
@@ -442,7 +442,7 @@ async def test_head_ends_a_running_append_and_tells_what_arrived(client):
     connection = await client.begin("PATCH", path, fields, b"hel", announced=5)
     await eventually(lambda: any(body.received == 3 for body in client.served.web.bodies))
 
-    assert await client.standing(path) == (3, False)
+    assert await client.upload_headers(path) == (3, False)
 
     with pytest.raises(ConnectionLost):
         await connection.response("PATCH")
@@ -499,7 +499,7 @@ async def test_all_bytes_are_not_the_end_until_the_client_says_so(served, versio
     else:
         path = await client.created(b"", ("Upload-Length", "5"))
         assert not client.says_complete(await client.append(path, 0, body, *framing, complete=False))
-    assert await client.standing(path) == (5, False)
+    assert await client.upload_headers(path) == (5, False)
     assert (await client.served.upload(path)).state is State.UPLOADING
 
     done = await client.append(path, 5, complete=True)
@@ -557,7 +557,7 @@ async def test_an_append_needs_its_fields(served, version, missing):
     refused = await served.request("PATCH", path, fields, b"lo")
 
     assert (refused.status, refused.headers["upload-complete"]) == (400, "?0")
-    assert await client.standing(path) == (3, False)
+    assert await client.upload_headers(path) == (3, False)
 
 
 @pytest.mark.parametrize("version", [6, 7, 8, None])
@@ -623,7 +623,7 @@ async def test_another_length_than_the_known_one_is_refused(newest, length, body
 
     assert (refused.status, refused.headers["upload-complete"]) == (400, "?0")
     assert problem(refused)["type"].endswith("#inconsistent-upload-length")
-    assert await newest.standing(path) == (3, False)
+    assert await newest.upload_headers(path) == (3, False)
 
 
 async def test_a_last_chunked_body_that_falls_short_is_told_so_and_kept(newest):
@@ -633,7 +633,7 @@ async def test_a_last_chunked_body_that_falls_short_is_told_so_and_kept(newest):
     refused = await newest.append(path, 2, chunked(b"l"), CHUNKED, complete=True)
 
     assert (refused.status, refused.headers["upload-offset"]) == (400, "3")
-    assert await newest.standing(path) == (3, False)
+    assert await newest.upload_headers(path) == (3, False)
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -668,7 +668,7 @@ async def test_an_append_that_breaks_off_keeps_what_arrived(client):
     await eventually(lambda: any(body.received == 3 for body in client.served.web.bodies))
     await connection.close()
 
-    assert await client.standing(path) == (5, False)
+    assert await client.upload_headers(path) == (5, False)
     assert await client.served.staged(path) == b"hello"
 
 
@@ -689,7 +689,7 @@ async def test_a_complete_upload_takes_no_more(newest, offset, body, complete, s
 
     assert response.status == status
     assert kind is None or problem(response)["type"].endswith(f"#{kind}")
-    assert await newest.standing(path) == (5, True)
+    assert await newest.upload_headers(path) == (5, True)
 
 
 @pytest.mark.parametrize("length", ["2", "0"])
@@ -700,7 +700,7 @@ async def test_a_length_below_the_offset_is_refused(newest, length):
     refused = await newest.append(path, 3, b"lo", ("Upload-Length", length), complete=False)
 
     assert refused.status == 400
-    assert await newest.standing(path) == (3, False)
+    assert await newest.upload_headers(path) == (3, False)
 
 
 # --- cancellation --------------------------------------------------------------------------------

@@ -126,7 +126,7 @@ async def test_one_body_is_bounded_and_the_upload_survives(limited, framing):
     refused = await limited.append(path, 2, chunked(body) if framing else body, *framing, complete=True)
 
     assert (refused.status, limits(refused)["max-append-size"]) == (413, 6)
-    assert await limited.standing(path) == (2, False)
+    assert await limited.upload_headers(path) == (2, False)
     assert (await limited.append(path, 2, b"llo!", complete=True)).status == 204
 
 
@@ -137,7 +137,7 @@ async def test_an_unknown_length_is_bounded_by_the_largest(limited):
     refused = await limited.append(path, 6, b"x" * 5, complete=False)
 
     assert refused.status == 413
-    assert await limited.standing(path) == (6, False)
+    assert await limited.upload_headers(path) == (6, False)
 
 
 # --- problems ------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ async def test_a_failure_after_the_announcement_closes_the_connection(announcing
         with pytest.raises(ConnectionLost):
             await connection.response("POST")
 
-    assert await client.standing(path) == (0, False)
+    assert await client.upload_headers(path) == (0, False)
     assert (await client.append(path, 0, b"hello", complete=True)).status == 204
 
 
@@ -376,7 +376,7 @@ async def test_content_is_compared_with_its_digest(served, in_creation, algorith
     response = await client.append(path, 0, b"hello", field, complete=True)
 
     assert (response.status, response.headers["upload-complete"]) == ((204, "?1") if right else (400, "?0"))
-    assert await client.standing(path) == ((5, True) if right else (0, False))
+    assert await client.upload_headers(path) == ((5, True) if right else (0, False))
 
 
 async def test_one_wrong_digest_among_several_is_enough(served):
@@ -388,7 +388,7 @@ async def test_one_wrong_digest_among_several_is_enough(served):
     refused = await client.append(path, 0, chunked(b"hello"), CHUNKED, field, complete=True)
 
     assert (refused.status, json.loads(refused.body)["code"]) == (400, "ERR_CHECKSUM_MISMATCH")
-    assert await client.standing(path) == (0, False)
+    assert await client.upload_headers(path) == (0, False)
     assert (await served.upload(path)).length is None
 
 
@@ -409,7 +409,7 @@ async def test_content_with_a_digest_counts_wholly_or_not_at_all(served):
     await eventually(lambda: any(body.received == 3 for body in served.web.bodies))
     await connection.close()
 
-    assert await client.standing(path) == (0, False)
+    assert await client.upload_headers(path) == (0, False)
 
 
 def promise(data: bytes) -> tuple[str, str]:
@@ -436,13 +436,13 @@ async def test_all_bytes_are_compared_with_their_digest_at_the_end(served, last,
     client = Client(served, 8)
     length = ("Upload-Length", "5")
     path = await client.created(b"hello"[: 5 - len(last)], promise(b"hello" if right else b"hellO"), length)
-    assert await client.standing(path) == (5 - len(last), False)
+    assert await client.upload_headers(path) == (5 - len(last), False)
 
     done = await client.append(path, 5 - len(last), last, promise(b"something else"), complete=True)
 
     assert (done.status, done.headers["upload-complete"]) == ((204 if right else 400), "?1")
     if right:
-        assert await client.standing(path) == (5, True)
+        assert await client.upload_headers(path) == (5, True)
     else:
         assert json.loads(done.body)["code"] == "ERR_WHOLE_CHECKSUM_MISMATCH"
         assert (await client.head(path)).status == 404

@@ -24,5 +24,5 @@ async def test_the_wrong_node_refuses_before_it_reads_or_opens_anything(serve, t
     assert cancelled.status == 503
     assert await right.served.upload(path) == before
     assert not list((tmp_path / "other" / "staging").glob("??/*"))
-    assert await right.standing(path) == (4, False)
+    assert await right.upload_headers(path) == (4, False)
     assert (await right.append(path, 4, b"456789", complete=True)).status in {200, 204}

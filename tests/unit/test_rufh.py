@@ -67,8 +67,8 @@ def test_tus_wins_and_else_the_version_decides(version):
     assert speaking(Tus_Resumable="1.0.0", Upload_Draft_Interop_Version=version, Upload_Complete="?1") is tus_v1
     assert speaking(Tus_Resumable="9.9.9", Upload_Complete="?1") is tus_v1
     chosen = speaking(Upload_Draft_Interop_Version=version)
-    assert dict(chosen.marks) == {"Upload-Draft-Interop-Version": version}
-    assert chosen.announces
+    assert dict(chosen.version_headers) == {"Upload-Draft-Interop-Version": version}
+    assert chosen.supports_interim
 
 
 def test_an_unknown_version_and_none_mean_the_newest_rules():
@@ -76,8 +76,8 @@ def test_an_unknown_version_and_none_mean_the_newest_rules():
     newest = speaking(Upload_Complete="?0")
 
     assert newest is speaking(Upload_Draft_Interop_Version="9", Upload_Complete="?1")
-    assert not newest.announces
-    assert dict(newest.marks) == {}
+    assert not newest.supports_interim
+    assert dict(newest.version_headers) == {}
     assert newest is speaking(Upload_Draft_Interop_Version="9")
     assert newest is speaking(Upload_Draft_Interop_Version="nine")
     assert speaking() is UNDECLARED

@@ -63,7 +63,7 @@ def informational_response(
 
     Off unless configured: a proxy may take a 104 for the final response, and nginx does.
     """
-    wanted = context.config.rufh.interim_104 and dialect_of(request).announces and request.version >= (1, 1)
+    wanted = context.config.rufh.interim_104 and dialect_of(request).supports_interim and request.version >= (1, 1)
     return InformationalResponses(context, request, locate) if wanted else None
 
 

@@ -203,7 +203,7 @@ async def shared_headers(request: web.Request, response: web.StreamResponse) -> 
     context = request.app[CONTEXT]
     headers = response.headers
     if not request.get(PROBLEM):
-        headers.update(dialect_of(request).marks)
+        headers.update(dialect_of(request).version_headers)
     if response.status < http.HTTPStatus.BAD_REQUEST and (description := request.get(DESCRIPTION)) is not None:
         headers.update(description)
     headers["X-Content-Type-Options"] = "nosniff"

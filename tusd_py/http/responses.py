@@ -54,7 +54,7 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     but 2xx and 423.
     """
     dialect = dialect_of(request)
-    if isinstance(error, DROPPED) or (dialect.announces and method in SENDING and _unlucky(error)):
+    if isinstance(error, DROPPED) or (dialect.supports_interim and method in SENDING and _unlucky(error)):
         request[CLOSE] = True
     shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
     response = to_response(dialect.render_error(shown, method, features))

@@ -121,7 +121,7 @@ async def retrieve(context: HttpContext, request: web.Request, principal: Princi
     dialect = dialect_of(request)
     if (unfinished := dialect.render_unfinished(upload, context.features)) is not None:
         return to_response(unfinished)
-    request[DESCRIPTION] = dialect.describe(upload, context.features)
+    request[DESCRIPTION] = dialect.representation_headers(upload, context.features)
     return await download(request, upload)
 
 
@@ -130,7 +130,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
     dialect = dialect_of(request)
 
     def parse(upload: Upload) -> Append:
-        dialect.admit("PATCH", upload)
+        dialect.check_upload("PATCH", upload)
         return dialect.parse_append(request.headers, _features(context, request))
 
     with _receiving(context, request) as body:
@@ -145,7 +145,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
 async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
     dialect = dialect_of(request)
-    await context.uploads.terminate(principal, token, partial(dialect.admit, "DELETE"))
+    await context.uploads.terminate(principal, token, partial(dialect.check_upload, "DELETE"))
     context.metrics.uploads_terminated.inc()
     return to_response(dialect.render_terminated())
 

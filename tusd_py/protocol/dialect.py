@@ -35,11 +35,11 @@ class Dialect(Protocol):
     """One way to speak about uploads."""
 
     @property
-    def marks(self) -> Mapping[str, str]:
+    def version_headers(self) -> Mapping[str, str]:
         """Headers of every response in this dialect."""
 
     @property
-    def announces(self) -> bool:
+    def supports_interim(self) -> bool:
         """Return whether a client understands an interim response with its upload's URL.
 
         Such a client continues after a connection that broke, and gives up after a 500.
@@ -48,7 +48,7 @@ class Dialect(Protocol):
     def check_request(self, method: str, headers: Headers) -> None:
         """Refuse what this dialect refuses whatever the resource. Raises `ProtocolError`."""
 
-    def admit(self, method: str, upload: Upload) -> None:
+    def check_upload(self, method: str, upload: Upload) -> None:
         """Refuse a method on an upload of another dialect. Raises `ProtocolError`."""
 
     def parse_create(self, headers: Headers, features: Features) -> Create:
@@ -58,7 +58,7 @@ class Dialect(Protocol):
         """Read a PATCH. Raises `ProtocolError`; nothing was changed."""
 
     def render_interim(self, upload: Upload, location: str | None, features: Features) -> Reply | None:
-        """Tell of an upload while its bytes are read, None for nothing; asked only where `announces`.
+        """Tell of an upload while its bytes are read, None for nothing; asked only where `supports_interim`.
 
         `location` is the URL of an upload that this request creates.
         """
@@ -69,7 +69,7 @@ class Dialect(Protocol):
     def render_status(self, upload: Upload, features: Features) -> Reply:
         """Return a HEAD."""
 
-    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
+    def representation_headers(self, upload: Upload, features: Features) -> dict[str, str]:
         """Return the headers that tell of a complete upload beside its bytes."""
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:

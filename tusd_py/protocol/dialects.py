@@ -26,12 +26,12 @@ class Undeclared(Dialect):
     """
 
     @property
-    def marks(self) -> Mapping[str, str]:
+    def version_headers(self) -> Mapping[str, str]:
         """Those of tus: OPTIONS and errors are answered in it."""
-        return tus_v1.marks
+        return tus_v1.version_headers
 
     @property
-    def announces(self) -> bool:
+    def supports_interim(self) -> bool:
         """Never: nobody said that an interim response is understood."""
         return False
 
@@ -39,7 +39,7 @@ class Undeclared(Dialect):
         if method != "DELETE":
             tus_v1.check_request(method, headers)
 
-    def admit(self, method: str, upload: Upload) -> None:
+    def check_upload(self, method: str, upload: Upload) -> None:
         """Demand of tus clients that they say so before they change anything."""
         if upload.protocol is UploadProtocol.TUS or method != "DELETE":
             raise UnsupportedVersion
@@ -59,8 +59,8 @@ class Undeclared(Dialect):
     def render_status(self, upload: Upload, features: Features) -> Reply:
         return _OF_UPLOADS[upload.protocol].render_status(upload, features)
 
-    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
-        return _OF_UPLOADS[upload.protocol].describe(upload, features)
+    def representation_headers(self, upload: Upload, features: Features) -> dict[str, str]:
+        return _OF_UPLOADS[upload.protocol].representation_headers(upload, features)
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:
         return _OF_UPLOADS[upload.protocol].render_unfinished(upload, features)

@@ -39,8 +39,8 @@ from tusd_py.protocol.fields import Headers, content_length, parse_integer, sing
 from tusd_py.protocol.metadata import parse_metadata
 from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadProtocol
 
-marks: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
-announces: Final = False
+version_headers: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
+supports_interim: Final = False
 FORM_TYPES: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 
 
@@ -63,7 +63,7 @@ def check_request(method: str, headers: Headers) -> None:
         raise UnsupportedVersion
 
 
-def admit(method: str, upload: Upload) -> None:
+def check_upload(method: str, upload: Upload) -> None:
     """Refuse to append to what another protocol created: only that one knows when it is complete."""
     if method == "PATCH" and upload.protocol is not UploadProtocol.TUS:
         raise ProtocolMismatch
@@ -285,7 +285,7 @@ def render_status(upload: Upload, _features: Features) -> Reply:
     return Reply(200, headers | _expires(upload))
 
 
-def describe(_upload: Upload, _features: Features) -> dict[str, str]:
+def representation_headers(_upload: Upload, _features: Features) -> dict[str, str]:
     """Return nothing: a download is plain HTTP."""
     return {}
 

@@ -176,10 +176,10 @@ class UploadService:
             error.upload = upload
             raise error
 
-    async def terminate(self, principal: Principal, token: str, admit: Callable[[Upload], None]) -> None:
+    async def terminate(self, principal: Principal, token: str, check_upload: Callable[[Upload], None]) -> None:
         """Make an upload gone for everybody; its bytes are removed in the background.
 
-        `admit` may refuse once the upload was found.
+        `check_upload` may refuse once the upload was found.
 
         A request that still writes to it is ended first and cannot bring it back.
 
@@ -187,7 +187,7 @@ class UploadService:
             UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress, WrongNode.
         """
         upload = await self.load(principal, token, Action.TERMINATE)
-        admit(upload)
+        check_upload(upload)
         await self._terminate(upload)
 
     async def remove(self, principal: Principal, upload_id: UploadId, *, force: bool = False) -> None:

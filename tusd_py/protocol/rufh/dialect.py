@@ -24,12 +24,12 @@ class Rufh(Dialect):
         self._marks = {} if number is None else {fields.UPLOAD_DRAFT_INTEROP_VERSION: str(number)}
 
     @property
-    def marks(self) -> Mapping[str, str]:
+    def version_headers(self) -> Mapping[str, str]:
         """The version, as the client named it."""
         return self._marks
 
     @property
-    def announces(self) -> bool:
+    def supports_interim(self) -> bool:
         """Return whether the client named a version; only then may it be sent an interim response."""
         return self._version.number is not None
 
@@ -40,7 +40,7 @@ class Rufh(Dialect):
                 if headers.get(name) is not None:
                     raise ProtocolError(f"{name} has no place in this request.")
 
-    def admit(self, method: str, upload: Upload) -> None:
+    def check_upload(self, method: str, upload: Upload) -> None:
         """Refuse to append to what tus created: there the length alone tells when it is complete."""
         if method == "PATCH" and upload.protocol is not UploadProtocol.RUFH:
             raise ProtocolMismatch
@@ -60,7 +60,7 @@ class Rufh(Dialect):
     def render_status(self, upload: Upload, features: Features) -> Reply:
         return render.render_status(upload, features, self._version)
 
-    def describe(self, upload: Upload, features: Features) -> dict[str, str]:
+    def representation_headers(self, upload: Upload, features: Features) -> dict[str, str]:
         return self.render_status(upload, features).headers
 
     def render_unfinished(self, upload: Upload, features: Features) -> Reply | None:

@@ -69,14 +69,14 @@ def _max_age_seconds(features: Features, upload: Upload | None) -> int | None:
     return max(0, int((upload.expires_at - datetime.now(UTC)).total_seconds()))
 
 
-def completeness(version: Version, *, complete: bool) -> dict[str, str]:
+def complete_header(version: Version, *, complete: bool) -> dict[str, str]:
     """Return the field that tells whether the upload is complete, as the version calls it."""
     if version.says_incomplete:
         return {fields.UPLOAD_INCOMPLETE: structured.render_boolean(not complete)}
     return {fields.UPLOAD_COMPLETE: structured.render_boolean(complete)}
 
 
-def standing(upload: Upload, features: Features, version: Version) -> dict[str, str]:
+def upload_headers(upload: Upload, features: Features, version: Version) -> dict[str, str]:
     """Return what every success tells of the upload, more of it than any one version demands."""
     digest = {}
     if upload.complete and upload.whole_checksum is not None:
@@ -84,7 +84,7 @@ def standing(upload: Upload, features: Features, version: Version) -> dict[str, 
     return digest | {
         fields.UPLOAD_OFFSET: str(upload.offset),
         fields.UPLOAD_ID: str(upload.id),
-        **completeness(version, complete=upload.complete),
+        **complete_header(version, complete=upload.complete),
         **limits(features, version, upload),
     }
 
@@ -106,19 +106,19 @@ def render_interim(upload: Upload, location: str | None, features: Features, ver
 
 def render_created(upload: Upload, location: str, features: Features, version: Version) -> Reply:
     """Return 201, complete or not."""
-    return Reply(201, {fields.LOCATION: location, **standing(upload, features, version)})
+    return Reply(201, {fields.LOCATION: location, **upload_headers(upload, features, version)})
 
 
 def render_status(upload: Upload, features: Features, version: Version) -> Reply:
     """Return 204, which every version takes (draft §Offset Retrieval)."""
     length = {} if upload.length is None else {fields.UPLOAD_LENGTH: str(upload.length)}
-    return Reply(204, standing(upload, features, version) | length)
+    return Reply(204, upload_headers(upload, features, version) | length)
 
 
 def render_appended(upload: Upload, features: Features, version: Version) -> Reply:
     """Return an append; one that was not the last has a status of its own in older versions."""
     status = 204 if upload.complete else version.more_to_come_status
-    return Reply(status, standing(upload, features, version))
+    return Reply(status, upload_headers(upload, features, version))
 
 
 def render_error(error: TusdError, method: str, features: Features, version: Version) -> Reply:
@@ -128,7 +128,7 @@ def render_error(error: TusdError, method: str, features: Features, version: Ver
     if method in _WITH_CONTENT:
         # It is the protocol that refuses, and not what an upload was made for; but to resume what is
         # complete and wrong would help nobody.
-        headers |= completeness(version, complete=isinstance(error, WholeChecksumMismatch))
+        headers |= complete_header(version, complete=isinstance(error, WholeChecksumMismatch))
     if isinstance(error, UploadTooLarge):
         headers |= limits(features, version)
     if isinstance(error, InvalidContentType):
