@@ -24,7 +24,7 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.ports import Job, ListPosition
-from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.checksum import Checksum, DigestSet
 from tusd_py.protocol.concat import Room
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId, UploadProtocol
 
@@ -315,11 +315,11 @@ async def test_a_length_that_is_reached_completes_nothing_where_more_may_come(wo
 
 
 async def test_a_promised_digest_is_kept(world: World) -> None:
-    promised = AllOf((Checksum("sha256", bytes(32)), Checksum("sha512", bytes(range(64)))))
+    promised = DigestSet((Checksum("sha256", bytes(32)), Checksum("sha512", bytes(range(64)))))
 
-    upload = await world.create(length=4, whole_checksum=promised)
+    upload = await world.create(length=4, repr_digest=promised)
 
-    assert (await world.find(upload)).whole_checksum == upload.whole_checksum == promised
+    assert (await world.find(upload)).repr_digest == upload.repr_digest == promised
 
 
 async def test_an_upload_may_begin_with_all_its_bytes_and_not_be_complete(world: World) -> None:

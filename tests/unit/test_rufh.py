@@ -19,7 +19,7 @@ from tusd_py.errors import (
     UploadLocked,
 )
 from tusd_py.protocol import dialects, tus_v1
-from tusd_py.protocol.checksum import AllOf
+from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.commands import Append
 from tusd_py.protocol.dialects import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.features import Features
@@ -146,7 +146,7 @@ def test_several_digests_must_all_be_right():
     headers = CIMultiDict([("Upload-Incomplete", "?0"), ("Upload-Offset", "0"), digests])
     checksum = speaking(Upload_Draft_Interop_Version="3").parse_append(headers, ALL).checksum
 
-    assert isinstance(checksum, AllOf)
+    assert isinstance(checksum, DigestSet)
     assert [one.algorithm for one in checksum.checksums] == ["sha256"]
     assert checksum.hasher().digest() == checksum.digest
 

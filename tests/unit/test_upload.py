@@ -51,7 +51,7 @@ def test_an_append_at_another_offset_is_refused(offset):
 def test_an_append_within_the_length_is_planned():
     plan = plan_append(upload(), append(content_length=30), max_size=None)
 
-    assert (plan.start, plan.max_bytes, plan.length, plan.overlong) == (70, 30, 100, LengthExceeded)
+    assert (plan.start, plan.max_bytes, plan.length, plan.too_large) == (70, 30, 100, LengthExceeded)
 
 
 def test_an_append_over_the_length_is_refused():
@@ -78,7 +78,7 @@ def test_a_final_takes_nothing():
 
 def test_a_flaw_counts_after_everything_else():
     """CORE-17"""
-    flawed = append(flaw=InvalidChecksum())
+    flawed = append(deferred_error=InvalidChecksum())
 
     with pytest.raises(InvalidChecksum):
         plan_append(upload(), flawed, max_size=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.protocol.checksum import AllOf
+from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ UPLOAD_COLUMNS: Final = (
     "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
-    "protocol, whole_checksum, content_encoding, content_language, writer, place_id, missing_at"
+    "protocol, repr_digest, content_encoding, content_language, writer, place_id, missing_at"
 )
 _STATES: Final = {state.value: state for state in State}
 _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
@@ -63,7 +63,7 @@ def upload_from_row(row: Row) -> Upload:
         md5=row["md5"],
         error=row["error"],
         protocol=_PROTOCOLS[row["protocol"]],
-        whole_checksum=AllOf.from_text(promised) if (promised := row["whole_checksum"]) is not None else None,
+        repr_digest=DigestSet.from_text(promised) if (promised := row["repr_digest"]) is not None else None,
         profile=row["profile"],
         trigger=_TRIGGERS[row["trigger"]],
     )

@@ -84,7 +84,7 @@ CREATE: Final = f"""
 WITH changed AS (
     INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
                          metadata, concat, concat_header, filename, content_type, object_key,
-                         protocol, whole_checksum, profile, trigger, content_encoding, content_language,
+                         protocol, repr_digest, profile, trigger, content_encoding, content_language,
                          place_id, expires_at, completed_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21, $22,
             CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
@@ -101,6 +101,6 @@ def create_arguments(new: NewUpload) -> tuple[Any, ...]:
         new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
         new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
         float(new.expires_after_seconds), new.protocol,
-        None if new.whole_checksum is None else new.whole_checksum.to_text(), new.profile, new.trigger,
+        None if new.repr_digest is None else new.repr_digest.to_text(), new.profile, new.trigger,
         new.content_encoding, new.content_language, new.place_id,
     )  # fmt: skip

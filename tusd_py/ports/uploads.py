@@ -22,7 +22,7 @@ from tusd_py.protocol.upload import (
 )
 
 if TYPE_CHECKING:
-    from tusd_py.protocol.checksum import AllOf
+    from tusd_py.protocol.checksum import DigestSet
     from tusd_py.protocol.concat import Joined, Room
 
 
@@ -44,7 +44,7 @@ class NewUpload:
     content_language: str | None = None
     concat: Concat | None = None
     concat_header: str | None = None
-    whole_checksum: AllOf | None = None
+    repr_digest: DigestSet | None = None
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool = True
     """Reaching the length completes it."""

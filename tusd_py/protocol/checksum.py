@@ -65,7 +65,7 @@ def new_hasher(algorithm: str) -> Hasher:
 
 
 @dataclass(frozen=True, slots=True)
-class AllOf:
+class DigestSet:
     """Several digests of one body, of which every one must be right."""
 
     checksums: tuple[Checksum, ...]
@@ -85,7 +85,7 @@ class AllOf:
         return ", ".join(f"{algorithm} {encoded}" for algorithm, encoded in pairs)
 
     @classmethod
-    def from_text(cls, text: str) -> AllOf:
+    def from_text(cls, text: str) -> DigestSet:
         """Read what `to_text` wrote."""
         return cls(tuple(parse_checksum(item) for item in text.split(", ")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tusd_py.errors import ProtocolError
-from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.checksum import Checksum, DigestSet
 from tusd_py.protocol.upload import Concat, UploadProtocol
 
 
@@ -31,12 +31,12 @@ class Create:
     """Bytes of the body, None for a chunked one."""
     unwanted_body: ProtocolError | None = None
     """What to answer should a chunked body, whose length nobody knows, turn out not to be empty."""
-    checksum: Checksum | AllOf | None = None
+    checksum: Checksum | DigestSet | None = None
     checksum_in_trailer: bool = False
-    whole_checksum: AllOf | None = None
+    repr_digest: DigestSet | None = None
     """What all bytes of the upload together must have, verified when it is complete."""
-    wanted_digest: str | None = None
-    """See `Append.wanted_digest`."""
+    want_repr_digest: str | None = None
+    """See `Append.want_repr_digest`."""
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool | None = None
     """See `Append.completes`."""
@@ -53,17 +53,17 @@ class Append:
     """Bytes of the body, None for a chunked one."""
     length: int | None = None
     """Declares the length of an upload created without one."""
-    checksum: Checksum | AllOf | None = None
+    checksum: Checksum | DigestSet | None = None
     checksum_in_trailer: bool = False
     completes: bool | None = None
     """Whether the upload is complete after this body; None where reaching the length decides that."""
     max_body_bytes: int | None = None
     """Most bytes of this one body."""
-    wanted_digest: str | None = None
+    want_repr_digest: str | None = None
     """Algorithm of a digest of all bytes, which the client min_offset to be told once they are here."""
-    overrun_is_fatal: bool = False
+    fail_on_overrun: bool = False
     """An upload that is sent more than its length is given up."""
-    flaw: ProtocolError | None = None
+    deferred_error: ProtocolError | None = None
     """A malformed header of an extension: it counts only once the offset is known to be right."""
-    url_unknown: bool = False
+    url_sent_only_on_success: bool = False
     """The client learns the URL from the answer: what is cut short, nobody will ever resume."""

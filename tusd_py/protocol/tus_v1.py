@@ -120,7 +120,7 @@ def check_append_type(headers: Headers) -> None:
 def parse_append(headers: Headers, features: Features) -> Append:
     """Read a PATCH.
 
-    What is wrong with the headers of extensions becomes the command's flaw: a client at another
+    What is wrong with the headers of extensions becomes the command's deferred_error: a client at another
     offset must hear of that first, since it can recover from it.
 
     Raises:
@@ -134,8 +134,8 @@ def parse_append(headers: Headers, features: Features) -> Append:
     try:
         length = _parse_length(headers)
         checksum, in_trailer = _parse_checksum(headers, features)
-    except ProtocolError as flaw:
-        return replace(append, flaw=flaw)
+    except ProtocolError as deferred_error:
+        return replace(append, deferred_error=deferred_error)
     return replace(append, length=length, checksum=checksum, checksum_in_trailer=in_trailer)
 
 

@@ -25,7 +25,7 @@ from tusd_py.errors import (
 from tusd_py.protocol.fields import MAX_INTEGER
 
 if TYPE_CHECKING:
-    from tusd_py.protocol.checksum import AllOf
+    from tusd_py.protocol.checksum import DigestSet
     from tusd_py.protocol.commands import Append
 
 UploadId = NewType("UploadId", UUID)
@@ -175,7 +175,7 @@ class Upload:
     md5: bytes | None = None
     error: str | None = None
     protocol: UploadProtocol = UploadProtocol.TUS
-    whole_checksum: AllOf | None = None
+    repr_digest: DigestSet | None = None
     """What all bytes together must have, where the client promised that."""
     profile: str = DEFAULT_PROFILE
     trigger: Trigger = Trigger.COMPLETE
@@ -208,18 +208,18 @@ class AppendPlan:
     max_bytes: int
     length: int | None
     """The upload's length, where the row or this request tells it."""
-    overlong: type[LengthExceeded | UploadTooLarge]
+    too_large: type[LengthExceeded | UploadTooLarge]
     """The error for a body that runs past `max_bytes`."""
 
     def bounded(self, append: Append) -> AppendPlan:
         """Return the same with what the body itself may and must be."""
         plan = self
         if append.max_body_bytes is not None and append.max_body_bytes < plan.max_bytes:
-            plan = replace(plan, max_bytes=append.max_body_bytes, overlong=AppendTooLarge)
+            plan = replace(plan, max_bytes=append.max_body_bytes, too_large=AppendTooLarge)
         if append.content_length is None:
             return plan
         if append.content_length > plan.max_bytes:
-            raise plan.overlong
+            raise plan.too_large
         if not append.completes:
             return plan
         end = plan.start + append.content_length
@@ -255,7 +255,7 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
         LengthConflict, UploadTooLarge: see `check_length`.
         LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.
         UploadCompleted: more is to come, says the request, and nothing may.
-        ProtocolError: the flaw of the request, which comes last.
+        ProtocolError: the deferred_error of the request, which comes last.
     """
     if upload.concat is Concat.FINAL:
         raise FinalImmutable
@@ -267,10 +267,10 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
         start=upload.offset,
         max_bytes=limit - upload.offset,
         length=length,
-        overlong=UploadTooLarge if length is None else LengthExceeded,
+        too_large=UploadTooLarge if length is None else LengthExceeded,
     ).bounded(append)
     if append.completes is False and upload.state not in RECEIVING:
         raise UploadCompleted
-    if append.flaw is not None:
-        raise append.flaw
+    if append.deferred_error is not None:
+        raise append.deferred_error
     return plan

@@ -47,7 +47,7 @@ class Appender:
         """Append the body and return the upload as it is then recorded.
 
         Raises:
-            ProtocolError: refused before a byte was read, or overlong, or a wrong checksum.
+            ProtocolError: refused before a byte was read, or too_large, or a wrong checksum.
             UploadLocked: another request did not let go in time.
             BodyError: the body was cut short; what arrived is kept and `error.upload` tells where.
             StorageError, DatabaseUnavailable: what was acknowledged before is kept.
@@ -130,7 +130,7 @@ class Appender:
         if body.length is None:
             await body.accept()
             if await body.read():
-                raise plan.overlong
+                raise plan.too_large
         return upload
 
     async def _open(self, upload: Upload, reload: Reload) -> StagingFile:
@@ -168,5 +168,5 @@ class Appender:
 
 def _is_fatal(error: TusdError, append: Append) -> bool:
     """Return whether nothing can become of the upload any more."""
-    overrun = isinstance(error, LengthExceeded) and append.overrun_is_fatal
+    overrun = isinstance(error, LengthExceeded) and append.fail_on_overrun
     return overrun or isinstance(error, WholeChecksumMismatch)

@@ -30,7 +30,7 @@ from tusd_py.errors import (
     UploadNotFound,
     WholeChecksumMismatch,
 )
-from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher, parse_checksum
+from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher, parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
 from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
 from tusd_py.uploads.buffers import AppendSettings, Block, BufferBudget, RateGuard
@@ -75,8 +75,8 @@ class BodyWriter:
         self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
         self._length = plan.length
-        self._wanted: AllOf | None = None
-        self._may_complete = append.completes is not False and upload.whole_checksum is None
+        self._wanted: DigestSet | None = None
+        self._may_complete = append.completes is not False and upload.repr_digest is None
         self._whole = append.checksum is not None or append.checksum_in_trailer
         """All or nothing: no checkpoint before the whole body is verified."""
         self._unknown_length = append.content_length is None
@@ -87,7 +87,7 @@ class BodyWriter:
         """Up to where the bytes are durable, and their checksum."""
         self._writing: asyncio.Future[None] | None = None
         self._expires_after_seconds = settings.expires_after_seconds
-        if append.url_unknown:
+        if append.url_sent_only_on_success:
             self._expires_after_seconds = orphan_seconds(settings)
         self._checkpoint_at_bytes = upload.offset + settings.checkpoint_bytes
         self._checkpoint_at = time.monotonic() + settings.checkpoint_seconds
@@ -111,7 +111,7 @@ class BodyWriter:
             short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
             short.upload = self._upload
             raise short
-        return self._upload if self._wanted is None else replace(self._upload, whole_checksum=self._wanted)
+        return self._upload if self._wanted is None else replace(self._upload, repr_digest=self._wanted)
 
     async def _receive(self) -> None:
         while True:
@@ -142,13 +142,13 @@ class BodyWriter:
     async def _ends_with(self, chunk: bytes) -> bool:
         """Hold back the read that reaches the limit of a chunked body until its end is seen.
 
-        So an overlong body never completes an upload. Raises the plan's `overlong`.
+        So an too_large body never completes an upload. Raises the plan's `too_large`.
         """
         received = self._written + self._block.size + len(chunk) - self._plan.start
         if received < self._plan.max_bytes:
             return False
         if received > self._plan.max_bytes:
-            raise self._plan.overlong
+            raise self._plan.too_large
         try:
             beyond = await self._body.read()
         except BaseException:
@@ -156,7 +156,7 @@ class BodyWriter:
             self._block.append(chunk)
             raise
         if beyond:
-            raise self._plan.overlong
+            raise self._plan.too_large
         self._block.append(chunk)
         return True
 
@@ -213,7 +213,7 @@ class BodyWriter:
                 await self._advance_once()
 
     async def _advance_once(self) -> None:
-        if self._written == self._upload.offset != self._length and not self._append.url_unknown:
+        if self._written == self._upload.offset != self._length and not self._append.url_sent_only_on_success:
             return
         self._upload = await self._uploads.advance(
             self._upload,
@@ -270,7 +270,7 @@ class BodyWriter:
             self._learn_length(self._written + self._block.size)
         arrived = self._block.size or self._written > self._upload.offset
         # A body without a byte may complete an upload, or end the time in which nobody knew its URL.
-        if arrived or self._written == self._length or self._append.url_unknown:
+        if arrived or self._written == self._length or self._append.url_sent_only_on_success:
             await self._record()
 
     def _learn_length(self, end: int) -> None:
@@ -311,12 +311,12 @@ class BodyWriter:
         """Compare all bytes, once they are here, with what was promised, and take the digest that is wanted."""
         if self._append.completes is False or self._written != self._length:
             return
-        if (promised := self._upload.whole_checksum) is not None:
+        if (promised := self._upload.repr_digest) is not None:
             if await self._digest(promised.hasher()) != promised.digest:
                 raise WholeChecksumMismatch
             self._may_complete = True
-        if (wanted := self._append.wanted_digest) is not None:
-            self._wanted = AllOf((Checksum(wanted, await self._digest(new_hasher(wanted))),))
+        if (wanted := self._append.want_repr_digest) is not None:
+            self._wanted = DigestSet((Checksum(wanted, await self._digest(new_hasher(wanted))),))
 
     async def _digest(self, hasher: Hasher) -> bytes:
         await self._file.feed(hasher, 0, self._written)

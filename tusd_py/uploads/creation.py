@@ -24,7 +24,7 @@ from tusd_py.errors import (
     WholeChecksumMismatch,
 )
 from tusd_py.ports import MeasuredStore, NewUpload
-from tusd_py.protocol.checksum import AllOf, Checksum, Hasher, new_hasher
+from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
@@ -138,7 +138,7 @@ class Creator:
             content_language=command.content_language,
             concat=command.concat,
             concat_header=command.concat_header,
-            whole_checksum=command.whole_checksum,
+            repr_digest=command.repr_digest,
             protocol=command.protocol,
             completes=command.completes is not False,
             object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
@@ -173,7 +173,7 @@ class Creator:
         if announce is not None:
             upload = await self._uploads.create(new)
             announce(Created(upload, token))
-            return await self._append_first(upload, command, body, url_unknown=False)
+            return await self._append_first(upload, command, body, url_sent_only_on_success=False)
         with self._appender.budget as budget:
             small = command.content_length is not None and command.content_length <= budget.block_bytes
             if small and not command.checksum_in_trailer:
@@ -195,8 +195,8 @@ class Creator:
 
     async def _create_stored(self, new: NewUpload, command: Create, chunks: Sequence[bytes | memoryview]) -> Upload:
         received = replace(new, offset=sum(map(len, chunks)))
-        digest: AllOf | None = None
-        if received.state is State.COMPLETED and (command.whole_checksum or command.wanted_digest):
+        digest: DigestSet | None = None
+        if received.state is State.COMPLETED and (command.repr_digest or command.want_repr_digest):
             digest = await asyncio.to_thread(_look_at_the_whole, command, chunks)
         crc = await self._staging.store_small(new.id, chunks)
         try:
@@ -207,13 +207,13 @@ class Creator:
         except BaseException:
             await asyncio.shield(self._staging.remove([new.id]))
             raise
-        return upload if digest is None else replace(upload, whole_checksum=digest)
+        return upload if digest is None else replace(upload, repr_digest=digest)
 
     async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
         orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
         upload = await self._uploads.create(orphaned)
         try:
-            return await self._append_first(upload, command, body, url_unknown=True)
+            return await self._append_first(upload, command, body, url_sent_only_on_success=True)
         except TusdError as error:
             if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
                 # Refused as a whole: the client gets no URL, so nothing may stay behind.
@@ -221,31 +221,33 @@ class Creator:
                     await self._uploads.remove(upload.id)
             raise
 
-    async def _append_first(self, upload: Upload, command: Create, body: Body, *, url_unknown: bool) -> Upload:
+    async def _append_first(
+        self, upload: Upload, command: Create, body: Body, *, url_sent_only_on_success: bool
+    ) -> Upload:
         append = Append(
             offset=0,
             content_length=command.content_length,
             checksum=command.checksum,
             checksum_in_trailer=command.checksum_in_trailer,
             completes=command.completes,
-            wanted_digest=command.wanted_digest,
+            want_repr_digest=command.want_repr_digest,
             max_body_bytes=command.max_body_bytes,
-            overrun_is_fatal=not url_unknown,
-            url_unknown=url_unknown,
+            fail_on_overrun=not url_sent_only_on_success,
+            url_sent_only_on_success=url_sent_only_on_success,
         )
         return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
 
 
-def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> AllOf | None:
+def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> DigestSet | None:
     """Compare all bytes with what was promised, and return the digest that is wanted."""
-    if command.whole_checksum is not None and not _matches(command.whole_checksum, chunks):
+    if command.repr_digest is not None and not _matches(command.repr_digest, chunks):
         raise WholeChecksumMismatch
-    if (wanted := command.wanted_digest) is None:
+    if (wanted := command.want_repr_digest) is None:
         return None
-    return AllOf((Checksum(wanted, _digest(new_hasher(wanted), chunks)),))
+    return DigestSet((Checksum(wanted, _digest(new_hasher(wanted), chunks)),))
 
 
-def _matches(checksum: Checksum | AllOf, chunks: Sequence[bytes | memoryview]) -> bool:
+def _matches(checksum: Checksum | DigestSet, chunks: Sequence[bytes | memoryview]) -> bool:
     return _digest(checksum.hasher(), chunks) == checksum.digest
 
 

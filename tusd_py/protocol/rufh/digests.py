@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tusd_py.protocol.checksum import AllOf, Checksum
+from tusd_py.protocol.checksum import Checksum, DigestSet
 from tusd_py.protocol.fields import Headers
 from tusd_py.protocol.rufh import structured
 
@@ -12,7 +12,7 @@ _ALGORITHMS: Final = {"sha-256": ("sha256", 32), "sha-512": ("sha512", 64)}
 _NAMES: Final = {algorithm: name for name, (algorithm, _) in _ALGORITHMS.items()}
 
 
-def parse_digests(headers: Headers, name: str) -> AllOf | None:
+def parse_digests(headers: Headers, name: str) -> DigestSet | None:
     """Return the digests of the body or of all (§2, §3); unknown algorithms count for nothing."""
     known = [
         Checksum(algorithm, digest)
@@ -21,7 +21,7 @@ def parse_digests(headers: Headers, name: str) -> AllOf | None:
         for algorithm, size in (_ALGORITHMS[key],)
         if len(digest) == size
     ]
-    return AllOf(tuple(known)) if known else None
+    return DigestSet(tuple(known)) if known else None
 
 
 def parse_wanted(headers: Headers, name: str) -> str | None:
@@ -31,6 +31,6 @@ def parse_wanted(headers: Headers, name: str) -> str | None:
     return _ALGORITHMS[max(wanted, key=wanted.__getitem__)][0] if wanted else None
 
 
-def render_digests(checksums: AllOf) -> str:
+def render_digests(checksums: DigestSet) -> str:
     """Write digests."""
     return structured.render_byte_sequences({_NAMES[one.algorithm]: one.digest for one in checksums.checksums})

@@ -65,8 +65,8 @@ def parse_create(headers: Headers, features: Features, version: Version) -> Crea
         has_body=body_length != 0,
         content_length=body_length,
         checksum=parse_digests(headers, fields.CONTENT_DIGEST) if body_length != 0 else None,
-        whole_checksum=parse_digests(headers, fields.REPR_DIGEST),
-        wanted_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
+        repr_digest=parse_digests(headers, fields.REPR_DIGEST),
+        want_repr_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
     )
 
 
@@ -93,8 +93,8 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
         completes=_decides(completes, version),
         max_body_bytes=features.max_append_size,
         checksum=parse_digests(headers, fields.CONTENT_DIGEST),
-        wanted_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
-        overrun_is_fatal=True,
+        want_repr_digest=parse_wanted(headers, fields.WANT_REPR_DIGEST),
+        fail_on_overrun=True,
     )
 
 

@@ -79,8 +79,8 @@ def complete_header(version: Version, *, complete: bool) -> dict[str, str]:
 def upload_headers(upload: Upload, features: Features, version: Version) -> dict[str, str]:
     """Return what every success tells of the upload, more of it than any one version demands."""
     digest = {}
-    if upload.complete and upload.whole_checksum is not None:
-        digest[fields.REPR_DIGEST] = render_digests(upload.whole_checksum)
+    if upload.complete and upload.repr_digest is not None:
+        digest[fields.REPR_DIGEST] = render_digests(upload.repr_digest)
     return digest | {
         fields.UPLOAD_OFFSET: str(upload.offset),
         fields.UPLOAD_ID: str(upload.id),
