@@ -60,38 +60,38 @@ class Metrics:
         self._count_bodies()
         self._count_transfers()
         self.cleaned = Counter(
-            "tusd_cleanup", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry
+            "tusd_py_cleanup", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry
         )
         for kind in SWEPT_KINDS:
             self.cleaned.labels(kind)
         self.cleanup_failures = Counter(
-            "tusd_cleanup_failures", "Files that cleanup could not deal with, and tries again later.", ["kind"],
+            "tusd_py_cleanup_failures", "Files that cleanup could not deal with, and tries again later.", ["kind"],
             registry=self.registry,
         )  # fmt: skip
         for kind in CLEANUP_FILES:
             self.cleanup_failures.labels(kind)
         self.sync_failures = Counter(
-            "tusd_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
+            "tusd_py_sync_failures", "Syncs of staged files and directories that failed.", registry=self.registry
         )
         self._pool = Gauge(
-            "tusd_database_connections", "Connections in the pools of the HTTP and worker processes.", ["state"],
+            "tusd_py_database_connections", "Connections in the pools of the HTTP and worker processes.", ["state"],
             registry=self.registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self._pool_limit = Gauge(
-            "tusd_database_connections_limit", "Most connections that these pools may have.",
+            "tusd_py_database_connections_limit", "Most connections that these pools may have.",
             registry=self.registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self.show_pool(0, 0, 0)
 
     def _count_http(self) -> None:
         self._requests = Counter(
-            "tusd_requests",
+            "tusd_py_requests",
             "Requests answered; status 499: the client went away.",
             ["method", "status"],
             registry=self.registry,
         )
         self._seconds = Histogram(
-            "tusd_request_seconds",
+            "tusd_py_request_seconds",
             "Time to answer a request, its body included.",
             ["method", "kind"],
             buckets=_SECONDS,
@@ -107,46 +107,48 @@ class Metrics:
             for kind, methods in REQUEST_KINDS.items()
             for method in methods
         }
-        self.downloads = Counter("tusd_downloads", "Downloads answered.", ["kind"], registry=self.registry)
+        self.downloads = Counter("tusd_py_downloads", "Downloads answered.", ["kind"], registry=self.registry)
         for kind in DOWNLOAD_KINDS:
             self.downloads.labels(kind)
 
     def _count_bodies(self) -> None:
-        self.bytes_received = Counter("tusd_received_bytes", "Bytes of upload bodies received.", registry=self.registry)
-        self.uploads_created = Counter("tusd_uploads_created", "Uploads created.", registry=self.registry)
-        self.uploads_completed = Counter(
-            "tusd_uploads_completed", "Uploads whose last byte was recorded.", registry=self.registry
+        self.bytes_received = Counter(
+            "tusd_py_received_bytes", "Bytes of upload bodies received.", registry=self.registry
         )
-        self.uploads_terminated = Counter("tusd_uploads_terminated", "Uploads deleted.", registry=self.registry)
+        self.uploads_created = Counter("tusd_py_uploads_created", "Uploads created.", registry=self.registry)
+        self.uploads_completed = Counter(
+            "tusd_py_uploads_completed", "Uploads whose last byte was recorded.", registry=self.registry
+        )
+        self.uploads_terminated = Counter("tusd_py_uploads_terminated", "Uploads deleted.", registry=self.registry)
         self.bodies_ended = Counter(
-            "tusd_bodies_interrupted", "Bodies that ended early.", ["code"], registry=self.registry
+            "tusd_py_bodies_interrupted", "Bodies that ended early.", ["code"], registry=self.registry
         )
         for error in BodyError.__subclasses__():
             self.bodies_ended.labels(error.code)
         self.bodies_open = Gauge(
-            "tusd_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
+            "tusd_py_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
         )
         self.accept_failures = Counter(
-            "tusd_accept_failures", "Times that no connection could be accepted.", registry=self.registry
+            "tusd_py_accept_failures", "Times that no connection could be accepted.", registry=self.registry
         )
         self.header_timeouts = Counter(
-            "tusd_header_timeouts", "Connections closed over headers that did not arrive.", registry=self.registry
+            "tusd_py_header_timeouts", "Connections closed over headers that did not arrive.", registry=self.registry
         )
 
     def _count_transfers(self) -> None:
         self.transfers = Counter(
-            "tusd_transfers", "Attempts to move an upload to the store that have ended.", ["outcome"],
+            "tusd_py_transfers", "Attempts to move an upload to the store that have ended.", ["outcome"],
             registry=self.registry,
         )  # fmt: skip
         for outcome in TRANSFER_OUTCOMES:
             self.transfers.labels(outcome)
         self.transferred_bytes = Counter(
-            "tusd_transferred_bytes",
+            "tusd_py_transferred_bytes",
             "Bytes that the store has acknowledged, part by part.",
             registry=self.registry,
         )
         self.store_seconds = Histogram(
-            "tusd_completed_to_stored_seconds",
+            "tusd_py_completed_to_stored_seconds",
             "Time from the last byte to the store, where nobody had to ask for the transfer.",
             buckets=_SECONDS,
             registry=self.registry,
@@ -176,22 +178,24 @@ def _statuses(error: type[TusdError]) -> set[int]:
 
 def readiness_gauges(problems: Mapping[str, str | None], *, ready: bool) -> list[Metric]:
     """Return what the checks of /readyz say as gauges, each check with 0 or 1."""
-    degraded = GaugeMetricFamily("tusd_degraded", "1 for each check of /readyz that fails.", labels=["check"])
+    degraded = GaugeMetricFamily("tusd_py_degraded", "1 for each check of /readyz that fails.", labels=["check"])
     for name, problem in problems.items():
         degraded.add_metric([name], float(problem is not None))
-    return [GaugeMetricFamily("tusd_ready", "Whether uploads can go on at this node.", float(ready)), degraded]
+    return [GaugeMetricFamily("tusd_py_ready", "Whether uploads can go on at this node.", float(ready)), degraded]
 
 
 def stats_gauges(figures: QueueStats) -> list[Metric]:
     """Return what is read from the database as gauges; every state is there, with 0 if it has none."""
-    uploads = GaugeMetricFamily("tusd_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])
+    uploads = GaugeMetricFamily("tusd_py_uploads", "Uploads that are not settled, on all nodes.", labels=["state"])
     for state in UNSETTLED:
         uploads.add_metric([state], figures.uploads.get(state, 0))
-    jobs = GaugeMetricFamily("tusd_jobs", "Jobs of this node that are not finished.", labels=["state"])
+    jobs = GaugeMetricFamily("tusd_py_jobs", "Jobs of this node that are not finished.", labels=["state"])
     for state in LIVE_JOBS:
         jobs.add_metric([state], figures.jobs.get(state, 0))
     outage = GaugeMetricFamily(
-        "tusd_store_outage_seconds", "How long the store has been away from this node, or refused it.", labels=["kind"]
+        "tusd_py_store_outage_seconds",
+        "How long the store has been away from this node, or refused it.",
+        labels=["kind"],
     )
     outage.add_metric(["unreachable"], figures.store_away_seconds)
     outage.add_metric(["blocked"], figures.store_blocked_seconds)
@@ -200,11 +204,11 @@ def stats_gauges(figures: QueueStats) -> list[Metric]:
         jobs,
         outage,
         GaugeMetricFamily(
-            "tusd_oldest_unfinished_seconds", "Age of the oldest upload that misses bytes.",
+            "tusd_py_oldest_unfinished_seconds", "Age of the oldest upload that misses bytes.",
             figures.oldest_unfinished_seconds,
         ),
         GaugeMetricFamily(
-            "tusd_oldest_due_job_seconds", "How long the job that is due longest has waited for a worker.",
+            "tusd_py_oldest_due_job_seconds", "How long the job that is due longest has waited for a worker.",
             figures.oldest_due_job_seconds,
         ),
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def process_metrics(supervisor_pid: int) -> list[Metric]:
 
 def build_info(version: str) -> Metric:
     """Return what runs here."""
-    info = GaugeMetricFamily("tusd_build_info", "What runs here; always 1.", labels=["version", "python"])
+    info = GaugeMetricFamily("tusd_py_build_info", "What runs here; always 1.", labels=["version", "python"])
     info.add_metric([version, platform.python_version()], 1)
     return info
 

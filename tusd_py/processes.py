@@ -162,13 +162,13 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
     gauges: list[Metric] = [
         build_info(__version__),
         *await asyncio.to_thread(process_metrics, os.getppid()),
-        GaugeMetricFamily("tusd_staging_free_bytes", "Free space of the staging disk.", disk.free),
-        GaugeMetricFamily("tusd_staging_size_bytes", "Size of the staging disk.", disk.total),
+        GaugeMetricFamily("tusd_py_staging_free_bytes", "Free space of the staging disk.", disk.free),
+        GaugeMetricFamily("tusd_py_staging_size_bytes", "Size of the staging disk.", disk.total),
         GaugeMetricFamily(
-            "tusd_staging_reserve_bytes", "Space that uploads leave free (staging.reserve).", config.staging.reserve
+            "tusd_py_staging_reserve_bytes", "Space that uploads leave free (staging.reserve).", config.staging.reserve
         ),
         GaugeMetricFamily(
-            "tusd_unclaimed_bytes",
+            "tusd_py_unclaimed_bytes",
             "Bytes of staged files that no upload knows, and that were set aside.",
             await asyncio.to_thread(unclaimed_bytes, config.staging_directory),
         ),
@@ -187,7 +187,7 @@ def _sync_failures() -> float:
     """Return how many syncs have failed in all processes together."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return registry.get_sample_value("tusd_sync_failures_total") or 0
+    return registry.get_sample_value("tusd_py_sync_failures_total") or 0
 
 
 def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

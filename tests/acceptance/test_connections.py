@@ -38,7 +38,9 @@ def test_running_out_of_file_descriptors_is_told_and_passes(event_loop: str, sta
         wait_until(lambda: "accept_failed" in server.log_text(), deadline=30, what="the failure is logged")
         assert "Too many open files" in server.log_text()
         assert server.log_text().count("accept_failed") < 60
-    wait_until(lambda: server.metrics()["tusd_accept_failures_total"] >= 1, deadline=30, what="the failure is counted")
+    wait_until(
+        lambda: server.metrics()["tusd_py_accept_failures_total"] >= 1, deadline=30, what="the failure is counted"
+    )
 
     assert request(server.port, "HEAD", target).status == 200
     assert server.ready.http_pids[0] == process.pid
@@ -58,7 +60,7 @@ def test_connections_that_say_nothing_make_room_for_those_who_do(start_server: S
         # Three rounds of twenty are in front of it, each of which is given two seconds.
         assert time.monotonic() - began < 50
     assert "connections_full" in server.log_text()
-    assert server.metrics()["tusd_header_timeouts_total"] >= 1
+    assert server.metrics()["tusd_py_header_timeouts_total"] >= 1
 
 
 def test_the_operations_listener_does_not_say_what_it_is_made_of(start_server: StartServer) -> None:

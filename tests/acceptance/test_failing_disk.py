@@ -74,7 +74,7 @@ def test_bytes_that_a_failed_sync_has_lost_are_never_acknowledged(server: Server
     assert refused.body.startswith(b"ERR_STORAGE:")
     assert refused.offset == kept
     assert request(server.port, "HEAD", target).offset == kept
-    assert server.metrics()["tusd_sync_failures_total"] == 1
+    assert server.metrics()["tusd_py_sync_failures_total"] == 1
     assert patch(server, target, kept, content[kept:]).offset == LENGTH
     assert_stored(server, created.headers["upload-id"], content)
 

@@ -106,7 +106,7 @@ def test_a_transfer_is_ordered_and_followed_from_the_command_line(start_server: 
     assert states[-1] == "stored"
     assert set(states) <= {"completed", "transferring", "stored"}
     assert again.stdout.startswith("stored: transfer ")
-    assert server.metrics()["tusd_completed_to_stored_seconds_count"] == 0
+    assert server.metrics()["tusd_py_completed_to_stored_seconds_count"] == 0
     assert get(f"{server.origin}/download/{upload_id}") == (200, b"hello")
 
 
@@ -121,9 +121,9 @@ def test_without_a_worker_the_command_says_so_and_does_not_wait_for_ever(start_s
     assert "the time is over" in waited.stdout
     assert server.upload_json(upload_id)["state"] == "completed"
     figures = server.metrics()
-    assert [figures[f'tusd_jobs{{state="{state}"}}'] for state in ("queued", "running", "retry_wait")] == [1, 0, 0]
-    assert figures['tusd_uploads{state="completed"}'] == 1
-    assert figures["tusd_oldest_due_job_seconds"] >= 6
+    assert [figures[f'tusd_py_jobs{{state="{state}"}}'] for state in ("queued", "running", "retry_wait")] == [1, 0, 0]
+    assert figures['tusd_py_uploads{state="completed"}'] == 1
+    assert figures["tusd_py_oldest_due_job_seconds"] >= 6
 
 
 def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) -> None:
@@ -133,14 +133,14 @@ def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) ->
 
     figures = server.metrics()
 
-    assert figures["tusd_transferred_bytes_total"] == 1000
-    assert {name: value for name, value in figures.items() if name.startswith("tusd_transfers_total")} == {
-        f'tusd_transfers_total{{outcome="{outcome}"}}': float(outcome == "succeeded")
+    assert figures["tusd_py_transferred_bytes_total"] == 1000
+    assert {name: value for name, value in figures.items() if name.startswith("tusd_py_transfers_total")} == {
+        f'tusd_py_transfers_total{{outcome="{outcome}"}}': float(outcome == "succeeded")
         for outcome in ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
     }
-    assert figures["tusd_completed_to_stored_seconds_count"] == 1
-    assert 0 < figures["tusd_completed_to_stored_seconds_sum"] < 60
-    assert figures["tusd_oldest_due_job_seconds"] == 0
+    assert figures["tusd_py_completed_to_stored_seconds_count"] == 1
+    assert 0 < figures["tusd_py_completed_to_stored_seconds_sum"] < 60
+    assert figures["tusd_py_oldest_due_job_seconds"] == 0
 
 
 def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_line(start_server: StartServer) -> None:
@@ -159,9 +159,9 @@ def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_li
     assert [one.returncode for one in failed] == [1, 1], failed[0].stdout
     assert failed[0].stdout.splitlines()[-1].startswith("transfer_failed: transfer ")
     assert {upload["id"] for upload in json.loads(listed)["uploads"]} == set(upload_ids)
-    assert figures['tusd_uploads{state="transfer_failed"}'] == 2
-    assert figures['tusd_transfers_total{outcome="failed"}'] == 2
-    assert figures["tusd_transferred_bytes_total"] == 0
+    assert figures['tusd_py_uploads{state="transfer_failed"}'] == 2
+    assert figures['tusd_py_transfers_total{outcome="failed"}'] == 2
+    assert figures["tusd_py_transferred_bytes_total"] == 0
     assert (again.returncode, again.stdout.strip()) == (0, "2 queued"), again.stderr
     for upload_id in upload_ids:
         server.wait_for_state(upload_id, "stored")
@@ -178,7 +178,9 @@ def test_who_tries_failed_transfers_again_hears_that_they_wait_for_the_store(sta
     server.store.rmdir()
     transfer(server, other_id, "--timeout", "1ms")
     wait_until(
-        lambda: server.metrics()['tusd_store_outage_seconds{kind="unreachable"}'] > 0, deadline=30, what="it is noticed"
+        lambda: server.metrics()['tusd_py_store_outage_seconds{kind="unreachable"}'] > 0,
+        deadline=30,
+        what="it is noticed",
     )
 
     first, second = transfer(server, "--failed"), transfer(server, "--failed")
@@ -259,7 +261,7 @@ def test_by_force_the_worker_stops_within_a_part_and_nothing_is_left(
         server = start_server(stalled_config(s3, proxy))
         upload_id = begin_stalled_transfer(server, proxy)
 
-        assert 5 * MIB <= server.metrics()["tusd_transferred_bytes_total"] < 15 * MIB
+        assert 5 * MIB <= server.metrics()["tusd_py_transferred_bytes_total"] < 15 * MIB
         status, refused = call(server, "DELETE", upload_id)
         assert (status, refused["code"]) == (409, "ERR_TRANSFER_IN_PROGRESS")
         assert call(server, "DELETE", f"{upload_id}?force=1")[0] == 204
@@ -271,7 +273,7 @@ def test_by_force_the_worker_stops_within_a_part_and_nothing_is_left(
         _, history = call(server, "GET", f"{upload_id}/attempts")
         outcomes = [(past["kind"], past["outcome"]) for past in history["attempts"]]
         assert outcomes == [("remove", "succeeded"), ("transfer", "cancelled")]
-        assert server.metrics()['tusd_transfers_total{outcome="cancelled"}'] == 1
+        assert server.metrics()['tusd_py_transfers_total{outcome="cancelled"}'] == 1
 
 
 def pid_of(server: Server, worker: str) -> int:

@@ -16,7 +16,7 @@ from tusd_py import __version__
 pytestmark = pytest.mark.acceptance
 
 SOON = 60
-POST_201 = 'tusd_requests_total{method="POST",status="201"}'
+POST_201 = 'tusd_py_requests_total{method="POST",status="201"}'
 
 
 def processes(server: Server) -> dict[str, float]:
@@ -36,7 +36,7 @@ def test_what_all_processes_counted_adds_up_and_outlives_them(start_server: Star
     for _ in range(20):
         create(server.url, b"0123456789")
     wait_until(
-        lambda: server.metrics()['tusd_transfers_total{outcome="succeeded"}'] == 20, deadline=SOON, what="all stored"
+        lambda: server.metrics()['tusd_py_transfers_total{outcome="succeeded"}'] == 20, deadline=SOON, what="all stored"
     )
 
     victims = (*server.ready.http_pids, *server.ready.worker_pids)
@@ -49,10 +49,10 @@ def test_what_all_processes_counted_adds_up_and_outlives_them(start_server: Star
 
     wait_until(lambda: server.metrics()[POST_201] == 25, deadline=SOON, what="25 creations are counted")
     figures = server.metrics()
-    assert figures["tusd_received_bytes_total"] == 250
-    assert figures["tusd_uploads_created_total"] == figures["tusd_uploads_completed_total"] == 25
-    assert figures['tusd_request_seconds_count{kind="create",method="POST"}'] == 25
-    assert figures["tusd_bodies_open"] == 0
+    assert figures["tusd_py_received_bytes_total"] == 250
+    assert figures["tusd_py_uploads_created_total"] == figures["tusd_py_uploads_completed_total"] == 25
+    assert figures['tusd_py_request_seconds_count{kind="create",method="POST"}'] == 25
+    assert figures["tusd_py_bodies_open"] == 0
     assert after.keys() == roles
     assert {role for role in roles if after[role] == before[role]} == {"supervisor", "operations"}
 
@@ -71,7 +71,7 @@ def test_every_process_shows_what_it_uses_and_the_build_is_named(start_server: S
         values = [value for sample, value in figures.items() if sample.startswith(f"{name}{{")]
         assert len(values) == 4
         assert all(value >= 0 for value in values)
-    version = [sample for sample, value in figures.items() if sample.startswith("tusd_build_info{") and value == 1]
+    version = [sample for sample, value in figures.items() if sample.startswith("tusd_py_build_info{") and value == 1]
     assert len(version) == 1
     assert f'version="{__version__}"' in version[0]
 
@@ -81,7 +81,7 @@ def test_the_pools_of_all_processes_are_shown(start_server: StartServer) -> None
     create(server.url, b"x")
 
     wait_until(
-        lambda: server.metrics()['tusd_database_connections{state="idle"}'] >= 1, deadline=SOON, what="one is idle"
+        lambda: server.metrics()['tusd_py_database_connections{state="idle"}'] >= 1, deadline=SOON, what="one is idle"
     )
-    assert server.metrics()['tusd_database_connections{state="busy"}'] >= 0
-    assert 10 < server.metrics()["tusd_database_connections_limit"] <= 15  # of two HTTP processes and a worker
+    assert server.metrics()['tusd_py_database_connections{state="busy"}'] >= 0
+    assert 10 < server.metrics()["tusd_py_database_connections_limit"] <= 15  # of two HTTP processes and a worker

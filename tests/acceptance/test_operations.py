@@ -70,12 +70,12 @@ def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_ser
     assert json.loads(ready[1]) == {
         "ready": True, "degraded": [], "checks": {"database": "ok", "staging": "ok", "store": "ok"},
     }  # fmt: skip
-    assert "tusd_ready 1.0" in metrics
+    assert "tusd_py_ready 1.0" in metrics
     for check in ("database", "staging", "store"):
-        assert f'tusd_degraded{{check="{check}"}} 0.0' in metrics
-    assert "tusd_received_bytes_total 1000.0" in metrics
-    assert 'tusd_requests_total{method="POST",status="201"} 1.0' in metrics
-    assert metrics.count("tusd_staging_free_bytes ") == 3  # HELP, TYPE and one sample, no copy per process
+        assert f'tusd_py_degraded{{check="{check}"}} 0.0' in metrics
+    assert "tusd_py_received_bytes_total 1000.0" in metrics
+    assert 'tusd_py_requests_total{method="POST",status="201"} 1.0' in metrics
+    assert metrics.count("tusd_py_staging_free_bytes ") == 3  # HELP, TYPE and one sample, no copy per process
     assert get(f"{server.origin}/metrics")[0] == 404
     assert get(f"{server.origin}/readyz")[0] == 404
 
@@ -87,8 +87,8 @@ def test_metrics_of_all_processes_are_one_sum(start_server: StartServer):
 
     metrics = get(f"{server.ready.operations_url}/metrics")[1].decode()
 
-    assert "tusd_received_bytes_total 200.0" in metrics
-    assert "tusd_uploads_created_total 20.0" in metrics
+    assert "tusd_py_received_bytes_total 200.0" in metrics
+    assert "tusd_py_uploads_created_total 20.0" in metrics
 
 
 def test_readiness_names_a_database_that_is_away(start_server: StartServer):
@@ -121,7 +121,7 @@ def test_readiness_names_a_staging_disk_without_space(start_server: StartServer)
     assert json.loads(body)["ready"] is False
     assert json.loads(body)["degraded"] == []
     assert "no space left" in json.loads(body)["checks"]["staging"]
-    assert (server.metrics()["tusd_ready"], server.metrics()['tusd_degraded{check="staging"}']) == (0, 1)
+    assert (server.metrics()["tusd_py_ready"], server.metrics()['tusd_py_degraded{check="staging"}']) == (0, 1)
 
 
 # --- processes -------------------------------------------------------------------------------------

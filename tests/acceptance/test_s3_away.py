@@ -65,11 +65,11 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         assert (status, json.loads(ready)["ready"], json.loads(ready)["degraded"]) == (200, True, ["store"])
         assert json.loads(ready)["checks"]["store"] != "ok"
         gauges = server.metrics()
-        assert (gauges["tusd_ready"], gauges['tusd_degraded{check="store"}']) == (1, 1)
+        assert (gauges["tusd_py_ready"], gauges['tusd_py_degraded{check="store"}']) == (1, 1)
         assert seen["next_attempt_at"] is None
         assert get(f"{server.origin}{path}") == (200, content)
         wait_until(
-            lambda: server.metrics()['tusd_store_outage_seconds{kind="unreachable"}'] > 0,
+            lambda: server.metrics()['tusd_py_store_outage_seconds{kind="unreachable"}'] > 0,
             deadline=DEADLINE,
             what="the outage is in the metrics",
         )
@@ -80,10 +80,10 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         later = server.wait_for_state(later_id, "stored", deadline=DEADLINE)
 
         metrics = server.metrics()
-        assert metrics['tusd_transfers_total{outcome="retry"}'] == 0
-        assert metrics['tusd_transfers_total{outcome="postponed"}'] == stored["attempts"] + later["attempts"] - 2
-        assert metrics['tusd_store_outage_seconds{kind="unreachable"}'] == 0
-        assert metrics['tusd_degraded{check="store"}'] == 0
+        assert metrics['tusd_py_transfers_total{outcome="retry"}'] == 0
+        assert metrics['tusd_py_transfers_total{outcome="postponed"}'] == stored["attempts"] + later["attempts"] - 2
+        assert metrics['tusd_py_store_outage_seconds{kind="unreachable"}'] == 0
+        assert metrics['tusd_py_degraded{check="store"}'] == 0
         _, history = get(f"{server.origin}/api/v1/uploads/{upload_id}/attempts")
         outcomes = [past["outcome"] for past in json.loads(history)["attempts"]]
         assert outcomes == ["succeeded", *["postponed"] * (stored["attempts"] - 1)]
@@ -133,8 +133,8 @@ def test_wrong_credentials_block_until_the_store_accepts_them(start_server: Star
     assert blocked["state"] == "transferring"
     assert blocked["error_code"] == "ERR_STORE_BLOCKED"
     assert "SignatureDoesNotMatch" in blocked["last_error"]
-    assert metrics['tusd_jobs{state="blocked"}'] == 1
-    assert metrics['tusd_store_outage_seconds{kind="blocked"}'] > 0
+    assert metrics['tusd_py_jobs{state="blocked"}'] == 1
+    assert metrics['tusd_py_store_outage_seconds{kind="blocked"}'] > 0
     assert [line["event"] for line in log_lines(server) if line["level"] == "error"].count("store_blocked") == 1
 
 

@@ -136,7 +136,7 @@ def test_an_older_restored_database_loses_no_newer_file(postgres_dsn: str, dsn: 
             aside = server.staging / "unclaimed" / staged.name
             wait_until(aside.exists, deadline=30, what="the file is set aside")
             assert aside.read_bytes() == CONTENT[:SENT]
-            assert server.metrics()["tusd_unclaimed_bytes"] == SENT
+            assert server.metrics()["tusd_py_unclaimed_bytes"] == SENT
             listed = command(server, "reconcile")
             assert listed.returncode == 0, listed.stdout
             assert f"unclaimed_file        {staged.name}" in listed.stdout

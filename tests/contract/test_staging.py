@@ -381,7 +381,7 @@ async def test_a_failed_sync_is_counted_and_is_an_error_of_the_device_even_where
         raise OSError(code, os.strerror(code))
 
     file = await open_new(area, upload_id)
-    before = metrics.registry.get_sample_value("tusd_sync_failures_total")
+    before = metrics.registry.get_sample_value("tusd_py_sync_failures_total")
     monkeypatch.setattr(os, "fdatasync", fail)
 
     with pytest.raises(StorageError) as failure:
@@ -390,7 +390,7 @@ async def test_a_failed_sync_is_counted_and_is_an_error_of_the_device_even_where
 
     assert type(failure.value) is StorageError
     assert before is not None
-    assert metrics.registry.get_sample_value("tusd_sync_failures_total") == before + 1
+    assert metrics.registry.get_sample_value("tusd_py_sync_failures_total") == before + 1
 
 
 async def test_a_name_whose_sync_failed_is_taken_back_and_made_anew(

@@ -514,7 +514,7 @@ async def test_after_a_failed_sync_only_what_the_last_good_one_covered_counts(se
     assert offset == (await served.upload(path)).offset == await served.offset(path)
     assert offset < 3 * MIB
     assert (offset > MIB // 2) == (failing > 1)
-    assert served.core.metrics.registry.get_sample_value("tusd_sync_failures_total") == 1
+    assert served.core.metrics.registry.get_sample_value("tusd_py_sync_failures_total") == 1
     assert (await served.patch(path, offset, content[offset:])).status == 204
     assert await served.staged(path) == content
 

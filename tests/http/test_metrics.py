@@ -15,16 +15,16 @@ BODY = {"Content-Type": OFFSET_TYPE}
 
 def requests(served, method, status):
     labels = {"method": method, "status": str(status)}
-    return served.core.metrics.registry.get_sample_value("tusd_requests_total", labels)
+    return served.core.metrics.registry.get_sample_value("tusd_py_requests_total", labels)
 
 
 def timed(served, method, kind):
     labels = {"method": method, "kind": kind}
-    return served.core.metrics.registry.get_sample_value("tusd_request_seconds_count", labels)
+    return served.core.metrics.registry.get_sample_value("tusd_py_request_seconds_count", labels)
 
 
 def interrupted(served, code):
-    return served.core.metrics.registry.get_sample_value("tusd_bodies_interrupted_total", {"code": code})
+    return served.core.metrics.registry.get_sample_value("tusd_py_bodies_interrupted_total", {"code": code})
 
 
 def series(metrics):
@@ -33,7 +33,7 @@ def series(metrics):
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for sample in samples
-        if not sample.name.endswith("_created") or sample.name == "tusd_uploads_created"
+        if not sample.name.endswith("_created") or sample.name == "tusd_py_uploads_created"
     }
 
 
@@ -162,9 +162,9 @@ def test_every_figure_is_there_with_0_before_anything_happens():
     assert set(begun.values()) == {0}
     for method in ("GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "other"):
         for status in (200, 201, 204, 206, 302, 400, 401, 403, 404, 409, 413, 423, 460, 499, 500, 503, 507):
-            assert ("tusd_requests_total", ("method", method), ("status", str(status))) in begun
+            assert ("tusd_py_requests_total", ("method", method), ("status", str(status))) in begun
     for code in ("ERR_CONNECTION_CLOSED", "ERR_READ_TIMEOUT", "ERR_SERVER_SHUTDOWN", "ERR_UPLOAD_INTERRUPTED"):
-        assert ("tusd_bodies_interrupted_total", ("code", code)) in begun
+        assert ("tusd_py_bodies_interrupted_total", ("code", code)) in begun
 
 
 async def test_no_request_brings_a_label_that_was_not_there(served):

@@ -517,7 +517,7 @@ async def test_a_last_word_without_a_byte_is_counted_as_a_completion_and_only_on
     for _ in range(2):
         assert (await client.append(path, 5, complete=True)).status == 204
 
-    assert served.web.metrics.registry.get_sample_value("tusd_uploads_completed_total") == 1
+    assert served.web.metrics.registry.get_sample_value("tusd_py_uploads_completed_total") == 1
 
 
 async def test_an_upload_of_this_dialect_reaches_the_store(served):

@@ -57,7 +57,7 @@ def counted(world: World) -> tuple[Cleanup, Metrics]:
 
 
 def failures(metrics: Metrics, kind: str) -> float | None:
-    return metrics.registry.get_sample_value("tusd_cleanup_failures_total", {"kind": kind})
+    return metrics.registry.get_sample_value("tusd_py_cleanup_failures_total", {"kind": kind})
 
 
 async def age(world: World, upload: Upload, *columns: str) -> None:
