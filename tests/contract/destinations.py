@@ -311,7 +311,7 @@ class Crash(BaseException):
 
 @dataclass
 class MemoryTransferState(TransferState):
-    """A transfer_state that survives its worker; it can be told to end it at the n-th call.
+    """A transfer state that survives its worker; it can be told to end it at the n-th call.
 
     `stop_at` counts calls from 1; `before` decides whether that call still takes effect.
     """
@@ -369,5 +369,5 @@ class MemoryTransferState(TransferState):
 
 
 def cancelled_at(call: int) -> MemoryTransferState:
-    """Return the transfer_state of a transfer that is cancelled when it makes this call."""
+    """Return the transfer state of a transfer that is cancelled when it makes this call."""
     return MemoryTransferState(stop_at=call, stop_with=TransferCancelled)

@@ -1,4 +1,4 @@
-"""The contract of `JobQueue` and its transfer_state: claims, leases, fences, retries, history."""
+"""The contract of `JobQueue` and its transfer state: claims, leases, fences, retries, history."""
 
 from __future__ import annotations
 
@@ -423,7 +423,7 @@ async def test_the_history_of_a_job_that_never_ends_is_bounded(world: World) -> 
     assert await world.value("SELECT max(attempt) FROM job_attempts") == 501
 
 
-# --- the transfer_state ------------------------------------------------------------------------------------
+# --- the transfer state ------------------------------------------------------------------------------------
 
 
 async def test_the_ledger_remembers_for_the_next_worker(world: World) -> None:

@@ -114,7 +114,7 @@ async def test_a_schema_that_is_not_ours_is_refused(make_config: MakeConfig, dsn
 
 @pytest.fixture
 def role(postgres_dsn: str, dsn: str) -> Iterator[str]:
-    """A role that may connect, read the transfer_state and nothing else."""
+    """A role that may connect, read the transfer state and nothing else."""
     name = f"tusd_role_{uuid.uuid4().hex[:8]}"
     asyncio.run(sql(dsn, f"CREATE ROLE {name} LOGIN", f"GRANT SELECT ON schema_migrations TO {name}"))
     yield name

@@ -337,7 +337,7 @@ async def test_what_waits_to_be_asked_for_is_not_sent_eager(world: World, trigge
 
 
 async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> None:
-    """The transfer_state locks the job before the upload; a checkpoint holds the upload."""
+    """The transfer state locks the job before the upload; a checkpoint holds the upload."""
     upload = await world.create(length=2**30, expires_after_seconds=3600)
     upload = await receive(world, upload, PART)
     (job,) = await world.jobs().claim(10, eager=1)
@@ -362,7 +362,7 @@ async def test_checkpoints_and_records_do_not_block_each_other(world: World) -> 
 
 async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rung: list[str] = []
-    monkeypatch.setattr(world.notifier, "ring", rung.append)
+    monkeypatch.setattr(world.notifier, "notify_workers", rung.append)
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
 
     upload = await receive(world, upload, PART)

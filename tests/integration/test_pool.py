@@ -416,7 +416,7 @@ async def test_a_wakeup_that_fails_hurts_nobody_and_the_next_one_is_sent(
 
 async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     rung: list[str] = []
-    monkeypatch.setattr(world.notifier, "ring", rung.append)
+    monkeypatch.setattr(world.notifier, "notify_workers", rung.append)
 
     async def rings(count: int, what: str) -> None:
         assert rung == [HERE] * count, what

@@ -193,7 +193,7 @@ class Failing(OneByOne):
 
 
 class InParts(OneByOne):
-    """Sends four parts and remembers in the transfer_state what it has sent, as an S3 store does."""
+    """Sends four parts and remembers in the transfer state what it has sent, as an S3 store does."""
 
     PARTS = 4
 

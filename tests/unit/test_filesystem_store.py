@@ -33,7 +33,7 @@ KEY = "2026/11/20/id-1"
 
 
 class QuietTransferState(TransferState):
-    """A transfer_state that remembers nothing but how far a copy has come."""
+    """A transfer state that remembers nothing but how far a copy has come."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
         self.told: list[int] = []

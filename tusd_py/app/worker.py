@@ -95,17 +95,17 @@ def make_cleanup_records(records: Records) -> PostgresCleanup:
 
 async def run_work(work: Work, stop: asyncio.Event) -> None:
     """Run the worker until `stop` is set."""
-    sweeping = asyncio.create_task(work.cleanup.run(), name="worker-cleanup")
+    cleaning = asyncio.create_task(work.cleanup.run(), name="worker-cleanup")
     running = asyncio.create_task(work.runner.run(), name="worker-runner")
     stopping = asyncio.create_task(stop.wait(), name="worker-stop")
     try:
-        done, _ = await asyncio.wait({sweeping, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({cleaning, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         work.runner.stop()
         await running
         for task in done:
             # A helper that died takes the worker with it, loudly.
             task.result()
     finally:
-        for task in (sweeping, stopping, running):
+        for task in (cleaning, stopping, running):
             task.cancel()
-        await asyncio.gather(sweeping, stopping, running, return_exceptions=True)
+        await asyncio.gather(cleaning, stopping, running, return_exceptions=True)

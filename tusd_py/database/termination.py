@@ -30,8 +30,8 @@ PART_IN_USE: Final = f"""
 SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
                 WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
 """  # noqa: S608
-# Sending ahead gives way to whoever removes the upload, at once or with its next word to the transfer_state.
-STOP_AHEAD: Final = f"""
+# An eager job gives way to whoever removes the upload: at once, or the next time it records something.
+STOP_EAGER: Final = f"""
 UPDATE jobs SET cancel_requested = (state = 'running'),
                 state = CASE state WHEN 'running' THEN state ELSE 'cancelled' END,
                 finished_at = CASE state WHEN 'running' THEN finished_at ELSE now() END
@@ -71,7 +71,7 @@ async def remove_upload(connection: Connection, upload_id: UploadId, *, force: b
         UploadNotFound, InvalidTransition, UploadHeld, PartInUse, TransferInProgress.
     """
     transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
-    await connection.execute(STOP_AHEAD, upload_id)
+    await connection.execute(STOP_EAGER, upload_id)
     row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
     if row is None:
         raise UploadNotFound

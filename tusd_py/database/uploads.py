@@ -33,7 +33,7 @@ from tusd_py.database.transfers import (
 )
 from tusd_py.errors import LengthConflict, OffsetConflict
 from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, TransferView, UploadRepository
-from tusd_py.protocol.upload import State, TokenHash, Trigger, Upload, UploadId
+from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
@@ -255,7 +255,9 @@ class PostgresUploads(UploadRepository):
 
     def _announce(self, upload: Upload) -> Upload:
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
-        queued = upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
+        # A partial upload is never transferred by itself.
+        whole = upload.concat is not Concat.PARTIAL
+        queued = whole and upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
         if queued or self._is_eager(upload):
             self._notifier.notify_workers(upload.staging_id)
         return upload

@@ -2,7 +2,7 @@
 
 The order that makes it safe: the multipart id is recorded before a part is sent, a part is recorded
 once the store acknowledged it, and the object is completed only when the checksums of all parts
-combine to the one from the client's socket. On a later try the transfer_state and the store are compared;
+combine to the one from the client's socket. On a later try the transfer state and the store are compared;
 only what both know counts as sent.
 """
 
@@ -92,7 +92,7 @@ class MultipartTransfer:
         await self._send_missing(upload, durable)
 
     async def discard(self, multipart_id: str) -> None:
-        """Drop the multipart upload at the store, then in the transfer_state."""
+        """Drop the multipart upload at the store, then in the transfer state."""
         await self.bucket.abort_multipart(self.key, multipart_id)
         await self.transfer_state.record_multipart(None)
 

@@ -1,4 +1,4 @@
-"""A transfer's transfer_state that counts the bytes on their way, so that a rate can be read while it runs."""
+"""A transfer state that counts the bytes on their way, so that a rate can be read while it runs."""
 
 from __future__ import annotations
 
