@@ -27,10 +27,11 @@ check: $(VENV)/.develop ## Lint, types and import rules, without changing anythi
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/.develop ## Fix what ruff can fix, render the example configuration and the diagrams
+format: $(VENV)/.develop ## Fix what ruff can fix, render the example, docs/configuration.md and the diagram
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/python -m tusd_py.config.example > config.example.toml.new && mv config.example.toml.new config.example.toml
+	$(BIN)/python -m tusd_py.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 	$(BIN)/python scripts/state_diagram.py --write
 
 bench: $(VENV)/.develop ## Measure uploads: make bench ARGS="--quick"

@@ -6,8 +6,11 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
+from tusd_py.config.reference import render_reference
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.ports import QueueStats
 from tusd_py.stores.s3_permissions import OF_BUCKET
@@ -38,6 +41,13 @@ def test_the_documented_policy_is_what_is_tried():
 
     assert set(allowed) == set((ACTIONS | OF_VERSIONS).values())
     assert {action for action, resource in allowed.items() if not resource.endswith("/*")} == OF_BUCKET
+
+
+def test_the_configuration_page_is_what_the_renderer_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUSD_SERVER__PORT", "9999")
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+
+    assert page == render_reference(), "run: make format"
 
 
 def test_every_link_of_the_readme_leads_somewhere():

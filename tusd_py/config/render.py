@@ -34,11 +34,11 @@ def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iter
     """Return the lines of `model` and of every table in it, keys before tables as TOML demands."""
     fields = type(model).model_fields
     values = {name: getattr(model, name) for name in fields}
-    tables = {name: list(_tables(name, value)) for name, value in values.items()}
+    tables = {name: list(tables_of(name, value)) for name, value in values.items()}
     for name, field in fields.items():
         if not tables[name]:
             yield from comment(field.description or "")
-            yield f"{name} = {_toml(_readable(values[name], field))}"
+            yield f"{name} = {toml_value(readable(values[name], field))}"
     for name, value in itertools.chain.from_iterable(tables.values()):
         path = f"{table}.{name}" if table else name
         yield ""
@@ -49,7 +49,7 @@ def render_lines(model: BaseModel, *, comment: Comment, table: str = "") -> Iter
         yield ""
 
 
-def _tables(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
+def tables_of(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
     """Return the tables that a value is written as: none, its own, or one for each name or item."""
     if isinstance(value, BaseModel):
         yield name, value
@@ -61,7 +61,7 @@ def _tables(name: str, value: object) -> Iterator[tuple[str, BaseModel]]:
         yield from ((name, section) for section in value if isinstance(section, BaseModel))
 
 
-def _readable(value: object, field: FieldInfo) -> object:
+def readable(value: object, field: FieldInfo) -> object:
     """Return the value as people write it: sizes and durations with a unit, secrets not at all."""
     readers = {getattr(item, "func", None) for item in field.metadata}
     match value:
@@ -79,20 +79,18 @@ def _readable(value: object, field: FieldInfo) -> object:
             return value
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """Return a value as TOML."""
     match value:
         case bool():
             return "true" if value else "false"
         case int() | float():
             return repr(value)
         case dict():
-            items = [f"{_toml_text(key)} = {_toml(item)}" for key, item in value.items()]
+            items = [f"{_toml_text(key)} = {toml_value(item)}" for key, item in value.items()]
             return f"{{ {', '.join(items)} }}" if items else "{}"
         case list():
-            return _toml_list([_toml(item) for item in value])
-        case dict():
-            items = [f"{_toml_text(key)} = {_toml(item)}" for key, item in value.items()]
-            return f"{{ {', '.join(items)} }}" if items else "{}"
+            return _toml_list([toml_value(item) for item in value])
         case _:
             return _toml_text(str(value))
 
