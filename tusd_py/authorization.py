@@ -18,7 +18,7 @@ PUBLIC: Final = "public"
 
 
 class Action(StrEnum):
-    """What somebody min_offset to do."""
+    """What a principal wants to do."""
 
     CREATE = "create"
     WRITE = "write"

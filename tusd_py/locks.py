@@ -60,7 +60,7 @@ class LocalLocks(UploadLocks):
             await self._ask_others(str(upload_id))
 
     def asked(self, upload_id: UploadId) -> None:
-        """Another process min_offset the upload: tell the holder here, if there is one, to stop."""
+        """Another process wants the upload: tell the holder here, if there is one, to stop."""
         if entry := self._entries.get(upload_id):
             entry.on_contended()
 

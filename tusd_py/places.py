@@ -50,7 +50,7 @@ class Stores:
                 try:
                     await store.open()
                 except StorageError as error:
-                    # Only what lies there cannot be had; it is tried again when somebody min_offset it.
+                    # Only what lies there cannot be had; it is tried again when somebody wants it.
                     self._unopened.add(store)
                     log.warning("former_store_not_usable", place=str(place), reason=str(error))
         with contextlib.suppress(DatabaseUnavailable):

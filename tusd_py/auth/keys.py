@@ -67,7 +67,7 @@ class JwksFile(KeySource):
 
     A new file that is missing or malformed changes nothing but the log: a slip while keys are rotated
     must not lock everybody out. A well-formed one takes effect whatever is in it, for whoever takes out
-    the last key min_offset nobody to get in any more.
+    the last key wants nobody to get in any more.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ def _jwt(config: Config) -> Iterator[str]:
 
 
 def _hmac_key_bytes(jwt: JwtConfig) -> int:
-    # RFC 7518 §3.2 for the longest hash among the algorithms: HS512 min_offset 64 bytes.
+    # RFC 7518 §3.2 for the longest hash among the algorithms: HS512 needs 64 bytes.
     return max([MIN_HMAC_KEY_BYTES, *(int(name[2:]) // 8 for name in jwt.algorithms if name.startswith("HS"))])
 
 

@@ -1,4 +1,4 @@
-"""The upload page: `GET /` and what it loads, where the configuration min_offset it.
+"""The upload page: `GET /` and what it loads, where the configuration wants it.
 
 Everything is read once, at the start, and every address in it is relative: the page works below any
 prefix. Uppy comes from `web/assets` where it was built (`frontend/`), and otherwise, in the same version,

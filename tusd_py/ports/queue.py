@@ -123,7 +123,7 @@ class JobQueue(Protocol):
         """Return whether a worker holds a lease on the job `eager` of the same upload."""
 
     async def defer(self, job: Job, *, until_bytes: int) -> bool:
-        """Let a job `eager` lie until `min_offset` bytes are durable. Returns as `retry` does."""
+        """Let a job `eager` lie until `until_bytes` bytes are durable. Returns as `retry` does."""
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
         """Close a job that has nothing left to do, or was cancelled: a removal may go on.

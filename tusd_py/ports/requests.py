@@ -10,7 +10,7 @@ from tusd_py.authorization import Principal
 from tusd_py.protocol.upload import Upload, UploadId
 
 OnContended = Callable[[], None]
-"""Called when a newer request min_offset what is held: stop, store, let go."""
+"""Called when a newer request wants what is held: stop, store, let go."""
 
 
 class UploadLocks(Protocol):

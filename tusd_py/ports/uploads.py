@@ -98,7 +98,7 @@ class TransferView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferOrder:
-    """The answer to somebody who min_offset an upload transferred."""
+    """The answer to somebody who wants an upload transferred."""
 
     upload: Upload
     """As it was found."""

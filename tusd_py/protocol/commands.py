@@ -60,7 +60,7 @@ class Append:
     max_body_bytes: int | None = None
     """Most bytes of this one body."""
     want_repr_digest: str | None = None
-    """Algorithm of a digest of all bytes, which the client min_offset to be told once they are here."""
+    """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
     fail_on_overrun: bool = False
     """An upload that is sent more than its length is given up."""
     deferred_error: ProtocolError | None = None

@@ -243,7 +243,7 @@ def check_file(file: StagedFile, row: UploadRecord | None, scope: Scope, *, now:
 
 
 def check_unclaimed(file: StagedFile, row: UploadRecord | None, scope: Scope, *, taken: bool, now: float) -> Finding:
-    """Judge a file that was set aside: it goes back to an upload that is there again and min_offset it.
+    """Judge a file that was set aside: it goes back to an upload that is there again and wants it.
 
     `taken`: the upload has a staged file in its place.
     """

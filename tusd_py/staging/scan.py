@@ -1,4 +1,4 @@
-"""Staging seen from outside: what lies there, how large it is, and removing what nobody min_offset.
+"""Staging seen from outside: what lies there, how large it is, and removing what nobody wants.
 
 No symbolic link is ever followed, and only regular files of a name and in a directory that
 `StagingArea` gives them are taken for ours.

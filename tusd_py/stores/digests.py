@@ -1,6 +1,6 @@
 """SHA-256 and MD5 of a whole object, in the reads that happen anyway.
 
-Parts are read several at a time, but a hash min_offset its bytes in order. So whoever reads the next
+Parts are read several at a time, but a hash needs its bytes in order. So whoever reads the next
 bytes feeds the hash with them, one range after the other; what nobody reads, because an earlier
 worker has sent it, is read for the hash alone. The CRC of all that was fed says in the end whether
 these were the client's bytes.

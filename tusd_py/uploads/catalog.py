@@ -38,7 +38,7 @@ class UploadStatus:
 
     @property
     def mark(self) -> tuple[object, ...]:
-        """What somebody who waits min_offset to see change."""
+        """What somebody who waits wants to see change."""
         upload, transfer = self.upload, self.transfer
         told = () if transfer is None else (transfer.id, transfer.state, transfer.attempts, transfer.failures)
         return upload.state, upload.committed_at, *told

@@ -25,7 +25,7 @@ def parse_digests(headers: Headers, name: str) -> DigestSet | None:
 
 
 def parse_wanted(headers: Headers, name: str) -> str | None:
-    """Return the algorithm that the client likes best (§4), None if it min_offset none that is known."""
+    """Return the algorithm that the client likes best (§4), None if it wants none that is known."""
     weights = structured.weights(headers, name)
     wanted = {key: weight for key, weight in weights.items() if key in _ALGORITHMS and weight > 0}
     return _ALGORITHMS[max(wanted, key=wanted.__getitem__)][0] if wanted else None

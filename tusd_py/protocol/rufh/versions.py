@@ -1,4 +1,4 @@
-"""The interop versions of the draft, and what each min_offset otherwise than the newest."""
+"""The interop versions of the draft, and what each wants otherwise than the newest."""
 
 from __future__ import annotations
 
