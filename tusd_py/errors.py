@@ -1,13 +1,15 @@
-"""The whole error tree.
+"""Every error of the package, as a table: a class is a row.
 
-Every error carries a stable `code`, an HTTP `status` as a hint for whoever renders it (this module
-imports no HTTP library), and whether a retry may help. The docstring's first line is the sentence
-shown to clients; facts for the log go into `context` and never into that sentence.
+Each carries a stable `code`, an HTTP `status` as a hint for whoever renders it (this module imports no
+HTTP library), whether a retry may help, and the `sentence` that a client reads. What a row leaves out
+is as in its base class. Facts for the log go into `context`, never into the sentence.
+
+There is a class for every code, even for those that nobody catches: most are raised in several places,
+and so each status and each sentence is written once.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar, Final
 
 CLIENT_GONE: Final = 499
@@ -15,11 +17,10 @@ CLIENT_GONE: Final = 499
 
 
 class TusdError(Exception):
-    """The server could not do this."""
-
     code: ClassVar[str] = "ERR_INTERNAL"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    sentence: ClassVar[str] = "The server could not do this."
 
     retry_after_seconds: ClassVar[float | None] = None
     """For the worker: when a job that failed so is tried again. None: as for any other error."""
@@ -31,7 +32,7 @@ class TusdError(Exception):
 
     def __init__(self, detail: str | None = None, **context: Any) -> None:
         """`detail` replaces the sentence for the client; `context` is for the log only."""
-        self.detail = detail or (inspect.getdoc(type(self)) or "").split("\n", 1)[0]
+        self.detail = detail or self.sentence
         self.context = context
         super().__init__(self.detail)
 
@@ -44,292 +45,245 @@ class TusdError(Exception):
 
 
 class ProtocolError(TusdError):
-    """The request is not valid."""
-
     code, status = "ERR_BAD_REQUEST", 400
+    sentence = "The request is not valid."
 
 
 class UnsupportedVersion(ProtocolError):
-    """Tus-Resumable is missing or not 1.0.0."""
-
     code, status = "ERR_UNSUPPORTED_VERSION", 412
+    sentence = "Tus-Resumable is missing or not 1.0.0."
 
 
 class InvalidUploadLength(ProtocolError):
-    """Upload-Length is missing or not a non-negative integer."""
-
     code = "ERR_INVALID_UPLOAD_LENGTH"
+    sentence = "Upload-Length is missing or not a non-negative integer."
 
 
 class InvalidDeferLength(ProtocolError):
-    """Upload-Defer-Length must be exactly 1 and excludes Upload-Length."""
-
     code = "ERR_INVALID_UPLOAD_LENGTH_DEFER"
+    sentence = "Upload-Defer-Length must be exactly 1 and excludes Upload-Length."
 
 
 class LengthConflict(ProtocolError):
-    """Upload-Length differs from the length this upload already has."""
-
     code = "ERR_UPLOAD_LENGTH_CONFLICT"
+    sentence = "Upload-Length differs from the length this upload already has."
 
 
 class ProtocolMismatch(ProtocolError):
-    """This upload was created in another protocol; continue it in that one."""
-
     code = "ERR_PROTOCOL_MISMATCH"
+    sentence = "This upload was created in another protocol; continue it in that one."
 
 
 class UploadCompleted(ProtocolError):
-    """The upload is complete and takes no more bytes."""
-
     code = "ERR_UPLOAD_COMPLETED"
+    sentence = "The upload is complete and takes no more bytes."
 
 
 class InvalidOffset(ProtocolError):
-    """Upload-Offset is missing or not a non-negative integer."""
-
     code = "ERR_INVALID_OFFSET"
+    sentence = "Upload-Offset is missing or not a non-negative integer."
 
 
 class OffsetMismatch(ProtocolError):
-    """Upload-Offset is not the current offset of the upload."""
-
     code, status = "ERR_MISMATCHED_OFFSET", 409
+    sentence = "Upload-Offset is not the current offset of the upload."
 
 
 class InvalidMetadata(ProtocolError):
-    """Upload-Metadata is malformed."""
-
     code = "ERR_INVALID_METADATA"
+    sentence = "Upload-Metadata is malformed."
 
 
 class InvalidConcat(ProtocolError):
-    """Upload-Concat is malformed or names an unusable part."""
-
     code = "ERR_INVALID_CONCAT"
+    sentence = "Upload-Concat is malformed or names an unusable part."
 
 
 class ConcatUnsupported(ProtocolError):
-    """Concatenation is switched off on this server."""
-
     code = "ERR_CONCATENATION_UNSUPPORTED"
+    sentence = "Concatenation is switched off on this server."
 
 
 class PartNotFinished(ProtocolError):
-    """One of the partial uploads is not finished."""
-
     code = "ERR_UPLOAD_NOT_FINISHED"
+    sentence = "One of the partial uploads is not finished."
 
 
 class FinalImmutable(ProtocolError):
-    """A final upload cannot be modified."""
-
     code, status = "ERR_MODIFY_FINAL", 403
+    sentence = "A final upload cannot be modified."
 
 
 class InvalidChecksum(ProtocolError):
-    """Upload-Checksum is malformed or names an unknown algorithm."""
-
     code = "ERR_INVALID_CHECKSUM"
+    sentence = "Upload-Checksum is malformed or names an unknown algorithm."
 
 
 class ChecksumMismatch(ProtocolError):
-    """The body does not match Upload-Checksum; it was discarded."""
-
     code, status = "ERR_CHECKSUM_MISMATCH", 460
+    sentence = "The body does not match Upload-Checksum; it was discarded."
 
 
 class WholeChecksumMismatch(ChecksumMismatch):
-    """The upload does not match the digest that was promised for all of it; it was discarded."""
-
     code, status = "ERR_WHOLE_CHECKSUM_MISMATCH", 400
+    sentence = "The upload does not match the digest that was promised for all of it; it was discarded."
 
 
 class IncompleteChunk(ProtocolError):
-    """The body ended before its checksum could be verified; it was discarded."""
-
     code, status = "ERR_UNEXPECTED_EOF", 400
+    sentence = "The body ended before its checksum could be verified; it was discarded."
 
 
 class InvalidContentType(ProtocolError):
-    """Content-Type must be application/offset+octet-stream."""
-
     code, status = "ERR_INVALID_CONTENT_TYPE", 415
+    sentence = "Content-Type must be application/offset+octet-stream."
 
 
 class UnsupportedContentEncoding(ProtocolError):
-    """Content-Encoding is not supported: send the bytes as they are."""
-
     code, status = "ERR_UNSUPPORTED_CONTENT_ENCODING", 415
+    sentence = "Content-Encoding is not supported: send the bytes as they are."
 
 
 class InvalidMethodOverride(ProtocolError):
-    """X-HTTP-Method-Override accepts PATCH, DELETE and HEAD on POST only."""
-
     code = "ERR_INVALID_METHOD_OVERRIDE"
+    sentence = "X-HTTP-Method-Override accepts PATCH, DELETE and HEAD on POST only."
 
 
 class MethodNotAllowed(ProtocolError):
-    """This method is not allowed here."""
-
     code, status = "ERR_METHOD_NOT_ALLOWED", 405
+    sentence = "This method is not allowed here."
 
 
 class UploadTooLarge(ProtocolError):
-    """The upload is larger than this server accepts."""
-
     code, status = "ERR_MAX_SIZE_EXCEEDED", 413
+    sentence = "The upload is larger than this server accepts."
 
 
 class AppendTooLarge(UploadTooLarge):
-    """The body is larger than this server accepts in one request."""
-
     code = "ERR_APPEND_SIZE_EXCEEDED"
+    sentence = "The body is larger than this server accepts in one request."
 
 
 class LengthExceeded(ProtocolError):
-    """The body is longer than what remains of the upload."""
-
     code, status = "ERR_UPLOAD_SIZE_EXCEEDED", 413
+    sentence = "The body is longer than what remains of the upload."
 
 
 class BadParameter(ProtocolError):
-    """A parameter of the request is not valid."""
-
     code = "ERR_BAD_PARAMETER"
+    sentence = "A parameter of the request is not valid."
 
 
 class FormNotAccepted(ProtocolError):
-    """This address takes resumable uploads and no forms; see https://tus.io/implementations for clients."""
-
     code, status = "ERR_FORM_NOT_ACCEPTED", 415
+    sentence = "This address takes resumable uploads and no forms; see https://tus.io/implementations for clients."
 
 
 class EmptyPatchLimit(ProtocolError):
-    """Too many empty PATCH requests in a row on this upload; send bytes."""
-
     # Not 429, which browsers' clients retry by themselves.
     code, status = "ERR_TOO_MANY_EMPTY_PATCHES", 403
+    sentence = "Too many empty PATCH requests in a row on this upload; send bytes."
 
 
 # --- who is asking --------------------------------------------------------------------------------
 
 
 class AccessError(TusdError):
-    """Access was refused."""
-
     code, status = "ERR_FORBIDDEN", 403
+    sentence = "Access was refused."
 
 
 class Unauthenticated(AccessError):
-    """A valid bearer token is required."""
-
     code, status = "ERR_UNAUTHENTICATED", 401
+    sentence = "A valid bearer token is required."
 
 
 class Forbidden(AccessError):
-    """You are not allowed to do this."""
-
     code, status = "ERR_FORBIDDEN", 403
+    sentence = "You are not allowed to do this."
 
 
 class UnknownProfile(AccessError):
-    """The token names a profile that this server does not have."""
-
     code, status = "ERR_UNKNOWN_PROFILE", 403
+    sentence = "The token names a profile that this server does not have."
 
 
 class OriginNotAllowed(AccessError):
-    """Pages of this origin may not use the server; its operator can name the origin in cors.allow_origins."""
-
     code, status = "ERR_ORIGIN_NOT_ALLOWED", 403
+    sentence = "Pages of this origin may not use the server; its operator can name the origin in cors.allow_origins."
 
 
 class HostNotAllowed(AccessError):
-    """This host name is not one of the server's; its operator can name it in server.allowed_hosts."""
-
     code, status = "ERR_HOST_NOT_ALLOWED", 421
+    sentence = "This host name is not one of the server's; its operator can name it in server.allowed_hosts."
 
 
 # --- the upload is not in a state in which this can be done ----------------------------------------
 
 
 class StateConflict(TusdError):
-    """The upload is not in a state in which this can be done."""
-
     code, status = "ERR_INVALID_STATE", 409
+    sentence = "The upload is not in a state in which this can be done."
 
 
 class UploadNotFound(StateConflict):
-    """There is no such upload."""
-
     code, status = "ERR_UPLOAD_NOT_FOUND", 404
+    sentence = "There is no such upload."
 
 
 class UploadGone(StateConflict):
-    """The upload existed and is gone."""
-
     code, status = "ERR_UPLOAD_GONE", 410
+    sentence = "The upload existed and is gone."
 
 
 class InvalidTransition(StateConflict):
-    """The upload is not in a state in which this can be done."""
-
     code, status = "ERR_INVALID_TRANSITION", 409
+    sentence = "The upload is not in a state in which this can be done."
 
 
 class TransferInProgress(StateConflict):
-    """The upload is being moved to the store; try again shortly."""
-
     code, status, retryable = "ERR_TRANSFER_IN_PROGRESS", 409, True
+    sentence = "The upload is being moved to the store; try again shortly."
 
 
 class PartInUse(StateConflict):
-    """A pending final upload still needs this part."""
-
     code, status = "ERR_PART_IN_USE", 409
+    sentence = "A pending final upload still needs this part."
 
 
 class NotReady(StateConflict):
-    """The upload is not complete yet."""
-
     code, status = "ERR_NOT_READY", 409
+    sentence = "The upload is not complete yet."
 
 
 class UploadHeld(StateConflict):
-    """The upload is on hold and cannot be removed."""
-
     code, status = "ERR_UPLOAD_HELD", 403
+    sentence = "The upload is on hold and cannot be removed."
 
 
 class UploadLocked(StateConflict):
-    """Another request is using this upload; try again."""
-
     code, status, retryable = "ERR_UPLOAD_LOCKED", 423, True
+    sentence = "Another request is using this upload; try again."
 
 
 class OffsetConflict(StateConflict):
-    """Another writer moved the upload; nothing was changed."""
-
     code, status, retryable = "ERR_OFFSET_CONFLICT", 423, True
+    sentence = "Another writer moved the upload; nothing was changed."
 
 
 class TooManyConnections(StateConflict):
-    """Too many uploads from this address at once; try again."""
-
     code, status, retryable = "ERR_TOO_MANY_CONNECTIONS", 423, True
+    sentence = "Too many uploads from this address at once; try again."
 
 
 class WrongNode(StateConflict):
-    """The bytes of this upload are on another node; try again there."""
-
     code, status, retryable = "ERR_WRONG_NODE", 503, True
+    sentence = "The bytes of this upload are on another node; try again there."
 
 
 class RangeNotSatisfiable(StateConflict):
-    """The requested range lies outside the file."""
-
     code, status = "ERR_RANGE_NOT_SATISFIABLE", 416
+    sentence = "The requested range lies outside the file."
 
     total_length: int = 0
     """Bytes of the file, for Content-Range."""
@@ -339,136 +293,114 @@ class RangeNotSatisfiable(StateConflict):
 
 
 class BodyError(TusdError):
-    """The body could not be received whole; what arrived was kept."""
-
     code, status, retryable = "ERR_BODY_INTERRUPTED", 500, True
+    sentence = "The body could not be received whole; what arrived was kept."
 
 
 class BodyTimedOut(BodyError):
-    """No byte of the body arrived in time; what arrived was kept."""
-
     code = "ERR_READ_TIMEOUT"
+    sentence = "No byte of the body arrived in time; what arrived was kept."
 
 
 class BodyTooSlow(BodyError):
-    """The body arrived slower than this server's minimum rate; what arrived was kept."""
-
     code = "ERR_MINIMUM_RATE"
+    sentence = "The body arrived slower than this server's minimum rate; what arrived was kept."
 
 
 class ClientDisconnected(BodyError):
-    """The client closed the connection; what arrived was kept."""
-
     code = "ERR_CONNECTION_CLOSED"
+    sentence = "The client closed the connection; what arrived was kept."
 
 
 class TakenOver(BodyError):
-    """A newer request took over this upload; what arrived was kept."""
-
     code, status = "ERR_UPLOAD_INTERRUPTED", 423
+    sentence = "A newer request took over this upload; what arrived was kept."
 
 
 class ServerDraining(BodyError):
-    """The server is shutting down; what arrived was kept."""
-
     code, status = "ERR_SERVER_SHUTDOWN", 503
+    sentence = "The server is shutting down; what arrived was kept."
 
 
 # --- storage, database, configuration --------------------------------------------------------------
 
 
 class StorageError(TusdError):
-    """The storage failed."""
-
     code, status = "ERR_STORAGE", 500
+    sentence = "The storage failed."
 
 
 class StagingFull(StorageError):
-    """There is no space left for this upload; what was acknowledged is kept."""
-
     code, status, retryable = "ERR_INSUFFICIENT_STORAGE", 507, True
+    sentence = "There is no space left for this upload; what was acknowledged is kept."
 
 
 class StoreFull(StorageError):
-    """There is no space left in the store for this upload."""
-
     code, status, retryable = "ERR_INSUFFICIENT_STORAGE", 507, True
+    sentence = "There is no space left in the store for this upload."
 
 
 class StagingDamaged(StorageError):
-    """The staged bytes of this upload are damaged."""
-
     code, status = "ERR_STAGING_DAMAGED", 500
+    sentence = "The staged bytes of this upload are damaged."
 
 
 class StagingMissing(StagingDamaged):
-    """The staged bytes of this upload are missing."""
-
     code = "ERR_STAGING_MISSING"
+    sentence = "The staged bytes of this upload are missing."
 
 
 class StagingMismatch(StorageError):
-    """The staging directory and the database do not belong together."""
-
     code = "ERR_STAGING_MISMATCH"
+    sentence = "The staging directory and the database do not belong together."
 
 
 class StoredObjectMissing(StorageError):
-    """The stored file is missing."""
-
     code, status = "ERR_OBJECT_MISSING", 404
+    sentence = "The stored file is missing."
 
 
 class TransientStoreError(StorageError):
-    """The store is not reachable or refused for now."""
-
     code, status, retryable = "ERR_STORE_UNAVAILABLE", 503, True
+    sentence = "The store is not reachable or refused for now."
 
 
 class PermanentStoreError(StorageError):
-    """The store refused, and a retry cannot help."""
-
     code, status = "ERR_STORE_REFUSED", 502
+    sentence = "The store refused, and a retry cannot help."
 
 
 class StoreBlocked(PermanentStoreError):
-    """The store does not accept this server: its bucket, credentials or permissions need a look."""
-
     code, retryable = "ERR_STORE_BLOCKED", True
+    sentence = "The store does not accept this server: its bucket, credentials or permissions need a look."
 
 
 class StoreNotConfigured(StorageError):
-    """The store that holds this file is not configured on this server any more."""
-
     code, status, retryable = "ERR_STORE_NOT_CONFIGURED", 503, True
+    sentence = "The store that holds this file is not configured on this server any more."
 
 
 class ObjectLocked(StorageError):
-    """The store keeps the file under object lock; its removal is tried every day."""
-
     code, status, retryable = "ERR_OBJECT_LOCKED", 409, True
+    sentence = "The store keeps the file under object lock; its removal is tried every day."
     retry_after_seconds = 86400.0
 
 
 class TransferCancelled(StorageError):
-    """The transfer was cancelled, or another worker owns it now."""
-
     code, status = "ERR_TRANSFER_CANCELLED", 409
+    sentence = "The transfer was cancelled, or another worker owns it now."
 
 
 class DatabaseUnavailable(TusdError):
-    """The database is not reachable; try again shortly."""
-
     code, status, retryable = "ERR_DATABASE_UNAVAILABLE", 503, True
+    sentence = "The database is not reachable; try again shortly."
 
 
 class ConfigError(TusdError):
-    """The configuration is not usable.
-
-    `problems` holds one `key.path: message` per problem, all of them at once.
-    """
+    """Holds every problem at once, each as `key.path: message`."""
 
     code = "ERR_CONFIG"
+    sentence = "The configuration is not usable."
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -476,6 +408,5 @@ class ConfigError(TusdError):
 
 
 class MigrationError(TusdError):
-    """The database schema cannot be brought up to date."""
-
     code = "ERR_MIGRATION"
+    sentence = "The database schema cannot be brought up to date."

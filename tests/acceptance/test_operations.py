@@ -80,6 +80,17 @@ def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_ser
     assert get(f"{server.origin}/readyz")[0] == 404
 
 
+def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartServer):
+    """`python -OO` takes docstrings and assertions away; no sentence may come from one, no step hang on the other."""
+    server = start_server(env={"PYTHONOPTIMIZE": "2"})
+    create(server.url, b"0123456789")
+
+    status, body = get(f"{server.origin}/api/v1/uploads/00000000-0000-0000-0000-000000000000")
+
+    assert status == 404
+    assert json.loads(body)["detail"] == "There is no such upload."
+
+
 def test_metrics_of_all_processes_are_one_sum(start_server: StartServer):
     server = start_server({"server": {"processes": 2}})
     for _ in range(20):

@@ -1,0 +1,57 @@
+"""Every error as a client reads it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tusd_py import errors
+from tusd_py.errors import ConfigError, TusdError
+
+DUMP = """
+import inspect, json
+from tusd_py import errors
+classes = inspect.getmembers(errors, lambda it: inspect.isclass(it) and issubclass(it, errors.TusdError))
+print(json.dumps({name: (it.code, it.status, it.retryable, it.sentence) for name, it in classes}))
+"""
+
+EVERY_ERROR = [it for it in vars(errors).values() if isinstance(it, type) and issubclass(it, TusdError)]
+
+
+@pytest.mark.parametrize("error", EVERY_ERROR)
+def test_every_error_has_a_sentence_of_its_own(error: type[TusdError]) -> None:
+    assert "sentence" in vars(error)
+    assert error.sentence.endswith(".")
+    assert "\n" not in error.sentence
+
+
+@pytest.mark.parametrize("error", [it for it in EVERY_ERROR if it is not ConfigError])
+def test_the_sentence_is_what_a_client_reads(error: type[TusdError]) -> None:
+    assert error().detail == error.sentence
+
+
+def test_errors_read_the_same_where_docstrings_are_stripped() -> None:
+    def dump(*options: str) -> dict[str, list[object]]:
+        result = subprocess.run([sys.executable, *options, "-c", DUMP], capture_output=True, text=True, check=True)
+        return json.loads(result.stdout)
+
+    plain = dump()
+    assert plain["UploadNotFound"] == ["ERR_UPLOAD_NOT_FOUND", 404, False, "There is no such upload."]
+    assert dump("-OO") == plain
+
+
+def test_a_detail_replaces_the_sentence_and_context_is_for_the_log_only() -> None:
+    error = errors.BadParameter("limit: must be at most 100", limit=1000)
+
+    assert error.detail == "limit: must be at most 100"
+    assert str(error) == "limit: must be at most 100 (limit=1000)"
+
+
+def test_configuration_error_lists_every_problem() -> None:
+    error = ConfigError(["server.port: is taken", "auth.mode: unknown"])
+
+    assert error.problems == ["server.port: is taken", "auth.mode: unknown"]
+    assert error.detail == "server.port: is taken\nauth.mode: unknown"
