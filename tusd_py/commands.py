@@ -26,6 +26,7 @@ from tusd_py.authorization import ANONYMOUS
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.stats import read_stats
 from tusd_py.metrics import Metrics
+from tusd_py.ports import JobState
 from tusd_py.protocol.upload import StagingId, State, UploadId
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ async def _follow(
 
 def _is_unclaimed(transfer: TransferView | None) -> bool:
     # With an error, and no time for the next try, it waits for the store.
-    return transfer is not None and transfer.state == "queued" and transfer.last_error is None
+    return transfer is not None and transfer.state is JobState.QUEUED and transfer.last_error is None
 
 
 def _describe(seen: UploadStatus) -> str:
@@ -91,7 +92,7 @@ def _describe(seen: UploadStatus) -> str:
         words.append(f"transfer {transfer.id} {transfer.state}, attempt {transfer.attempts}")
         if transfer.last_error is not None:
             words.append(transfer.last_error)
-        if transfer.state == "retry_wait" and transfer.next_attempt_at is not None:
+        if transfer.state is JobState.RETRY_WAIT and transfer.next_attempt_at is not None:
             words.append(f"next try {transfer.next_attempt_at:%H:%M:%S} UTC")
     return ": ".join(words[:2]) + "".join(f"; {word}" for word in words[2:])
 

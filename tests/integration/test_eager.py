@@ -419,7 +419,7 @@ async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world:
     assert not done
     assert (world.object(upload), store.aborted, world.staged(upload)) == (None, [], True)
 
-    assert await world.jobs("first").defer(ahead, min_offset=2 * PART)
+    assert await world.jobs("first").defer(ahead, until_bytes=2 * PART)
 
     async with asyncio.timeout(SOON):
         await ending

@@ -15,7 +15,7 @@ from tusd_py.database.rows import upload_columns, upload_from_row
 from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
 from tusd_py.database.transfer_state import FENCE, PostgresTransferState
 from tusd_py.errors import TusdError
-from tusd_py.ports import LARGE_BYTES, Job, JobQueue, StagingIdentity, StoredObject, TransferState
+from tusd_py.ports import LARGE_BYTES, Job, JobKind, JobQueue, StagingIdentity, StoredObject, TransferState
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ class PostgresJobs(JobQueue):
         jobs = [
             Job(
                 id=row["job_id"],
-                kind=row["kind"],
+                kind=JobKind(row["kind"]),
                 attempt=row["attempt"],
                 failures=row["failures"],
                 started_at=row["started_at"],
@@ -393,7 +393,7 @@ class PostgresJobs(JobQueue):
 
     def _changed(self, jobs: Sequence[Job]) -> None:
         # What is sent early changes nothing that anybody waits for.
-        changed = [job.upload.id for job in jobs if job.kind != "eager"]
+        changed = [job.upload.id for job in jobs if job.kind is not JobKind.EAGER]
         if changed and self._notifier is not None:
             self._notifier.notify_changed(*changed)
 

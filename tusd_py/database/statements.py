@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed
+from tusd_py.ports import queue
 
 if TYPE_CHECKING:
     from tusd_py.ports import NewUpload
 
 IN_RECEIVING: Final = "('created', 'uploading')"
-LIVE: Final = "('queued', 'running', 'retry_wait')"
-"""States of a job that is not over; the partial indexes of `jobs` say the same."""
+LIVE: Final = str(tuple(state.value for state in queue.LIVE))
+"""States of a job that is not over, for `IN`."""
 STORE_THERE: Final = "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = $1 AND ended_at IS NULL)"
 """No outage lasts beside the staging directory that is the first argument of a statement."""
 NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"

@@ -12,7 +12,8 @@ from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
 from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE
 from tusd_py.database.termination import LOCK_UPLOAD
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
-from tusd_py.ports import AttemptView, TransferOrder, TransferView
+from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
+from tusd_py.ports.queue import WAITING
 from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -117,11 +118,11 @@ def transfer_view(row: Row) -> TransferView:
     """Build what people may know of a transfer from a row of `TRANSFER_VIEW`."""
     return TransferView(
         id=row["id"],
-        state=row["state"],
+        state=JobState(row["state"]),
         attempts=row["attempt"],
         failures=row["failures"],
         bytes_done=row["bytes_done"],
-        next_attempt_at=row["due_at"] if row["state"] in {"queued", "retry_wait"} else None,
+        next_attempt_at=row["due_at"] if row["state"] in WAITING else None,
         last_error=row["last_error"],
         error_code=row["error_code"],
     )
@@ -131,7 +132,7 @@ def attempt_view(row: Row) -> AttemptView:
     """Build an attempt from a row of `ATTEMPTS`."""
     return AttemptView(
         job_id=row["id"],
-        kind=row["kind"],
+        kind=JobKind(row["kind"]),
         number=row["attempt"],
         worker=row["worker"],
         outcome=row["outcome"],

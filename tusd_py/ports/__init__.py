@@ -6,7 +6,17 @@ checker reports a missing method where the adapter is built. Nothing here import
 
 from tusd_py.ports.checks import Checkable, CheckResult, Outcome
 from tusd_py.ports.places import PlaceRecord
-from tusd_py.ports.queue import LARGE_BYTES, Job, JobQueue, Outage, OutageRecord, Probe, QueueStats
+from tusd_py.ports.queue import (
+    LARGE_BYTES,
+    Job,
+    JobKind,
+    JobQueue,
+    JobState,
+    Outage,
+    OutageRecord,
+    Probe,
+    QueueStats,
+)
 from tusd_py.ports.reconcile import ReconcileRepository, StagedFile, StagedPart, StagingScan, UploadRecord
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
 from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
@@ -53,7 +63,9 @@ __all__ = [
     "Digests",
     "DownloadHeaders",
     "Job",
+    "JobKind",
     "JobQueue",
+    "JobState",
     "ListPosition",
     "ListableStore",
     "ListedObject",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, Protocol
 
 from tusd_py.ports.stores import StoredObject, TransferState
@@ -14,12 +15,42 @@ LARGE_BYTES: Final = 16 * 2**20
 """Jobs that move more are large: they take long, so a worker claims only what it can run at once."""
 
 
+class JobKind(StrEnum):
+    """What a job does; the column `jobs.kind`."""
+
+    TRANSFER = "transfer"
+    """Bring a complete upload into the store."""
+    EAGER = "eager"
+    """Send parts of an upload that is still being received."""
+    REMOVE = "remove"
+    """Remove the bytes of an upload that is gone."""
+
+
+class JobState(StrEnum):
+    """How a job stands; the column `jobs.state`."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRY_WAIT = "retry_wait"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    BLOCKED = "blocked"
+    """Never in the database: shown of a job that waits while the store refuses the server."""
+
+
+LIVE: Final = (JobState.QUEUED, JobState.RUNNING, JobState.RETRY_WAIT)
+"""States of a job that is not over; the partial indexes of `jobs` say the same."""
+WAITING: Final = (JobState.QUEUED, JobState.RETRY_WAIT)
+"""States of a live job that nobody works on."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A claimed job. `attempt` fences: whoever claims the job next has a higher one."""
 
     id: int
-    kind: str
+    kind: JobKind
     attempt: int
     failures: int
     started_at: datetime

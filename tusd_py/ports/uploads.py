@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
+from tusd_py.ports.queue import JobKind, JobState
 from tusd_py.protocol.upload import (
     DEFAULT_PROFILE,
     FIRST_PLACE,
@@ -82,7 +83,7 @@ class TransferView:
     """What people may know of the latest transfer of an upload."""
 
     id: int
-    state: str
+    state: JobState
     attempts: int
     failures: int
     bytes_done: int
@@ -93,7 +94,7 @@ class TransferView:
     @property
     def over(self) -> bool:
         """Return whether it will not be tried again by itself."""
-        return self.state in {"succeeded", "failed", "cancelled"}
+        return self.state in {JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +114,7 @@ class AttemptView:
     """One claim of a job, and how it ended. `worker` and `error` are for operators."""
 
     job_id: int
-    kind: str
+    kind: JobKind
     number: int
     worker: str | None
     outcome: str | None

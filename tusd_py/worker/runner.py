@@ -27,7 +27,7 @@ from tusd_py.errors import (
     TransientStoreError,
     TusdError,
 )
-from tusd_py.ports import LARGE_BYTES
+from tusd_py.ports import LARGE_BYTES, JobKind
 
 if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
@@ -41,6 +41,11 @@ CLAIM_BATCH: Final = 64
 PACE_SECONDS: Final = 0.05
 JITTER: Final = 0.1
 DATABASE_PAUSE_SECONDS: Final = 1.0
+RETRY_EVENTS: Final = {
+    JobKind.TRANSFER: "transfer_retry",
+    JobKind.EAGER: "eager_retry",
+    JobKind.REMOVE: "removal_retry",
+}
 BUSY_PAUSE_SECONDS: Final = 0.05
 """When a due job is in somebody else's hands at this very moment."""
 RENEWALS_PER_LEASE: Final = 3
@@ -94,12 +99,12 @@ class Work:
     @property
     def large(self) -> bool:
         """Return whether this takes one of the places for large uploads."""
-        return self.eager or (self.jobs[0].kind == "transfer" and self.jobs[0].upload.offset > LARGE_BYTES)
+        return self.eager or (self.jobs[0].kind is JobKind.TRANSFER and self.jobs[0].upload.offset > LARGE_BYTES)
 
     @property
     def eager(self) -> bool:
         """Return whether its upload is still being received."""
-        return self.jobs[0].kind == "eager"
+        return self.jobs[0].kind is JobKind.EAGER
 
 
 Perform = Callable[[Work], Awaitable[None]]
@@ -133,10 +138,10 @@ class Runner:
         # Others are kept for finished uploads: nobody waits yet for those that are still coming.
         self._eager_slots = max(1, self._large_slots // 2)
         self._works: set[Work] = set()
-        self._performers: Mapping[str, Perform] = {
-            "transfer": self._single,
-            "eager": self._eager,
-            "remove": self._removal,
+        self._performers: Mapping[JobKind, Perform] = {
+            JobKind.TRANSFER: self._single,
+            JobKind.EAGER: self._eager,
+            JobKind.REMOVE: self._removal,
         }
 
     def take_over(self, dead_workers: Sequence[str]) -> None:
@@ -336,7 +341,7 @@ class Runner:
         # sending early: it fails nobody, and what must end in a failure is the transfer that follows.
         permanent = isinstance(error, TusdError) and not error.retryable
         exhausted = job.failures >= self._settings.max_retries
-        if job.kind == "transfer" and (permanent or exhausted):
+        if job.kind is JobKind.TRANSFER and (permanent or exhausted):
             return await self._give_up(job, error, code)
         return await self._try_again(job, error, code)
 
@@ -344,7 +349,7 @@ class Runner:
         """Put the job back without a failure: it goes on with all others when the store is back."""
         ours = await self._jobs.postpone(job, error, code=error.code)
         if ours:
-            if job.kind == "transfer":
+            if job.kind is JobKind.TRANSFER:
                 self._metrics.transfers.labels("postponed").inc()
             upload_id = str(job.upload.id)
             log.info("job_postponed", kind=job.kind, upload_id=upload_id, attempt=job.attempt, reason=str(error))
@@ -362,8 +367,8 @@ class Runner:
         delay = self._settings.delay(job.failures + 1) if told is None else told
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
-            event = {"transfer": "transfer_retry", "eager": "eager_retry", "remove": "removal_retry"}[job.kind]
-            if job.kind == "transfer":
+            event = RETRY_EVENTS[job.kind]
+            if job.kind is JobKind.TRANSFER:
                 self._metrics.transfers.labels("retry").inc()
             log.warning(
                 event,

@@ -18,6 +18,7 @@ from tusd_py.ports import (
     NO_DIGESTS,
     BatchStore,
     Job,
+    JobKind,
     ObjectIdentity,
     ObjectSpec,
     PartStore,
@@ -76,7 +77,7 @@ class Transfers:
     def batchable(self, job: Job) -> bool:
         """Return whether a job may be done together with others."""
         return (
-            job.kind == "transfer"
+            job.kind is JobKind.TRANSFER
             and isinstance(self._store, BatchStore)
             and job.upload.concat is None
             and job.upload.offset <= SMALL_BYTES
@@ -238,12 +239,12 @@ class Transfers:
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> None:
         """Close a job that has nothing left to do, or was cancelled; see `JobQueue.discard`."""
-        if await self._jobs.discard(job, settle_seconds=settle_seconds) and job.kind == "transfer":
+        if await self._jobs.discard(job, settle_seconds=settle_seconds) and job.kind is JobKind.TRANSFER:
             self._metrics.transfers.labels("cancelled").inc()
 
     def count_lost(self, jobs: Sequence[Job]) -> None:
         """Count the attempts that these claims have ended, since their workers fell silent."""
-        self._metrics.transfers.labels("lost").inc(sum(job.lost and job.kind == "transfer" for job in jobs))
+        self._metrics.transfers.labels("lost").inc(sum(job.lost and job.kind is JobKind.TRANSFER for job in jobs))
 
     def _count(self, job: Job, stored: StoredObject) -> None:
         upload = job.upload
