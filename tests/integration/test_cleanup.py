@@ -463,8 +463,8 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
     done = await cleanup(world).once()
 
     assert set(done) == {
-        "local_purged", "gone_copies_removed", "requeued", "adopted", "parts_released", "rows_purged", "events_purged",
-        "files_set_aside", "unclaimed_removed",
+        "local_purged", "gone_copies_removed", "requeued", "jobs_requeued", "parts_released", "rows_purged",
+        "events_purged", "files_set_aside", "unclaimed_removed",
     }  # fmt: skip
 
 
@@ -517,10 +517,10 @@ async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: Wo
 async def test_what_lost_its_job_gets_one(world: World, state: State, concat: Concat | None, kind: str) -> None:
     upload = await world.force_state(await world.completed(concat=concat), state)
     await world.sql("DELETE FROM jobs")
-    assert (await cleanup(world).once())["adopted"] == 0
+    assert (await cleanup(world).once())["jobs_requeued"] == 0
     await age(world, upload, "updated_at")
 
-    assert [(await cleanup(world).once())["adopted"] for _ in range(2)] == [1, 0]
+    assert [(await cleanup(world).once())["jobs_requeued"] for _ in range(2)] == [1, 0]
     assert await world.jobs_of(upload) == [(kind, "queued")]
 
 
@@ -529,7 +529,7 @@ async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
     upload = await world.force_state(await world.part(b"ab"), state)
     await age(world, upload, "updated_at")
 
-    assert (await cleanup(world, deleted_retention_seconds=DAY).once())["adopted"] == 0
+    assert (await cleanup(world, deleted_retention_seconds=DAY).once())["jobs_requeued"] == 0
 
 
 async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> None:
@@ -541,7 +541,7 @@ async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> No
     for upload in (committed, waiting, manual):
         await age(world, upload, "updated_at")
 
-    assert (await cleanup(world).once())["adopted"] == 1
+    assert (await cleanup(world).once())["jobs_requeued"] == 1
     found = [await world.jobs_of(upload) for upload in (committed, waiting, manual)]
     assert found == [[("transfer", "queued")], [], []]
 
@@ -867,9 +867,9 @@ async def test_a_failed_transfer_is_tried_again_though_an_eager_job_waits(world:
     assert [job.upload.id for job in await world.jobs().claim(10)] == [upload.id]
 
 
-async def test_what_nobody_queued_is_adopted_though_an_eager_job_waits(world: World) -> None:
+async def test_what_nobody_queued_is_requeued_though_an_eager_job_waits(world: World) -> None:
     upload = await failed_beside_a_waiting_eager_job(world)
     await world.force_state(upload, State.TRANSFERRING)
     await age(world, upload, "updated_at")
 
-    assert (await cleanup(world).once())["adopted"] == 1
+    assert (await cleanup(world).once())["jobs_requeued"] == 1
