@@ -61,8 +61,8 @@ async def test_every_object_is_listed_once_and_in_order(
     for number, entry in enumerate(reversed(listed)):
         found = await store.stat(entry.key)
         assert found is not None
-        # What the record keeps of an object is compared with what a listing shows.
-        assert (entry.etag or "").strip('"') == (found.etag or "").strip('"')
+        # What the record keeps of an object is compared with what a listing shows, where it shows one.
+        assert entry.etag is None or entry.etag.strip('"') == (found.etag or "").strip('"')
         assert found.upload_id == (f"id-{number}" if store.keeps_ids else None)
 
 

@@ -85,7 +85,7 @@ class Slow:
 
     block_bytes = PART // 4
 
-    async def take(self, _: int) -> None:
+    async def acquire(self, _: int) -> None:
         await asyncio.sleep(1.5)
 
 

@@ -141,7 +141,7 @@ async def test_an_event_moves_exactly_the_states_of_the_table(world: World, even
 def test_every_event_but_one_is_tried_here() -> None:
     """Nothing rejects an upload yet; whoever writes that statement adds its act."""
     assert set(Event) - set(ACTS) == {Event.REJECT}
-    assert not [name for name, text in statements().items() if "state = 'rejected'" in text]
+    assert not [name for name, text in statements().items() if "SET state = 'rejected'" in text]
 
 
 async def test_a_complete_upload_that_is_no_part_does_not_expire(world: World) -> None:
