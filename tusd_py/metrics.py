@@ -39,7 +39,7 @@ REQUEST_KINDS: Final[Mapping[str, Sequence[str]]] = {
 SUCCESSES: Final = (200, 201, 202, 204, 206, 302, 304)
 DOWNLOAD_KINDS: Final = ("staging", "store", "redirect")
 SWEPT_KINDS: Final = (
-    "expired", "local_purged", "gone_copies_removed", "requeued", "adopted", "parts_released", "rows_purged",
+    "expired", "local_purged", "gone_copies_removed", "requeued", "jobs_requeued", "parts_released", "rows_purged",
     "events_purged", "files_set_aside", "unclaimed_removed",
 )  # fmt: skip
 """The steps of cleanup."""
