@@ -1,6 +1,6 @@
-"""Decide whether somebody may do something to an upload. Pure: no input or output, no settings.
+"""Decide whether a principal may do something to an upload. Pure.
 
-Whoever is asking was found out before (`tusd_py.auth`); here is only the rule.
+Who the principal is was decided before (`tusd_py.auth`); the rules come from the configuration.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Action(StrEnum):
 class Principal:
     """Who is asking.
 
-    `expired` says that the token ran out within the grace that resuming is granted; without grace
-    there is no principal at all.
+    `expired`: the token has expired, but is still within `auth.jwt.resume_grace`. A token beyond that
+    is refused and becomes no principal.
     """
 
     subject: str | None
@@ -46,70 +46,70 @@ class Principal:
     expired: bool = False
     anonymous: bool = False
     profile: str = DEFAULT_PROFILE
-    """Under which profile its uploads are made. Not known to exist."""
+    """The profile of the uploads that it creates. Not yet known to exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says about who may do what. An empty scope is held by nobody."""
+    """What the configuration says about who may do what. Nobody holds an empty scope."""
 
     create_scope: str = ""
-    """The scope without which nobody creates; empty: none is needed."""
+    """The scope that a token needs to create uploads; empty: none."""
     read_any_scope: str = ""
     admin_scope: str = ""
     downloads: Mapping[str, str] = field(default_factory=lambda: {DEFAULT_PROFILE: OWNER})
-    """Every profile, and who may download its uploads: "owner", "public", or a scope."""
+    """Who may download, by profile: "owner", "public", or a scope."""
 
     @property
     def serves_nobody_in_particular(self) -> bool:
-        """Return whether there are uploads that everybody may download."""
+        """Whether there are uploads that everybody may download."""
         return PUBLIC in self.downloads.values()
 
     def may_download(self, profile: str) -> str:
-        """Return who may download the uploads of a profile; one that is configured no more is private."""
+        """Return who may download the uploads of a profile; a profile that is no longer configured is private."""
         return self.downloads.get(profile, OWNER)
 
 
 ANONYMOUS: Final = Principal(subject=None, scopes=frozenset(), anonymous=True)
 """Everybody, on a server that runs without authentication."""
 UNAUTHENTICATED: Final = Principal(subject=None, scopes=frozenset())
-"""Who shows no credential where one is asked for."""
+"""A request without a credential on a server that asks for one."""
 
 _RESUMING: Final = frozenset({Action.HEAD, Action.WRITE})
-"""What an expired token still allows: a 401 here makes clients forget a half-done upload."""
+"""What an expired token still allows: a 401 here makes clients forget an unfinished upload."""
 
 _READING: Final = frozenset({Action.READ, Action.DOWNLOAD, Action.LIST})
-"""What the scope for other people's uploads allows. HEAD is no reading: it serves to resume."""
+"""What `read_any_scope` allows. HEAD is not among them: it serves to resume."""
 
 _MANAGING: Final = frozenset({Action.READ, Action.LIST, Action.COMMIT, Action.TRANSFER, Action.REMOVE, Action.FORCE})
-"""What the scope of operators allows. They see that an upload is there, and not what is in it."""
+"""What `admin_scope` allows. Operators see that an upload exists, not what is in it."""
 
 
 def authorize(
     principal: Principal, action: Action, owner: str | None, rules: Rules, *, profile: str = DEFAULT_PROFILE
 ) -> None:
-    """Return if `principal` may do this to an upload of `owner` under `profile`, raise otherwise.
+    """Raise unless `principal` may do this to an upload of `owner` under `profile`.
 
-    Both do not matter for CREATE, which asks for the profile of the principal; for LIST `owner` is
-    whose uploads are wanted, None for everybody's.
+    CREATE ignores both and checks the principal's own profile. For LIST, `owner` is whose uploads are
+    wanted, None for everybody's.
 
     Raises:
-        Unauthenticated: nobody in particular is asking, or the token expired.
+        Unauthenticated: there is no credential, or the token has expired.
         Forbidden: the token lacks the scope to create, to list other people's uploads, or to use force.
         UnknownProfile: the token asks for a profile that is not configured.
-        UploadNotFound: the upload is somebody else's, whose existence is nobody's business.
+        UploadNotFound: the upload is somebody else's; that it exists is not disclosed.
     """
     if principal.anonymous or (action is Action.DOWNLOAD and rules.may_download(profile) == PUBLIC):
         return
     if principal.subject is None or (principal.expired and action not in _RESUMING):
         raise Unauthenticated(action=str(action), expired=principal.expired)
     if action is Action.CREATE:
-        _permit_creation(principal, rules)
+        _authorize_creation(principal, rules)
     elif not _may_any(principal, action, rules, profile):
-        _permit_own(principal, action, owner)
+        _authorize_own(principal, action, owner)
 
 
-def _permit_creation(principal: Principal, rules: Rules) -> None:
+def _authorize_creation(principal: Principal, rules: Rules) -> None:
     if rules.create_scope and rules.create_scope not in principal.scopes:
         raise Forbidden(action="create", subject=principal.subject, missing_scope=rules.create_scope)
     if principal.profile not in rules.downloads:
@@ -117,7 +117,7 @@ def _permit_creation(principal: Principal, rules: Rules) -> None:
 
 
 def _may_any(principal: Principal, action: Action, rules: Rules, profile: str) -> bool:
-    """Return whether a scope allows this, whoever owns the upload."""
+    """Return whether one of the scopes allows this on any upload, whoever owns it."""
     scopes = set()
     if action in _READING:
         scopes.add(rules.read_any_scope)
@@ -128,7 +128,7 @@ def _may_any(principal: Principal, action: Action, rules: Rules, profile: str) -
     return bool((scopes - {""}) & principal.scopes)
 
 
-def _permit_own(principal: Principal, action: Action, owner: str | None) -> None:
+def _authorize_own(principal: Principal, action: Action, owner: str | None) -> None:
     if action is Action.FORCE or (action is Action.LIST and owner != principal.subject):
         raise Forbidden(action=str(action), subject=principal.subject)
     if owner != principal.subject:

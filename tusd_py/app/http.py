@@ -51,9 +51,9 @@ def make_authenticator(config: Config) -> Authenticator:
     """Build what tells who is asking."""
     if config.auth.mode == "none":
         return AnonymousAuthenticator()
-    from tusd_py.auth.bearer import BearerAuthenticator
+    from tusd_py.auth.jwt import JwtAuthenticator
 
-    return BearerAuthenticator(config.auth.jwt)
+    return JwtAuthenticator(config.auth.jwt)
 
 
 def make_http_context(core: Core) -> HttpContext:

@@ -1,1 +1,1 @@
-"""Who is asking: one adapter per kind of credential, each an `Authenticator`."""
+"""Authentication: one adapter per kind of credential, each an `Authenticator`."""

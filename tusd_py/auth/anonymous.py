@@ -1,4 +1,4 @@
-"""Nobody is asked who they are: `auth.mode = "none"`."""
+"""No authentication: `auth.mode = "none"`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from tusd_py.ports import Authenticator
 
 
 class AnonymousAuthenticator(Authenticator):
-    """Takes every request for the same nobody, whatever credential it carries."""
+    """Treats every request as anonymous, whatever credential it carries."""
 
     def authenticate(self, authorization_header: str | None) -> Principal:
         del authorization_header

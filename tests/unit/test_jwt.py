@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from structlog.testing import capture_logs
 
-from tusd_py.auth import bearer
+from tusd_py.auth import jwt as jwt_module
 from tusd_py.auth.anonymous import AnonymousAuthenticator
-from tusd_py.auth.bearer import MAX_TOKEN_LENGTH, BearerAuthenticator
+from tusd_py.auth.jwt import MAX_TOKEN_LENGTH, JwtAuthenticator
 from tusd_py.authorization import ANONYMOUS
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
@@ -63,11 +63,11 @@ def bearing(text: str) -> str:
     return f"Bearer {text}"
 
 
-def by_secret(now: Callable[[], float] = time.time, **changes: Any) -> BearerAuthenticator:
-    return BearerAuthenticator(JwtConfig(**{"secret": SECRET} | changes), now=now)
+def by_secret(now: Callable[[], float] = time.time, **changes: Any) -> JwtAuthenticator:
+    return JwtAuthenticator(JwtConfig(**{"secret": SECRET} | changes), now=now)
 
 
-def reason_of(authenticator: BearerAuthenticator, header: str | None) -> str:
+def reason_of(authenticator: JwtAuthenticator, header: str | None) -> str:
     with pytest.raises(Unauthenticated) as refusal:
         authenticator.authenticate(header)
     return str(refusal.value.context["reason"])
@@ -252,7 +252,7 @@ def test_a_token_of_another_secret_is_refused() -> None:
 
 def test_a_long_token_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     long = token(filler="x" * MAX_TOKEN_LENGTH)
-    monkeypatch.setattr(bearer, "jwt", None)
+    monkeypatch.setattr(jwt_module, "jwt", None)
 
     assert reason_of(by_secret(), bearing(long)) == "token too long"
 
@@ -367,7 +367,7 @@ def test_a_repeated_token_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(checks) == 1
 
 
-def test_a_refused_token_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_token_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     authenticator = by_secret()
     forged = bearing(jwt.encode(claims(), SECRET + "x", algorithm="HS256"))
     reason_of(authenticator, forged)
@@ -377,16 +377,15 @@ def test_a_refused_token_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(checks) == 1
 
 
-def test_the_memory_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bearer, "CACHE_ENTRIES", 2)
+def test_the_cache_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = count_of_checks(monkeypatch)
-    authenticator = by_secret()
+    authenticator = JwtAuthenticator(JwtConfig(secret=SECRET), cache_entries=2)
     first, second, third = (bearing(token(jti=str(n))) for n in range(3))
     for header in (first, second, first, third, first, second):
         authenticator.authenticate(header)
 
     assert [bearing(text) for text in checks] == [first, second, third, second]
-    assert len(authenticator._verified) == 2
+    assert len(authenticator._cached) == 2
 
 
 # --- public keys ----------------------------------------------------------------------------------
@@ -437,9 +436,9 @@ def file(tmp_path: Path) -> KeyFile:
 
 def by_file(
     file: KeyFile, *, clock: Callable[[], float] = time.monotonic, algorithms: Iterable[str] = ()
-) -> BearerAuthenticator:
+) -> JwtAuthenticator:
     names = list(algorithms) or ["RS256", "ES256", "EdDSA"]
-    return BearerAuthenticator(JwtConfig.model_validate({"jwks_file": file.path, "algorithms": names}), monotonic=clock)
+    return JwtAuthenticator(JwtConfig.model_validate({"jwks_file": file.path, "algorithms": names}), monotonic=clock)
 
 
 @pytest.mark.parametrize("key", [RSA_KEY, EC_KEY, ED_KEY], ids=algorithm_of)
@@ -557,7 +556,7 @@ def test_a_broken_new_file_keeps_the_old_keys_and_logs_once(file: KeyFile, clock
             clock.advance(1)
             assert authenticator.authenticate(signed(RSA_KEY)).subject == "alice"
 
-    assert [entry["event"] for entry in logs if entry["event"] != "jwk_passed_over"] == ["jwks_file_unusable"]
+    assert [entry["event"] for entry in logs if entry["event"] != "jwk_ignored"] == ["jwks_file_unusable"]
 
 
 @pytest.mark.parametrize("entries", [[], [{"kty": "oct"}], [5], ["new"]])
@@ -575,7 +574,7 @@ def test_a_well_formed_set_without_a_key_of_ours_locks_everybody_out(
             assert reason_of(authenticator, signed(RSA_KEY)) == "no key of ours fits the token"
             clock.advance(1)
 
-    (said,) = [entry for entry in logs if entry["event"] != "jwk_passed_over"]
+    (said,) = [entry for entry in logs if entry["event"] != "jwk_ignored"]
     assert (said["event"], said["log_level"]) == ("jwks_file_without_key", "error")
     file.write(jwk(RSA_KEY))
     clock.advance(1)
@@ -609,7 +608,7 @@ def test_a_missing_file_is_refused_at_the_start(file: KeyFile) -> None:
 
 def test_no_key_at_all_is_refused_at_the_start() -> None:
     with pytest.raises(ConfigError, match="exactly one"):
-        BearerAuthenticator(JwtConfig())
+        JwtAuthenticator(JwtConfig())
 
 
 def private_jwk() -> dict[str, object]:
@@ -649,7 +648,7 @@ def test_a_key_that_is_not_for_us_is_passed_over(file: KeyFile, entry: object) -
         authenticator = by_file(file)
 
     assert authenticator.authenticate(signed(ED_KEY)).subject == "alice"
-    assert [entry["event"] for entry in logs] == ["jwk_passed_over"]
+    assert [entry["event"] for entry in logs] == ["jwk_ignored"]
     assert logs[0]["reason"]
 
 

@@ -1,7 +1,7 @@
-"""Who is asking, by a JSON Web Token in `Authorization: Bearer` (RFC 6750, RFC 7519).
+"""JSON Web Tokens in `Authorization: Bearer` (RFC 6750, RFC 7519).
 
-Whatever is wrong with a token, the caller learns only that it was not accepted; the reason goes
-into the error's context, for the log.
+Whatever is wrong with a token, the client only learns that it was refused; the reason goes into the
+error's context, for the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import jwt
 
-from tusd_py.auth.keys import JwksFile, Key, KeySource, SecretKeys
+from tusd_py.auth.jwks import JwksFile, Key, KeySource, SecretKeys
 from tusd_py.authorization import Principal
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
@@ -37,49 +37,51 @@ _BEARER: Final = re.compile(r"bearer +([A-Za-z0-9_.=-]+) *", re.IGNORECASE | re.
 class _Verified:
     principal: Principal
     until: float
-    """When it has to be looked at again, in seconds since the epoch."""
+    """When it must be verified again, in seconds since the epoch."""
 
 
-class BearerAuthenticator(Authenticator):
+class JwtAuthenticator(Authenticator):
     """Verifies tokens against a shared secret or a file of public keys.
 
-    Verified tokens are remembered, because every PATCH of an upload repeats the same one. The memory
-    is emptied when the keys change, so that withdrawing a key takes effect at once.
+    Verified tokens are cached, because every PATCH of an upload repeats the same one. The cache is
+    cleared when the keys change, so that withdrawing a key takes effect at once.
     """
 
     def __init__(
         self,
         config: JwtConfig,
         *,
+        cache_entries: int = CACHE_ENTRIES,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Read the keys. Raises `ConfigError` if there are none to use."""
+        """Read the keys. Raise `ConfigError` if none is usable."""
         self._config = config
+        self._cache_entries = cache_entries
         self._now = now
         self._source = _key_source(config, monotonic)
         self._keys: Sequence[Key] = self._source.keys()
-        self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
+        self._cached: OrderedDict[bytes, _Verified] = OrderedDict()
 
     def authenticate(self, authorization_header: str | None) -> Principal:
         token = _token(authorization_header)
-        self._follow_keys()
+        self._refresh_keys()
         digest = hashlib.sha256(token.encode("ascii")).digest()
-        known = self._verified.get(digest)
-        if known is None or known.until <= self._now():
-            known = self._remember(digest, self._verify(token))
-        self._verified.move_to_end(digest)
-        return known.principal
+        verified = self._cached.get(digest)
+        if verified is None or verified.until <= self._now():
+            verified = self._cache(digest, self._verify(token))
+        self._cached.move_to_end(digest)
+        return verified.principal
 
-    def _follow_keys(self) -> None:
+    def _refresh_keys(self) -> None:
         if (keys := self._source.keys()) is not self._keys:
             self._keys = keys
-            self._verified.clear()
+            self._cached.clear()
 
-    def _remember(self, digest: bytes, verified: _Verified) -> _Verified:
-        self._verified[digest] = verified
-        if len(self._verified) > CACHE_ENTRIES:
-            self._verified.popitem(last=False)
+    def _cache(self, digest: bytes, verified: _Verified) -> _Verified:
+        self._cached[digest] = verified
+        if len(self._cached) > self._cache_entries:
+            self._cached.popitem(last=False)
         return verified
 
     def _verify(self, token: str) -> _Verified:
@@ -107,7 +109,7 @@ class BearerAuthenticator(Authenticator):
         raise Unauthenticated(reason=str(problem)) from problem
 
     def _candidates(self, token: str) -> list[Key]:
-        """Return the keys that may have signed the token: its algorithm, and its kid where both have one."""
+        """Return the keys that may have signed the token: same algorithm, and same kid if both have one."""
         try:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError as error:
@@ -130,7 +132,7 @@ class BearerAuthenticator(Authenticator):
             options={
                 "require": ["sub"],
                 "verify_aud": self._config.audience is not None,
-                "verify_exp": False,  # ours to judge, because of the grace for resuming
+                "verify_exp": False,  # checked in _verify, because of the grace for resuming
             },
         )
 
@@ -166,14 +168,14 @@ def _expires_at(claims: Mapping[str, Any]) -> float:
 
 def _subject(claims: Mapping[str, Any]) -> str:
     subject: str = claims["sub"]
-    # It becomes the owner in the database and stands in logs: no NUL, no line breaks, no half characters.
+    # It becomes the owner in the database and appears in logs: no NUL, no line breaks, no lone surrogates.
     if not subject or len(subject) > MAX_SUBJECT_LENGTH or not subject.isprintable():
         raise Unauthenticated(reason="sub is empty, too long or not printable")
     return subject
 
 
 def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
-    """Return the scopes: `scope` (RFC 8693 §4.2) or else `scp`, as words in a text or as a list."""
+    """Return the scopes from `scope` (RFC 8693 §4.2) or else `scp`, a text of words or a list."""
     granted = claims.get("scope", claims.get("scp"))
     if isinstance(granted, str):
         granted = granted.split()
@@ -183,6 +185,6 @@ def _scopes(claims: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _profile(claims: Mapping[str, Any]) -> str:
-    """Return the profile that the token asks for; what is no text names none that there is."""
+    """Return the profile that the token asks for; a claim that is no text becomes a profile that cannot exist."""
     profile = claims.get("profile", DEFAULT_PROFILE)
     return profile if isinstance(profile, str) else ""

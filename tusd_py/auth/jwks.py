@@ -1,7 +1,7 @@
 """The keys that verify tokens, each bound to exactly one algorithm.
 
-The binding is what makes algorithm confusion impossible: a public key is never tried as an HMAC
-secret, whatever the header of a token claims.
+The binding makes algorithm confusion impossible: a public key is never tried as an HMAC secret,
+whatever the header of a token claims.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tusd_py.errors import ConfigError
 log = structlog.get_logger(__name__)
 
 CHECK_SECONDS: Final = 1.0
-"""The file is looked at no more often than this."""
+"""The file is checked for changes no more often than this."""
 MAX_FILE_BYTES: Final = 2**20
 
 _ALGORITHM_OF: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-"""By `kty` and `crv` of a JWK (RFC 7518 §6, RFC 8037 §2): what its signatures are."""
+"""The signature algorithm by `kty` and `crv` of a JWK (RFC 7518 §6, RFC 8037 §2)."""
 
 _Stamp = tuple[int, ...]
 
@@ -45,14 +45,14 @@ class KeySource(Protocol):
     """Where keys come from."""
 
     def keys(self) -> Sequence[Key]:
-        """Return the keys of this moment; a different object as soon as one of them changed."""
+        """Return the current keys: the same object until one of them changes, then another."""
 
 
 class SecretKeys(KeySource):
     """One shared secret."""
 
     def __init__(self, secret: bytes, algorithms: Sequence[str]) -> None:
-        """Bind `secret` to HMAC algorithms. Raises `ConfigError` if it looks like a public key."""
+        """Bind `secret` to HMAC algorithms. Raise `ConfigError` if it looks like a public key."""
         try:
             self._keys = [Key(name, jwt.get_algorithm_by_name(name).prepare_key(secret)) for name in algorithms]
         except jwt.InvalidKeyError as error:
@@ -65,25 +65,25 @@ class SecretKeys(KeySource):
 class JwksFile(KeySource):
     """Public keys in a JWK set (RFC 7517), read again when the file changes.
 
-    A new file that is missing or malformed changes nothing but the log: a slip while keys are rotated
-    must not lock everybody out. A well-formed one takes effect whatever is in it, for whoever takes out
+    A file that is missing or malformed is logged and otherwise ignored: a slip while keys are rotated
+    must not lock everybody out. A well-formed one takes effect whatever it holds: whoever removes
     the last key wants nobody to get in any more.
     """
 
     def __init__(
         self, path: Path, algorithms: Collection[str], *, monotonic: Callable[[], float] = time.monotonic
     ) -> None:
-        """Read `path`. Raises `ConfigError` if it holds no usable key."""
+        """Read `path`. Raise `ConfigError` if it holds no usable key."""
         self._path = path
         self._algorithms = frozenset(algorithms)
         self._monotonic = monotonic
         self._checked_at = monotonic()
         self._stamp: _Stamp | None = None
         try:
-            self._stamp = self._look()
+            self._stamp = self._read_stamp()
             self._keys = self._read()
             if not self._keys:
-                raise ValueError(self._without_key())
+                raise ValueError(self._no_key())
         except (OSError, ValueError) as error:
             raise ConfigError([f"auth.jwt.jwks_file: {path}: {error}"]) from error
 
@@ -96,7 +96,7 @@ class JwksFile(KeySource):
 
     def _refresh(self) -> None:
         try:
-            stamp: _Stamp | None = self._look()
+            stamp: _Stamp | None = self._read_stamp()
         except OSError:
             stamp = None
         if stamp == self._stamp:
@@ -111,10 +111,10 @@ class JwksFile(KeySource):
         if self._keys:
             log.info("jwks_file_read", path=str(self._path), keys=len(self._keys))
         else:
-            log.error("jwks_file_without_key", path=str(self._path), reason=f"{self._without_key()}; nobody gets in")
+            log.error("jwks_file_without_key", path=str(self._path), reason=f"{self._no_key()}; nobody gets in")
 
-    def _look(self) -> _Stamp:
-        # The time alone misses a second change within one tick of the clock, and a rename of an old file.
+    def _read_stamp(self) -> _Stamp:
+        # The modification time alone misses a second change within a clock tick, and an old file renamed into place.
         status = self._path.stat()
         return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
@@ -125,11 +125,11 @@ class JwksFile(KeySource):
             raise ValueError(f"is larger than {MAX_FILE_BYTES} bytes")
         return [key for entry in _entries(text) if (key := self._usable(entry)) is not None]
 
-    def _without_key(self) -> str:
+    def _no_key(self) -> str:
         return f"holds no public key for {', '.join(sorted(self._algorithms))}"
 
     def _usable(self, entry: object) -> Key | None:
-        # RFC 7517 §5: a set may hold keys that are not for us; they are passed over.
+        # RFC 7517 §5: a set may hold keys that are not for us; they are ignored.
         reason, key = "is not an object", None
         if isinstance(entry, dict):
             reason, key = _parse(entry)
@@ -137,7 +137,7 @@ class JwksFile(KeySource):
             reason, key = f"{key.algorithm} is not among auth.jwt.algorithms", None
         if key is None:
             kid = entry.get("kid") if isinstance(entry, dict) else None
-            log.warning("jwk_passed_over", path=str(self._path), kid=kid, reason=reason)
+            log.warning("jwk_ignored", path=str(self._path), kid=kid, reason=reason)
         return key
 
 
@@ -153,7 +153,7 @@ def _entries(text: bytes) -> list[object]:
 
 
 def _parse(entry: dict[str, Any]) -> tuple[str, Key | None]:
-    """Return the key of a JWK, or the reason why it is none for us and None."""
+    """Return ("", key), or (reason, None) for a JWK that cannot be used."""
     kty, crv, kid = entry.get("kty"), entry.get("crv"), entry.get("kid")
     if not isinstance(kty, str) or not isinstance(crv, str | None) or not isinstance(kid, str | None):
         return "kty, crv and kid must be text", None
