@@ -43,7 +43,7 @@ from tusd_py.errors import (
     TransferCancelled,
     TransientStoreError,
 )
-from tusd_py.ports import DownloadHeaders, LocalObjects, ObjectSpec, Presigner, Segment
+from tusd_py.ports import DownloadHeaders, LocalFile, ObjectSpec, PresignedUrl, Segment
 from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3 import PROBE_NAME
 from tusd_py.stores.s3_client import Bucket
@@ -1145,8 +1145,10 @@ async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: O
     assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
 
 
-async def test_a_store_offers_links_or_files(destination: Destination) -> None:
-    store = destination.store()
+async def test_a_store_offers_links_or_files(destination: Destination, open_store: OpenStore, stage: Stage) -> None:
+    store = await open_store(destination)
+    await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
 
-    assert isinstance(store, Presigner) == (destination.name != "filesystem")
-    assert isinstance(store, LocalObjects) == (destination.name == "filesystem")
+    located = await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=60)
+
+    assert isinstance(located, LocalFile if destination.name == "filesystem" else PresignedUrl)

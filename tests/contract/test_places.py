@@ -11,7 +11,7 @@ from tests.integration.workers import reaches, working
 from tusd_py.config.places import Place
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.places import Stores
-from tusd_py.ports import DownloadHeaders, Presigner
+from tusd_py.ports import DownloadHeaders, PresignedUrl
 from tusd_py.protocol.upload import State
 
 CONTENT = b"0123456789"
@@ -33,10 +33,10 @@ async def test_what_lies_at_the_former_location_is_linked_to_and_removed_there(
     stores = Stores(record, new, second, {old: first})
 
     holding = await stores.at((await world.find(uploads[0])).place_id)
-    assert isinstance(holding, Presigner)
     headers = DownloadHeaders("text/plain", "attachment")
-    link = await holding.presign(uploads[0].object_key, headers, method="GET", expires_seconds=60)
-    assert fetch(link)[2] == CONTENT
+    link = await holding.locate(uploads[0].object_key, headers, method="GET", expires_seconds=60)
+    assert isinstance(link, PresignedUrl)
+    assert fetch(link.url)[2] == CONTENT
     for upload in uploads:
         await world.uploads.remove(upload.id)
     async with working(world, stores=stores):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
-from tusd_py.ports import DownloadHeaders, ObjectStore, Presigner
+from tusd_py.ports import DownloadHeaders, ObjectStore, PresignedUrl
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DATA = b"0123456789"
@@ -209,12 +209,12 @@ async def test_other_methods_are_not_allowed_on_the_link(served):
     assert (refused.status, refused.headers["allow"]) == (405, "OPTIONS, GET, HEAD")
 
 
-class RemoteStore(ObjectStore, Presigner):
+class RemoteStore(ObjectStore):
     name = "remote"
 
-    async def presign(self, key, headers, *, method, expires_seconds):
+    async def locate(self, key, headers, *, method, expires_seconds):
         self.asked = (method, key, headers, expires_seconds)
-        return f"https://bucket.example/{key}?signed"
+        return PresignedUrl(f"https://bucket.example/{key}?signed")
 
 
 def pretend_store(monkeypatch, served, store):
@@ -266,11 +266,11 @@ async def test_without_a_redirect_the_url_of_the_store_is_told(served, monkeypat
 
 async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):
     path, _ = await uploaded(served)
-    locate = served.web.uploads.locate
+    locate = served.web.locator.locate
     calls = []
 
-    async def then_transferred(upload):
-        located = await locate(upload)
+    async def then_transferred(upload, headers, *, method):
+        located = await locate(upload, headers, method=method)
         if not calls:
             calls.append(upload.id)
             async with served.working():
@@ -278,7 +278,7 @@ async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(
                 await eventually(lambda: not served.core.staging.path(upload.id).exists())
         return located
 
-    monkeypatch.setattr(served.web.uploads, "locate", then_transferred)
+    monkeypatch.setattr(served.web.locator, "locate", then_transferred)
 
     got = await served.request("GET", path)
 

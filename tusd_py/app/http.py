@@ -24,6 +24,7 @@ from tusd_py.uploads.access import Access, UploadSettings
 from tusd_py.uploads.buffers import AppendSettings
 from tusd_py.uploads.catalog import Catalog
 from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.locate import Locator
 from tusd_py.uploads.service import UploadService
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ def make_http_context(core: Core) -> HttpContext:
         features=features,
         uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),
         catalog=Catalog(core.uploads, access, changes),
+        locator=Locator(
+            core.uploads, core.staging, access, core.stores, url_expiry_seconds=int(config.downloads.url_expiry)
+        ),
         changes=changes,
         stores=core.stores,
         authenticator=make_authenticator(config),

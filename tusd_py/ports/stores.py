@@ -115,6 +115,42 @@ class TransferState(Protocol):
         """Say how many bytes the store holds; throttled, so it may be called for every part."""
 
 
+@dataclass(frozen=True, slots=True)
+class DownloadHeaders:
+    """What a download says of its bytes, wherever it is served from."""
+
+    content_type: str
+    content_disposition: str
+    content_encoding: str | None = None
+    content_language: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Return the headers by their names; what is not known is left out."""
+        headers = {
+            "Content-Type": self.content_type,
+            "Content-Disposition": self.content_disposition,
+            "Content-Encoding": self.content_encoding,
+            "Content-Language": self.content_language,
+        }
+        return {name: value for name, value in headers.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A stored object is a file that this process can open."""
+
+    path: Path
+    tag: str
+    """Changes whenever the file's bytes do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresignedUrl:
+    """A stored object is served by the store itself, at a URL that expires."""
+
+    url: str
+
+
 @runtime_checkable
 class ObjectStore(Protocol):
     """A destination for finished uploads."""
@@ -143,6 +179,18 @@ class ObjectStore(Protocol):
     async def stat(self, key: str) -> StoredObject | None:
         """Return what the store holds under `key`, None if nothing."""
 
+    async def locate(
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
+    ) -> LocalFile | PresignedUrl:
+        """Return where the object can be read.
+
+        A URL is for requests of one `method`, GET or HEAD, which is part of what is signed; it makes the store
+        send `headers`.
+
+        Raises:
+            StoredObjectMissing: the store has no such object. One that presigns does not look.
+        """
+
     async def remove(self, identity: ObjectIdentity) -> bool:
         """Remove the upload's object, with every version of it; nothing there is success.
 
@@ -165,45 +213,6 @@ class ObjectStore(Protocol):
             TransientStoreError: it is away.
             PermanentStoreError: it refuses; somebody has to correct bucket, credentials or permissions.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class DownloadHeaders:
-    """What a download says of its bytes, wherever it is served from."""
-
-    content_type: str
-    content_disposition: str
-    content_encoding: str | None = None
-    content_language: str | None = None
-
-    def named(self) -> dict[str, str]:
-        """Return the headers by their names; what is not known is left out."""
-        headers = {
-            "Content-Type": self.content_type,
-            "Content-Disposition": self.content_disposition,
-            "Content-Encoding": self.content_encoding,
-            "Content-Language": self.content_language,
-        }
-        return {name: value for name, value in headers.items() if value is not None}
-
-
-@runtime_checkable
-class Presigner(Protocol):
-    """A store whose objects a client fetches by itself through a short-lived URL."""
-
-    async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
-        """Return a URL that serves the object with these headers until it expires.
-
-        It is for requests of one `method`, GET or HEAD: that is part of what is signed.
-        """
-
-
-@runtime_checkable
-class LocalObjects(Protocol):
-    """A store whose objects are files that this process can open."""
-
-    def local_path(self, key: str) -> Path:
-        """Return the object's path. Never leaves the store's root, whatever the key."""
 
 
 @runtime_checkable

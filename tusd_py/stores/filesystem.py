@@ -25,6 +25,7 @@ from tusd_py.errors import (
     StagingDamaged,
     StagingMissing,
     StorageError,
+    StoredObjectMissing,
     TransientStoreError,
 )
 from tusd_py.ports import (
@@ -33,9 +34,10 @@ from tusd_py.ports import (
     Checkable,
     CheckResult,
     Digests,
+    DownloadHeaders,
     ListableStore,
     ListedObject,
-    LocalObjects,
+    LocalFile,
     MeasuredStore,
     ObjectIdentity,
     ObjectSpec,
@@ -66,7 +68,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Checkable, ListableStore):
+class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, Checkable, ListableStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
@@ -131,7 +133,13 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
         for result in await self._run(lambda: list(check_directory("store", self._tree.root))):
             yield result
 
+    async def locate(
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
+    ) -> LocalFile:
+        return await self._run(self._locate, key)
+
     def local_path(self, key: str) -> Path:
+        """Return the object's path. Never leaves the root, whatever the key."""
         return self._tree.path(key)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
@@ -288,6 +296,14 @@ class FilesystemStore(ObjectStore, LocalObjects, MeasuredStore, BatchStore, Chec
                 self._tree.probe()  # on a disk that is not mounted nothing is missing
                 return None
         return StoredObject(key, found.st_size, _tag(found)) if stat.S_ISREG(found.st_mode) else None
+
+    def _locate(self, key: str) -> LocalFile:
+        path = self._tree.path(key)
+        try:
+            return LocalFile(path, _tag(path.stat()))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            self._tree.probe()  # on a disk that is not mounted nothing is missing
+            raise StoredObjectMissing(key=key) from error
 
     def _abort(self, key: str, name: str) -> None:
         path = self._tree.path(key)

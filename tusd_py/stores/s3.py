@@ -31,7 +31,7 @@ from tusd_py.ports import (
     ObjectSpec,
     ObjectStore,
     PartStore,
-    Presigner,
+    PresignedUrl,
     Segment,
     StoredObject,
     TransferState,
@@ -68,7 +68,7 @@ class _KeyState(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
+class S3Store(ObjectStore, PartStore, Checkable, ListableStore):
     """Objects in one bucket."""
 
     name = "s3"
@@ -162,6 +162,11 @@ class S3Store(ObjectStore, PartStore, Presigner, Checkable, ListableStore):
             async with contextlib.aclosing(check.run()) as results:
                 async for result in results:
                     yield result
+
+    async def locate(
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
+    ) -> PresignedUrl:
+        return PresignedUrl(await self.presign(key, headers, method=method, expires_seconds=expires_seconds))
 
     async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
         if self._cdn is not None:

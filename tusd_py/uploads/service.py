@@ -1,24 +1,21 @@
-"""What can be done with an upload: create, ask, append, terminate, locate.
+"""What can be done with an upload: create, ask, append, terminate.
 
 Each use-case authorises first, before a byte of a body is read and before anything is locked.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from tusd_py.authorization import Action, Principal
-from tusd_py.errors import EmptyPatchLimit, NotReady, StagingMissing, StoreNotConfigured, TusdError
-from tusd_py.ports import Segment
+from tusd_py.errors import EmptyPatchLimit, TusdError
 from tusd_py.protocol.commands import Append, Create
-from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload, UploadId
+from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadId
 from tusd_py.uploads.access import Access, UploadSettings
 from tusd_py.uploads.append import Appender
 from tusd_py.uploads.creation import Announce, Created, Creator
@@ -26,7 +23,7 @@ from tusd_py.uploads.waiting import settled, size_when_free
 
 if TYPE_CHECKING:
     from tusd_py.places import Stores
-    from tusd_py.ports import Body, ObjectStore, Staging, UploadLocks, UploadRepository
+    from tusd_py.ports import Body, Staging, UploadLocks, UploadRepository
 
 log = structlog.get_logger(__name__)
 
@@ -39,22 +36,6 @@ class Appended:
 
     upload: Upload
     completed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    """The bytes are in staging, in these files and this order."""
-
-    upload: Upload
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """The bytes are in this store."""
-
-    upload: Upload
-    store: ObjectStore
 
 
 class UploadService:
@@ -224,61 +205,6 @@ class UploadService:
     async def refresh(self, upload_id: UploadId) -> Upload:
         """Return the upload as it stands now, for somebody who was permitted already."""
         return await self._access.reload(upload_id)
-
-    async def locate(self, upload: Upload) -> Staged | Stored:
-        """Return where a complete upload's bytes are.
-
-        Those of a stored upload are in its store, unless that is known to have lost them, or is not
-        configured, and there is a staged copy.
-
-        Raises:
-            NotReady: bytes are still missing.
-            UploadNotFound, UploadGone: nothing can be served any more.
-            StoreNotConfigured: they are in a store that this server does not know.
-            StagingMissing: the bytes ought to be in staging and are not.
-            WrongNode: they are in another staging directory.
-        """
-        if upload.gone(datetime.now(UTC)):
-            raise self._access.gone()
-        if upload.state in RECEIVING:
-            raise NotReady
-        if upload.state is State.STORED and upload.remote_present:
-            return await self._locate_stored(upload)
-        if not upload.local_present:
-            raise StagingMissing(upload_id=str(upload.id))
-        return Staged(upload, tuple(await self.segments(upload)))
-
-    async def _locate_stored(self, upload: Upload) -> Staged | Stored:
-        if upload.missing_at is not None and (copy := await self.staged_copy(upload)) is not None:
-            return copy
-        try:
-            return Stored(upload, await self._stores.at(upload.place_id))
-        except StoreNotConfigured:
-            copy = await self.staged_copy(upload)
-            if copy is None:
-                raise
-            return copy
-
-    async def staged_copy(self, upload: Upload) -> Staged | None:
-        """Return the staged copy of a stored upload, None if it is not there whole."""
-        segments = await self.segments(upload)
-        # The parts of a stored final may have been let go, one or all of them.
-        if sum(each.length for each in segments) != upload.offset or not await asyncio.to_thread(_are_whole, segments):
-            return None
-        return Staged(upload, tuple(segments))
-
-    async def segments(self, upload: Upload) -> list[Segment]:
-        """Return the staged files that make up an upload, in order. Raises `WrongNode`."""
-        self._staging.identity.demand(upload)
-        sources = await self._uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
-        return [Segment(self._staging.path(source.id), source.offset) for source in sources]
-
-
-def _are_whole(segments: Sequence[Segment]) -> bool:
-    try:
-        return all(segment.length == 0 or segment.path.stat().st_size >= segment.length for segment in segments)
-    except OSError:
-        return False
 
 
 def _no_body() -> None:
