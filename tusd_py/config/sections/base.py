@@ -13,6 +13,8 @@ from tusd_py.config.units import Bytes, Seconds, Secret
 
 MIB: Final = 2**20
 GIB: Final = 2**30
+MAX_LENGTH: Final = 2**63 - 1
+"""The largest length that the protocol's headers and a `bigint` can hold, in bytes."""
 
 _URL: Final = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://(?:(?![?#])[!-~])+")
 

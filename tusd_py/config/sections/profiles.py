@@ -8,8 +8,8 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field
 
 from tusd_py.config.sections.base import Section
-from tusd_py.config.sections.objects import ProfileObjectParameters
-from tusd_py.config.sections.work import OptionalTrigger
+from tusd_py.config.sections.object_parameters import ProfileObjectParameters
+from tusd_py.config.sections.transfer import OptionalTrigger
 from tusd_py.protocol.upload import DEFAULT_PROFILE
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")

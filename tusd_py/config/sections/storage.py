@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from tusd_py.config.sections.base import OptionalPath, Section
-from tusd_py.config.sections.s3 import S3StoreConfig
+from tusd_py.config.sections.storage_s3 import S3StoreConfig
 
 
 class FilesystemStoreConfig(Section):

@@ -1,4 +1,4 @@
-"""What happens in the background: transfers and cleanup."""
+"""`[transfer]`: the worker that moves finished uploads to the store."""
 
 from __future__ import annotations
 
@@ -53,40 +53,4 @@ class TransferConfig(Section):
     )
     requeue_failed_after: Seconds = Field(
         default=0, ge=0, description="try failed transfers again after so long; 0: by hand"
-    )
-
-
-class IntegrityConfig(Section):
-    """What is computed of an upload beside its CRC-64/NVME, by the worker that stores it."""
-
-    sha256: bool = Field(default=False, description="record the SHA-256 of every upload")
-    md5: bool = Field(default=False, description="record the MD5, for those who still compare it")
-
-    @property
-    def digests(self) -> frozenset[str]:
-        """The names of what is wanted."""
-        return frozenset(name for name in ("sha256", "md5") if getattr(self, name))
-
-
-class CleanupConfig(Section):
-    """Removal of what nobody needs any more."""
-
-    interval: PositiveSeconds = Field(default=60, description="time between two passes")
-    deleted_retention: Seconds = Field(
-        default=7 * 86400, ge=0, description="rows of removed uploads are kept for so long"
-    )
-    uncommitted_after: Seconds = Field(
-        default=48 * 3600,
-        ge=0,
-        description="an upload with trigger = commit that nobody committed is removed after so long; 0: never",
-    )
-    orphans_after: Annotated[Seconds, Field(ge=60)] = Field(
-        default=86400, description="staging files that no upload knows are moved to <staging>/unclaimed after so long"
-    )
-    unclaimed_after: Annotated[Seconds, Field(ge=3600)] = Field(
-        default=30 * 86400, description="and removed there after so much more time"
-    )
-    events_after: Seconds = Field(default=7 * 86400, ge=0, description="recorded events are kept for so long")
-    reconcile_margin: Annotated[Seconds, Field(ge=60)] = Field(
-        default=3600, description='"tusd-py reconcile" looks at nothing that is younger'
     )

@@ -19,7 +19,7 @@ from tusd_py.config.sections.base import (
     PositiveSeconds,
     Section,
 )
-from tusd_py.config.sections.objects import ObjectParameters, shorthand
+from tusd_py.config.sections.object_parameters import ObjectParameters, shorthand
 from tusd_py.config.units import Bytes
 
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?")

@@ -1,25 +1,13 @@
-"""Who may upload and download, and how downloads are answered."""
+"""`[auth]`: who may upload and download."""
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Final, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tusd_py.config.sections.base import OptionalPath, OptionalSecret, OptionalText, Section
 from tusd_py.config.units import Seconds
-
-_MEDIA_TYPE: Final = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]*/[a-z0-9][a-z0-9!#$&^_.+-]*")
-
-
-def _media_type(value: str) -> str:
-    if not _MEDIA_TYPE.fullmatch(lowered := value.lower()):
-        raise ValueError(f'{value!r} is not a media type like "image/png"')
-    return lowered
-
-
-MediaType = Annotated[str, AfterValidator(_media_type)]
 
 
 class JwtConfig(Section):
@@ -59,20 +47,3 @@ class AuthConfig(Section):
         default=False, description="say true to run mode = none on an address that others can reach"
     )
     jwt: JwtConfig = Field(default_factory=JwtConfig)
-
-
-class DownloadsConfig(Section):
-    """Links to finished uploads."""
-
-    enabled: bool = Field(default=True, description="off: GET answers 405")
-    url_expiry: Annotated[Seconds, Field(ge=1, le=604800)] = Field(
-        default=300, description="life of a presigned URL; it is made anew for every click"
-    )
-    inline_types: list[MediaType] = Field(
-        default=[
-            "image/png", "image/jpeg", "image/gif", "image/webp", "image/avif", "image/bmp",
-            "video/mp4", "video/webm", "audio/mpeg", "audio/mp4", "audio/ogg", "audio/wav", "audio/webm",
-            "application/pdf", "text/plain",
-        ],
-        description="types a browser may show; everything else is saved as a file",
-    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The listeners, what browsers may do, and what is logged."""
+"""`[server]`: the public listener."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field
 
-from tusd_py.config.sections.base import OptionalHttpUrl, OptionalPort, Port, PositiveSeconds, Section
-from tusd_py.config.units import Seconds
+from tusd_py.config.sections.base import OptionalHttpUrl, Port, PositiveSeconds, Section
 
 UNIX_PEER: Final = "unix"
 """Stands among networks for whoever connects through a unix socket."""
@@ -82,38 +81,3 @@ class ServerConfig(Section):
     shutdown_timeout: PositiveSeconds = Field(
         default=15, description="how long SIGTERM waits for requests to store what they have and answer"
     )
-
-
-class CorsConfig(Section):
-    """Cross-origin access by browsers."""
-
-    enabled: bool = Field(default=True, description="off when the proxy in front adds the headers itself")
-    allow_origins: list[str] = Field(
-        default=[],
-        description='other origins whose pages may use the server: "https://app.example.com", "https://*.example.com"',
-    )
-    allow_credentials: bool = Field(default=False, description="allow cookies; needs explicit origins")
-    allow_headers: list[str] = Field(default=[], description="request headers to allow besides the protocol's own")
-    expose_headers: list[str] = Field(default=[], description="response headers to expose besides the protocol's own")
-    max_age: Seconds = Field(default=86400, ge=0, description="how long a browser may cache a preflight")
-
-
-class OperationsConfig(Section):
-    """Health, readiness and metrics, on a port of their own."""
-
-    enabled: bool = Field(default=True, description="off: no listener")
-    host: str = Field(default="127.0.0.1", description="address to listen on; keep it off the public network")
-    port: OptionalPort = Field(
-        default=None,
-        description="port to listen on; empty: the one after the server's, or the next free one; 0 takes a free one",
-    )
-
-
-class LoggingConfig(Section):
-    """What is logged, on standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
-    format: Literal["auto", "json", "console"] = Field(
-        default="auto", description="auto: console on a terminal, else json"
-    )
-    requests: bool = Field(default=True, description="one line per request")

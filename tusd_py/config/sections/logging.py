@@ -1,0 +1,19 @@
+"""`[logging]`: what is logged."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tusd_py.config.sections.base import Section
+
+
+class LoggingConfig(Section):
+    """What is logged, on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else json"
+    )
+    requests: bool = Field(default=True, description="one line per request")
