@@ -16,10 +16,10 @@ from tests.conftest import _dsn_for, _run
 from tusd_py import crc64
 from tusd_py.config.places import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
-from tusd_py.database.cleanup import PostgresCleanup
-from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.cleanup import CleanupRecords
+from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import Notifier
-from tusd_py.database.outages import PostgresOutages
+from tusd_py.database.outages import StoreOutages
 from tusd_py.database.places import PostgresPlaces
 from tusd_py.database.pool import Database
 from tusd_py.database.staging_directories import StagingDirectories
@@ -69,22 +69,20 @@ class World:
     database: Database
     notifier: Notifier
     uploads: PostgresUploads
-    cleanup: PostgresCleanup
+    cleanup: CleanupRecords
     staging: StagingArea
     store: FilesystemStore
     root: Path
     tokens: dict[UploadId, TokenHash] = field(default_factory=dict)
 
-    def jobs(
-        self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, staging_id: StagingId = HERE
-    ) -> PostgresJobs:
+    def jobs(self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, staging_id: StagingId = HERE) -> JobQueue:
         """The queue as one worker sees it."""
         directory = StagingIdentity(staging_id)
-        return PostgresJobs(self.database, directory=directory, worker=worker, lease_seconds=lease)
+        return JobQueue(self.database, directory=directory, worker=worker, lease_seconds=lease)
 
-    def outages(self, *, staging_id: StagingId = HERE) -> PostgresOutages:
+    def outages(self, *, staging_id: StagingId = HERE) -> StoreOutages:
         """What a worker of the node knows of outages."""
-        return PostgresOutages(self.database, self.notifier, directory=StagingIdentity(staging_id))
+        return StoreOutages(self.database, self.notifier, directory=StagingIdentity(staging_id))
 
     def stores(self, store: ObjectStore | None = None, former: Mapping[Place, ObjectStore] | None = None) -> Stores:
         """The world's store, or a store in its stead, as the current one; and those of before."""
@@ -245,7 +243,7 @@ async def open_world(
             database=pool,
             notifier=notifier,
             uploads=PostgresUploads(pool, notifier, max_size=None, eager_above=eager_above),
-            cleanup=PostgresCleanup(pool, notifier, directory=staging.identity),
+            cleanup=CleanupRecords(pool, notifier, directory=staging.identity),
             staging=staging,
             store=store,
             root=root,

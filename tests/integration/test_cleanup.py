@@ -17,7 +17,7 @@ import pytest
 from tests.integration.reconciling import make_old, reconcile
 from tests.integration.support import DAY, THERE, World, stored
 from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
-from tusd_py.database.cleanup import PostgresCleanup
+from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
@@ -29,7 +29,7 @@ OLD = 7200.0
 
 
 def cleanup(
-    world: World, *, records: PostgresCleanup | None = None, metrics: Metrics | None = None, **changes: Any
+    world: World, *, records: CleanupRecords | None = None, metrics: Metrics | None = None, **changes: Any
 ) -> Cleanup:
     values: dict[str, Any] = {
         "interval_seconds": 60.0,
@@ -44,10 +44,10 @@ def cleanup(
     return Cleanup(records or world.cleanup, world.staging, CleanupSettings(**(values | changes)), metrics or Metrics())
 
 
-def impatient(world: World) -> PostgresCleanup:
+def impatient(world: World) -> CleanupRecords:
     """Cleanup that waits an hour for a commit."""
     directory = world.staging.identity
-    return PostgresCleanup(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
+    return CleanupRecords(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
 
 
 def counted(world: World) -> tuple[Cleanup, Metrics]:
@@ -357,7 +357,7 @@ async def test_staged_copies_of_stored_uploads_go_after_their_time(
         assert (found.state, found.local_present, found.remote_present) == (State.STORED, False, True)
 
 
-class RequeuedMeanwhile(PostgresCleanup):
+class RequeuedMeanwhile(CleanupRecords):
     """Right after cleanup has chosen what to remove, an operator repairs what has lost its object."""
 
     world: World

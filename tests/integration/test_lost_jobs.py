@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import _dsn_for, _run
 from tests.integration.support import World, open_world
 from tests.integration.workers import Gated, is_true, reaches, working
-from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.jobs import JobQueue
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.ports import Job
 from tusd_py.protocol.upload import State
@@ -93,7 +93,7 @@ async def test_a_cancelled_transfer_gives_way_once_the_database_is_back(own_worl
 
 
 async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Unanswered(PostgresJobs):
+    class Unanswered(JobQueue):
         claims = 0
 
         async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:

@@ -24,7 +24,7 @@ from tests.integration.workers import (
 )
 from tusd_py.app import Work, run_work
 from tusd_py.config.sections import DatabaseConfig
-from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.pool import Notifications
 from tusd_py.errors import (
@@ -265,7 +265,7 @@ async def test_what_takes_too_long_to_stop_is_left_to_the_next_worker_at_once(wo
 
 
 async def test_a_helper_that_dies_takes_the_worker_with_it(world: World) -> None:
-    class Broken(PostgresJobs):
+    class Broken(JobQueue):
         async def renew(self, jobs: Sequence[Job]) -> set[int]:
             raise RuntimeError("bug in a helper")
 
@@ -301,7 +301,7 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
 # --- a database that is away -----------------------------------------------------------------------
 
 
-class Flaky(PostgresJobs):
+class Flaky(JobQueue):
     """A queue whose database is away for a while, before or after it did what it was asked."""
 
     def __init__(self, world: World, *, lease_seconds: float = 30.0) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from tests.integration.support import World
 from tests.support.process import eventually
+from tusd_py.database.jobs import JobQueue
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
 from tusd_py.ports import (
-    JobQueue,
     ObjectIdentity,
     ObjectSpec,
     ObjectStore,

@@ -1,4 +1,4 @@
-"""The composition root: configuration in, wired components out. Only this package names adapters."""
+"""The composition root: configuration in, wired components out. Only this package chooses adapters."""
 
 from tusd_py.app.core import (
     Core,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tusd_py.app.core import Core, Records
-from tusd_py.database.cleanup import PostgresCleanup
-from tusd_py.database.jobs import PostgresJobs
+from tusd_py.database.cleanup import CleanupRecords
+from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import JOBS_CHANNEL
-from tusd_py.database.outages import PostgresOutages
+from tusd_py.database.outages import StoreOutages
 from tusd_py.process_identity import unique_name
 from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 from tusd_py.worker.outages import OutageDetector
@@ -30,7 +30,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
     """Wire the worker; its name is made up if none is given. `dead_workers`: see `Runner.take_over`."""
     config = core.config
     transfer = config.transfer
-    jobs = PostgresJobs(
+    jobs = JobQueue(
         core.database,
         directory=core.identity,
         worker=worker or unique_name(),
@@ -59,7 +59,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         retry_max_delay_seconds=transfer.retry_max_delay,
         shutdown_seconds=config.server.shutdown_timeout,
     )
-    outages = PostgresOutages(core.database, core.notifier, directory=core.identity)
+    outages = StoreOutages(core.database, core.notifier, directory=core.identity)
     detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)
     runner = Runner(jobs, transfers, detector, settings, core.metrics)
     runner.take_over(dead_workers)
@@ -82,10 +82,10 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
     return Work(runner, Cleanup(cleanup, core.staging, cleanup_settings, core.metrics))
 
 
-def make_cleanup_records(records: Records) -> PostgresCleanup:
+def make_cleanup_records(records: Records) -> CleanupRecords:
     """Wire what cleanup asks of the record."""
     config = records.config
-    return PostgresCleanup(
+    return CleanupRecords(
         records.database,
         records.notifier,
         directory=records.identity,

@@ -16,7 +16,7 @@ from tusd_py.database.statements import (
     STORE_THERE,
     WANTS_TRANSFER,
 )
-from tusd_py.ports import CleanupRepository, StagingIdentity
+from tusd_py.ports import StagingIdentity
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state I
 KNOWS_DIRECTORY: Final = "SELECT EXISTS (SELECT 1 FROM staging_directories WHERE id = $1) AS known"
 
 
-class PostgresCleanup(CleanupRepository):
+class CleanupRecords:
     """The cleanup queries of one staging directory."""
 
     def __init__(
@@ -167,17 +167,19 @@ class PostgresCleanup(CleanupRepository):
         directory: StagingIdentity,
         uncommitted_after_seconds: float = 0,
     ) -> None:
-        """`uncommitted_after_seconds` is how long a complete upload waits for its commit; 0: for ever."""
+        """`uncommitted_after_seconds` is how long a complete upload waits for its commit; 0: forever."""
         self._database = database
         self._notifier = notifier
         self._directory = directory
         self._uncommitted_after_seconds = float(uncommitted_after_seconds)
 
     async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
+        """Return uploads of this staging directory whose time is up and that nothing needs any more."""
         arguments = (self._directory.id, self._uncommitted_after_seconds, limit, skip)
         return [upload_from_row(row) for row in await self._database.fetch(OVERDUE, *arguments)]
 
     async def expire(self, upload_id: UploadId) -> bool:
+        """Expire an upload if it is still overdue, and queue the removal of its bytes."""
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_OVERDUE, upload_id)
             arguments = (self._directory.id, self._uncommitted_after_seconds, upload_id, sources(Event.EXPIRE))
@@ -189,46 +191,62 @@ class PostgresCleanup(CleanupRepository):
     async def purgeable(
         self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
     ) -> list[UploadId]:
+        """Return stored uploads whose staged copy may go."""
         rows = await self._database.fetch(PURGEABLE, self._directory.id, float(older_than_seconds), limit, skip)
         return [row["id"] for row in rows]
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
+        """Return which of them are still stored; to be asked while their files are locked."""
         return [row["id"] for row in await self._database.fetch(STILL_PURGEABLE, upload_ids)]
 
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
+        """Record that the staged copies of stored uploads are gone."""
         await self._database.execute(PURGED, upload_ids)
 
     async def gone_copies(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[UploadId]:
+        """Return uploads that are gone and whose removal, their staged copy included, waits for the store."""
         return [row["id"] for row in await self._database.fetch(GONE_COPIES, self._directory.id, limit, skip)]
 
     async def gone_copies_removed(self, upload_ids: Sequence[UploadId]) -> None:
+        """Record that the staged copies of uploads that are gone have been removed ahead of the rest."""
         await self._database.execute(GONE_COPIES_REMOVED, upload_ids)
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
+        """Queue failed transfers again; return how many."""
         rows = await self._database.fetch(REQUEUE_FAILED, self._directory.id, float(older_than_seconds), limit)
         self._notifier.notify_changed(*(row["upload_id"] for row in rows))
         return self._announce(len(rows))
 
     async def count_requeued(self) -> int:
+        """Return how many failed transfers of this node are queued again and not begun."""
         row = await self._database.read(COUNT_REQUEUED, self._directory.id)
         return 0 if row is None else int(row["n"])
 
     async def requeue_orphaned(self, limit: int) -> int:
+        """Queue whatever waits for a job and has none; return how many."""
         return self._announce(len(await self._database.fetch(REQUEUE_ORPHANED, self._directory.id, limit)))
 
     async def release_parts(self, limit: int) -> int:
+        """Forget the parts of finals that no longer read them; return how many links.
+
+        A part that would never expire by itself gets a time to do so.
+        """
         return len(await self._database.fetch(RELEASE_PARTS, self._directory.id, limit))
 
     async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
+        """Delete the rows of uploads long gone; return how many."""
         return await self._database.execute(PURGE_ROWS, float(older_than_seconds), limit)
 
     async def purge_events(self, older_than_seconds: float, limit: int) -> int:
+        """Delete old events; return how many."""
         return await self._database.execute(PURGE_EVENTS, float(older_than_seconds), limit)
 
     async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
+        """Return which of these uploads have a staging file."""
         return {row["id"] for row in await self._database.fetch(WITH_FILES, upload_ids)}
 
     async def knows_directory(self) -> bool:
+        """Return whether the database knows this staging directory."""
         row = await self._database.read(KNOWS_DIRECTORY, self._directory.id)
         return row is not None and bool(row["known"])
 

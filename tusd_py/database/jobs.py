@@ -15,7 +15,7 @@ from tusd_py.database.rows import upload_columns, upload_from_row
 from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
 from tusd_py.database.transfer_state import FENCE, PostgresTransferState
 from tusd_py.errors import TusdError
-from tusd_py.ports import LARGE_BYTES, Job, JobKind, JobQueue, StagingIdentity, StoredObject, TransferState
+from tusd_py.ports import LARGE_BYTES, Job, JobKind, StagingIdentity, StoredObject, TransferState
 from tusd_py.protocol.upload import Event, sources
 
 if TYPE_CHECKING:
@@ -274,8 +274,12 @@ SELECT extract(epoch FROM least(
 """  # noqa: S608
 
 
-class PostgresJobs(JobQueue):
-    """The queue of one worker beside one staging directory."""
+class JobQueue:
+    """The queue of one worker beside one staging directory. Nothing is claimed during an outage of the store.
+
+    A claim is a lease. Whoever holds one stops working on the job before it ends, and acknowledges
+    with one of `finish_…`, `retry`, `fail` or `discard` that it has stopped.
+    """
 
     def __init__(
         self,
@@ -286,7 +290,7 @@ class PostgresJobs(JobQueue):
         lease_seconds: float,
         notifier: Notifier | None = None,
     ) -> None:
-        """`notifier` tell those who wait for an upload what became of it; None: they find out by looking."""
+        """`notifier` wakes the requests that wait for an upload; without one they notice by polling."""
         self._database = database
         self._directory = directory
         self._worker = worker
@@ -294,6 +298,12 @@ class PostgresJobs(JobQueue):
         self._notifier = notifier
 
     async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
+        """Claim due jobs of this staging directory: up to `limit` small ones and up to `large` large ones.
+
+        A few of those that any worker may do come on top. Without `large`, its limit is `limit` as well.
+        Slots for large uploads that finished ones do not need, up to `eager` of them, go to uploads
+        that are still being received.
+        """
         rows = await self._database.fetch(
             CLAIM,
             self._directory.id,
@@ -325,17 +335,25 @@ class PostgresJobs(JobQueue):
         return jobs
 
     async def renew(self, jobs: Sequence[Job]) -> set[int]:
+        """Extend the leases; return the ids that are still ours and may go on."""
         rows = await self._database.fetch(RENEW, *self._fences(jobs), self._lease_seconds)
         return {row["id"] for row in rows}
 
     async def release(self, jobs: Sequence[Job]) -> None:
+        """Let the leases run out in a moment, for somebody else to go on. Counts as no failure."""
         await self._database.execute(RELEASE, *self._fences(jobs), RELEASE_SECONDS)
 
     async def release_lost(self, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
+        """Do as `release` with all that these workers hold, and this one without knowing it; return how many.
+
+        Only for workers whose process has ended. `held` are the jobs that this worker does know of. A job that
+        was lost several times in a row keeps its lease: it may be what kills its workers.
+        """
         workers = [self._worker, *dead_workers]
         return len(await self._database.fetch(RELEASE_LOST, self._directory.id, workers, held, RELEASE_SECONDS))
 
     async def finish_transfers(self, done: Sequence[tuple[Job, StoredObject]]) -> set[int]:
+        """Record objects as stored; return the ids for which the upload really moved."""
         rows = await self._database.fetch(
             FINISH_TRANSFERS,
             *self._fences([job for job, _ in done]),
@@ -350,39 +368,56 @@ class PostgresJobs(JobQueue):
         return {row["id"] for row in rows}
 
     async def finish_removals(self, jobs: Sequence[Job]) -> None:
+        """Record that nothing is left of these uploads."""
         await self._database.execute(FINISH_REMOVALS, *self._fences(jobs))
         self._changed(jobs)
 
     async def retry(self, job: Job, error: Exception, *, code: str, delay_seconds: float) -> bool:
+        """Put the job back for later; return whether it still was ours and not cancelled."""
         return await self._put_back(job, error, code, delay_seconds=delay_seconds, failures=1)
 
     async def postpone(self, job: Job, error: Exception, *, code: str) -> bool:
+        """Put the job back until the store has returned. Counts as no failure; returns as `retry` does."""
         return await self._put_back(job, error, code, delay_seconds=0, failures=0)
 
     async def fail(self, job: Job, error: Exception, *, code: str) -> bool:
+        """Give the job up; a transfer's upload becomes `transfer_failed`. Returns as `retry` does."""
         arguments = (_sentence(error), code, _text(error), sources(Event.GIVE_UP))
         ours = await self._database.execute(FAIL, *self._fence(job), *arguments) > 0
         self._changed([job])
         return ours
 
     async def move(self, job: Job, place_id: int) -> bool:
+        """Record in which place a transfer goes on, from its beginning. Returns whether the job still was ours."""
         return await self._database.execute(MOVE, *self._fence(job), place_id) > 0
 
     async def sending_parts(self, job: Job) -> bool:
+        """Return whether a worker holds a lease on the eager job of the same upload."""
         row = await self._database.read(SENDING_PARTS, job.upload.id)
         return row is not None and bool(row["sending"])
 
     async def defer(self, job: Job, *, until_bytes: int) -> bool:
+        """Put an eager job aside until `until_bytes` bytes are durable. Returns as `retry` does."""
         return await self._database.execute(DEFER, *self._fence(job), until_bytes) > 0
 
     async def discard(self, job: Job, *, settle_seconds: float = 0) -> bool:
+        """Close a job that has nothing left to do, or was cancelled; return whether it was still ours.
+
+        A removal that waits for its end becomes due after `settle_seconds`: what was under way to the
+        store has ended by then.
+        """
         return await self._database.execute(DISCARD, *self._fence(job), float(settle_seconds)) > 0
 
     async def next_due_seconds(self, *, large: bool = True) -> float | None:
+        """Return how long until the next job may be claimed, None if there is none or the store is away.
+
+        Without `large`, large ones do not count.
+        """
         row = await self._database.read(NEXT_DUE, self._directory.id, large, LARGE_BYTES)
         return None if row is None else row["seconds"]
 
     def transfer_state(self, job: Job) -> TransferState:
+        """Return the durable memory of a transfer, fenced by the job's attempt."""
         return PostgresTransferState(self._database, job, self._worker)
 
     async def _put_back(self, job: Job, error: Exception, code: str, *, delay_seconds: float, failures: int) -> bool:

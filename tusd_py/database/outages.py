@@ -1,10 +1,10 @@
-"""The record of store outages, for each staging directory: what its workers share, and what outlives each of them."""
+"""Outages of the store as recorded for each staging directory: shared by its workers, and outliving them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.ports import Job, Outage, OutageRecord, Probe, StagingIdentity
+from tusd_py.ports import Job, Outage, Probe, StagingIdentity
 
 if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
@@ -58,8 +58,8 @@ SELECT extract(epoch FROM now() - since)::float8 AS seconds FROM over
 CURRENT: Final = "SELECT blocked, error_code, error FROM store_outages WHERE staging_id = $1 AND ended_at IS NULL"
 
 
-class PostgresOutages(OutageRecord):
-    """The outages as the workers beside one staging directory see them."""
+class StoreOutages:
+    """The outages that the workers beside one staging directory know of and share."""
 
     def __init__(self, database: Database, notifier: Notifier, *, directory: StagingIdentity) -> None:
         self._database = database
@@ -67,6 +67,7 @@ class PostgresOutages(OutageRecord):
         self._directory = directory
 
     async def declare(self, outage: Outage, *, probe_in_seconds: float) -> bool:
+        """Record that a probe failed and when the next one is due; return whether this is news."""
         facts = (outage.blocked, outage.code, outage.sentence, float(probe_in_seconds))
         if await self._database.fetchrow(DECLARE, self._directory.id, *facts) is not None:
             return True
@@ -74,14 +75,20 @@ class PostgresOutages(OutageRecord):
         return False
 
     async def overlaps(self, job: Job) -> bool:
+        """Return whether an outage lasts, or lasted during this attempt of the job."""
         row = await self._database.read(OVERLAPS, self._directory.id, job.started_at)
         return row is not None and bool(row["overlaps"])
 
     async def take_probe(self, *, for_seconds: float, at_once: bool = False) -> Probe | None:
+        """Take the next probe if it is due, or `at_once`, for so long; return None without an outage."""
         row = await self._database.fetchrow(TAKE_PROBE, self._directory.id, float(for_seconds), at_once)
         return None if row is None else Probe(row["probes"], taken=row["taken"], due_seconds=row["due_seconds"])
 
     async def end(self) -> float | None:
+        """Record the store's return and make all waiting jobs due; return how long it was away.
+
+        None: somebody else did.
+        """
         row = await self._database.fetchrow(END, self._directory.id)
         if row is None:
             return None

@@ -1,4 +1,4 @@
-"""The contracts between the layers: every Protocol that a service or the worker is handed.
+"""The contracts between the layers: every Protocol that a service or the worker is handed, and their data.
 
 Adapters subclass these explicitly, so that the class line lists their capabilities and the type
 checker reports a missing method where the adapter is built. Nothing here imports an adapter.
@@ -10,10 +10,8 @@ from tusd_py.ports.queue import (
     LARGE_BYTES,
     Job,
     JobKind,
-    JobQueue,
     JobState,
     Outage,
-    OutageRecord,
     Probe,
     QueueStats,
 )
@@ -42,7 +40,6 @@ from tusd_py.ports.stores import (
 )
 from tusd_py.ports.uploads import (
     AttemptView,
-    CleanupRepository,
     ListPosition,
     NewUpload,
     TransferOrder,
@@ -59,12 +56,10 @@ __all__ = [
     "Body",
     "CheckResult",
     "Checkable",
-    "CleanupRepository",
     "Digests",
     "DownloadHeaders",
     "Job",
     "JobKind",
-    "JobQueue",
     "JobState",
     "ListPosition",
     "ListableStore",
@@ -77,7 +72,6 @@ __all__ = [
     "ObjectStore",
     "OnContended",
     "Outage",
-    "OutageRecord",
     "Outcome",
     "PartRecord",
     "PartStore",

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
-from uuid import UUID
 
 from tusd_py.ports.queue import JobKind, JobState
 from tusd_py.protocol.upload import (
@@ -240,57 +239,3 @@ class UploadRepository(Protocol):
 
     async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
         """Return the latest attempts of an upload's jobs, newest first."""
-
-
-class CleanupRepository(Protocol):
-    """What cleanup asks of the record. Batches are bounded; everything may be repeated."""
-
-    async def overdue(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[Upload]:
-        """Return uploads of this staging directory whose time is up and that nothing needs any more."""
-
-    async def expire(self, upload_id: UploadId) -> bool:
-        """Expire an upload if it is still overdue, and queue the removal of its bytes."""
-
-    async def purgeable(
-        self, older_than_seconds: float, limit: int, *, skip: Sequence[UploadId] = ()
-    ) -> list[UploadId]:
-        """Return stored uploads whose staged copy may go."""
-
-    async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
-        """Return which of them are still stored; to be asked while their files are locked."""
-
-    async def purged(self, upload_ids: Sequence[UploadId]) -> None:
-        """Record that the staged copies of stored uploads are gone."""
-
-    async def gone_copies(self, limit: int, *, skip: Sequence[UploadId] = ()) -> list[UploadId]:
-        """Return uploads that are gone and whose removal, their staged copy included, waits for the store."""
-
-    async def gone_copies_removed(self, upload_ids: Sequence[UploadId]) -> None:
-        """Record that the staged copies of uploads that are gone have been removed ahead of the rest."""
-
-    async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
-        """Queue failed transfers again; return how many."""
-
-    async def count_requeued(self) -> int:
-        """Return how many failed transfers of this node are queued again and not begun."""
-
-    async def requeue_orphaned(self, limit: int) -> int:
-        """Queue whatever waits for a job and has none; return how many."""
-
-    async def release_parts(self, limit: int) -> int:
-        """Forget the parts of finals that no longer read them; return how many links.
-
-        A part that would never expire by itself gets a time to do so.
-        """
-
-    async def purge_rows(self, older_than_seconds: float, limit: int) -> int:
-        """Delete the rows of uploads long gone; return how many."""
-
-    async def purge_events(self, older_than_seconds: float, limit: int) -> int:
-        """Delete old events; return how many."""
-
-    async def with_files(self, upload_ids: Sequence[UUID]) -> set[UUID]:
-        """Return which of these uploads have a staging file."""
-
-    async def knows_directory(self) -> bool:
-        """Return whether the database knows this staging directory."""

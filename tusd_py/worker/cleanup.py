@@ -22,8 +22,9 @@ from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
 from tusd_py.worker.postponed import Postponed
 
 if TYPE_CHECKING:
+    from tusd_py.database.cleanup import CleanupRecords
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import CleanupRepository, Staging, StagingFiles
+    from tusd_py.ports import Staging, StagingFiles
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +51,7 @@ class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
     def __init__(
-        self, records: CleanupRepository, staging: StagingFiles, settings: CleanupSettings, metrics: Metrics
+        self, records: CleanupRecords, staging: StagingFiles, settings: CleanupSettings, metrics: Metrics
     ) -> None:
         self._records = records
         self._staging = staging
@@ -239,7 +240,7 @@ class Cleanup:
 
 
 async def remove_staged_copies(
-    staging: Staging | StagingFiles, records: CleanupRepository, upload_ids: Sequence[UploadId]
+    staging: Staging | StagingFiles, records: CleanupRecords, upload_ids: Sequence[UploadId]
 ) -> tuple[list[UploadId], dict[UploadId, StorageError]]:
     """Remove the staged copies of those uploads that are still stored, and record it.
 

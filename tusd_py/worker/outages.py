@@ -18,7 +18,8 @@ from tusd_py.errors import DatabaseUnavailable, PermanentStoreError, StorageErro
 from tusd_py.ports import Outage
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Job, ObjectStore, OutageRecord
+    from tusd_py.database.outages import StoreOutages
+    from tusd_py.ports import Job, ObjectStore
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +35,7 @@ SHORTEST_PAUSE_SECONDS: Final = 0.05
 class OutageDetector:
     """The view that one worker process has of the store."""
 
-    def __init__(self, outages: OutageRecord, store: ObjectStore, *, poll_seconds: float) -> None:
+    def __init__(self, outages: StoreOutages, store: ObjectStore, *, poll_seconds: float) -> None:
         """`poll_seconds` is how often to look whether another worker has found the store away."""
         self._outages = outages
         self._store = store

@@ -30,8 +30,9 @@ from tusd_py.errors import (
 from tusd_py.ports import LARGE_BYTES, JobKind
 
 if TYPE_CHECKING:
+    from tusd_py.database.jobs import JobQueue
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import Job, JobQueue
+    from tusd_py.ports import Job
     from tusd_py.worker.outages import OutageDetector
     from tusd_py.worker.transfer import Transfers
 

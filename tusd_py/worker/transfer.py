@@ -30,9 +30,11 @@ from tusd_py.worker.cleanup import remove_staged_copies
 from tusd_py.worker.metered import MeteredTransferState
 
 if TYPE_CHECKING:
+    from tusd_py.database.cleanup import CleanupRecords
+    from tusd_py.database.jobs import JobQueue
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores
-    from tusd_py.ports import CleanupRepository, JobQueue, ObjectStore, Staging, UploadRepository
+    from tusd_py.ports import ObjectStore, Staging, UploadRepository
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +54,7 @@ class Transfers:
         *,
         jobs: JobQueue,
         uploads: UploadRepository,
-        cleanup: CleanupRepository,
+        cleanup: CleanupRecords,
         staging: Staging,
         stores: Stores,
         metrics: Metrics,
