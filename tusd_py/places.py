@@ -16,7 +16,8 @@ from tusd_py.config.places import Place
 from tusd_py.errors import DatabaseUnavailable, StorageError, StoreNotConfigured
 
 if TYPE_CHECKING:
-    from tusd_py.ports import ObjectStore, PlaceRecord
+    from tusd_py.database.places import PostgresPlaces
+    from tusd_py.ports import ObjectStore
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +27,7 @@ class Stores:
 
     def __init__(
         self,
-        record: PlaceRecord,
+        record: PostgresPlaces,
         place: Place,
         current: ObjectStore,
         former: Mapping[Place, ObjectStore] | None = None,

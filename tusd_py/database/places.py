@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.config.places import Place
 from tusd_py.errors import StoreNotConfigured
-from tusd_py.ports import PlaceRecord
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
@@ -33,13 +32,18 @@ UPDATE jobs SET due_at = now() FROM uploads
 """
 
 
-class PostgresPlaces(PlaceRecord):
-    """The places on record."""
+class PostgresPlaces:
+    """Every place that was ever configured. Every method raises `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def register(self, current: Place, former: Sequence[Place]) -> dict[Place, int]:
+        """Return the ids of places, making those that are new.
+
+        Uploads from before places were recorded lie in the first of `former`, else in `current`, of
+        whoever registers first.
+        """
         ids = {}
         async with self._database.transaction() as connection:
             # Who names a former place at the first start of all means what is there from before.
@@ -51,6 +55,7 @@ class PostgresPlaces(PlaceRecord):
         return ids
 
     async def places(self) -> dict[int, Place]:
+        """Return all places by their ids."""
         rows = await self._database.fetch(ALL)
         return {row["id"]: Place(*(row[name] for name in _COLUMNS.split(", "))) for row in rows}
 

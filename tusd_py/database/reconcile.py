@@ -13,7 +13,7 @@ from uuid import UUID
 
 from tusd_py.database.rows import unsigned
 from tusd_py.database.statements import LIVE, WANTS_TRANSFER
-from tusd_py.ports import ReconcileRepository, StagedPart, StagingIdentity, UploadRecord
+from tusd_py.ports import StagedPartial, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ UPDATE uploads SET local_present = false WHERE {_UNCHANGED} AND state = 'stored'
 """  # noqa: S608
 
 
-class PostgresReconcile(ReconcileRepository):
-    """The record as it is compared beside one staging directory."""
+class PostgresReconcile:
+    """The database as it is compared with one staging directory. Every method raises `DatabaseUnavailable`."""
 
     def __init__(self, database: Database, notifier: Notifier, *, directory: StagingIdentity) -> None:
         self._database = database
@@ -117,47 +117,66 @@ class PostgresReconcile(ReconcileRepository):
         self._directory = directory
 
     async def page(self, places: Sequence[int], after: str, limit: int) -> list[UploadRecord]:
+        """Return uploads in some places, of all staging directories, by object key after one.
+
+        The order is that of the key's code points.
+        """
         return [_facts(row) for row in await self._database.fetch(PAGE, after, limit, places)]
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[UploadRecord]:
+        """Return those uploads that exist."""
         return [_facts(row) for row in await self._database.fetch(BY_ID, upload_ids)]
 
     async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[UploadRecord]:
+        """Return the uploads of these object keys in some places."""
         return [_facts(row) for row in await self._database.fetch(BY_KEY, keys, places)]
 
     async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
+        """Return the object keys of the newest uploads of this staging directory that are stored in some places."""
         rows = await self._database.fetch(NEWEST_STORED, self._directory.id, limit, places)
         return [row["object_key"] for row in rows]
 
     async def stored_elsewhere(self, places: Sequence[int]) -> dict[int, int]:
+        """Return how many uploads of this staging directory are stored in places that are none of these, by place."""
         rows = await self._database.fetch(STORED_ELSEWHERE, self._directory.id, places)
         return {row["place_id"]: row["uploads"] for row in rows}
 
     async def knows_directory(self) -> bool:
+        """Return whether there is any upload of this staging directory."""
         row = await self._database.read(KNOWS_DIRECTORY, self._directory.id)
         return row is not None and bool(row["known"])
 
-    async def segments(self, upload_id: UploadId) -> list[StagedPart]:
+    async def segments(self, upload_id: UploadId) -> list[StagedPartial]:
+        """Return the parts of a final upload in order, as far as their bytes are kept."""
         rows = await self._database.fetch(SEGMENTS, upload_id)
-        return [StagedPart(row["id"], row["upload_offset"]) for row in rows]
+        return [StagedPartial(row["id"], row["upload_offset"]) for row in rows]
 
     async def queue_job(self, row: UploadRecord) -> bool:
+        """Queue the job that an upload waits for, if it still does and still has none."""
         queued = await self._database.fetch(QUEUE_JOB, *_seen(row), row.jobless)
         return self._announce(row, done=bool(queued))
 
     async def requeue_lost(self, row: UploadRecord, reason: str) -> bool:
+        """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole.
+
+        The caller holds the lock of its staged file. The parts of a final upload, whose files have no
+        part in this, are asked for by the statement itself.
+        """
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_SEGMENTS, row.id)
             moved = await connection.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
         return self._announce(row, done=bool(moved))
 
     async def mark_missing(self, row: UploadRecord, reason: str) -> bool:
+        """Record that bytes of an upload are missing, and since when; nothing else is changed."""
         return bool(await self._database.fetch(MARK_MISSING, *_seen(row), reason))
 
     async def clear_missing(self, row: UploadRecord) -> bool:
+        """Record that nothing is missing any more."""
         return await self._database.execute(CLEAR_MISSING, *_seen(row)) > 0
 
     async def forget_copy(self, row: UploadRecord) -> bool:
+        """Record that a stored upload has no staged copy."""
         return await self._database.execute(FORGET_COPY, *_seen(row)) > 0
 
     def _announce(self, row: UploadRecord, *, done: bool) -> bool:

@@ -5,7 +5,6 @@ checker reports a missing method where the adapter is built. Nothing here import
 """
 
 from tusd_py.ports.checks import Checkable, CheckResult, Outcome
-from tusd_py.ports.places import PlaceRecord
 from tusd_py.ports.queue import (
     LARGE_BYTES,
     Job,
@@ -15,9 +14,9 @@ from tusd_py.ports.queue import (
     Probe,
     QueueStats,
 )
-from tusd_py.ports.reconcile import ReconcileRepository, StagedFile, StagedPart, StagingScan, UploadRecord
+from tusd_py.ports.reconcile import StagedPartial, UploadRecord
 from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
-from tusd_py.ports.staging import Staging, StagingFile, StagingFiles, StagingIdentity
+from tusd_py.ports.staging import StagedFile, Staging, StagingFile, StagingIdentity
 from tusd_py.ports.stores import (
     NO_DIGESTS,
     BatchStore,
@@ -75,19 +74,15 @@ __all__ = [
     "Outcome",
     "PartRecord",
     "PartStore",
-    "PlaceRecord",
     "PresignedUrl",
     "Probe",
     "QueueStats",
-    "ReconcileRepository",
     "Segment",
     "StagedFile",
-    "StagedPart",
+    "StagedPartial",
     "Staging",
     "StagingFile",
-    "StagingFiles",
     "StagingIdentity",
-    "StagingScan",
     "StoredObject",
     "TransferOrder",
     "TransferState",

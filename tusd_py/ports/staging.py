@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tusd_py.errors import StagingMismatch, StorageError, WrongNode
-from tusd_py.ports.reconcile import StagedFile
 from tusd_py.protocol.upload import StagingId, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -36,6 +36,18 @@ class StagingIdentity:
         """Raise `WrongNode` if another directory holds the bytes of an upload."""
         if upload.staging_id != self.id:
             raise WrongNode(upload_id=str(upload.id), staging_id=str(upload.staging_id))
+
+
+@dataclass(frozen=True, slots=True)
+class StagedFile:
+    """An entry of the staging directory."""
+
+    name: str
+    upload_id: UploadId | None
+    """None: no regular file of a name and in a place that this server gives."""
+    size: int
+    modified_at: float
+    """Seconds since the epoch."""
 
 
 class StagingFile(Protocol):
@@ -125,20 +137,7 @@ class Staging(Protocol):
             StagingFull: they would not now; once others have gone they may.
         """
 
-
-class StagingFiles(Protocol):
-    """Staging as cleanup sees it."""
-
-    async def open(self, upload_id: UploadId, *, create: bool) -> StagingFile | None:
-        """See `Staging.open`."""
-
-    def locked(
-        self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
-    ) -> AbstractAsyncContextManager[list[UploadId]]:
-        """See `Staging.locked`."""
-
-    async def try_remove(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
-        """See `Staging.try_remove`."""
+    # --- for cleanup ---------------------------------------------------------------------------------
 
     async def set_aside(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
         """Move files that the caller has locked to `unclaimed/`; return those that could not be moved."""

@@ -17,8 +17,10 @@ from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tusd_py.ports import ObjectStore, ReconcileRepository, StagingScan, UploadRecord
+    from tusd_py.database.reconcile import PostgresReconcile
+    from tusd_py.ports import ObjectStore, UploadRecord
     from tusd_py.reconcile.compare import Scope
+    from tusd_py.staging import DirectoryScan
 
 REASONS: Final = {
     Kind.OBJECT_MISSING: "The stored file is missing.",
@@ -32,7 +34,7 @@ REASONS: Final = {
 class Repairs:
     """Mends on one node."""
 
-    def __init__(self, records: ReconcileRepository, staging: StagingScan, store: ObjectStore, scope: Scope) -> None:
+    def __init__(self, records: PostgresReconcile, staging: DirectoryScan, store: ObjectStore, scope: Scope) -> None:
         self._records = records
         self._staging = staging
         self._store = store

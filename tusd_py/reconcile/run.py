@@ -35,8 +35,10 @@ from tusd_py.reconcile.repairs import Repairs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tusd_py.ports import ReconcileRepository, StagedFile, StagingScan, UploadRecord
+    from tusd_py.database.reconcile import PostgresReconcile
+    from tusd_py.ports import StagedFile, UploadRecord
     from tusd_py.reconcile.compare import Scope
+    from tusd_py.staging import DirectoryScan
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +58,8 @@ class Reconciler:
 
     def __init__(  # noqa: PLR0913 -- its collaborators
         self,
-        records: ReconcileRepository,
-        staging: StagingScan,
+        records: PostgresReconcile,
+        staging: DirectoryScan,
         store: ReconcilableStore,
         scope: Scope,
         *,

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tusd_py.ports import StagedFile, StagingScan
+from tusd_py.ports import StagedFile
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging.identity import ID_FILE
 from tusd_py.staging.locked_file import translated_errors
@@ -30,13 +30,14 @@ _NOT_LISTED: Final = frozenset({"lost+found", ID_FILE, UNCLAIMED})
 """What a file system keeps at its top, and what is ours there."""
 
 
-class DirectoryScan(StagingScan):
+class DirectoryScan:
     """A look at one staging directory."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def pages(self, limit: int) -> Iterator[list[StagedFile]]:
+        """Return everything in the staging directory. Blocks: run each step in a thread."""
         return _in_pages(self._entries(), limit)
 
     def _entries(self) -> Iterator[StagedFile]:
@@ -49,6 +50,7 @@ class DirectoryScan(StagingScan):
                     yield found
 
     def sizes(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, int]:
+        """Return the sizes of the files that are there. Blocks."""
         found = {}
         with translated_errors():
             for upload_id in upload_ids:
@@ -59,25 +61,37 @@ class DirectoryScan(StagingScan):
         return found
 
     def locked(self, upload_ids: Sequence[UploadId]) -> AbstractAsyncContextManager[list[UploadId]]:
+        """Hold the locks of files; see `Staging.locked`."""
         return locked_files({upload_id: self._path(upload_id) for upload_id in upload_ids})
 
     def unclaimed(self, limit: int) -> Iterator[list[StagedFile]]:
+        """Yield pages of what was set aside. Blocks: run each step in a thread."""
         return _in_pages(unclaimed_files(self._directory), limit)
 
     async def remove_unwanted(
         self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
     ) -> bool:
+        """Remove a file under its own lock, if it is old enough and `unwanted` says so then.
+
+        Returns False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
+        """
         path = self._path(upload_id)
         return await self._under_lock(path, unchanged_since, unwanted, lambda: Path(path).unlink(missing_ok=True))
 
     async def set_aside_unwanted(
         self, upload_id: UploadId, *, unchanged_since: float, unwanted: Callable[[], Awaitable[bool]]
     ) -> bool:
+        """Move a file to `unclaimed/`, on the same conditions as `remove_unwanted` removes one."""
         path = self._path(upload_id)
         move = partial(set_aside, self._directory, upload_id, Path(path))
         return await self._under_lock(path, unchanged_since, unwanted, move)
 
     async def take_back(self, upload_id: UploadId, *, wanted: Callable[[], Awaitable[bool]]) -> bool:
+        """Move a file that was set aside back to its place, under its own lock, if `wanted` says so then.
+
+        Raises:
+            StorageError: its place is taken.
+        """
         source = str(unclaimed_path(self._directory, upload_id))
         move = partial(take_back, self._directory, upload_id, Path(self._path(upload_id)))
         return await self._under_lock(source, math.inf, wanted, move)

@@ -24,7 +24,7 @@ from tusd_py.worker.postponed import Postponed
 if TYPE_CHECKING:
     from tusd_py.database.cleanup import CleanupRecords
     from tusd_py.metrics import Metrics
-    from tusd_py.ports import Staging, StagingFiles
+    from tusd_py.ports import Staging
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
     def __init__(
-        self, records: CleanupRecords, staging: StagingFiles, settings: CleanupSettings, metrics: Metrics
+        self, records: CleanupRecords, staging: Staging, settings: CleanupSettings, metrics: Metrics
     ) -> None:
         self._records = records
         self._staging = staging
@@ -240,7 +240,7 @@ class Cleanup:
 
 
 async def remove_staged_copies(
-    staging: Staging | StagingFiles, records: CleanupRecords, upload_ids: Sequence[UploadId]
+    staging: Staging, records: CleanupRecords, upload_ids: Sequence[UploadId]
 ) -> tuple[list[UploadId], dict[UploadId, StorageError]]:
     """Remove the staged copies of those uploads that are still stored, and record it.
 
