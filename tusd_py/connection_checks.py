@@ -11,7 +11,7 @@ from tusd_py.app import database_dsn, make_former_store, make_store
 from tusd_py.config.places import place_of
 from tusd_py.database.checks import DatabaseCheck
 from tusd_py.errors import TusdError
-from tusd_py.ports import Checkable, CheckResult, Outcome
+from tusd_py.ports import CheckResult, Outcome
 from tusd_py.staging.checks import StagingCheck
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ async def _store(config: Config) -> AsyncGenerator[CheckResult]:
     except TusdError as error:
         yield CheckResult("store: open", Outcome.FAILED, str(error))
         return
-    assert isinstance(store, Checkable)  # as all of ours are
     try:
         async with contextlib.aclosing(store.check()) as results:
             async for result in results:

@@ -14,6 +14,7 @@ import structlog
 
 from tusd_py.config.places import Place
 from tusd_py.errors import DatabaseUnavailable, StorageError, StoreNotConfigured
+from tusd_py.ports import BatchStore, MeasuredStore, PartStore
 
 if TYPE_CHECKING:
     from tusd_py.database.places import PostgresPlaces
@@ -34,6 +35,10 @@ class Stores:
     ) -> None:
         """`former` says which store holds now what was stored in another place: `current` itself, if it was moved."""
         self.current = current
+        # What the current store can do beyond the port is asked here, once. None: it cannot.
+        self.measured = current if isinstance(current, MeasuredStore) else None
+        self.batches = current if isinstance(current, BatchStore) else None
+        self.parts = current if isinstance(current, PartStore) else None
         self._record = record
         self._place = place
         self._former = former or {}
@@ -41,6 +46,7 @@ class Stores:
         self._registering = asyncio.Lock()
         self._current_id: int | None = None
         self._by_id: dict[int, ObjectStore] = {}
+        self._part_stores = [each for each in (current, *self._former.values()) if isinstance(each, PartStore)]
         self._places: dict[int, Place] = {}
 
     async def open(self) -> None:
@@ -107,6 +113,10 @@ class Stores:
             await store.open()
             self._unopened.discard(store)
         return store
+
+    def takes_parts(self, store: ObjectStore) -> bool:
+        """Return whether a store may hold parts of an upload that never completed."""
+        return store in self._part_stores
 
     async def place(self, place_id: int) -> Place | None:
         """Return which place that is, also where it is not configured. None: nobody knows."""

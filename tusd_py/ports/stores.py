@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
+from tusd_py.ports.checks import Checkable
+
 if TYPE_CHECKING:
     from tusd_py.errors import StorageError
     from tusd_py.protocol.concat import Room
@@ -152,8 +154,8 @@ class PresignedUrl:
 
 
 @runtime_checkable
-class ObjectStore(Protocol):
-    """A destination for finished uploads."""
+class ObjectStore(Checkable, Protocol):
+    """A destination for finished uploads. What only some can do has ports of its own; `places.Stores` asks once."""
 
     name: str
 

@@ -31,7 +31,6 @@ from tusd_py.errors import (
 from tusd_py.ports import (
     NO_DIGESTS,
     BatchStore,
-    Checkable,
     CheckResult,
     Digests,
     DownloadHeaders,
@@ -68,7 +67,7 @@ _NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP
 """Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
-class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, Checkable, ListableStore):
+class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced

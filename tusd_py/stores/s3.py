@@ -22,7 +22,6 @@ import structlog
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import (
-    Checkable,
     CheckResult,
     DownloadHeaders,
     ListableStore,
@@ -68,7 +67,7 @@ class _KeyState(Enum):
     FOREIGN = auto()
 
 
-class S3Store(ObjectStore, PartStore, Checkable, ListableStore):
+class S3Store(ObjectStore, PartStore, ListableStore):
     """Objects in one bucket."""
 
     name = "s3"

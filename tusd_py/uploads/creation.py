@@ -23,7 +23,7 @@ from tusd_py.errors import (
     TusdError,
     WholeChecksumMismatch,
 )
-from tusd_py.ports import MeasuredStore, NewUpload
+from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.fields import is_upload_token
@@ -151,11 +151,10 @@ class Creator:
 
     async def _room(self) -> Room | None:
         """Return what the store can take, None where that has no end or is not known just now."""
-        store = self._stores.current
-        if not isinstance(store, MeasuredStore):
+        if self._stores.measured is None:
             return None
         try:
-            return (await store.room()).less(self._settings.reserve)
+            return (await self._stores.measured.room()).less(self._settings.reserve)
         except StorageError as error:
             # Nobody has to wait for a store that is away; the transfer will.
             log.warning("store_room_unknown", reason=str(error))

@@ -50,9 +50,7 @@ class CleanupSettings:
 class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
-    def __init__(
-        self, records: CleanupRecords, staging: Staging, settings: CleanupSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, records: CleanupRecords, staging: Staging, settings: CleanupSettings, metrics: Metrics) -> None:
         self._records = records
         self._staging = staging
         self._settings = settings

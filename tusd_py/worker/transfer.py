@@ -16,12 +16,10 @@ import structlog
 from tusd_py.errors import StorageError, StoreNotConfigured, TransferCancelled, TusdError
 from tusd_py.ports import (
     NO_DIGESTS,
-    BatchStore,
     Job,
     JobKind,
     ObjectIdentity,
     ObjectSpec,
-    PartStore,
     Segment,
     StoredObject,
 )
@@ -80,7 +78,7 @@ class Transfers:
         """Return whether a job may be done together with others."""
         return (
             job.kind is JobKind.TRANSFER
-            and isinstance(self._store, BatchStore)
+            and self._stores.batches is not None
             and job.upload.concat is None
             and job.upload.offset <= SMALL_BYTES
             and job.upload.place_id == self._stores.registered_id
@@ -106,7 +104,7 @@ class Transfers:
         Returns how many bytes must be durable before there is more to do. One call sends a bounded
         amount, so that one upload does not keep the others waiting. Raises whatever the store raises.
         """
-        if not isinstance(self._store, PartStore):
+        if self._stores.parts is None:
             # The store was another one when the job was made: it rests until the upload is complete.
             return job.upload.length or job.min_offset
         upload = await self._uploads.find(job.upload.id)
@@ -115,7 +113,7 @@ class Transfers:
         await self._go_to_current_place(job)
         durable = min(upload.offset, job.min_offset + EAGER_BYTES)
         segment = Segment(self._staging.path(upload.id), durable)
-        min_offset = await self._store.put_parts(self._spec(upload), [segment], self._transfer_state(job))
+        min_offset = await self._stores.parts.put_parts(self._spec(upload), [segment], self._transfer_state(job))
         log.debug("sent_bytes", upload_id=str(upload.id), durable=durable, min_offset=min_offset)
         return min_offset
 
@@ -143,7 +141,7 @@ class Transfers:
         that one of them sees the other; else they would abort each other's multipart upload.
         """
         # Polled, for the other worker may be another process.
-        while isinstance(self._store, PartStore) and await self._jobs.sending_parts(job):  # noqa: ASYNC110
+        while self._stores.parts is not None and await self._jobs.sending_parts(job):  # noqa: ASYNC110
             await asyncio.sleep(EAGER_LOOK_SECONDS)
 
     def _transfer_state(self, job: Job) -> MeteredTransferState:
@@ -151,8 +149,10 @@ class Transfers:
 
     async def transfer_batch(self, jobs: Sequence[Job]) -> list[StoredObject | StorageError]:
         """Bring many small uploads into the store at once; return a result for each."""
-        assert isinstance(self._store, BatchStore)  # `batchable` said so
-        results = await self._store.put_batch([(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs])
+        assert self._stores.batches is not None  # `batchable` said so
+        results = await self._stores.batches.put_batch(
+            [(self._spec(job.upload), [self._staged(job.upload)]) for job in jobs]
+        )
         self._metrics.transferred_bytes.inc(sum(one.length for one in results if isinstance(one, StoredObject)))
         return results
 
@@ -168,7 +168,7 @@ class Transfers:
         if job.multipart_id is not None:
             await store.abort(upload.object_key, job.multipart_id)
         # A worker that died while it sent early may have begun what nobody could record.
-        sent_bytes = isinstance(store, PartStore) and upload.offset > SMALL_BYTES
+        sent_bytes = self._stores.takes_parts(store) and upload.offset > SMALL_BYTES
         if upload.concat is not Concat.PARTIAL and (upload.remote_present or upload.completed_at or sent_bytes):
             await self._remove_object(store, upload, upload)
 
