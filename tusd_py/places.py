@@ -17,7 +17,7 @@ from tusd_py.errors import DatabaseUnavailable, StorageError, StoreNotConfigured
 from tusd_py.ports import BatchStore, MeasuredStore, PartStore
 
 if TYPE_CHECKING:
-    from tusd_py.database.places import PostgresPlaces
+    from tusd_py.database.places import PlaceRecords
     from tusd_py.ports import ObjectStore
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,7 @@ class Stores:
 
     def __init__(
         self,
-        record: PostgresPlaces,
+        record: PlaceRecords,
         place: Place,
         current: ObjectStore,
         former: Mapping[Place, ObjectStore] | None = None,

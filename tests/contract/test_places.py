@@ -9,7 +9,7 @@ from tests.contract.test_object_store import OpenStore
 from tests.integration.support import World
 from tests.integration.workers import reaches, working
 from tusd_py.config.places import Place
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.places import Stores
 from tusd_py.ports import DownloadHeaders, PresignedUrl
 from tusd_py.protocol.upload import State
@@ -21,7 +21,7 @@ async def test_what_lies_at_the_former_location_is_linked_to_and_removed_there(
     world: World, s3: S3Destination, open_store: OpenStore
 ) -> None:
     """Small, and in parts; and what was not stored before the change goes to the new location."""
-    record = PostgresPlaces(world.database)
+    record = PlaceRecords(world.database)
     later = replace(s3, prefix=f"{s3.prefix}/later")
     old, new = (Place("s3", bucket=s3.account.bucket, prefix=each.prefix) for each in (s3, later))
     first, second = await open_store(s3), await open_store(later)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.support import HERE, World
-from tusd_py.database.reconcile import PostgresReconcile
+from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.protocol.upload import Upload
 from tusd_py.reconcile.compare import Scope, key_pattern
 from tusd_py.reconcile.findings import Kind, Outcome, Report, Result
@@ -50,7 +50,7 @@ def reconciler(world: World, store: Any = None, *, clock: Any = None, batch: int
         "delete_local_after_seconds": 0.0,
     }
     return Reconciler(
-        PostgresReconcile(world.database, world.notifier, directory=world.staging.identity),
+        ReconcileRecords(world.database, world.notifier, directory=world.staging.identity),
         DirectoryScan(world.root / "staging"),
         chosen,
         Scope(**(values | changes)),

@@ -20,7 +20,7 @@ from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import Notifier
 from tusd_py.database.outages import StoreOutages
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.uploads import PostgresUploads
@@ -87,7 +87,7 @@ class World:
     def stores(self, store: ObjectStore | None = None, former: Mapping[Place, ObjectStore] | None = None) -> Stores:
         """The world's store, or a store in its stead, as the current one; and those of before."""
         place = Place("filesystem", directory=str(self.root / "store"))
-        return Stores(PostgresPlaces(self.database), place, self.store if store is None else store, former)
+        return Stores(PlaceRecords(self.database), place, self.store if store is None else store, former)
 
     async def create(self, **changes: Any) -> Upload:
         """Insert a row; no file comes with it."""

@@ -12,7 +12,7 @@ from tests.integration.support import HERE, World, open_world
 from tests.integration.workers import SOON, InParts, is_true, reaches, working
 from tusd_py import crc64
 from tusd_py.config.places import Place
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
@@ -117,7 +117,7 @@ async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(worl
     newer = FilesystemStore(tmp_path / "newer")
     await newer.open()
     old = Place("filesystem", directory=str(world.root / "store"))
-    stores = Stores(PostgresPlaces(world.database), Place("s3", bucket="new"), newer, {old: store})
+    stores = Stores(PlaceRecords(world.database), Place("s3", bucket="new"), newer, {old: store})
 
     async with working(world, stores=stores):
         upload = await receive(world, upload, 2 * PART)

@@ -16,7 +16,7 @@ from tusd_py.config.places import Place
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database import migrate as runner
 from tusd_py.database.migrate import Migration, check_schema, load_migrations, migrate, migrations_directory, pending
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
 from tusd_py.errors import DatabaseUnavailable, MigrationError
 
@@ -272,8 +272,8 @@ async def test_uploads_from_before_places_were_recorded_belong_to_the_place_of_t
     await database.open()
     here = Place("s3", "https://s3.example", "bucket")
 
-    ids = await PostgresPlaces(database).register(here, [])
-    changed = await PostgresPlaces(database).register(Place("filesystem", directory="store"), [here])
+    ids = await PlaceRecords(database).register(here, [])
+    changed = await PlaceRecords(database).register(Place("filesystem", directory="store"), [here])
 
     assert await query(empty_dsn, "SELECT DISTINCT place_id FROM uploads") == [(ids[here],)]
     assert changed[here] == ids[here]

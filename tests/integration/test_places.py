@@ -15,7 +15,7 @@ from tests.integration.reconciling import reconcile
 from tests.integration.support import World
 from tests.integration.workers import OneByOne, is_true, reaches, working
 from tusd_py.config.places import Place
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.errors import StoreNotConfigured
 from tusd_py.places import Stores
 from tusd_py.ports import ObjectStore
@@ -41,7 +41,7 @@ def changed(world: World, current: ObjectStore, *, former: bool = True, moved: b
     """The stores after a change: the world's store is a former one, or forgotten."""
     old = Place("filesystem", directory=str(world.root / "store"))
     known: dict[Place, ObjectStore] = {old: current if moved else world.store} if former else {}
-    return Stores(PostgresPlaces(world.database), NEW, current, known)
+    return Stores(PlaceRecords(world.database), NEW, current, known)
 
 
 async def stored_before(world: World, *, purge: bool = True) -> Upload:
@@ -57,7 +57,7 @@ async def stored_before(world: World, *, purge: bool = True) -> Upload:
 
 
 async def test_uploads_from_before_lie_where_the_first_start_stores(world: World) -> None:
-    places = PostgresPlaces(world.database)
+    places = PlaceRecords(world.database)
 
     ids = await places.register(OLD, [])
     later = await places.register(NEW, [OLD])
@@ -69,13 +69,13 @@ async def test_uploads_from_before_lie_where_the_first_start_stores(world: World
 
 
 async def test_who_changes_the_store_with_the_first_start_names_the_former_one(world: World) -> None:
-    ids = await PostgresPlaces(world.database).register(NEW, [OLD])
+    ids = await PlaceRecords(world.database).register(NEW, [OLD])
 
     assert ids[OLD] == 1
 
 
 async def test_processes_that_start_at_once_agree(world: World) -> None:
-    places = PostgresPlaces(world.database)
+    places = PlaceRecords(world.database)
 
     told = await asyncio.gather(*(places.register(NEW, [OLD]) for _ in range(8)))
 
@@ -183,7 +183,7 @@ async def test_what_a_killed_worker_left_in_the_former_store_is_taken_back(
     await world.end_leases()
     old = OneByOne(world.store)
     stores = Stores(
-        PostgresPlaces(world.database), NEW, newer, {Place("filesystem", directory=str(world.root / "store")): old}
+        PlaceRecords(world.database), NEW, newer, {Place("filesystem", directory=str(world.root / "store")): old}
     )
 
     async with working(world, stores=stores):

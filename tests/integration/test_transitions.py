@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.support import HERE, World, stored
 from tests.integration.test_statements import statements
-from tusd_py.database.reconcile import PostgresReconcile
+from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.errors import PermanentStoreError, StateConflict
 from tusd_py.ports import Job
 from tusd_py.protocol.upload import TRANSITIONS, Concat, Event, State, Upload
@@ -54,7 +54,7 @@ async def give_up(world: World, uploads: dict[State, Upload]) -> None:
 
 
 async def lose(world: World, uploads: dict[State, Upload]) -> None:
-    records = PostgresReconcile(world.database, world.notifier, directory=world.staging.identity)
+    records = ReconcileRecords(world.database, world.notifier, directory=world.staging.identity)
     for row in await records.by_id([upload.id for upload in uploads.values()]):
         lost = await records.requeue_lost(row, "The stored file is missing.")
         assert lost is (Event.LOSE in TRANSITIONS[row.state])

@@ -12,7 +12,7 @@ from tusd_py.app.identity import identify
 from tusd_py.config import Config
 from tusd_py.config.places import place_of, store_directory
 from tusd_py.database.notifier import Notifier
-from tusd_py.database.places import PostgresPlaces
+from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database, Notifications
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import ConfigError
@@ -86,7 +86,7 @@ def make_stores(config: Config, database: Database) -> Stores:
         place_of(config, each): current if each.moved else make_former_store(config, each)
         for each in config.storage.former
     }
-    return Stores(PostgresPlaces(database), place_of(config, config.storage), current, former)
+    return Stores(PlaceRecords(database), place_of(config, config.storage), current, former)
 
 
 def database_dsn(config: Config) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tusd_py.app.core import Core
 from tusd_py.config import Config
-from tusd_py.database.reconcile import PostgresReconcile
+from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.errors import StorageError
 from tusd_py.reconcile.compare import Scope, key_pattern
 from tusd_py.reconcile.findings import Report
@@ -33,7 +33,7 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
         StorageError: a store tells nothing of what it holds.
     """
     config, stores = core.config, await core.stores.configured()
-    records = PostgresReconcile(core.database, core.notifier, directory=core.identity)
+    records = ReconcileRecords(core.database, core.notifier, directory=core.identity)
     known = [place_id for ids in stores.values() for place_id in ids]
     report, unknown = Report(), await core.stores.unconfigured()
     for place_id, count in (await records.stored_elsewhere(known)).items():

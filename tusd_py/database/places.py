@@ -32,7 +32,7 @@ UPDATE jobs SET due_at = now() FROM uploads
 """
 
 
-class PostgresPlaces:
+class PlaceRecords:
     """Every place that was ever configured. Every method raises `DatabaseUnavailable`."""
 
     def __init__(self, database: Database) -> None:

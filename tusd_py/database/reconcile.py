@@ -108,7 +108,7 @@ UPDATE uploads SET local_present = false WHERE {_UNCHANGED} AND state = 'stored'
 """  # noqa: S608
 
 
-class PostgresReconcile:
+class ReconcileRecords:
     """The database as it is compared with one staging directory. Every method raises `DatabaseUnavailable`."""
 
     def __init__(self, database: Database, notifier: Notifier, *, directory: StagingIdentity) -> None:

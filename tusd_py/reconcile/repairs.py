@@ -17,7 +17,7 @@ from tusd_py.reconcile.findings import Finding, Kind, Repair, Result
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tusd_py.database.reconcile import PostgresReconcile
+    from tusd_py.database.reconcile import ReconcileRecords
     from tusd_py.ports import ObjectStore, UploadRecord
     from tusd_py.reconcile.compare import Scope
     from tusd_py.staging import DirectoryScan
@@ -34,7 +34,7 @@ REASONS: Final = {
 class Repairs:
     """Mends on one node."""
 
-    def __init__(self, records: PostgresReconcile, staging: DirectoryScan, store: ObjectStore, scope: Scope) -> None:
+    def __init__(self, records: ReconcileRecords, staging: DirectoryScan, store: ObjectStore, scope: Scope) -> None:
         self._records = records
         self._staging = staging
         self._store = store

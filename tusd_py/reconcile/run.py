@@ -35,7 +35,7 @@ from tusd_py.reconcile.repairs import Repairs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tusd_py.database.reconcile import PostgresReconcile
+    from tusd_py.database.reconcile import ReconcileRecords
     from tusd_py.ports import StagedFile, UploadRecord
     from tusd_py.reconcile.compare import Scope
     from tusd_py.staging import DirectoryScan
@@ -58,7 +58,7 @@ class Reconciler:
 
     def __init__(  # noqa: PLR0913 -- its collaborators
         self,
-        records: PostgresReconcile,
+        records: ReconcileRecords,
         staging: DirectoryScan,
         store: ReconcilableStore,
         scope: Scope,
