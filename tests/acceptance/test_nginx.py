@@ -1,4 +1,4 @@
-"""docs/nginx.conf does what its comments say, in front of the real server."""
+"""docs/deploy/nginx.conf does what its comments say, in front of the real server."""
 
 from __future__ import annotations
 

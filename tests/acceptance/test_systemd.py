@@ -1,4 +1,4 @@
-"""The systemd units in docs/: well-formed, hardened, and the server lives with what they leave it."""
+"""The systemd units in docs/deploy/: well-formed, hardened, and the server lives with what they leave it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.tools import ROOT, require_tool
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 
-UNITS = [ROOT / "docs" / name for name in ("tusd-py.service", "tusd-py-reconcile.service")]
+UNITS = [ROOT / "docs" / "deploy" / name for name in ("tusd-py.service", "tusd-py-reconcile.service")]
 MOST_EXPOSURE = 2.0
 MIB = 2**20
 

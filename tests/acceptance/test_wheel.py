@@ -166,7 +166,7 @@ def test_without_npm_there_is_no_wheel_but_a_reason(tmp_path: Path) -> None:
     assert not (tree / "dist").exists()
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tusd-py.service"])
+@pytest.mark.parametrize("name", ["docs/deploy/README.md", "docs/deploy/tusd-py.service"])
 def test_the_documentation_installs_what_is_built_here(wheel: Path, name: str) -> None:
     """And nothing from the package index, where the name may become somebody else's."""
     text = (ROOT / name).read_text(encoding="utf-8")
@@ -178,11 +178,11 @@ def test_the_documentation_installs_what_is_built_here(wheel: Path, name: str) -
 
 @pytest.mark.parametrize("name", ["tusd-py.service", "tusd-py-reconcile.service"])
 def test_a_unit_starts_the_program_that_was_installed(clean: Path, name: str) -> None:
-    unit = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    unit = (ROOT / "docs" / "deploy" / name).read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     started = re.findall(r"^Exec\w+=(\S+)", unit, re.MULTILINE)
 
     assert {Path(program).name for program in started} <= project["scripts"].keys()
     assert all((clean / "bin" / Path(program).name).exists() for program in started)
-    # Where the README installs it.
+    # Where docs/deploy/README.md installs it.
     assert {str(Path(program).parent) for program in started} == {"/opt/tusd_py/.venv/bin"}

@@ -11,7 +11,7 @@ from tests.support.ports import LOOPBACK, free_port, is_listening
 from tests.support.process import Child
 from tests.support.tools import ROOT, require_tool
 
-DOCUMENTED = ROOT / "docs" / "nginx.conf"
+DOCUMENTED = ROOT / "docs" / "deploy" / "nginx.conf"
 LISTEN = "listen 80;"
 UPSTREAM = f"server {LOOPBACK}:1080;"
 START_SECONDS = 10
