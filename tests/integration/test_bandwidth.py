@@ -53,7 +53,7 @@ async def test_a_limited_worker_takes_its_time_and_keeps_its_leases(world: World
             seen.add(done)
             return len(took) == len(uploads)
 
-        async with asyncio.timeout(30), working(world, store, lease_seconds=1):
+        async with asyncio.timeout(30), working(world, store, lease=1):
             await is_true(all_stored, "both are stored")
 
         await store.close()

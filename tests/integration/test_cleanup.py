@@ -16,32 +16,16 @@ import pytest
 
 from tests.integration.reconciling import make_old, reconcile
 from tests.integration.support import DAY, THERE, World, stored
-from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
+from tests.integration.workers import Failing, OneByOne, is_true, make_cleanup, reaches, working
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
 from tusd_py.staging.identity import ID_FILE, write_id
 from tusd_py.worker import cleanup as module
-from tusd_py.worker.cleanup import Cleanup, CleanupSettings
+from tusd_py.worker.cleanup import Cleanup
 
 OLD = 7200.0
-
-
-def cleanup(
-    world: World, *, records: CleanupRecords | None = None, metrics: Metrics | None = None, **changes: Any
-) -> Cleanup:
-    values: dict[str, Any] = {
-        "interval_seconds": 60.0,
-        "delete_local": True,
-        "delete_local_after_seconds": 0.0,
-        "requeue_failed_after_seconds": 0.0,
-        "deleted_retention_seconds": 3600.0,
-        "orphans_after_seconds": 3600.0,
-        "unclaimed_after_seconds": 30 * DAY,
-        "events_after_seconds": 3600.0,
-    }
-    return Cleanup(records or world.cleanup, world.staging, CleanupSettings(**(values | changes)), metrics or Metrics())
 
 
 def impatient(world: World) -> CleanupRecords:
@@ -53,7 +37,7 @@ def impatient(world: World) -> CleanupRecords:
 def counted(world: World) -> tuple[Cleanup, Metrics]:
     """Cleanup, and what it counts."""
     metrics = Metrics()
-    return cleanup(world, metrics=metrics), metrics
+    return make_cleanup(world, metrics=metrics), metrics
 
 
 def failures(metrics: Metrics, kind: str) -> float | None:
@@ -84,7 +68,7 @@ async def test_an_upload_whose_time_is_up_expires_and_its_bytes_go(world: World,
     in_time = await world.create(expires_after_seconds=DAY)
     await world.run_out_of_time(upload)
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
     async with working(world):
         await reaches(world, upload, State.EXPIRED)
         await is_true(lambda: not world.staged(upload), "its bytes are gone")
@@ -102,9 +86,9 @@ async def test_an_upload_that_receives_bytes_at_this_moment_may_finish(world: Wo
     file = await world.staging.open(busy.id, create=True)
     assert file is not None
 
-    first = await cleanup(world).once()
+    first = await make_cleanup(world).once()
     await file.close()
-    second = await cleanup(world).once()
+    second = await make_cleanup(world).once()
 
     assert (first["expired"], second["expired"]) == (1, 1)
     assert await world.state(busy) is State.EXPIRED
@@ -118,7 +102,7 @@ async def test_uploads_that_are_busy_do_not_keep_others_from_expiring(
     await world.run_out_of_time(*uploads)
     files = [await world.staging.open(upload.id, create=True) for upload in uploads[:3]]
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert done["expired"] == 2
     assert [await world.state(upload) for upload in uploads[3:]] == [State.EXPIRED] * 2
@@ -134,7 +118,7 @@ async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: 
     await world.force_state(uploads[3], State.STORED)
     await world.run_out_of_time(*uploads)
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert done["expired"] == 0
 
@@ -153,8 +137,8 @@ async def test_what_nobody_committed_expires_after_its_time(world: World) -> Non
         await age(world, upload, "completed_at")
     records = impatient(world)
 
-    assert (await cleanup(world).once())["expired"] == 0
-    done = await cleanup(world, records=records).once()
+    assert (await make_cleanup(world).once())["expired"] == 0
+    done = await make_cleanup(world, records=records).once()
 
     assert done["expired"] == 2
     for upload in (young, held, committed, wanted, *others):
@@ -184,7 +168,7 @@ async def test_another_nodes_uploads_are_its_own_affair(world: World) -> None:
     upload = await world.create(staging_id=THERE)
     await world.run_out_of_time(upload)
 
-    assert (await cleanup(world).once())["expired"] == 0
+    assert (await make_cleanup(world).once())["expired"] == 0
 
 
 async def test_an_upload_that_got_more_time_meanwhile_stays(world: World) -> None:
@@ -207,13 +191,13 @@ async def test_parts_stay_while_a_final_needs_them_however_overdue(world: World)
 
     async with working(world, Failing(world.store, PermanentStoreError())):
         for _ in ("completed", "transfer_failed"):
-            assert (await cleanup(world).once())["expired"] == 0
+            assert (await make_cleanup(world).once())["expired"] == 0
             await reaches(world, final, State.TRANSFER_FAILED)
         await world.uploads.request_transfer(final.id)
         await reaches(world, final, State.STORED)
         assert world.object(final) == b"abab"
 
-        done = await cleanup(world).once()
+        done = await make_cleanup(world).once()
         assert (done["expired"], done["parts_released"]) == (2, 2)
         for part in parts:
             await reaches(world, part, State.EXPIRED)
@@ -227,13 +211,13 @@ async def test_parts_of_a_final_that_waits_stay(world: World) -> None:
     final = await world.final([done, open_part], expires_after_seconds=DAY)
     await world.run_out_of_time(done, open_part)
 
-    assert (await cleanup(world).once())["expired"] == 0
+    assert (await make_cleanup(world).once())["expired"] == 0
 
     await world.run_out_of_time(final)
-    assert (await cleanup(world).once())["expired"] >= 1
+    assert (await make_cleanup(world).once())["expired"] >= 1
     async with working(world):
         await reaches(world, final, State.EXPIRED)
-        await cleanup(world).once()
+        await make_cleanup(world).once()
         await reaches(world, done, State.EXPIRED)
         await reaches(world, open_part, State.EXPIRED)
 
@@ -242,7 +226,7 @@ async def test_a_part_that_nobody_made_a_final_of_expires(world: World) -> None:
     part = await world.part(b"ab", expires_after_seconds=DAY)
     await world.run_out_of_time(part)
 
-    assert (await cleanup(world).once())["expired"] == 1
+    assert (await make_cleanup(world).once())["expired"] == 1
 
 
 async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World) -> None:
@@ -253,7 +237,7 @@ async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World
         await reaches(world, final, State.STORED)
         await world.uploads.remove(final.id)
         await reaches(world, final, State.REMOVED)
-        done = await cleanup(world).once()
+        done = await make_cleanup(world).once()
         assert (done["expired"], done["parts_released"]) == (0, 1)
         assert world.staged(part)
         assert (await world.final([part])).state is State.COMPLETED  # it may be used again
@@ -262,21 +246,21 @@ async def test_parts_outlive_their_final_until_their_own_time_is_up(world: World
             "UPDATE uploads SET state = 'stored', local_present = false WHERE concat = 'final' AND gone_at IS NULL"
         )
         await world.run_out_of_time(part)
-        assert (await cleanup(world).once())["expired"] == 1
+        assert (await make_cleanup(world).once())["expired"] == 1
 
 
 @pytest.mark.parametrize("end", ["stored", "removed"])
 async def test_a_part_that_never_expires_gets_a_time_once_its_final_needs_it_no_more(world: World, end: str) -> None:
     part = await world.part(b"ab", expires_after_seconds=0)
     final = await world.final([part])
-    assert (await cleanup(world).once())["parts_released"] == 0
+    assert (await make_cleanup(world).once())["parts_released"] == 0
 
     async with working(world):
         await reaches(world, final, State.STORED)
         if end == "removed":
             await world.uploads.remove(final.id)
             await reaches(world, final, State.REMOVED)
-    await cleanup(world).once()
+    await make_cleanup(world).once()
 
     expires_at = (await world.find(part)).expires_at
     assert expires_at is not None
@@ -289,7 +273,7 @@ async def test_a_final_says_that_it_is_in_staging_only_while_each_part_is(world:
     final = await world.final(parts)
     async with working(world, purge=False):
         await reaches(world, final, State.STORED)
-        keep = cleanup(world, delete_local=False)
+        keep = make_cleanup(world, delete_local=False)
         await keep.once()
         assert (await world.find(final)).local_present
 
@@ -346,9 +330,9 @@ async def test_staged_copies_of_stored_uploads_go_after_their_time(
     monkeypatch.setattr(module, "BATCH", 2)
     uploads = [await put_in_store(world, await world.received()) for _ in range(5)]
 
-    early = await cleanup(world, delete_local_after_seconds=3600).once()
-    kept = await cleanup(world, delete_local=False).once()
-    done = await cleanup(world).once()
+    early = await make_cleanup(world, delete_local_after=3600).once()
+    kept = await make_cleanup(world, delete_local=False).once()
+    done = await make_cleanup(world).once()
 
     assert (early["local_purged"], kept["local_purged"], done["local_purged"]) == (0, 0, 5)
     for upload in uploads:
@@ -389,7 +373,7 @@ async def test_a_copy_that_reconcile_has_queued_again_meanwhile_stays(world: Wor
     records = RequeuedMeanwhile(world.database, world.notifier, directory=world.staging.identity)
     records.world = world
 
-    await cleanup(world, records=records).once()
+    await make_cleanup(world, records=records).once()
 
     assert (await world.find(lost)).state is State.TRANSFER_FAILED
     assert world.staged(lost)
@@ -430,11 +414,11 @@ async def test_a_file_that_is_locked_is_left_to_its_user(world: World) -> None:
     file = await world.staging.open(upload.id, create=False)
     assert file is not None
 
-    assert (await cleanup(world).once())["local_purged"] == 0
+    assert (await make_cleanup(world).once())["local_purged"] == 0
 
     assert world.staged(upload)
     await file.close()
-    assert (await cleanup(world).once())["local_purged"] == 1
+    assert (await make_cleanup(world).once())["local_purged"] == 1
 
 
 async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,12 +428,12 @@ async def test_a_copy_that_cannot_be_removed_is_still_on_record(world: World, mo
         return dict.fromkeys(upload_ids, StorageError("The disk is read-only."))
 
     monkeypatch.setattr(world.staging, "try_remove", refuse)
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
     monkeypatch.undo()
 
     assert done["local_purged"] == 0
     assert (await world.find(upload)).local_present
-    assert (await cleanup(world).once())["local_purged"] == 1
+    assert (await make_cleanup(world).once())["local_purged"] == 1
 
 
 async def test_a_step_that_fails_does_not_keep_the_others_from_running(
@@ -460,7 +444,7 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
 
     monkeypatch.setattr(world.cleanup, "overdue", refuse)
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert set(done) == {
         "local_purged", "gone_copies_removed", "requeued", "jobs_requeued", "parts_released", "rows_purged",
@@ -475,11 +459,11 @@ async def test_failed_transfers_are_tried_again_after_their_time(world: World) -
     upload = await world.received()
     async with working(world, Failing(world.store, PermanentStoreError())):
         await reaches(world, upload, State.TRANSFER_FAILED)
-        assert (await cleanup(world).once())["requeued"] == 0
-        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 0
+        assert (await make_cleanup(world).once())["requeued"] == 0
+        assert (await make_cleanup(world, requeue_failed_after=3600).once())["requeued"] == 0
         await age(world, upload, "updated_at")
 
-        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+        assert (await make_cleanup(world, requeue_failed_after=3600).once())["requeued"] == 1
         await reaches(world, upload, State.STORED)
 
 
@@ -489,7 +473,7 @@ async def test_what_is_queued_already_is_not_queued_again(world: World) -> None:
     await world.jobs().fail(job, PermanentStoreError(), code="ERR")
     await age(world, upload, "updated_at")
 
-    again = [await cleanup(world, requeue_failed_after_seconds=3600).once() for _ in range(2)]
+    again = [await make_cleanup(world, requeue_failed_after=3600).once() for _ in range(2)]
 
     assert [done["requeued"] for done in again] == [1, 0]
 
@@ -500,7 +484,7 @@ async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: Wo
         (job,) = await world.jobs().claim(1)
         await world.jobs().fail(job, PermanentStoreError(), code="ERR")
         await age(world, upload, "updated_at")
-        assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+        assert (await make_cleanup(world, requeue_failed_after=3600).once())["requeued"] == 1
 
     assert len(await world.jobs_of(upload)) == 11
 
@@ -517,10 +501,10 @@ async def test_old_jobs_of_an_upload_that_fails_for_ever_are_forgotten(world: Wo
 async def test_what_lost_its_job_gets_one(world: World, state: State, concat: Concat | None, kind: str) -> None:
     upload = await world.force_state(await world.completed(concat=concat), state)
     await world.sql("DELETE FROM jobs")
-    assert (await cleanup(world).once())["jobs_requeued"] == 0
+    assert (await make_cleanup(world).once())["jobs_requeued"] == 0
     await age(world, upload, "updated_at")
 
-    assert [(await cleanup(world).once())["jobs_requeued"] for _ in range(2)] == [1, 0]
+    assert [(await make_cleanup(world).once())["jobs_requeued"] for _ in range(2)] == [1, 0]
     assert await world.jobs_of(upload) == [(kind, "queued")]
 
 
@@ -529,7 +513,7 @@ async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
     upload = await world.force_state(await world.part(b"ab"), state)
     await age(world, upload, "updated_at")
 
-    assert (await cleanup(world, deleted_retention_seconds=DAY).once())["jobs_requeued"] == 0
+    assert (await make_cleanup(world, deleted_retention=DAY).once())["jobs_requeued"] == 0
 
 
 async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> None:
@@ -541,7 +525,7 @@ async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> No
     for upload in (committed, waiting, manual):
         await age(world, upload, "updated_at")
 
-    assert (await cleanup(world).once())["jobs_requeued"] == 1
+    assert (await make_cleanup(world).once())["jobs_requeued"] == 1
     found = [await world.jobs_of(upload) for upload in (committed, waiting, manual)]
     assert found == [[("transfer", "queued")], [], []]
 
@@ -559,10 +543,10 @@ async def removed(world: World, upload: Upload) -> Upload:
 async def test_a_tombstone_stays_for_its_time_and_goes_with_all_that_hangs_on_it(world: World) -> None:
     upload = await removed(world, await world.received())
     kept = await world.received()
-    assert (await cleanup(world).once())["rows_purged"] == 0
+    assert (await make_cleanup(world).once())["rows_purged"] == 0
     await age(world, upload, "gone_at")
 
-    assert (await cleanup(world).once())["rows_purged"] == 1
+    assert (await make_cleanup(world).once())["rows_purged"] == 1
 
     assert await world.uploads.find(upload.id) is None
     assert await world.uploads.find(kept.id) is not None
@@ -578,7 +562,7 @@ async def test_a_row_stays_while_its_bytes_are_not_gone(world: World) -> None:
     for upload in (expiring, removing):
         await age(world, upload, "gone_at")
 
-    assert (await cleanup(world).once())["rows_purged"] == 0
+    assert (await make_cleanup(world).once())["rows_purged"] == 0
 
 
 async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(world: World) -> None:
@@ -589,7 +573,7 @@ async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(worl
     for upload in (part, final):
         await age(world, upload, "gone_at")
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert (done["parts_released"], done["rows_purged"]) == (1, 2)
 
@@ -601,7 +585,7 @@ async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.Monkey
         await age(world, upload, "gone_at")
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert done["rows_purged"] == 5
     assert done["events_purged"] == 10
@@ -609,10 +593,10 @@ async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.Monkey
 
 async def test_events_stay_for_their_time(world: World) -> None:
     await world.completed()
-    assert (await cleanup(world).once())["events_purged"] == 0
+    assert (await make_cleanup(world).once())["events_purged"] == 0
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    assert (await cleanup(world).once())["events_purged"] == 1
+    assert (await make_cleanup(world).once())["events_purged"] == 1
 
 
 async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
@@ -623,7 +607,7 @@ async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
         await age(world, upload, "gone_at")
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    both = await asyncio.gather(cleanup(world).once(), cleanup(world).once())
+    both = await asyncio.gather(make_cleanup(world).once(), make_cleanup(world).once())
 
     for step, count in {"expired": 20, "rows_purged": 20, "events_purged": 40}.items():
         assert sum(done[step] for done in both) == count
@@ -650,13 +634,13 @@ async def test_old_files_that_no_upload_claims_are_set_aside(world: World, monke
     orphans = [put_file(world, str(uuid.uuid4())) for _ in range(5)]
     young = put_file(world, str(uuid.uuid4()), old=False)
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert done["files_set_aside"] == 5
     assert not any(path.exists() for path in orphans)
     assert all(unclaimed(world, path).read_bytes() == b"orphan" for path in orphans)
     assert young.exists()
-    assert (await cleanup(world).once())["unclaimed_removed"] == 0
+    assert (await make_cleanup(world).once())["unclaimed_removed"] == 0
 
 
 async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
@@ -667,13 +651,13 @@ async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
     back = await world.received()
     os.utime(world.staging.path(back.id), (0, 0))
     await world.sql("UPDATE uploads SET local_present = false")
-    assert (await cleanup(world).once())["files_set_aside"] == 6
+    assert (await make_cleanup(world).once())["files_set_aside"] == 6
     await world.sql("UPDATE uploads SET local_present = true")
     young, *old = orphans
     for path in (*old, unclaimed(world, world.staging.path(back.id))):
         os.utime(path, (time.time() - 31 * DAY, time.time() - 31 * DAY))
 
-    done = await cleanup(world).once()
+    done = await make_cleanup(world).once()
 
     assert done["unclaimed_removed"] == 4
     assert not any(path.exists() for path in old)
@@ -697,7 +681,7 @@ async def test_nothing_is_removed_where_directory_and_database_do_not_belong_tog
     else:
         await world.sql("DELETE FROM staging_directories")
 
-    assert await cleanup(world).once() == {}
+    assert await make_cleanup(world).once() == {}
 
     assert orphan.exists()
     assert old.exists()
@@ -789,7 +773,7 @@ async def test_a_part_of_the_directory_that_cannot_be_read_keeps_nobody_from_the
 
     monkeypatch.setattr("tusd_py.staging.area.os.scandir", refuse)
 
-    assert (await cleanup(world).once())["files_set_aside"] == 1
+    assert (await make_cleanup(world).once())["files_set_aside"] == 1
     assert unclaimed(world, orphan).exists()
     assert unreadable.exists()
 
@@ -799,7 +783,7 @@ async def test_files_of_uploads_stay_however_old(world: World) -> None:
     for upload in uploads:
         os.utime(world.staging.path(upload.id), (0, 0))
 
-    assert (await cleanup(world).once())["files_set_aside"] == 0
+    assert (await make_cleanup(world).once())["files_set_aside"] == 0
     assert all(world.staged(upload) for upload in uploads)
 
 
@@ -810,7 +794,7 @@ async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_set_aside(w
     for left in (upload, gone):
         os.utime(world.staging.path(left.id), (0, 0))
 
-    assert (await cleanup(world).once())["files_set_aside"] == 2
+    assert (await make_cleanup(world).once())["files_set_aside"] == 2
 
 
 @pytest.mark.parametrize(
@@ -827,13 +811,13 @@ async def test_a_copy_that_a_stored_or_removed_upload_left_behind_is_set_aside(w
 async def test_names_that_are_not_ours_are_left_alone(world: World, name: str) -> None:
     path = put_file(world, name)
 
-    assert (await cleanup(world).once())["files_set_aside"] == 0
+    assert (await make_cleanup(world).once())["files_set_aside"] == 0
     assert path.exists()
 
 
 async def test_the_sweep_goes_on_for_ever(world: World) -> None:
     upload = await world.create()
-    running = asyncio.create_task(cleanup(world, interval_seconds=0.01).run())
+    running = asyncio.create_task(make_cleanup(world, interval=0.01).run())
     await world.run_out_of_time(upload)
 
     await reaches(world, upload, State.EXPIRED)
@@ -862,7 +846,7 @@ async def failed_beside_a_waiting_eager_job(world: World) -> Upload:
 async def test_a_failed_transfer_is_tried_again_though_an_eager_job_waits(world: World) -> None:
     upload = await failed_beside_a_waiting_eager_job(world)
 
-    assert (await cleanup(world, requeue_failed_after_seconds=3600).once())["requeued"] == 1
+    assert (await make_cleanup(world, requeue_failed_after=3600).once())["requeued"] == 1
     assert await world.cleanup.count_requeued() == 1
     assert [job.upload.id for job in await world.jobs().claim(10)] == [upload.id]
 
@@ -872,4 +856,4 @@ async def test_what_nobody_queued_is_requeued_though_an_eager_job_waits(world: W
     await world.force_state(upload, State.TRANSFERRING)
     await age(world, upload, "updated_at")
 
-    assert (await cleanup(world).once())["jobs_requeued"] == 1
+    assert (await make_cleanup(world).once())["jobs_requeued"] == 1

@@ -20,7 +20,10 @@ from tusd_py.places import Stores
 from tusd_py.ports import Job, ObjectSpec, PartRecord, PartStore, Segment, TransferState
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore
-from tusd_py.worker.transfer import Transfers
+from tusd_py.worker.context import JobContext
+from tusd_py.worker.eager import EagerTransfer
+from tusd_py.worker.removal import Removal
+from tusd_py.worker.transfer import Transfer
 
 CONTENT = b"0123456789abcdef"
 PART = len(CONTENT) // InParts.PARTS
@@ -376,9 +379,9 @@ async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.M
 SET_STATE = "UPDATE jobs SET state = $2 WHERE upload_id = $1 AND kind = 'eager'"
 
 
-def transfers_of(world: World, store: Ahead, worker: str) -> Transfers:
+def context_of(world: World, store: Ahead, worker: str) -> JobContext:
     """What one worker does with its claims, without its loop."""
-    return Transfers(
+    return JobContext(
         jobs=world.jobs(worker),
         uploads=world.uploads,
         cleanup=world.cleanup,
@@ -413,8 +416,8 @@ async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload
 async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world: World, kind: str) -> None:
     store = Ahead(world.store)
     upload, ahead, other = await claimed_at_once(world, store, kind)
-    second = transfers_of(world, store, "second")
-    ending = asyncio.create_task(second.transfer(other) if kind == "transfer" else second.remove(other))
+    second = context_of(world, store, "second")
+    ending = asyncio.create_task((Transfer(second) if kind == "transfer" else Removal(second)).run(other))
     done, _ = await asyncio.wait([ending], timeout=0.3)
     assert not done
     assert (world.object(upload), store.aborted, world.staged(upload)) == (None, [], True)
@@ -431,6 +434,6 @@ async def test_who_sends_eager_looks_whether_the_upload_has_ended_meanwhile(worl
     store = Ahead(world.store)
     _, ahead, _ = await claimed_at_once(world, store, "transfer")
 
-    await transfers_of(world, store, "first").send_parts(ahead)
+    await EagerTransfer(context_of(world, store, "first")).run(ahead)
 
     assert store.calls == []

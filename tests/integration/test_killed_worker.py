@@ -12,12 +12,10 @@ import pytest
 
 from tests.integration.killed_worker import POINTS
 from tests.integration.support import World
-from tests.integration.workers import InParts, is_true, reaches, working
+from tests.integration.workers import InParts, is_true, make_cleanup, reaches, working
 from tests.support.process import Child
 from tusd_py.errors import TransferInProgress
-from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import State
-from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTENT = b"0123456789abcdef"
@@ -51,7 +49,7 @@ async def test_the_next_worker_ends_what_a_killed_one_began(world: World, point:
     await world.end_leases()
     async with working(world, InParts(world.store), name="worker-2"):
         await reaches(world, upload, State.STORED)
-    await cleanup(world).once()
+    await make_cleanup(world).once()
 
     found = await world.find(upload)
     assert (found.local_present, found.remote_present) == (False, True)
@@ -105,17 +103,3 @@ async def test_a_frozen_worker_that_is_thawed_cannot_bring_a_removed_upload_back
     assert await world.state(upload) is State.REMOVED
     assert await world.sql("SELECT 1 FROM transfer_parts") == []
     assert await world.jobs_of(upload) == [("transfer", "cancelled"), ("remove", "succeeded")]
-
-
-def cleanup(world: World) -> Cleanup:
-    settings = CleanupSettings(
-        interval_seconds=60,
-        delete_local=True,
-        delete_local_after_seconds=0,
-        requeue_failed_after_seconds=0,
-        deleted_retention_seconds=60,
-        orphans_after_seconds=60,
-        unclaimed_after_seconds=3600,
-        events_after_seconds=60,
-    )
-    return Cleanup(world.cleanup, world.staging, settings, Metrics())

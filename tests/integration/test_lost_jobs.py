@@ -54,7 +54,7 @@ async def test_the_jobs_of_a_dead_worker_are_taken_over_at_once(world: World) ->
     upload = await world.received()
     await world.jobs("dead", lease=LEASE).claim(1)
 
-    async with working(world, name="successor", dead_workers=("dead",), lease_seconds=LEASE):
+    async with working(world, name="successor", dead_workers=("dead",), lease=LEASE):
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
     assert await world.attempts_of(upload) == [("transfer", 1, "lost"), ("transfer", 2, "succeeded")]
@@ -65,11 +65,11 @@ async def test_what_could_not_be_recorded_goes_on_once_the_database_is_back(own_
     upload = await world.received()
     store = Gated(world.store)
 
-    async with working(world, store, lease_seconds=LEASE) as runner:
+    async with working(world, store, lease=LEASE) as runner:
         await store.reached.wait()
         async with away(world.dsn):
             store.gate.set()
-            await is_true(lambda: runner._unsettled, "its outcome could not be recorded")
+            await is_true(lambda: runner._outcomes.unrecorded, "its outcome could not be recorded")
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
     assert await world.jobs_of(upload, "failures") == [(0,)]
@@ -81,12 +81,12 @@ async def test_a_cancelled_transfer_gives_way_once_the_database_is_back(own_worl
     store = Gated(world.store)
     store.asks_the_ledger = True
 
-    async with working(world, store, lease_seconds=LEASE) as runner:
+    async with working(world, store, lease=LEASE) as runner:
         await store.reached.wait()
         await world.uploads.remove(upload.id, force=True)
         async with away(world.dsn):
             store.gate.set()
-            await is_true(lambda: runner._unsettled, "its end could not be acknowledged")
+            await is_true(lambda: runner._outcomes.unrecorded, "its end could not be acknowledged")
         await reaches(world, upload, State.REMOVED, deadline=DEADLINE)
 
     assert world.object(upload) is None
@@ -107,7 +107,7 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeyp
     upload = await world.received()
     jobs = Unanswered(world.database, directory=world.staging.identity, worker="worker-1", lease_seconds=LEASE)
 
-    async with working(world, jobs=jobs, lease_seconds=LEASE):
+    async with working(world, jobs=jobs, lease=LEASE):
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
     assert await world.attempts_of(upload) == [("transfer", 1, "lost"), ("transfer", 2, "succeeded")]

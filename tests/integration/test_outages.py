@@ -14,20 +14,18 @@ from structlog.testing import capture_logs
 
 from tests.integration.support import HERE, THERE, World, open_world
 from tests.integration.test_eager import CONTENT, PART, Ahead, receive
-from tests.integration.workers import Failing, OneByOne, is_true, reaches, working
+from tests.integration.workers import Failing, OneByOne, is_true, make_cleanup, reaches, working
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
-from tusd_py.metrics import Metrics
 from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker import outages
-from tusd_py.worker.cleanup import Cleanup, CleanupSettings
 from tusd_py.worker.outages import OutageDetector
 
 AWAY = Outage(blocked=False, code="ERR_STORE_UNAVAILABLE", sentence="The store is not reachable.")
 BLOCKED = Outage(blocked=True, code="ERR_STORE_BLOCKED", sentence="The store refuses this server (NoSuchBucket).")
-NO_RETRY: dict[str, Any] = {"max_retries": 0, "retry_delay_seconds": 3600.0, "retry_max_delay_seconds": 3600.0}
+NO_RETRY: dict[str, Any] = {"max_retries": 0, "retry_delay": 3600.0, "retry_max_delay": 3600.0}
 DEADLINE = 30.0
 
 
@@ -330,8 +328,7 @@ async def test_staged_copies_of_what_is_gone_do_not_wait_for_the_store(world: Wo
     gone, kept = await world.received(), await world.received()
     await world.outages().declare(AWAY, probe_in_seconds=3600)
     await world.uploads.remove(gone.id)
-    settings = CleanupSettings(60, True, 0, 0, 60, 60, 60, 60)
-    cleanup = Cleanup(world.cleanup, world.staging, settings, Metrics())
+    cleanup = make_cleanup(world)
 
     first, again = await cleanup.once(), await cleanup.once()
 

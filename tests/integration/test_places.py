@@ -136,7 +136,7 @@ async def test_a_removal_waits_for_the_store_to_be_configured_again(world: World
     async def told() -> str | None:
         return (await world.find(upload)).error
 
-    slowly: dict[str, Any] = {"retry_delay_seconds": 3600.0, "retry_max_delay_seconds": 3600.0}
+    slowly: dict[str, Any] = {"retry_delay": 3600.0, "retry_max_delay": 3600.0}
     async with working(world, stores=changed(world, newer, former=False), **slowly):
         await is_true(told, "it says why")
         assert await told() == StoreNotConfigured().detail

@@ -23,6 +23,7 @@ from tests.integration.workers import (
     working,
 )
 from tusd_py.app import Work, run_work
+from tusd_py.config import CleanupConfig
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import JOBS_CHANNEL
@@ -38,10 +39,11 @@ from tusd_py.errors import (
 from tusd_py.metrics import Metrics
 from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment, StoredObject, TransferState
 from tusd_py.protocol.upload import State, Upload, UploadId
-from tusd_py.worker.cleanup import Cleanup, CleanupSettings
+from tusd_py.worker.cleanup import Cleanup
+from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
+from tusd_py.worker.outcomes import retry_delay
 from tusd_py.worker.runner import Runner
-from tusd_py.worker.transfer import Transfers
 
 MIB = 2**20
 
@@ -106,7 +108,7 @@ async def test_several_workers_store_each_upload_once(world: World) -> None:
 
 async def test_the_end_of_an_upload_wakes_the_worker(world: World) -> None:
     notifications = Notifications(world.dsn, DatabaseConfig())
-    async with working(world, poll_seconds=60) as runner:
+    async with working(world, poll_interval=60) as runner:
         listening = asyncio.Event()
         notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node else listening.set())
         await notifications.open()
@@ -124,7 +126,7 @@ async def test_the_end_of_an_upload_wakes_the_worker(world: World) -> None:
 
 
 async def test_without_a_notification_polling_finds_the_job(world: World) -> None:
-    async with working(world, poll_seconds=0.05):
+    async with working(world, poll_interval=0.05):
         upload = await world.received()
         await reaches(world, upload, State.STORED)
 
@@ -221,18 +223,18 @@ async def test_a_failed_transfer_is_repeated_by_hand(world: World) -> None:
 
 
 def test_waits_grow_up_to_a_bound_and_are_never_all_the_same() -> None:
-    chosen = settings(retry_delay_seconds=60.0, retry_backoff=2.0, retry_max_delay_seconds=3600.0)
+    chosen = settings(retry_delay=60.0, retry_backoff=2.0, retry_max_delay=3600.0)
 
     for failures, plain in [(1, 60), (2, 120), (3, 240), (6, 1920), (7, 3600), (1000, 3600)]:
-        waits = [chosen.delay(failures) for _ in range(50)]
+        waits = [retry_delay(chosen, failures) for _ in range(50)]
         assert all(0.9 * plain <= wait <= 1.1 * plain for wait in waits)
         assert len(set(waits)) > 1
 
 
 def test_a_factor_of_one_waits_the_same_each_time() -> None:
-    chosen = settings(retry_delay_seconds=60.0, retry_backoff=1.0, retry_max_delay_seconds=3600.0)
+    chosen = settings(retry_delay=60.0, retry_backoff=1.0, retry_max_delay=3600.0)
 
-    assert 54 <= chosen.delay(100) <= 66
+    assert 54 <= retry_delay(chosen, 100) <= 66
 
 
 # --- stopping --------------------------------------------------------------------------------------
@@ -255,7 +257,7 @@ async def test_stopping_lets_what_runs_come_to_its_end_and_begins_nothing(world:
 async def test_what_takes_too_long_to_stop_is_left_to_the_next_worker_at_once(world: World) -> None:
     upload = await world.received()
     stuck = Gated(world.store)
-    async with working(world, stuck, shutdown_seconds=0.01):
+    async with working(world, stuck, shutdown_timeout=0.01):
         await stuck.reached.wait()
 
     assert stuck.cancelled == 1
@@ -274,7 +276,7 @@ async def test_a_helper_that_dies_takes_the_worker_with_it(world: World) -> None
     store = Gated(world.store)
 
     with pytest.raises(ExceptionGroup) as died:
-        async with working(world, store, jobs=jobs, lease_seconds=0.3):
+        async with working(world, store, jobs=jobs, lease=0.3):
             await is_true(lambda: store.cancelled, "what ran was cancelled")
 
     assert died.group_contains(RuntimeError, match="bug in a helper")
@@ -286,13 +288,14 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
             raise RuntimeError("bug in the cleanup")
 
     metrics = Metrics()
-    transfers = Transfers(
+    context = JobContext(
         jobs=world.jobs(), uploads=world.uploads, cleanup=world.cleanup, staging=world.staging, stores=world.stores(),
         metrics=metrics, purge_at_once=True,
     )  # fmt: skip
-    cleanup = Broken(world.cleanup, world.staging, CleanupSettings(60, True, 0, 0, 60, 60, 60, 60), metrics)
+    config = settings()
+    cleanup = Broken(world.cleanup, world.staging, CleanupConfig(), config, metrics)
     detector = OutageDetector(world.outages(), world.store, poll_seconds=60)
-    runner = Runner(world.jobs(), transfers, detector, settings(), metrics)
+    runner = Runner(context, detector, config, shutdown_timeout=10)
 
     with pytest.raises(RuntimeError, match="bug in the cleanup"):
         await asyncio.wait_for(run_work(Work(runner, cleanup), asyncio.Event()), SOON)
@@ -386,7 +389,7 @@ async def test_a_long_transfer_keeps_its_lease(world: World) -> None:
         before, renewed = renewed, await world.value("SELECT due_at FROM jobs")
         return renewed > before
 
-    async with working(world, store, lease_seconds=0.6):
+    async with working(world, store, lease=0.6):
         await store.reached.wait()  # before the other one begins, which else might be first
         async with working(world, other, name="worker-2"):
             renewed = await world.value("SELECT due_at FROM jobs")
@@ -404,7 +407,7 @@ async def test_a_worker_that_lost_its_lease_stops_and_the_next_one_stores_the_up
     upload = await world.received()
     store = Gated(world.store)
 
-    async with working(world, store, lease_seconds=0.6):
+    async with working(world, store, lease=0.6):
         await store.reached.wait()
         await world.end_leases()
         (job,) = await world.jobs("worker-2").claim(1)
@@ -433,7 +436,7 @@ async def test_a_worker_that_cannot_renew_stops_before_its_lease_ends(world: Wor
     jobs.away = {"renew"}
     store = Watched(world.store)
 
-    async with working(world, store, jobs=jobs, lease_seconds=1.5):
+    async with working(world, store, jobs=jobs, lease=1.5):
         await is_true(lambda: left_when_stopped, "the worker has stopped by itself")
         jobs.away = {"claim", "renew"}
 
@@ -444,10 +447,10 @@ async def test_a_worker_takes_no_more_large_uploads_than_it_can_run(world: World
     uploads = [await world.completed(length=LARGE_BYTES + 1) for _ in range(6)]
     first, second = Gated(world.store), Gated(world.store)
 
-    async with working(world, first, name="a", concurrency=3, shutdown_seconds=0.01):
+    async with working(world, first, name="a", concurrency=3, shutdown_timeout=0.01):
         await is_true(lambda: len(first.puts) == 2, "the first worker is full")
         small = await world.received()
-        async with working(world, second, name="b", concurrency=3, shutdown_seconds=0.01):
+        async with working(world, second, name="b", concurrency=3, shutdown_timeout=0.01):
             await is_true(lambda: len(second.puts) >= 2, "the second worker found some as well")
         await is_true(lambda: str(small.id) in first.puts + second.puts, "a small one need not wait")
 
@@ -643,7 +646,7 @@ async def test_by_force_a_worker_that_hangs_is_stopped_by_its_heartbeat(world: W
     upload = await world.received()
     store = Gated(world.store)
 
-    async with working(world, store, lease_seconds=3.0):
+    async with working(world, store, lease=3.0):
         await store.reached.wait()
         await world.uploads.remove(upload.id, force=True)
         await reaches(world, upload, State.REMOVED)
@@ -838,4 +841,4 @@ def sent(world: World, upload: Upload) -> str:
 
 def test_soon_is_less_than_a_lease() -> None:
     """Else a test that shows that nobody waits for a lease would show nothing."""
-    assert settings().lease_seconds > 3 * SOON
+    assert settings().lease > 3 * SOON

@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.integration.support import World
 from tests.support.process import eventually
+from tusd_py.config import CleanupConfig, TransferConfig
+from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
@@ -23,27 +25,44 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.worker.cleanup import Cleanup
+from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
-from tusd_py.worker.runner import Runner, WorkerSettings
-from tusd_py.worker.transfer import Transfers
+from tusd_py.worker.runner import Runner
 
 SOON = 8.0
 """Seconds in which whatever is expected has long happened, even on a busy machine."""
+OF_TRANSFER = {"delete_local", "delete_local_after", "requeue_failed_after"}
+"""Settings of cleanup that stand in the section `transfer`."""
 
 
-def settings(**changes: Any) -> WorkerSettings:
+def settings(**changes: Any) -> TransferConfig:
     """A patient lease and impatient retries. Polling is quick, so that no test waits for it."""
     values: dict[str, Any] = {
         "concurrency": 4,
-        "lease_seconds": 30.0,
-        "poll_seconds": 0.02,
+        "lease": 30.0,
+        "poll_interval": 0.02,
         "max_retries": 2,
-        "retry_delay_seconds": 0.01,
+        "retry_delay": 0.01,
         "retry_backoff": 1.0,
-        "retry_max_delay_seconds": 0.01,
-        "shutdown_seconds": 10.0,
+        "retry_max_delay": 0.01,
     }
-    return WorkerSettings(**(values | changes))
+    # Not validated: tests have shorter leases than an operator may configure.
+    return TransferConfig.model_construct(**(values | changes))
+
+
+def make_cleanup(
+    world: World, *, records: CleanupRecords | None = None, metrics: Metrics | None = None, **changes: Any
+) -> Cleanup:
+    """Cleanup that removes staged copies at once and everything else after an hour; a month for what is unclaimed."""
+    values: dict[str, Any] = {
+        "deleted_retention": 3600.0,
+        "orphans_after": 3600.0,
+        "events_after": 3600.0,
+    } | changes
+    transfer = TransferConfig.model_construct(**{name: values.pop(name) for name in changes if name in OF_TRANSFER})
+    config = CleanupConfig.model_construct(**values)
+    return Cleanup(records or world.cleanup, world.staging, config, transfer, metrics or Metrics())
 
 
 @contextlib.asynccontextmanager
@@ -58,15 +77,16 @@ async def working(
     digests: frozenset[str] = frozenset(),
     object_parameters: Mapping[str, Mapping[str, str]] | None = None,
     dead_workers: Sequence[str] = (),
+    shutdown_timeout: float = 10.0,
     **changes: Any,
 ) -> AsyncIterator[Runner]:
     """A worker that runs meanwhile, and has ended in good order afterwards."""
     chosen = settings(**changes)
-    queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease_seconds)
+    queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease)
     metrics = Metrics()
     stores = world.stores(store) if stores is None else stores
     await stores.current_id()
-    transfers = Transfers(
+    context = JobContext(
         jobs=queue,
         uploads=world.uploads,
         cleanup=world.cleanup,
@@ -75,10 +95,10 @@ async def working(
         metrics=metrics,
         purge_at_once=purge,
         digests=digests,
-        object_parameters=object_parameters,
+        object_parameters=object_parameters or {},
     )
-    detector = OutageDetector(world.outages(), stores.current, poll_seconds=chosen.poll_seconds)
-    runner = Runner(queue, transfers, detector, chosen, metrics)
+    detector = OutageDetector(world.outages(), stores.current, poll_seconds=chosen.poll_interval)
+    runner = Runner(context, detector, chosen, shutdown_timeout=shutdown_timeout)
     runner.take_over(dead_workers)
     task = asyncio.create_task(runner.run())
     try:

@@ -12,10 +12,10 @@ from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.outages import StoreOutages
 from tusd_py.process_identity import unique_name
-from tusd_py.worker.cleanup import Cleanup, CleanupSettings
+from tusd_py.worker.cleanup import Cleanup
+from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
-from tusd_py.worker.runner import Runner, WorkerSettings
-from tusd_py.worker.transfer import Transfers
+from tusd_py.worker.runner import Runner
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         notifier=core.notifier,
     )
     cleanup = make_cleanup_records(core)
-    transfers = Transfers(
+    context = JobContext(
         jobs=jobs,
         uploads=core.uploads,
         cleanup=cleanup,
@@ -49,37 +49,17 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
         object_parameters={name: profile.object_parameters.named() for name, profile in config.profiles.items()},
     )
-    settings = WorkerSettings(
-        concurrency=transfer.concurrency,
-        lease_seconds=transfer.lease,
-        poll_seconds=transfer.poll_interval,
-        max_retries=transfer.max_retries,
-        retry_delay_seconds=transfer.retry_delay,
-        retry_backoff=transfer.retry_backoff,
-        retry_max_delay_seconds=transfer.retry_max_delay,
-        shutdown_seconds=config.server.shutdown_timeout,
-    )
     outages = StoreOutages(core.database, core.notifier, directory=core.identity)
     detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)
-    runner = Runner(jobs, transfers, detector, settings, core.metrics)
+    runner = Runner(context, detector, transfer, shutdown_timeout=config.server.shutdown_timeout)
     runner.take_over(dead_workers)
 
-    def rung(payload: str) -> None:
+    def on_notification(payload: str) -> None:
         if payload in {"", str(core.identity.id)}:
             runner.wake()
 
-    core.notifications.subscribe(JOBS_CHANNEL, rung)
-    cleanup_settings = CleanupSettings(
-        interval_seconds=config.cleanup.interval,
-        delete_local=transfer.delete_local,
-        delete_local_after_seconds=transfer.delete_local_after,
-        requeue_failed_after_seconds=transfer.requeue_failed_after,
-        deleted_retention_seconds=config.cleanup.deleted_retention,
-        orphans_after_seconds=config.cleanup.orphans_after,
-        unclaimed_after_seconds=config.cleanup.unclaimed_after,
-        events_after_seconds=config.cleanup.events_after,
-    )
-    return Work(runner, Cleanup(cleanup, core.staging, cleanup_settings, core.metrics))
+    core.notifications.subscribe(JOBS_CHANNEL, on_notification)
+    return Work(runner, Cleanup(cleanup, core.staging, config.cleanup, transfer, core.metrics))
 
 
 def make_cleanup_records(records: Records) -> CleanupRecords:

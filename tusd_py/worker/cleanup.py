@@ -1,8 +1,8 @@
-"""Cleanup: expire what is overdue, let go of staged copies, drop what nobody needs any more.
+"""Cleanup: expire what is overdue, remove staged copies and unclaimed files, delete old rows.
 
-A pass does bounded batches until nothing is left; a failure in one step is logged and does not keep
-the others from running, nor does a file that cannot be dealt with. `transfer_failed` and uploads on hold are
-never touched.
+A pass works in bounded batches until nothing is left. A step that fails is logged and does not keep
+the others from running, and neither does a file that cannot be opened or removed. Failed transfers and
+uploads on hold are never removed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
 from tusd_py.worker.postponed import Postponed
 
 if TYPE_CHECKING:
+    from tusd_py.config import CleanupConfig, TransferConfig
     from tusd_py.database.cleanup import CleanupRecords
     from tusd_py.metrics import Metrics
     from tusd_py.ports import Staging
@@ -33,27 +33,21 @@ LOCKED_AT_ONCE: Final = 100
 """Each is an open file, and a process may have no more than 1024 of them by default."""
 
 
-@dataclass(frozen=True, slots=True)
-class CleanupSettings:
-    """What cleanup needs to know of the configuration. Times in seconds."""
-
-    interval_seconds: float
-    delete_local: bool
-    delete_local_after_seconds: float
-    requeue_failed_after_seconds: float
-    deleted_retention_seconds: float
-    orphans_after_seconds: float
-    unclaimed_after_seconds: float
-    events_after_seconds: float
-
-
 class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
-    def __init__(self, records: CleanupRecords, staging: Staging, settings: CleanupSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        records: CleanupRecords,
+        staging: Staging,
+        config: CleanupConfig,
+        transfer: TransferConfig,
+        metrics: Metrics,
+    ) -> None:
         self._records = records
         self._staging = staging
-        self._settings = settings
+        self._config = config
+        self._transfer = transfer
         self._metrics = metrics
         self._not_expired = Postponed("expired", metrics)
         self._not_purged = Postponed("local_purged", metrics)
@@ -62,15 +56,15 @@ class Cleanup:
         self._not_removed = Postponed("unclaimed_removed", metrics)
 
     async def run(self) -> None:
-        """Make a pass now and then, for ever."""
+        """Make a pass every `interval` seconds, forever."""
         while True:
             await self.once()
-            await asyncio.sleep(self._settings.interval_seconds)
+            await asyncio.sleep(self._config.interval)
 
     async def once(self) -> dict[str, int]:
-        """Make one pass and return what each step dealt with."""
-        settings, records = self._settings, self._records
-        if not await self._in_the_right_place():
+        """Make one pass; return how many rows or files each step dealt with."""
+        config, records = self._config, self._records
+        if not await self._directory_is_known():
             return {}
         steps: dict[str, Callable[[], Awaitable[int]]] = {
             "expired": self.expire,
@@ -79,8 +73,8 @@ class Cleanup:
             "requeued": self._requeue_failed,
             "jobs_requeued": lambda: _until_done(lambda: records.requeue_orphaned(BATCH)),
             "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
-            "rows_purged": lambda: _until_done(lambda: records.purge_rows(settings.deleted_retention_seconds, BATCH)),
-            "events_purged": lambda: _until_done(lambda: records.purge_events(settings.events_after_seconds, BATCH)),
+            "rows_purged": lambda: _until_done(lambda: records.purge_rows(config.deleted_retention, BATCH)),
+            "events_purged": lambda: _until_done(lambda: records.purge_events(config.events_after, BATCH)),
             "files_set_aside": self.set_orphans_aside,
             "unclaimed_removed": self.remove_unclaimed,
         }
@@ -97,8 +91,8 @@ class Cleanup:
             log.info("cleanup", **dealt_with)
         return done
 
-    async def _in_the_right_place(self) -> bool:
-        """Return whether directory and database still belong together; without that nothing is removed."""
+    async def _directory_is_known(self) -> bool:
+        """Return whether the database still knows the staging directory. If not, nothing is removed."""
         try:
             await self._demand_identity()
         except StagingMismatch as error:
@@ -148,9 +142,9 @@ class Cleanup:
 
     async def purge_local(self) -> int:
         """Remove staged copies of stored uploads; the record follows the removal."""
-        if not self._settings.delete_local:
+        if not self._transfer.delete_local:
             return 0
-        after, count = self._settings.delete_local_after_seconds, 0
+        after, count = self._transfer.delete_local_after, 0
         skip = self._not_purged.current()
         while upload_ids := await self._records.purgeable(after, BATCH, skip=list(skip)):
             removed, failed = await remove_staged_copies(self._staging, self._records, upload_ids)
@@ -174,7 +168,7 @@ class Cleanup:
         return count
 
     async def _requeue_failed(self) -> int:
-        after = self._settings.requeue_failed_after_seconds
+        after = self._transfer.requeue_failed_after
         return await _until_done(lambda: self._records.requeue_failed(after, BATCH)) if after else 0
 
     async def set_orphans_aside(self) -> int:
@@ -185,7 +179,7 @@ class Cleanup:
         """
         count = 0
         skip = self._not_set_aside.current()
-        files = self._old_files(time.time() - self._settings.orphans_after_seconds)
+        files = self._old_files(time.time() - self._config.orphans_after)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, BATCH))):
             kept = await self._records.with_files(batch)
             count += await self._set_aside([UploadId(each) for each in batch if each not in kept | skip])
@@ -210,7 +204,7 @@ class Cleanup:
         """Remove files that were set aside long ago, and that still no upload claims."""
         count = 0
         skip = self._not_removed.current()
-        before = time.time() - self._settings.unclaimed_after_seconds
+        before = time.time() - self._config.unclaimed_after
         files = (file.upload_id for file in self._staging.unclaimed() if file.modified_at < before)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(filter(None, files), BATCH))):
             await self._demand_identity()
