@@ -264,13 +264,12 @@ def _database(config: Config) -> Iterator[Config]:
         yield config
         return
     from tusd_py.embedded_postgres import EmbeddedPostgres
-    from tusd_py.supervisor import with_dsn
 
     config.data_dir.mkdir(parents=True, exist_ok=True)
     postgres = EmbeddedPostgres(config.data_dir / "postgres", user=config.database.embedded_user)
     postgres.start()
     try:
-        yield with_dsn(config, postgres.dsn)
+        yield config.with_dsn(postgres.dsn)
     finally:
         postgres.stop()
 

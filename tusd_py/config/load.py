@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, get_origin
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -142,6 +142,10 @@ class Config(BaseSettings):
     def node(self) -> str:
         """The name of this node, for people."""
         return self.server.node or socket.gethostname()
+
+    def with_dsn(self, dsn: str) -> Config:
+        """Return the same configuration with another database."""
+        return self.model_copy(update={"database": self.database.model_copy(update={"dsn": SecretStr(dsn)})})
 
     @classmethod
     def settings_customise_sources(
