@@ -43,12 +43,13 @@ from tusd_py.stores.ranges import RangeChecksums, nonempty, require_length
 from tusd_py.stores.rate_limit import Bandwidth
 from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
 from tusd_py.stores.s3_cdn import CdnUrls
-from tusd_py.stores.s3_client import Bucket, Head
+from tusd_py.stores.s3_client import Bucket
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPPORTED, code_of
 from tusd_py.stores.s3_multipart import MultipartTransfer, Source
 from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
 from tusd_py.stores.s3_permissions import PermissionCheck
 from tusd_py.stores.s3_removal import remove_object
+from tusd_py.stores.s3_responses import Head
 
 log = structlog.get_logger(__name__)
 

@@ -1,73 +1,28 @@
 """The calls we make to one bucket: aiobotocore behind it, our own types and errors in front.
 
-This module and `s3_errors` are the only ones that know botocore. There is no policy here: what is
-sent when, and what an answer means, is decided by the callers.
+This module, `s3_settings` and `s3_errors` are the only ones that know botocore. There is no policy here:
+what is sent when, and what a response means, is decided by the callers.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 
-from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
-from botocore import UNSIGNED
 
-from tusd_py import crc64
-from tusd_py.config.sections import S3ProxiesConfig, S3StoreConfig
+from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
+from tusd_py.stores.s3_responses import Head, ListedPart, MultipartInfo, parse_crc, parse_multipart_checksum
+from tusd_py.stores.s3_settings import client_config
 
 Parameters = Mapping[str, Any]
 
-UPLOAD_ID_KEY: Final = "tusd-upload-id"
-"""The metadata under which an object carries our own id."""
-
 _PRESIGNED: Final = {"GET": "get_object", "HEAD": "head_object"}
-_FULL_OBJECT: Final = "FULL_OBJECT"
-_CRC64NVME: Final = "CRC64NVME"
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What HeadObject says. `crc64nvme` is that of the whole object, never a composite."""
-
-    length: int
-    etag: str
-    version_id: str | None
-    upload_id: str | None
-    crc64nvme: int | None
-    full_object: bool
-    """The server says itself that the checksum covers the whole object: it knows what that is."""
-    locked: str | None = None
-    """Until when, or why, the server refuses to remove it (S3 Object Lock), where it tells."""
-
-
-@dataclass(frozen=True, slots=True)
-class ListedPart:
-    """A part as ListParts shows it."""
-
-    length: int
-    etag: str
-    crc64nvme: int | None
-    sha256: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class MultipartInfo:
-    """A multipart upload as the server describes it, and the parts that it has."""
-
-    multipart_id: str
-    crc64nvme: bool
-    """It was begun with CRC64NVME, so its parts may carry that checksum."""
-    full_object: bool
-    """It accepts the checksum of the whole object at the end."""
-    parts: Mapping[int, ListedPart] = field(default_factory=dict)
 
 
 class Bucket:
@@ -75,13 +30,13 @@ class Bucket:
 
     def __init__(self, config: S3StoreConfig) -> None:
         self._config = config
-        self._patience = config.client.connect_timeout + config.client.read_timeout
+        self._stall_seconds = config.client.connect_timeout + config.client.read_timeout
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._presigner: Any = None
 
     async def open(self) -> None:
-        """Make the clients. Nothing is sent, so that a store that is away does not stop a start."""
+        """Make the clients. Nothing is sent, so that a store that is down does not stop a start."""
         endpoint, public = self._config.endpoint_url, self._config.public_endpoint_url
         async with AsyncExitStack() as stack:
             with translated("open"):
@@ -108,7 +63,7 @@ class Bucket:
                 aws_secret_access_key=config.secret_key and config.secret_key.get_secret_value(),
                 aws_session_token=config.session_token and config.session_token.get_secret_value(),
                 verify=config.verify_tls if isinstance(config.verify_tls, bool) else str(config.verify_tls),
-                config=_client_config(config, endpoint, signed=signed),
+                config=client_config(config, endpoint, signed=signed),
             )
         )
 
@@ -133,22 +88,12 @@ class Bucket:
             parameters["VersionId"] = version_id
         try:
             with translated("HeadObject", key=key):
-                answer = await self._client.head_object(Bucket=self._config.bucket, Key=key, **parameters)
+                response = await self._client.head_object(Bucket=self._config.bucket, Key=key, **parameters)
         except StorageError as error:
             if code_of(error) in NOT_FOUND:
                 return None
             raise
-        full_object = answer.get("ChecksumType") == _FULL_OBJECT
-        composite = answer.get("ChecksumType") not in {None, _FULL_OBJECT}
-        return Head(
-            length=answer["ContentLength"],
-            etag=answer.get("ETag", ""),
-            version_id=answer.get("VersionId"),
-            upload_id=answer.get("Metadata", {}).get(UPLOAD_ID_KEY),
-            crc64nvme=None if composite else _crc(answer),
-            full_object=full_object,
-            locked=_lock(answer),
-        )
+        return Head.parse(response)
 
     async def list_any(self, prefix: str) -> None:
         """Ask for one key below a prefix; what there is does not matter."""
@@ -159,8 +104,8 @@ class Bucket:
         """Return the bytes of a small object, None if there is none."""
         try:
             with translated("GetObject", key=key):
-                answer = await self._client.get_object(Bucket=self._config.bucket, Key=key)
-                async with answer["Body"] as body:
+                response = await self._client.get_object(Bucket=self._config.bucket, Key=key)
+                async with response["Body"] as body:
                     content: bytes = await body.read()
         except StorageError as error:
             if code_of(error) in NOT_FOUND:
@@ -173,23 +118,23 @@ class Bucket:
         # An empty body goes as bytes: botocore would announce "Expect: 100-continue" for a file.
         sent = body if len(body) else b""
         with _body_failures(body), translated("PutObject", key=key):
-            async with body.sending(self._patience):
-                answer = await self._client.put_object(Bucket=self._config.bucket, Key=key, Body=sent, **parameters)
-        return _crc(answer) is not None
+            async with body.sending(self._stall_seconds):
+                response = await self._client.put_object(Bucket=self._config.bucket, Key=key, Body=sent, **parameters)
+        return parse_crc(response) is not None
 
     async def create_multipart(self, key: str, parameters: Parameters) -> MultipartInfo:
         """Begin a multipart upload."""
         with translated("CreateMultipartUpload", key=key):
-            answer = await self._client.create_multipart_upload(Bucket=self._config.bucket, Key=key, **parameters)
-        return MultipartInfo(answer["UploadId"], *_multipart_checksum(answer))
+            response = await self._client.create_multipart_upload(Bucket=self._config.bucket, Key=key, **parameters)
+        return MultipartInfo(response["UploadId"], *parse_multipart_checksum(response))
 
     async def upload_part(
         self, key: str, multipart_id: str, number: int, body: RangeBody, parameters: Parameters
     ) -> tuple[str, bool]:
         """Send a part; return its ETag and whether the server returned our checksum."""
         with _body_failures(body), translated("UploadPart", key=key, part=number):
-            async with body.sending(self._patience):
-                answer = await self._client.upload_part(
+            async with body.sending(self._stall_seconds):
+                response = await self._client.upload_part(
                     Bucket=self._config.bucket,
                     Key=key,
                     UploadId=multipart_id,
@@ -197,17 +142,17 @@ class Bucket:
                     Body=body,
                     **parameters,
                 )
-        return answer["ETag"], _crc(answer) is not None
+        return response["ETag"], parse_crc(response) is not None
 
     async def list_parts(self, key: str, multipart_id: str) -> MultipartInfo | None:
         """Return a multipart upload with all its parts, None if there is no such upload."""
         parts: dict[int, ListedPart] = {}
-        answer: Mapping[str, Any] = {}
+        response: Mapping[str, Any] = {}
         more = True
         while more:
             try:
                 with translated("ListParts", key=key):
-                    answer = await self._client.list_parts(
+                    response = await self._client.list_parts(
                         Bucket=self._config.bucket,
                         Key=key,
                         UploadId=multipart_id,
@@ -218,10 +163,10 @@ class Bucket:
                     return None
                 raise
             # The marker comes from the parts: rclone's NextPartNumberMarker skips some of them.
-            page = {part["PartNumber"]: _listed(part) for part in answer.get("Parts", ())}
-            more = bool(answer.get("IsTruncated")) and not page.keys() <= parts.keys()
+            page = {part["PartNumber"]: ListedPart.parse(part) for part in response.get("Parts", ())}
+            more = bool(response.get("IsTruncated")) and not page.keys() <= parts.keys()
             parts |= page
-        begun, full_object = _multipart_checksum(answer)
+        begun, full_object = parse_multipart_checksum(response)
         # moto and ministack do not repeat here what the upload was begun with; the parts may tell.
         begun = begun or any(part.crc64nvme is not None for part in parts.values())
         return MultipartInfo(multipart_id, begun, full_object, parts)
@@ -257,35 +202,35 @@ class Bucket:
         """Return the ids of the unfinished multipart uploads of exactly this key."""
         markers: dict[str, str] = {}
         while True:
-            answer = await self.multiparts_page(key, markers)
-            for upload in answer.get("Uploads", ()):
+            response = await self.multiparts_page(key, markers)
+            for upload in response.get("Uploads", ()):
                 if upload["Key"] == key:
                     yield upload["UploadId"]
             # Our key sorts before all longer ones with this prefix: nothing of it follows those.
-            if not answer.get("IsTruncated") or answer.get("NextKeyMarker", "") != key:
+            if not response.get("IsTruncated") or response.get("NextKeyMarker", "") != key:
                 return
-            markers = {"KeyMarker": key, "UploadIdMarker": answer["NextUploadIdMarker"]}
+            markers = {"KeyMarker": key, "UploadIdMarker": response["NextUploadIdMarker"]}
 
     async def multiparts_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
         """Return a page of the unfinished multipart uploads below a prefix, as S3 names things."""
         try:
             with translated("ListMultipartUploads", key=prefix):
-                answer: Mapping[str, Any] = await self._client.list_multipart_uploads(
+                response: Mapping[str, Any] = await self._client.list_multipart_uploads(
                     Bucket=self._config.bucket, Prefix=prefix, **parameters
                 )
         except StorageError as error:
             if code_of(error) == NO_SUCH_UPLOAD:  # so rclone says that the bucket has none
                 return {}
             raise
-        return answer
+        return response
 
     async def objects_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
         """Return a page of the objects below a prefix, as S3 names things."""
         with translated("ListObjectsV2", key=prefix):
-            answer: Mapping[str, Any] = await self._client.list_objects_v2(
+            response: Mapping[str, Any] = await self._client.list_objects_v2(
                 Bucket=self._config.bucket, Prefix=prefix, **parameters
             )
-        return answer
+        return response
 
     async def abort_strays(self, key: str) -> None:
         """Abort what a worker began under this key and could not record before it was killed.
@@ -303,14 +248,14 @@ class Bucket:
         markers: dict[str, str] = {}
         while True:
             with translated("ListObjectVersions", key=key):
-                answer = await self._client.list_object_versions(Bucket=self._config.bucket, Prefix=key, **markers)
-            for version in answer.get("Versions", ()):
+                response = await self._client.list_object_versions(Bucket=self._config.bucket, Prefix=key, **markers)
+            for version in response.get("Versions", ()):
                 if version["Key"] == key:
                     yield version["VersionId"]
             # Our key sorts before all longer ones with this prefix: nothing of it follows those.
-            if not answer.get("IsTruncated") or answer.get("NextKeyMarker", "") != key:
+            if not response.get("IsTruncated") or response.get("NextKeyMarker", "") != key:
                 return
-            markers = {"KeyMarker": key, "VersionIdMarker": answer["NextVersionIdMarker"]}
+            markers = {"KeyMarker": key, "VersionIdMarker": response["NextVersionIdMarker"]}
 
     async def delete(self, key: str, parameters: Parameters | None = None) -> None:
         """Remove an object, or the version that is named; nothing there is success."""
@@ -327,7 +272,7 @@ class Bucket:
         Sends nothing, and takes about 0.1 ms.
         """
         if not self._config.querystring_auth:
-            parameters = {}  # S3 refuses to change an answer for somebody it does not know
+            parameters = {}  # S3 refuses to change a response for somebody it does not know
         with translated("presign", key=key):
             url: str = await self._presigner.generate_presigned_url(
                 _PRESIGNED[method],
@@ -349,52 +294,3 @@ class _body_failures:  # noqa: N801 - used as a function
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if self._body.failure and isinstance(error, TransientStoreError):
             raise self._body.failure from error
-
-
-def _client_config(config: S3StoreConfig, endpoint: str | None, *, signed: bool) -> AioConfig:
-    style = config.addressing_style or ("path" if endpoint else "virtual")
-    return AioConfig(
-        # Left to itself, botocore still signs URLs for some endpoints with version 2.
-        signature_version="s3v4" if signed else UNSIGNED,
-        # Bodies are not signed, which would hash them on the event loop: they are covered by
-        # checksums whose headers are signed.
-        s3={"addressing_style": style, "payload_signing_enabled": False},
-        # For the same reason botocore is not to add checksums of its own; and servers other than
-        # AWS do not all know the trailers in which it would send them.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        proxies=_proxies(config.proxies),
-        connect_timeout=config.client.connect_timeout,
-        read_timeout=config.client.read_timeout,
-        max_pool_connections=config.client.max_pool_connections,
-        retries={"mode": "standard", "total_max_attempts": config.client.max_attempts},
-    )
-
-
-def _proxies(config: S3ProxiesConfig) -> dict[str, str] | None:
-    chosen = {"http": config.http, "https": config.https}
-    # None: whatever the environment says.
-    return {scheme: url.get_secret_value() for scheme, url in chosen.items() if url} or None
-
-
-def _lock(answer: Mapping[str, Any]) -> str | None:
-    if answer.get("ObjectLockLegalHoldStatus") == "ON":
-        return "legal hold"
-    until: datetime | None = answer.get("ObjectLockRetainUntilDate")
-    return until.isoformat() if answer.get("ObjectLockMode") and until else None
-
-
-def _multipart_checksum(answer: Mapping[str, Any]) -> tuple[bool, bool]:
-    begun = answer.get("ChecksumAlgorithm") == _CRC64NVME
-    return begun, begun and answer.get("ChecksumType") == _FULL_OBJECT
-
-
-def _crc(answer: Mapping[str, Any]) -> int | None:
-    try:
-        return crc64.from_base64(answer["ChecksumCRC64NVME"])
-    except (KeyError, ValueError):  # absent, or a composite such as "…-3"
-        return None
-
-
-def _listed(part: Mapping[str, Any]) -> ListedPart:
-    return ListedPart(part["Size"], part["ETag"], _crc(part), part.get("ChecksumSHA256"))

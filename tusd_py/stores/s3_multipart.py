@@ -22,9 +22,10 @@ from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.ranges import RangeBody, RangeChecksums
 from tusd_py.stores.rate_limit import RateLimiter
 from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
-from tusd_py.stores.s3_client import Bucket, ListedPart, MultipartInfo, Parameters
+from tusd_py.stores.s3_client import Bucket, Parameters
 from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
 from tusd_py.stores.s3_object import plain_md5, sum_parameters
+from tusd_py.stores.s3_responses import ListedPart, MultipartInfo
 
 
 @dataclass(frozen=True, slots=True)
