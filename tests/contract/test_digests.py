@@ -28,7 +28,7 @@ from tests.contract.test_object_store import (
 )
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import NO_DIGESTS, BatchStore, Digests, Segment
-from tusd_py.stores import digests, filesystem
+from tusd_py.stores import digests, file_objects
 from tusd_py.stores.ranges import RangeReader, checksum_range
 
 BOTH = frozenset({"sha256", "md5"})
@@ -59,7 +59,7 @@ def read_bytes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return checksum_range(segments, start, length, **options)
 
     monkeypatch.setattr(digests, "checksum_range", counted)
-    monkeypatch.setattr(filesystem, "checksum_range", counted)
+    monkeypatch.setattr(file_objects, "checksum_range", counted)
     return lengths
 
 

@@ -24,9 +24,9 @@ from tusd_py.stores.exclusive_name import give_name
 from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
 from tusd_py.stores.ranges import STEP_BYTES, RangeReader
 
-_HALF_MADE: Final = re.compile(r"[0-9a-f]{16}")
+_INCOMPLETE: Final = re.compile(r"[0-9a-f]{16}")
 HOP_BYTES: Final = 64 * 2**20
-"""Copied by one call of `step`: between two, progress is told and a cancellation is heard."""
+"""Copied by one call of `step`: between two, progress is recorded and a cancellation takes effect."""
 
 
 def discard_leftovers(path: Path) -> None:
@@ -34,17 +34,17 @@ def discard_leftovers(path: Path) -> None:
     shutil.rmtree(_temporary_directory(path), ignore_errors=True)
 
 
-def discard_half_made(path: Path, name: str) -> None:
-    """Remove one half-made file of a copy to this path; nothing there is fine."""
-    if _HALF_MADE.fullmatch(name):
-        workshop = _temporary_directory(path)
-        (workshop / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another copy is at work there, or it is gone
-            workshop.rmdir()
+def discard_incomplete(path: Path, name: str) -> None:
+    """Remove one incomplete file of a copy to this path; a missing one is fine."""
+    if _INCOMPLETE.fullmatch(name):
+        directory = _temporary_directory(path)
+        (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another copy is under way there, or it is gone
+            directory.rmdir()
 
 
 def _temporary_directory(path: Path) -> Path:
-    # A directory of a known name holds the half-made file, so that leftovers are found without
+    # A directory of a known name holds the incomplete file, so that leftovers are found without
     # listing a directory of a hundred thousand objects. The file's own name is random: a worker
     # that lost its lease fails to rename what its successor removed, and harms nothing.
     return path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -62,7 +62,7 @@ class FileCopy:
         self._path = path
         self._spec = spec
         self._reader = RangeReader(segments, 0, spec.length)
-        self._half_made = _temporary_directory(path) / secrets.token_hex(8)
+        self._incomplete = _temporary_directory(path) / secrets.token_hex(8)
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._crc = crc64.EMPTY
@@ -70,14 +70,14 @@ class FileCopy:
         self.copied = 0
 
     def begin(self) -> None:
-        """Make the half-made file, after removing those of earlier tries."""
+        """Make the file, after removing those of earlier tries."""
         with self._lock:
             discard_leftovers(self._path)
             self._tree.forget(self._path)
             self._tree.make_parents(self._path)
-            self._half_made.parent.mkdir(mode=0o700)
+            self._incomplete.parent.mkdir(mode=0o700)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._descriptor = os.open(self._half_made, flags, 0o600)
+            self._descriptor = os.open(self._incomplete, flags, 0o600)
 
     def step(self, most_bytes: int | None = None) -> bool:
         """Copy the next 64 MiB, or less; return whether all is copied and matches its checksum.
@@ -113,12 +113,12 @@ class FileCopy:
         """Give the file its name. The caller syncs the directory above.
 
         Raises:
-            FileExistsError: somebody else has taken the name meanwhile; it was left alone.
+            FileExistsError: the name was taken meanwhile; nothing was changed.
         """
         with self._lock:
             if self._descriptor is not None:
                 os.fsync(self._descriptor)
-                give_name(self._half_made, self._path)
+                give_name(self._incomplete, self._path)
 
     def discard(self) -> None:
         """Close, and remove what was not published."""
@@ -128,8 +128,8 @@ class FileCopy:
                 os.close(self._descriptor)
                 self._descriptor = None
                 with contextlib.suppress(OSError):
-                    self._half_made.unlink(missing_ok=True)
-                    self._half_made.parent.rmdir()
+                    self._incomplete.unlink(missing_ok=True)
+                    self._incomplete.parent.rmdir()
 
 
 def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests:

@@ -21,31 +21,31 @@ NAMES_AT_ONCE: Final = 10_000
 
 
 def objects(root: Path) -> Iterator[ListedObject]:
-    """Return every regular file that is no half-made one."""
+    """Yield every regular file but the incomplete ones."""
     for key, path in _walk(str(root), ""):
         if (facts := _regular(path)) is not None:
             yield ListedObject(key, facts.st_size, facts.st_mtime)
 
 
 def incomplete(root: Path) -> Iterator[UnfinishedObject]:
-    """Return every file that `FileCopy` began and did not publish."""
-    for key, workshop in _walk(str(root), "", workshops=True):
-        for name, _ in _sorted_names(workshop):
-            if (facts := _regular(f"{workshop}/{name}")) is not None:
+    """Yield every file that `FileCopy` began and did not publish."""
+    for key, directory in _walk(str(root), "", temporary=True):
+        for name, _ in _sorted_names(directory):
+            if (facts := _regular(f"{directory}/{name}")) is not None:
                 yield UnfinishedObject(key.removesuffix(TEMPORARY_SUFFIX), name, facts.st_mtime)
 
 
-def _walk(directory: str, prefix: str, *, workshops: bool = False) -> Iterator[tuple[str, str]]:
-    """Return files, or else the directories that hold half-made ones."""
+def _walk(directory: str, prefix: str, *, temporary: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield files, or with `temporary` the directories that hold incomplete ones, each with its key."""
     for name, is_directory in _sorted_names(directory):
         # No Path: it interns every name, in a table that grows with their number.
         key, path = prefix + name, f"{directory}/{name}"
         if is_directory and name.endswith(TEMPORARY_SUFFIX):
-            if workshops:
+            if temporary:
                 yield key, path
         elif is_directory:
-            yield from _walk(path, f"{key}/", workshops=workshops)
-        elif not workshops:
+            yield from _walk(path, f"{key}/", temporary=temporary)
+        elif not temporary:
             yield key, path
 
 

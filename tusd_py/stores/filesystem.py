@@ -4,32 +4,24 @@ A staged file on the same file system is linked, which costs the same whatever i
 nothing, unless digests are wanted. Anything else is copied beside its place, verified on the way,
 synced and given its name. Nothing is reported as stored before the directory that names it is synced, and a
 file that is not ours is never replaced.
+
+How it is divided: this module is the port, and keeps every blocking call off the event loop. `file_objects`
+says what is done with one object, `file_copy` copies in steps, `file_tree` has the directories, and
+`file_listing` reads them in the order of keys.
 """
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import itertools
-import os
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
 from tusd_py.directory_check import check_directory
-from tusd_py.errors import (
-    PermanentStoreError,
-    StagingDamaged,
-    StagingMissing,
-    StorageError,
-    StoredObjectMissing,
-    TransientStoreError,
-)
+from tusd_py.errors import StorageError
 from tusd_py.ports import (
-    NO_DIGESTS,
     BatchStore,
     CheckResult,
     Digests,
@@ -48,23 +40,16 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.concat import Room
 from tusd_py.stores import file_listing
-from tusd_py.stores.digests import digests_of, new_hashes
-from tusd_py.stores.file_copy import FileCopy, copy_at_once, discard_half_made, discard_leftovers
+from tusd_py.stores.file_copy import FileCopy
+from tusd_py.stores.file_objects import FileObjects, Pace, publish_once
 from tusd_py.stores.file_tree import FileTree, sync_path, translated
-from tusd_py.stores.ranges import checksum_range, nonempty, require_length
+from tusd_py.stores.ranges import nonempty
 from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _LISTED_AT_ONCE: Final = 500
-_TRIES: Final = 3
-"""Of linking into a directory that another process may prune at the same moment."""
-
-Pace = Callable[[int], None]
-
-_NOT_LINKABLE: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS}
-"""Another disk, a file of another user, a file system without links: all of them can be copied."""
 
 
 class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
@@ -90,7 +75,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
         self._tree = FileTree(root)
         self._make_root = make_root
         self._bandwidth = bandwidth
-        self._sync_linked = sync_linked
+        self._objects = FileObjects(self._tree, sync_linked=sync_linked)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="filesystem-store")
 
     async def open(self) -> None:
@@ -103,25 +88,25 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
         return await self._run(self._tree.room)
 
     async def put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
-        digests = await self._run(self._put_linked, spec, segments)
+        digests = await self._run(self._objects.put_linked, spec, segments)
         if digests is None:
             digests = await self._put_copied(spec, segments, transfer_state)
-        return await self._run(self._stored, spec, digests)
+        return await self._run(self._objects.stored, spec, digests)
 
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
     ) -> list[StoredObject | StorageError]:
-        return await self._run(self._put_batch, items, self._pace())
+        return await self._run(self._objects.put_batch, items, self._pace())
 
     async def stat(self, key: str) -> StoredObject | None:
-        return await self._run(self._stat, key)
+        return await self._run(self._objects.stat, key)
 
     async def remove(self, identity: ObjectIdentity) -> bool:
-        return await self._run(self._remove, identity)
+        return await self._run(self._objects.remove, identity)
 
     async def abort(self, key: str, multipart_id: str) -> None:
-        """Remove a half-made file; every try has one of its own."""
-        await self._run(self._abort, key, multipart_id)
+        """Remove an incomplete file; every try has one of its own."""
+        await self._run(self._objects.abort, key, multipart_id)
 
     async def probe(self, *, writing: bool = False) -> None:
         await self._run(self._tree.probe)
@@ -135,7 +120,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
     async def locate(
         self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
     ) -> LocalFile:
-        return await self._run(self._locate, key)
+        return await self._run(self._objects.locate, key)
 
     def local_path(self, key: str) -> Path:
         """Return the object's path. Never leaves the root, whatever the key."""
@@ -168,7 +153,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
                     await transfer_state.progress(copy.copied)
                 # Also a fence: a worker that lost its transfer stops before anything is visible.
                 await transfer_state.progress(copy.copied)
-                await self._run(_publish, copy.publish, self._tree.path(spec.key), spec, segments)
+                await self._run(publish_once, copy.publish, self._tree.path(spec.key), spec, segments)
                 await self._run(sync_path, self._tree.path(spec.key).parent)
         finally:
             # Also after a cancellation; it waits for the step that is then still running.
@@ -192,165 +177,6 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
 
         return wait
 
-    # --- from here on in threads ---------------------------------------------------------------
-
-    def _put_linked(self, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
-        """Store without copying and return the digests; None where that cannot be done."""
-        with translated(spec.key):
-            path = self._tree.path(spec.key)
-            digests = self._in_place(path, spec, segments)
-            if digests is not None:
-                sync_path(path.parent)
-            return digests
-
-    def _put_batch(
-        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]], pace: Pace
-    ) -> list[StoredObject | StorageError]:
-        results: list[StoredObject | StorageError] = []
-        unsynced: dict[Path, list[int]] = {}
-        for index, (spec, segments) in enumerate(items):
-            try:
-                directory, digests = self._put_unsynced(spec, segments, pace)
-            except StorageError as error:
-                results.append(error)
-            else:
-                unsynced.setdefault(directory, []).append(index)
-                results.append(self._stored(spec, digests))
-        # One sync names all new objects of a directory: it is what dominates small uploads.
-        for directory, indexes in unsynced.items():
-            try:
-                with translated(str(directory)):
-                    sync_path(directory)
-            except StorageError as error:
-                for index in indexes:
-                    results[index] = error
-        return results
-
-    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> tuple[Path, Digests]:
-        """Store, and return which directory is to be synced."""
-        with translated(spec.key):
-            path = self._tree.path(spec.key)
-            digests = self._in_place(path, spec, segments)
-            if digests is None:
-                pace(spec.length)
-                copy = partial(copy_at_once, self._tree, path, spec, nonempty(segments))
-                # None: another worker's copy of the same upload was there first.
-                digests = _publish(copy, path, spec, segments) or _digests(Segment(path, spec.length), spec)
-            return path.parent, digests
-
-    def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
-        """Return the digests of an object in its place, linked there now or by an earlier try."""
-        require_length(spec, segments)
-        pieces = nonempty(segments)
-        for _ in range(_TRIES):
-            if _is_there(path, spec, pieces):
-                discard_leftovers(path)
-                digests = _digests(Segment(path, spec.length), spec)
-                break
-            try:
-                linked = self._link(path, spec, pieces[0]) if len(pieces) == 1 else None
-                if linked is None:
-                    return None
-                digests = linked
-                break
-            except FileExistsError:
-                continue  # by another worker, or not ours: the next look tells
-            except FileNotFoundError:
-                self._tree.forget(path)  # pruned under our hands
-        else:
-            raise TransientStoreError("The store's directory does not stay.", key=spec.key)
-        if self._sync_linked:
-            sync_path(path)
-        return digests
-
-    def _link(self, path: Path, spec: ObjectSpec, segment: Segment) -> Digests | None:
-        try:
-            staged = segment.path.stat()
-        except FileNotFoundError as error:
-            raise StagingMissing(path=str(segment.path)) from error
-        if staged.st_size < segment.length:
-            raise StagingDamaged(path=str(segment.path), ends_at=staged.st_size)
-        # What will have to be copied is read for its digests then, not before.
-        if staged.st_size > segment.length or (spec.digests and staged.st_dev != self._tree.device()):
-            return None
-        digests = _digests(segment, spec)
-        self._tree.make_parents(path)
-        try:
-            path.hardlink_to(segment.path)
-        except OSError as error:
-            if error.errno in _NOT_LINKABLE:
-                return None
-            raise
-        return digests
-
-    def _stored(self, spec: ObjectSpec, digests: Digests) -> StoredObject:
-        with translated(spec.key):
-            return StoredObject(spec.key, spec.length, _tag(self._tree.path(spec.key).stat()), digests=digests)
-
-    def _stat(self, key: str) -> StoredObject | None:
-        with translated(key):
-            try:
-                found = self._tree.path(key).stat()
-            except (FileNotFoundError, NotADirectoryError):
-                self._tree.probe()  # on a disk that is not mounted nothing is missing
-                return None
-        return StoredObject(key, found.st_size, _tag(found)) if stat.S_ISREG(found.st_mode) else None
-
-    def _locate(self, key: str) -> LocalFile:
-        path = self._tree.path(key)
-        try:
-            return LocalFile(path, _tag(path.stat()))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            self._tree.probe()  # on a disk that is not mounted nothing is missing
-            raise StoredObjectMissing(key=key) from error
-
-    def _abort(self, key: str, name: str) -> None:
-        path = self._tree.path(key)
-        with translated(key):
-            discard_half_made(path, name)
-            self._tree.prune(path)
-
-    def _remove(self, identity: ObjectIdentity) -> bool:
-        path = self._tree.path(identity.key)
-        with translated(identity.key):
-            discard_leftovers(path)
-            try:
-                ours = _is_of(path, identity)
-                if ours:
-                    path.unlink()
-                    # The name must not come back with a power cut: nobody would look for it again.
-                    sync_path(path.parent)
-            except (FileNotFoundError, NotADirectoryError):
-                self._tree.probe()  # on a disk that is not mounted nothing is gone
-                ours = True
-            self._tree.prune(path)
-        return ours
-
-
-def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
-    """Read one file for the digests that are wanted; being read, it is compared as well."""
-    if not spec.digests:
-        return NO_DIGESTS
-    hashes = new_hashes(spec.digests)
-    crc = checksum_range([piece], 0, spec.length, fed=tuple(hashes.values())).crc64nvme
-    if spec.crc64nvme not in {None, crc}:
-        raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=crc)
-    return digests_of(hashes)
-
-
-def _publish(publish: Callable[[], T], path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> T | None:
-    """Return what `publish` returns, None if this very object is in its place already.
-
-    Raises:
-        PermanentStoreError: something else has taken its place since the first look.
-    """
-    try:
-        return publish()
-    except FileExistsError:
-        if _is_there(path, spec, nonempty(segments)):
-            return None
-        raise  # and gone again: the next try looks anew
-
 
 def _unlimited(count: int) -> None:
     """Wait for nothing."""
@@ -359,53 +185,3 @@ def _unlimited(count: int) -> None:
 def _next_page(found: Iterator[T]) -> list[T]:
     with translated(""):
         return list(itertools.islice(found, _LISTED_AT_ONCE))
-
-
-def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
-    """Return whether the file holds this very object already.
-
-    Raises:
-        PermanentStoreError: there is something else in its place.
-    """
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return False
-    if not stat.S_ISREG(found.st_mode) or found.st_size != spec.length:
-        raise PermanentStoreError("Something else has this key.", key=spec.key, length=found.st_size)
-    if len(segments) == 1 and _is_same_file(found, segments[0].path):
-        return True
-    expected = spec.crc64nvme
-    if expected is None:
-        expected = checksum_range(segments, 0, spec.length).crc64nvme
-    if checksum_range([Segment(path, spec.length)], 0, spec.length).crc64nvme != expected:
-        raise PermanentStoreError("Something else has this key.", key=spec.key, length=found.st_size)
-    return True
-
-
-def _is_of(path: Path, identity: ObjectIdentity) -> bool:
-    """Return whether the file is the upload's: by its time of writing, else by its bytes.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is none.
-    """
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode) or found.st_size != identity.length:
-        return False
-    if _tag(found) == identity.etag:
-        return True
-    crc = checksum_range([Segment(path, identity.length)], 0, identity.length).crc64nvme
-    # Reading may take long, and somebody may have replaced it meanwhile.
-    return crc == identity.crc64nvme and _tag(path.lstat()) == _tag(found)
-
-
-def _tag(facts: os.stat_result) -> str:
-    """Return what changes with a file's bytes, and stays when it is moved or copied with its times."""
-    return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
-
-
-def _is_same_file(found: os.stat_result, path: Path) -> bool:
-    try:
-        return os.path.samestat(found, path.stat())
-    except FileNotFoundError:
-        return False
