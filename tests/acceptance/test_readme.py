@@ -1,4 +1,4 @@
-"""What the README tells a new user to type does what it says."""
+"""What the README and "Getting started" tell a new user to type does what they say."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from tests.support.tools import ROOT
 pytestmark = pytest.mark.acceptance
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GETTING_STARTED = (ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:1080"
 
 
-def block(language: str, holding: str) -> str:
-    """The only code block of the README in this language that holds a text."""
-    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL) if holding in text]
+def block(page: str, language: str, holding: str) -> str:
+    """The only code block of a page in this language that holds a text."""
+    (found,) = [text for text in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL) if holding in text]
     return found
 
 
@@ -55,9 +56,10 @@ def id_of(url: str, directory: Path) -> str:
     return header(head, "upload-id")
 
 
-def test_the_python_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
+@pytest.mark.parametrize("page", [README, GETTING_STARTED], ids=["README", "getting-started"])
+def test_the_python_of_the_page(page: str, start_server: StartServer, tmp_path: Path, video: bytes) -> None:
     server = start_server()
-    program = block("python", "tusclient").replace(ADDRESS, server.origin)
+    program = block(page, "python", "tusclient").replace(ADDRESS, server.origin)
 
     url = run([sys.executable, "-c", program], tmp_path).strip()
 
@@ -67,9 +69,9 @@ def test_the_python_of_the_readme(start_server: StartServer, tmp_path: Path, vid
     assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(video).hexdigest()
 
 
-def test_the_curl_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
+def test_the_curl_of_getting_started(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
     server = start_server()
-    commands = block("sh", "tail -c +7340033").replace(ADDRESS, server.origin)
+    commands = block(GETTING_STARTED, "sh", "tail -c +7340033").replace(ADDRESS, server.origin)
     create, send, resume, fetch = re.split(r"\n\n", commands)
 
     created = run(["sh", "-c", create], tmp_path)
@@ -85,3 +87,25 @@ def test_the_curl_of_the_readme(start_server: StartServer, tmp_path: Path, video
     server.wait_for_state(upload_id, "stored")
     assert f'"id":"{upload_id}"' in run(["sh", "-c", known(fetch)], tmp_path)
     assert (tmp_path / "copy.mp4").read_bytes() == video
+
+
+def test_the_back_end_commands_of_the_readme(start_server: StartServer, tmp_path: Path, video: bytes) -> None:
+    server = start_server()
+    upload_id = id_of(
+        run(
+            [sys.executable, "-c", block(README, "python", "tusclient").replace(ADDRESS, server.origin)], tmp_path
+        ).strip(),
+        tmp_path,
+    )
+    server.wait_for_state(upload_id, "stored")
+    commands = block(README, "sh", "?wait=30").replace(ADDRESS, server.origin).replace("<id>", upload_id)
+
+    done = run(["sh", "-c", commands.replace("curl -s", "curl --fail -s")], tmp_path)
+
+    assert f'"id":"{upload_id}"' in done
+    assert '"committed_at":"' in done
+    assert (tmp_path / "copy.mp4").read_bytes() == video
+    assert (
+        run(["curl", "-s", "-o", "-", "-w", "%{http_code}", f"{server.origin}/download/{upload_id}"], tmp_path)[-3:]
+        == "404"
+    )

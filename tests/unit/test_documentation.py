@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
+from tests.unit.uploads import NOW, upload
+from tusd_py.config import Config
 from tusd_py.config.reference import render_reference
+from tusd_py.errors import TusdError
+from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
-from tusd_py.ports import QueueStats
+from tusd_py.ports import AttemptView, QueueStats
+from tusd_py.protocol.upload import State
 from tusd_py.stores.s3_permissions import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
+API = ROOT / "docs" / "api.md"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md", ROOT / "examples/uppy/README.md"]
+)
+NEVER_ANSWERED = {"ERR_CONFIG", "ERR_MIGRATION", "ERR_STAGING_MISMATCH", "ERR_TRANSFER_CANCELLED"}
+"""Errors of commands, of the start and of workers."""
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def test_the_state_diagram_is_the_one_of_the_code():
@@ -50,17 +66,117 @@ def test_the_configuration_page_is_what_the_renderer_writes(monkeypatch: pytest.
     assert page == render_reference(), "run: make format"
 
 
-def test_every_link_of_the_readme_leads_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-
-    assert [target for target in targets if not (ROOT / target).exists()] == []
-
-
-def test_the_readme_names_every_metric():
+def test_every_metric_is_in_operations():
     families = [
         *Metrics().registry.collect(), *stats_gauges(QueueStats({}, 0, {}, 0)), *readiness_gauges({}, ready=True),
     ]  # fmt: skip
     names = {f"{one.name}_total" if one.type == "counter" else one.name for one in families}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = read(ROOT / "docs" / "operations.md")
 
-    assert {name for name in names if f"`{name}`" not in readme and f"`{name}{{" not in readme} == set()
+    assert {name for name in names if f"`{name}`" not in page and f"`{name}{{" not in page} == set()
+
+
+# --- docs/api.md ------------------------------------------------------------------------------------------
+
+
+def fields_in(section: str) -> set[str]:
+    """The names in the first column of the tables below a heading of docs/api.md."""
+    _, _, rest = read(API).partition(f"\n{section}\n")
+    text = re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    return {
+        name for cell in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+
+
+def test_every_field_of_an_upload_is_documented():
+    assert set(upload_view(upload(), Config(), place=None)) == fields_in("### Fields of an upload")
+
+
+def test_every_field_of_a_transfer_is_documented():
+    assert set(transfer_view(None)) == fields_in("### Fields of its transfer")
+
+
+def test_every_field_of_an_attempt_is_documented():
+    attempt = AttemptView(
+        job_id=1, kind="transfer", number=1, worker=None, outcome=None, error_code=None, error=None, started_at=NOW,
+        finished_at=None,
+    )  # fmt: skip
+
+    assert set(attempt_view(attempt, operator=True)) == fields_in("## `GET /api/v1/uploads/{id}/attempts`")
+
+
+def test_every_state_is_documented():
+    assert set(State) == fields_in("### States")
+
+
+def test_every_error_is_documented_with_its_status():
+    page = read(API)
+    errors = {(error.code, error.status) for error in tree(TusdError) if error.code not in NEVER_ANSWERED}
+    documented = re.findall(r"^\| `(ERR_\w+)` \| (\d+) \|", page, re.MULTILINE)
+
+    assert errors == {(code, int(status)) for code, status in documented}
+
+
+def tree(error: type[TusdError]) -> Iterator[type[TusdError]]:
+    """An error and everything that is derived from it in the errors' own module."""
+    yield error
+    for below in error.__subclasses__():
+        if below.__module__ == TusdError.__module__:
+            yield from tree(below)
+
+
+# --- links ------------------------------------------------------------------------------------------------
+
+
+def prose(page: Path) -> str:
+    """The text of a page without its code blocks."""
+    return re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ +(.*?) *$", prose(page), re.MULTILINE)
+    texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The relative links of a page: where they lead, and the anchor there."""
+    found = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", prose(page))
+    return [((page.parent / target).resolve() if target else page, anchor) for target, anchor in found]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path):
+    broken = [
+        f"{target.relative_to(ROOT)}#{anchor}"
+        for target, anchor in links(page)
+        if not target.exists() or (anchor and anchor not in anchors(target))
+    ]
+
+    assert broken == []
+
+
+def test_every_page_can_be_reached_from_the_index():
+    seen, waiting = set[Path](), [ROOT / "docs" / "index.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in seen:
+            seen.add(page)
+            waiting += [target for target, _ in links(page) if target.suffix == ".md" and target.exists()]
+    files = {path for path in (ROOT / "docs").rglob("*") if path.is_file() and path.suffix != ".png"}
+    linked = {target for page in seen for target, _ in links(page)}
+
+    assert sorted(str(path.relative_to(ROOT)) for path in files - linked - {ROOT / "docs" / "index.md"}) == []
+    assert {page for page in PAGES if page != ROOT / "README.md"} <= seen
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/development.md", "docs/architecture.md"])
+def test_every_path_that_is_named_exists(name: str):
+    paths = re.findall(r"`((?:tusd_py|tests|bench|scripts|docs|frontend|examples)/[\w./-]*)`", prose(ROOT / name))
+
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_the_readme_is_short():
+    assert len(read(ROOT / "README.md").splitlines()) <= 150
