@@ -259,7 +259,7 @@ def _connect(config: Config, timeout_seconds: float, *, quiet: bool) -> int:
 
 @contextlib.contextmanager
 def _database(config: Config) -> Iterator[Config]:
-    """The configured database, or the embedded one for as long as the command runs."""
+    """Yield a configuration with a database: the configured one, or the embedded one while the command runs."""
     if config.database.dsn is not None:
         yield config
         return

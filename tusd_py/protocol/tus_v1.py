@@ -291,7 +291,7 @@ def representation_headers(_upload: Upload, _features: Features) -> dict[str, st
 
 
 def render_unfinished(_upload: Upload, _features: Features) -> None:
-    """An unfinished upload has nothing to read."""
+    """Return nothing: an unfinished upload cannot be read."""
 
 
 def render_appended(upload: Upload, _features: Features) -> Reply:
