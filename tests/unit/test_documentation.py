@@ -173,9 +173,13 @@ def test_every_page_can_be_reached_from_the_index():
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/development.md", "docs/architecture.md"])
 def test_every_path_that_is_named_exists(name: str):
-    paths = re.findall(r"`((?:tusd_py|tests|bench|scripts|docs|frontend|examples)/[\w./-]*)`", prose(ROOT / name))
+    text = prose(ROOT / name)
+    paths = re.findall(r"`((?:tusd_py|tests|bench|scripts|docs|frontend|examples)/[\w./-]*)`", text)
+    modules = set(re.findall(r"`([\w./]+\.py)`", text))
+    known = [f"/{path.relative_to(ROOT)}" for path in ROOT.glob("[bst]*/**/*.py")]
 
     assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert {module for module in modules if not any(path.endswith(f"/{module}") for path in known)} == set()
 
 
 def test_the_readme_is_short():
