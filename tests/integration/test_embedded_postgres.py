@@ -35,6 +35,7 @@ from tusd_py.embedded_postgres import (
     EmbeddedPostgresError,
     binaries,
     directories,
+    initdb,
     leftovers,
     postmaster,
     server,
@@ -1133,7 +1134,7 @@ def test_a_failed_start_carries_the_end_of_the_log_and_frees_the_lock(
 
 
 def test_a_failed_initdb_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "INITDB_OPTIONS", ("--no-such-option",))
+    monkeypatch.setattr(initdb, "INITDB_OPTIONS", ("--no-such-option",))
 
     with pytest.raises(EmbeddedPostgresError, match="no-such-option"):
         EmbeddedPostgres(place / "postgres").start()

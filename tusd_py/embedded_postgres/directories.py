@@ -32,7 +32,7 @@ def give(directory: Path, owner: tuple[int, int]) -> None:
 
 
 def remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove what earlier starts that were killed have left; what resists waits for the next."""
+    """Remove what earlier starts that were killed have left; what cannot be removed waits for the next start."""
     for leftover in parent.iterdir():
         if leftover.name.startswith(prefix):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -51,7 +51,7 @@ def claim_socket_dir(recorded: Path | None, data_dir: Path, owner: tuple[int, in
     """Return the directory for the socket: the data's, or a short private one if its path is too long.
 
     A start after a crash uses the private one again that its predecessor `recorded`, so that the DSN
-    stays the same, or removes it if it has no use for it.
+    stays the same, or removes it if it needs none.
     """
     in_data = fits_socket(data_dir)
     if recorded is not None and not in_data and is_private_dir(recorded, owner[0]):
@@ -102,7 +102,7 @@ def open_log(path: Path) -> IO[bytes]:
 
 
 def rotate(path: Path) -> None:
-    """Put a log aside that has grown large; one old one is kept."""
+    """Rename a log that has grown large; one old one is kept."""
     with suppress(FileNotFoundError):
         if path.stat().st_size > MAX_LOG_BYTES:
             path.replace(path.with_name(f"{path.name}.1"))
@@ -118,15 +118,15 @@ def log_since(path: Path, begin: int) -> str:
 
 def end_process(child: subprocess.Popen[bytes], timeout_seconds: float, quit_timeout_seconds: float) -> None:
     """End a postmaster: cleanly, or after the timeout at once, or in the end by force."""
-    requests = [(signal.SIGINT, timeout_seconds), (signal.SIGQUIT, quit_timeout_seconds)]
+    signals = [(signal.SIGINT, timeout_seconds), (signal.SIGQUIT, quit_timeout_seconds)]
     if is_recovering(child.pid):
-        # While it recovers from the death of a child, a fast shutdown waits for a checkpointer for ever.
+        # While it recovers from the death of a child, a fast shutdown waits forever for a checkpointer.
         # There is nothing to end cleanly: the next start replays the same log.
-        del requests[0]
-    for request, patience in requests:
+        del signals[0]
+    for request, seconds in signals:
         child.send_signal(request)
         with suppress(subprocess.TimeoutExpired):
-            child.wait(patience)
+            child.wait(seconds)
             return
     child.kill()
     child.wait()

@@ -1,7 +1,7 @@
 """What a dead owner left running, and how it is ended.
 
 A server gets SIGQUIT when its owner dies, and ends by itself. It does not if it was stopped, if it waits
-for a child that does not listen, or if it was killed itself and a child of it goes on computing.
+for a child that ignores its signals, or if it was killed itself and a child of it goes on computing.
 PostgreSQL's children call setsid(2), so no group kill reaches them; they are known by the directory
 they work in.
 """
@@ -41,7 +41,7 @@ def end_server(server: ProcessIdentity | None, data_dir: Path) -> None:
 def end_orphans(data_dir: Path, initdb_prefix: str) -> None:
     """End the processes of a dead server, and those of an initdb that was killed.
 
-    To be called when no server of this directory is alive, be it ours or a stranger's.
+    To be called when no server of this directory is alive, ours or foreign.
 
     Raises:
         TimeoutError, PermissionError: one cannot be ended.

@@ -1,4 +1,4 @@
-"""What the owner of a data directory leaves in the lock file, for whoever owns it next.
+"""What the owner of a data directory leaves in the lock file, for the next owner.
 
     line 1   the private socket directory, empty if the socket is in the data directory
     line 2   pid and start of the server that the owner started

@@ -1,6 +1,6 @@
 """What a server says of itself in `postmaster.pid` and on its socket.
 
-The file outlives a server that was killed, and its process id may belong to somebody else by then:
+The file outlives a server that was killed, and its process id may belong to another process by then:
 nothing in it counts until the process, or the socket, has confirmed it.
 """
 
@@ -61,7 +61,7 @@ def is_postmaster(pid: int, data_dir: Path) -> bool:
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == data_dir
     except PermissionError:
-        # Root in a container may not look at other users' processes. Rather wait for a stranger's
+        # Root in a container may not look at other users' processes. Rather wait for a foreign
         # server than take a live one for dead; one that is dead but not reaped has state Z.
         return bool(re.match(rb"\d+ \(postgres\) [^ZX]", read_or_nothing(Path(f"/proc/{pid}/stat"))))
     except OSError:
@@ -94,7 +94,7 @@ def accepts(socket_dir: Path) -> bool:
         try:
             probe.connect(str(socket_dir / SOCKET_NAME))
         except BlockingIOError:
-            # The queue of connections is full, so somebody owns it.
+            # The queue of connections is full, so a server owns it.
             return True
         except OSError:
             return False

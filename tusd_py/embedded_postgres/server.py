@@ -3,20 +3,32 @@
 One process owns the server: it holds a `flock` beside the data for as long as it lives, and the
 server is its child and dies with it. Whoever comes second attaches to the running server.
 
-    postgres/       the data, made in a temporary sibling and renamed when it is whole
+    postgres/       the data, made in a temporary sibling and renamed when it is complete
     postgres.lock   held by the owner; says what its successor needs to know (owner_record.py)
     postgres.log    what the server writes
+
+A start, in this order, each step safe to repeat after a kill:
+
+1. Take the lock. Whoever does not get it waits until the owner's server accepts connections, and attaches.
+2. End what a dead owner left running: its server by pid and start time, as recorded under the lock, then the
+   server's children, known by their working directory (leftovers.py). A server that nobody recorded was
+   started by hand: it gets five seconds to end, and is never ended from here.
+3. Choose binaries of the version that made the data, and a user who can run them (binaries.py); run initdb if
+   there is no data (initdb.py); write who may log in (access.py).
+4. Spawn the server with SIGQUIT as the signal of its parent's death, record it under the lock, and wait
+   until `postmaster.pid` says that this very process is ready (postmaster.py). PostgreSQL refuses to start
+   while processes of a killed predecessor still hold its shared memory: then the spawn is repeated.
+
+The owner's death is noticed by the kernel alone (PR_SET_PDEATHSIG, and the lock that goes with the process),
+so that no way to kill it leaves a server behind that the next start does not end.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import pwd
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -26,26 +38,18 @@ from urllib.parse import quote
 from tusd_py.embedded_postgres import directories, leftovers, postmaster
 from tusd_py.embedded_postgres.access import write_access
 from tusd_py.embedded_postgres.binaries import Binaries, choose_binaries
+from tusd_py.embedded_postgres.failures import EmbeddedPostgresError, data_problem, log_failure, user_name
+from tusd_py.embedded_postgres.initdb import existing_major, make_data_directory
 from tusd_py.embedded_postgres.owner_record import OwnerRecord
 from tusd_py.embedded_postgres.waiting import Wait
-from tusd_py.errors import ConfigError, TusdError
 from tusd_py.process_identity import ProcessIdentity
 
 START_TIMEOUT_SECONDS: Final = 120
 """Covers initdb on a slow disk, and the replay of `max_wal_size` after a crash."""
 FOREIGN_SERVER_GRACE_SECONDS: Final = 5
 QUIT_TIMEOUT_SECONDS: Final = 8
-"""Longer than the 5 s after which a postmaster told to quit kills its children."""
+"""Longer than the 5 s after which a postmaster that got SIGQUIT kills its children."""
 RETRY_SECONDS: Final = 0.1
-
-INITDB_OPTIONS: Final = (
-    *("-U", "tusd", "-A", "peer", "-E", "UTF8", "--locale=C"),
-    # Finds damaged pages; the default only from version 18 on.
-    "--data-checksums",
-    # A quarter of the default: less to write on the first start, less space for a small database.
-    "--wal-segsize=4",
-    "--no-instructions",
-)
 
 SETTINGS: Final = (
     "fsync=on",
@@ -66,13 +70,7 @@ SETTINGS: Final = (
 )
 
 PASSING_FAILURES: Final = ("pre-existing shared memory block", '"postmaster.pid" already exists')
-"""The last processes of a server that was killed are still there, and cannot be looked at from here."""
-
-
-class EmbeddedPostgresError(TusdError):
-    """The embedded PostgreSQL server failed."""
-
-    code = "ERR_EMBEDDED_POSTGRES"
+"""The last processes of a killed server still run, and /proc does not show them to this process."""
 
 
 class EmbeddedPostgres:
@@ -120,7 +118,7 @@ class EmbeddedPostgres:
             self._own_or_attach(time.monotonic() + START_TIMEOUT_SECONDS)
         except OSError as error:
             self.stop(QUIT_TIMEOUT_SECONDS)
-            raise self._problem(f"cannot be used ({error})") from error
+            raise data_problem(self._data_dir, f"cannot be used ({error})") from error
         except BaseException:
             self.stop(QUIT_TIMEOUT_SECONDS)
             raise
@@ -152,7 +150,7 @@ class EmbeddedPostgres:
         would keep the data locked after its owner's death. Nothing is unlocked for the owner.
         """
         if self._child is not None:
-            # Not this process's child: nothing to wait for, and nothing to warn of when it is dropped.
+            # Not this process's child: `Popen` must neither wait for it nor warn when it is dropped.
             self._child.returncode = 0
             self._child = None
         self._disown()
@@ -182,10 +180,10 @@ class EmbeddedPostgres:
         for path in (self._data_dir, self._lock_path):
             if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
                 users = f"user {user_name(owner)}, and this process runs as {user_name(os.geteuid())}"
-                raise self._problem(f"belongs to {users}: run it as the former")
+                raise data_problem(self._data_dir, f"belongs to {users}: run it as the former")
 
     def _take_lock(self) -> bool:
-        """Take the owner's lock, or tell that somebody else has it."""
+        """Take the owner's lock; return False while another process holds it."""
         if self._lock_fd >= 0:
             return True
         # Not inherited over exec: the server must not hold the lock that tells whether its owner lives.
@@ -223,7 +221,7 @@ class EmbeddedPostgres:
     def _wait_for_foreign_server(self, deadline: float) -> None:
         """Wait while a server that no owner has recorded shuts down.
 
-        One that does not was started by hand, perhaps to mend something: it is left alone.
+        One that does not was started by hand, perhaps to repair something: it is left alone.
         """
         patience = time.monotonic() + FOREIGN_SERVER_GRACE_SECONDS
         wait = Wait(f"for a server of {self._data_dir} to end that was not started here")
@@ -231,20 +229,20 @@ class EmbeddedPostgres:
             if not postmaster.is_postmaster(status.pid, self._data_dir):
                 return
             if time.monotonic() > (patience if status.ready else deadline):
-                raise self._problem(f"is in use by a foreign server, process {status.pid}: stop it")
+                raise data_problem(self._data_dir, f"is in use by a foreign server, process {status.pid}: stop it")
             wait.pause()
 
     # --- starting ---------------------------------------------------------------------------------
 
     def _launch(self, deadline: float) -> None:
         """Start the server as our child and wait until it is ready."""
-        existing = self._existing_major()
+        existing = existing_major(self._data_dir)
         binaries = choose_binaries(self._data_dir, existing, self._user)
         owner = binaries.identity.owner
         directories.rotate(self._log_path)
         directories.remove_leftovers(self._data_dir.parent, self._initdb_prefix)
         if existing is None:
-            self._initialise(binaries, deadline)
+            make_data_directory(self._data_dir, binaries, self._log_path, self._initdb_prefix, deadline)
         else:
             postmaster.disown_reused_pid(self._data_dir)
             postmaster.remove_sockets(self._data_dir)
@@ -256,48 +254,6 @@ class EmbeddedPostgres:
         while not self._try_launch(binaries, self._socket_dir, deadline):
             wait.pause(RETRY_SECONDS)
 
-    def _existing_major(self) -> int | None:
-        """Return the version that made the data, or None if there is no data yet."""
-        try:
-            return int((self._data_dir / "PG_VERSION").read_bytes())
-        except ValueError:
-            raise self._problem("has an unreadable PG_VERSION") from None
-        except FileNotFoundError:
-            if self._data_dir.exists() and any(self._data_dir.iterdir()):
-                raise self._problem("holds something else than PostgreSQL's data") from None
-            return None
-
-    def _initialise(self, binaries: Binaries, deadline: float) -> None:
-        """Make the data directory, whole or not at all."""
-        parent = self._data_dir.parent
-        fresh = Path(tempfile.mkdtemp(prefix=self._initdb_prefix, dir=parent))
-        try:
-            os.chown(fresh, *binaries.identity.owner)
-            self._run_initdb(binaries, fresh, deadline)
-            fresh.rename(self._data_dir)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        directories.sync_directory(parent)
-
-    def _run_initdb(self, binaries: Binaries, directory: Path, deadline: float) -> None:
-        command = [binaries.program("initdb"), "-D", str(directory), *INITDB_OPTIONS]
-        with directories.open_log(self._log_path) as log:
-            begin = log.tell()
-            # What it has made is thrown away in any case: there is nothing it could end cleanly.
-            child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGKILL)
-        try:
-            status = child.wait(max(deadline - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            raise self._failure("initdb takes too long", begin) from None
-        finally:
-            if child.poll() is None:
-                # With its own children, which nobody else knows.
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        if status != 0:
-            raise self._failure(f"initdb ended with status {status}", begin)
-
     def _try_launch(self, binaries: Binaries, socket_dir: Path, deadline: float) -> bool:
         """Start the server and return True when it is ready, False if another try may help."""
         settings = (*SETTINGS, f"max_connections={self._max_connections}")
@@ -306,46 +262,26 @@ class EmbeddedPostgres:
         with directories.open_log(self._log_path) as log:
             begin = log.tell()
             # SIGQUIT costs the next start a replay. SIGINT would be the clean way, but a server that
-            # recovers from the death of a child then waits for ever, and nobody is left to help it.
+            # recovers from the death of a child then waits forever.
             child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGQUIT)
         self._child = child
         self._record_server(socket_dir, child.pid)
         wait = Wait(f"for PostgreSQL to be ready: after a crash it replays its log, see {self._log_path}")
         while (status := child.poll()) is None:
             said = postmaster.read_status(self._data_dir)
-            # Of another server's file, even «ready» says nothing about ours.
+            # In another server's file, even "ready" says nothing about ours.
             if said is not None and said.pid == child.pid and said.ready:
                 self._use(socket_dir, child.pid, owned=True)
                 return True
             if time.monotonic() > deadline:
-                raise self._failure(f"PostgreSQL is not ready after {START_TIMEOUT_SECONDS} s", begin)
+                raise log_failure(self._log_path, f"PostgreSQL is not ready after {START_TIMEOUT_SECONDS} s", begin)
             wait.pause()
         self._child = None
         said_last = directories.log_since(self._log_path, begin)
         if time.monotonic() < deadline and any(text in said_last for text in PASSING_FAILURES):
             return False
-        raise self._failure(f"PostgreSQL ended with status {status}", begin)
+        raise log_failure(self._log_path, f"PostgreSQL ended with status {status}", begin)
 
     def _record_server(self, socket_dir: Path, pid: int) -> None:
         private = socket_dir if socket_dir != self._data_dir else None
         OwnerRecord(private, ProcessIdentity.of(pid)).write(self._lock_fd)
-
-    # --- words ------------------------------------------------------------------------------------
-
-    def _problem(self, text: str) -> ConfigError:
-        """Return the error for what the user can mend."""
-        prefix = f"database.dsn: not set, and the database in {self._data_dir}"
-        return ConfigError([f"{prefix} {text}, or set database.dsn"])
-
-    def _failure(self, what: str, begin: int) -> EmbeddedPostgresError:
-        """Return the error with the end of what was logged since `begin`."""
-        tail = directories.log_since(self._log_path, begin)
-        return EmbeddedPostgresError(f"{what}; the end of {self._log_path}:\n{tail}")
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or its number if it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

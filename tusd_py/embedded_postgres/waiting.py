@@ -1,4 +1,4 @@
-"""Waits that say what they wait for, once they take longer than anybody expects."""
+"""Polling that logs what it waits for once it takes longer than a second."""
 
 from __future__ import annotations
 
