@@ -42,7 +42,8 @@ class JobHandler(Protocol[Result]):
         """Record what was done. Fenced, so that it needs no lease: a late one changes nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# No repr: a traceback that shows local variables would print every collaborator.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class JobContext:
     """The collaborators of the jobs of one worker."""
 
