@@ -15,8 +15,9 @@ from tusd_py.database.statements import (
     NEEDING_PARTS,
     STORE_THERE,
     WANTS_TRANSFER,
+    enqueue,
 )
-from tusd_py.ports import StagingIdentity
+from tusd_py.ports import JobKind, StagingIdentity
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ WITH moved AS (
      WHERE id = $3 AND state = ANY ($4::text[]) AND {_OVERDUE}
     RETURNING id, staging_id
 ), {DISOWN_LOCAL}
-INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'remove', staging_id FROM moved ON CONFLICT DO NOTHING
-RETURNING upload_id
+{enqueue(JobKind.REMOVE, "moved")}
 """  # noqa: S608
 
 PURGEABLE: Final = """
@@ -75,16 +75,13 @@ NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state 
 _UNATTENDED: Final = f"""
 NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'eager')
 """  # noqa: S608
+_FAILED_LONG_AGO: Final = f"""
+uploads WHERE staging_id = $1 AND state = 'transfer_failed'
+          AND updated_at <= now() - make_interval(secs => $2) AND {_UNATTENDED}
+ LIMIT $3
+"""
 REQUEUE_FAILED: Final = f"""
-WITH queued AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'transfer', staging_id, upload_length FROM uploads
-     WHERE staging_id = $1 AND state = 'transfer_failed'
-       AND updated_at <= now() - make_interval(secs => $2) AND {_UNATTENDED}
-     LIMIT $3
-    ON CONFLICT DO NOTHING
-    RETURNING upload_id
-), {FORGET_OLD_JOBS}
+WITH queued AS ({enqueue(JobKind.TRANSFER, _FAILED_LONG_AGO)}), {FORGET_OLD_JOBS}
 SELECT upload_id FROM queued
 """  # noqa: S608
 COUNT_REQUEUED: Final = f"""
@@ -92,18 +89,13 @@ SELECT count(*) AS n FROM uploads
  WHERE staging_id = $1 AND state = 'transfer_failed'
    AND EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.kind = 'transfer' AND jobs.state IN {LIVE})
 """  # noqa: S608
-# Nothing is ever without its job, since both are one statement; should it happen all the same, this heals it.
-REQUEUE_ORPHANED: Final = f"""
-INSERT INTO jobs (upload_id, kind, staging_id, length)
-SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, staging_id,
-       CASE state WHEN 'removing' THEN 0 ELSE upload_length END
-  FROM uploads
- WHERE staging_id = $1 AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
-   AND (state = 'removing' OR {WANTS_TRANSFER})
+_ORPHANED: Final = f"""
+uploads WHERE staging_id = $1 AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
+          AND (state = 'removing' OR {WANTS_TRANSFER})
  LIMIT $2
-ON CONFLICT DO NOTHING
-RETURNING upload_id
-"""  # noqa: S608
+"""
+# Upload and job change in one statement, so that none is ever without its job; should it happen, this heals it.
+REQUEUE_ORPHANED: Final = enqueue("CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END", _ORPHANED)
 RELEASE_PARTS: Final = f"""
 WITH old AS (
     SELECT link.final_id, link.position FROM upload_parts link JOIN uploads final ON final.id = link.final_id

@@ -9,7 +9,15 @@ from uuid import UUID
 
 from tusd_py.crc64 import combine
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_columns, upload_from_row
-from tusd_py.database.statements import CREATE, FOLLOW_COMPLETION, IN_RECEIVING, NEEDING_PARTS, create_arguments
+from tusd_py.database.statements import (
+    CREATE,
+    FOLLOW_COMPLETION,
+    IN_RECEIVING,
+    NEEDING_PARTS,
+    create_arguments,
+    enqueue,
+)
+from tusd_py.ports import JobKind
 from tusd_py.protocol.concat import Joined, join_parts, known_length, resolve_parts
 from tusd_py.protocol.upload import UploadId
 
@@ -74,7 +82,7 @@ WITH moved AS (
      WHERE id = $1 AND state IN {IN_RECEIVING}
     RETURNING id, staging_id
 )
-INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'remove', staging_id FROM moved
+{enqueue(JobKind.REMOVE, "moved")}
 """  # noqa: S608
 NOW: Final = "SELECT now()"
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.rows import upload_columns, upload_from_row
-from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE
+from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE, record_attempt
 from tusd_py.database.transfer_state import FENCE, PostgresTransferState
 from tusd_py.errors import TusdError
 from tusd_py.ports import LARGE_BYTES, Job, JobKind, StagingIdentity, StoredObject, TransferState
@@ -73,9 +73,7 @@ WITH small AS (
 ), due AS (
     SELECT * FROM small UNION ALL SELECT * FROM anywhere UNION ALL SELECT * FROM large UNION ALL SELECT * FROM eager
 ), lost AS (
-    INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-    SELECT id, attempt, worker, 'lost', started_at FROM due WHERE state = 'running'
-    ON CONFLICT DO NOTHING
+    {record_attempt("'lost'", "due WHERE state = 'running'", worker="worker")}
 ), forgotten AS (
     DELETE FROM job_attempts USING due
      WHERE due.state = 'running' AND job_id = due.id AND job_attempts.attempt <= due.attempt - {KEPT_ATTEMPTS}
@@ -162,8 +160,7 @@ WITH mine AS ({_MINE}), done AS (
       FROM done WHERE uploads.id = done.upload_id AND uploads.state = ANY ($7::text[])
     RETURNING uploads.id, uploads.object_key
 ), history AS (
-    INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-    SELECT id, attempt, $3, 'succeeded', started_at FROM done
+    {record_attempt("'succeeded'", "done")}
 ), forgotten AS (
     DELETE FROM transfer_parts USING stored WHERE transfer_parts.upload_id = stored.id
 ), told AS (
@@ -179,8 +176,7 @@ WITH mine AS ({_MINE}), done AS (
       FROM mine WHERE jobs.id = mine.id
     RETURNING jobs.id, jobs.upload_id, jobs.attempt, jobs.started_at
 ), history AS (
-    INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-    SELECT id, attempt, $3, 'succeeded', started_at FROM done
+    {record_attempt("'succeeded'", "done")}
 ), removed AS (
     UPDATE uploads SET state = CASE WHEN state = 'removing' THEN 'removed' ELSE state END,
                        error = CASE WHEN state = 'removing' THEN NULL ELSE error END,
@@ -207,8 +203,7 @@ WITH again AS (
     DELETE FROM job_attempts USING again
      WHERE job_id = again.id AND job_attempts.attempt <= again.attempt - {KEPT_ATTEMPTS}
 )
-INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
-SELECT id, attempt, $3, CASE $8::int WHEN 0 THEN 'postponed' ELSE 'retry' END, $6, $7, started_at FROM again
+{record_attempt("CASE $8::int WHEN 0 THEN 'postponed' ELSE 'retry' END", "again", code="$6", error="$7")}
 """  # noqa: S608
 
 FAIL: Final = f"""
@@ -225,8 +220,7 @@ WITH failed AS (
     INSERT INTO events (upload_id, kind, payload)
     SELECT id, 'upload.transfer_failed', jsonb_build_object('code', $5::text) FROM moved
 )
-INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
-SELECT id, attempt, $3, 'failed', $5, $6, started_at FROM failed
+{record_attempt("'failed'", "failed", code="$5", error="$6")}
 """  # noqa: S608
 
 # The parts and the multipart upload of the place before are no use in another one.
@@ -249,7 +243,7 @@ UPDATE jobs SET state = 'queued', worker = NULL, min_offset = $4, failures = 0, 
 
 # A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
 # A job 'eager' with nothing left to send has done its work: the upload has come to its end.
-DISCARD: Final = """
+DISCARD: Final = f"""
 WITH closed AS (
     UPDATE jobs SET state = CASE WHEN kind = 'eager' AND NOT cancel_requested THEN 'succeeded' ELSE 'cancelled' END,
                     finished_at = now()
@@ -260,9 +254,8 @@ WITH closed AS (
       FROM closed WHERE closed.kind IN ('transfer', 'eager') AND jobs.upload_id = closed.upload_id
                     AND jobs.kind = 'remove' AND jobs.state = 'queued' AND jobs.due_at > now()
 )
-INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-SELECT id, attempt, $3, state, started_at FROM closed
-"""
+{record_attempt("state", "closed")}
+"""  # noqa: S608
 
 NEXT_DUE: Final = f"""
 SELECT extract(epoch FROM least(

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tusd_py.database.rows import unsigned
-from tusd_py.database.statements import LIVE, WANTS_TRANSFER
-from tusd_py.ports import StagedPartial, StagingIdentity, UploadRecord
+from tusd_py.database.statements import LIVE, WANTS_TRANSFER, enqueue
+from tusd_py.ports import JobKind, StagedPartial, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
@@ -56,13 +56,7 @@ SELECT part.id, part.upload_offset FROM upload_parts link JOIN uploads part ON p
 """
 
 _UNCHANGED: Final = "id = $1 AND state = $2 AND upload_offset = $3"
-QUEUE_JOB: Final = f"""
-INSERT INTO jobs (upload_id, kind, staging_id, length)
-SELECT id, {_WAITS_FOR}, staging_id, CASE WHEN {_WAITS_FOR} = 'transfer' THEN upload_length ELSE 0 END
-  FROM uploads WHERE {_UNCHANGED} AND NOT {_BUSY} AND {_WAITS_FOR} = $4
-ON CONFLICT DO NOTHING
-RETURNING upload_id
-"""  # noqa: S608
+QUEUE_JOB: Final = enqueue(_WAITS_FOR, f"uploads WHERE {_UNCHANGED} AND NOT {_BUSY} AND {_WAITS_FOR} = $4")
 # Against cleanup, which removes a part once no final needs it: whoever locks it first is seen by the other.
 LOCK_SEGMENTS: Final = """
 SELECT FROM upload_parts link JOIN uploads part ON part.id = link.part_id
@@ -77,11 +71,7 @@ WITH moved AS (
        AND (concat IS DISTINCT FROM 'final' OR upload_length = (
             SELECT coalesce(sum(segment.upload_offset), 0) FROM ({SEGMENTS}) AS segment))
     RETURNING id, staging_id, upload_length
-), queued AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'transfer', staging_id, upload_length FROM moved
-    ON CONFLICT DO NOTHING
-), told AS (
+), queued AS ({enqueue(JobKind.TRANSFER, "moved")}), told AS (
     INSERT INTO events (upload_id, kind) SELECT id, 'upload.object_missing' FROM moved
 )
 SELECT id FROM moved

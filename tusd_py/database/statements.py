@@ -1,11 +1,11 @@
-"""Pieces of SQL that more than one method needs: creation, and what follows from the last byte."""
+"""Pieces of SQL that several statements share: enqueueing a job, creating an upload, completing one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, signed
-from tusd_py.ports import queue
+from tusd_py.ports import JobKind, queue
 
 if TYPE_CHECKING:
     from tusd_py.ports import NewUpload
@@ -31,31 +31,55 @@ def expires(seconds: str) -> str:
     return f"CASE WHEN {seconds} > 0 THEN now() + make_interval(secs => {seconds}) END"
 
 
-# Part of the statement that records the last byte: no crash can come between the two.
-FOLLOW_COMPLETION: Final = """
-queued AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'transfer', staging_id, upload_length FROM changed
-     WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'
-), told AS (
+def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
+    """Return the statement that enqueues a job for each row of `source`, which is what follows FROM.
+
+    Every job comes from here, most of them as part of the statement that makes them necessary: no crash
+    can come between the two. Its rows have the columns of `uploads`; for a removal, `staging_id` may be NULL.
+    `kind` may be an SQL expression. An upload that has a live job of the kind keeps that one.
+    """
+    match kind:
+        case JobKind.REMOVE:
+            name, length = f"'{kind}'", "0"
+        case JobKind():
+            name, length = f"'{kind}'", "upload_length"
+        case _:
+            name, length = kind, f"CASE {kind} WHEN '{JobKind.REMOVE}' THEN 0 ELSE upload_length END"
+    return f"""
+    INSERT INTO jobs (upload_id, kind, staging_id, length, due_at)
+    SELECT id, {name}, staging_id, {length}, {due_at} FROM {source}
+    ON CONFLICT DO NOTHING
+    RETURNING id, upload_id
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+
+
+def record_attempt(outcome: str, source: str, *, worker: str = "$3", code: str = "NULL", error: str = "NULL") -> str:
+    """Return the statement that records how the latest attempt of each job in `source` ended."""
+    return f"""
+    INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
+    SELECT id, attempt, {worker}, {outcome}, {code}, {error}, started_at FROM {source}
+    ON CONFLICT DO NOTHING
+"""  # noqa: S608
+
+
+_COMPLETED: Final = "changed WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'"
+# Part of the statement that records the last byte.
+FOLLOW_COMPLETION: Final = f"""
+queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), told AS (
     INSERT INTO events (upload_id, kind, payload)
     SELECT id, CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END,
            jsonb_build_object('length', upload_length)
       FROM changed
      WHERE state = 'completed'
 )
-"""
+"""  # noqa: S608
 
+_LARGE: Final = """
+changed WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
+"""
 # Part of the statement that records a checkpoint. It never touches a job that is there: its holder
 # locks it before the upload, and this statement holds the upload.
-ENQUEUE_EAGER: Final = """
-eager AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'eager', staging_id, upload_length FROM changed
-     WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
-    ON CONFLICT DO NOTHING
-)
-"""
+ENQUEUE_EAGER: Final = f"eager AS ({enqueue(JobKind.EAGER, _LARGE)})"
 
 # A final that is stored says that it is in staging as well only as long as each of its parts is.
 DISOWN_LOCAL: Final = """

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS, REMOVED_WHERE
+from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS, REMOVED_WHERE, enqueue, record_attempt
 from tusd_py.errors import InvalidTransition, PartInUse, TransferInProgress, UploadHeld, UploadNotFound
+from tusd_py.ports import JobKind
 from tusd_py.protocol.upload import GONE, Concat, Event, Upload, UploadId, sources
 
 if TYPE_CHECKING:
@@ -40,25 +41,19 @@ UPDATE jobs SET cancel_requested = (state = 'running'),
 CANCEL: Final = """
 UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1
 """
-RECORD_LOST: Final = """
-INSERT INTO job_attempts (job_id, attempt, worker, outcome, started_at)
-SELECT id, attempt, worker, 'lost', started_at FROM jobs WHERE id = $1
-ON CONFLICT DO NOTHING
-"""
+RECORD_LOST: Final = record_attempt("'lost'", "jobs WHERE id = $1", worker="worker")
 REQUEST_CANCEL: Final = """
 UPDATE jobs SET cancel_requested = true WHERE id = $1
 """
+# Not before the lease ends of a worker that was told to stop.
+_AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now())"
 REMOVE: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now()
      WHERE id = $1 AND state = ANY ($2::text[])
     RETURNING id, {REMOVED_WHERE}
 ), {DISOWN_LOCAL}
-INSERT INTO jobs (upload_id, kind, staging_id, due_at)
-SELECT id, 'remove', staging_id,
-       coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now())
-  FROM moved
-ON CONFLICT DO NOTHING
+{enqueue(JobKind.REMOVE, "moved", due_at=_AFTER_TRANSFER)}
 """  # noqa: S608
 
 

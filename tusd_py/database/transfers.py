@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE
+from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE, enqueue
 from tusd_py.database.termination import LOCK_UPLOAD
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
 from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
@@ -19,33 +19,26 @@ from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Upload, Uplo
 if TYPE_CHECKING:
     from tusd_py.database.pool import Connection, Row
 
+_AWAITED: Final = f"""
+changed WHERE state = 'completed' AND trigger = 'commit'
+          AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND jobs.state IN {LIVE})
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
 COMMIT: Final = f"""
 WITH changed AS (
     UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = $1
     RETURNING {UPLOAD_COLUMNS}
-), queued AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'transfer', staging_id, upload_length FROM changed
-     WHERE state = 'completed' AND trigger = 'commit'
-       AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND jobs.state IN {LIVE})
-    ON CONFLICT DO NOTHING
-), told AS (
+), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), told AS (
     INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
 )
 SELECT * FROM changed
-"""  # noqa: S608 -- only constants of this package are inserted, here and below
+"""  # noqa: S608
 
 LATEST_TRANSFER: Final = f"""
 SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
 """  # noqa: S608
 # The upload keeps its state, and what failed says why, until a worker claims the new job.
 QUEUE_TRANSFER: Final = f"""
-WITH queued AS (
-    INSERT INTO jobs (upload_id, kind, staging_id, length)
-    SELECT id, 'transfer', staging_id, upload_length FROM uploads WHERE id = $1
-    ON CONFLICT DO NOTHING
-    RETURNING id, upload_id
-), {FORGET_OLD_JOBS}
+WITH queued AS ({enqueue(JobKind.TRANSFER, "uploads WHERE id = $1")}), {FORGET_OLD_JOBS}
 SELECT id FROM queued
 """  # noqa: S608
 
