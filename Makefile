@@ -1,7 +1,7 @@
 # Everything goes through a virtual environment in .venv; nothing is installed anywhere else, but for
 # the Debian packages that `make system` asks for and that `make test` installs when it may.
 .DEFAULT_GOAL := help
-.PHONY: help serve wheel test check format bench system install clean
+.PHONY: help serve wheel test check format coverage bench system install clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -34,6 +34,13 @@ format: $(VENV)/.develop ## Fix what ruff can fix, render the example, docs/conf
 	$(BIN)/python -m tusd_py.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 	$(BIN)/python scripts/state_diagram.py --write
 
+coverage: install ## Measure the branch coverage: make coverage ARGS="tests/unit"
+	rm -rf .coverage-data
+	-$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage html --quiet
+	$(BIN)/python -m coverage report
+
 bench: $(VENV)/.develop ## Measure uploads: make bench ARGS="--quick"
 	$(BIN)/python bench/upload.py $(ARGS)
 
@@ -43,7 +50,7 @@ system: ## Install the Debian packages of the tests, where that is allowed
 	@scripts/system-packages
 
 clean: ## Remove what was installed here; data stays
-	rm -rf $(VENV) $(dir $(NODE_MODULES)) examples/uppy/dist tusd_py/web/assets dist
+	rm -rf $(VENV) .coverage-data $(dir $(NODE_MODULES)) examples/uppy/dist tusd_py/web/assets dist
 
 .PHONY: frontend-if-possible
 frontend-if-possible:
