@@ -12,7 +12,7 @@ from tests.integration.support import HERE, World
 from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.protocol.upload import Upload
 from tusd_py.reconcile.compare import Scope, key_pattern
-from tusd_py.reconcile.findings import Kind, Outcome, Report, Result
+from tusd_py.reconcile.findings import FindingOutcome, Kind, Report, Result
 from tusd_py.reconcile.run import Reconciler
 from tusd_py.staging import DirectoryScan
 
@@ -26,7 +26,7 @@ TEMPLATE = "uploads/{id}"
 class Run:
     """What a run found, and its figures."""
 
-    outcomes: list[Outcome]
+    outcomes: list[FindingOutcome]
     report: Report
 
     @property

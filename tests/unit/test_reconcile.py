@@ -25,7 +25,7 @@ from tusd_py.reconcile.compare import (
     check_upload,
     key_pattern,
 )
-from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result, printable
+from tusd_py.reconcile.findings import Finding, FindingOutcome, Kind, Repair, Report, Result, printable
 from tusd_py.reconcile.merge import merge_join
 from tusd_py.uploads.creation import render_key
 
@@ -307,7 +307,7 @@ def test_a_line_stays_a_line_whatever_a_file_is_called(name: str) -> None:
 def test_sizes_and_ages_are_written_for_people(size: int | None, age: float, expected: str) -> None:
     finding = Finding(kind=Kind.ORPHAN_FILE, subject="x", size=size, age_seconds=age, repair=Repair.REMOVE_FILE)
 
-    text = Outcome(finding, Result.LEFT).as_text(repair=False)
+    text = FindingOutcome(finding, Result.LEFT).as_text(repair=False)
 
     assert re.sub(" +", " ", text) == f"orphan_file x {expected} would remove the file"
 
@@ -316,7 +316,7 @@ def test_only_what_is_repaired_or_kept_is_not_left() -> None:
     report = Report()
     finding = Finding(kind=Kind.ORPHAN_FILE, subject="x", size=1, age_seconds=1.0, repair=Repair.REMOVE_FILE)
     for result in Result:
-        report.count(Outcome(finding, result))
+        report.count(FindingOutcome(finding, result))
 
     assert report.left == len(Result) - 2
     assert report.as_json()["found"] == {"orphan_file": len(Result)}

@@ -89,7 +89,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FindingOutcome:
     """A finding and what became of it."""
 
     finding: Finding
@@ -141,7 +141,7 @@ class Report:
     failed_checks: dict[str, str] = field(default_factory=dict)
     """A check that could not be made, and why."""
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: FindingOutcome) -> None:
         """Add what became of a finding."""
         self.found[outcome.finding.kind] += 1
         self.results[outcome.result] += 1

@@ -28,7 +28,7 @@ from tusd_py.reconcile.compare import (
     check_upload,
     needs_look,
 )
-from tusd_py.reconcile.findings import Finding, Kind, Outcome, Repair, Report, Result
+from tusd_py.reconcile.findings import Finding, FindingOutcome, Kind, Repair, Report, Result
 from tusd_py.reconcile.merge import merge_join
 from tusd_py.reconcile.repairs import Repairs
 
@@ -75,7 +75,7 @@ class Reconciler:
         self._repairs = Repairs(records, staging, store, scope)
         self.report = Report()
 
-    async def run(self, *, repair: bool) -> AsyncIterator[Outcome]:
+    async def run(self, *, repair: bool) -> AsyncIterator[FindingOutcome]:
         """Return what is found, as it is found and, with `repair`, mended.
 
         A check that the disk or the store does not let us make is noted in the report; the others go on.
@@ -102,17 +102,17 @@ class Reconciler:
         tell = log.warning if self.report.left or self.report.failed_checks else log.info
         tell("reconciled", repair=repair, **self.report.as_json())
 
-    async def _settle(self, finding: Finding, *, repair: bool) -> Outcome:
+    async def _settle(self, finding: Finding, *, repair: bool) -> FindingOutcome:
         if finding.kind is Kind.UNCLAIMED_FILE and finding.repair is Repair.NONE:
-            return Outcome(finding, Result.KEPT)
+            return FindingOutcome(finding, Result.KEPT)
         if not repair or finding.repair is Repair.NONE:
-            return Outcome(finding, Result.LEFT)
+            return FindingOutcome(finding, Result.LEFT)
         try:
             result = await self._repairs.apply(finding, now=self._clock())
         except StorageError as error:
-            return Outcome(finding, Result.FAILED, str(error))
+            return FindingOutcome(finding, Result.FAILED, str(error))
         log.info("reconcile_repaired", kind=finding.kind, subject=finding.subject, result=result)
-        return Outcome(finding, result)
+        return FindingOutcome(finding, result)
 
     # --- uploads beside objects --------------------------------------------------------------------
 

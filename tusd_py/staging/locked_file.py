@@ -53,7 +53,7 @@ class LockedFile(StagingFile):
         *,
         writer: Writer,
         syncs: Syncs | None,
-        run: Runner,
+        run: RunInThread,
     ) -> None:
         self.size = size
         self._path = path
@@ -135,11 +135,11 @@ class LockedFile(StagingFile):
         return await asyncio.shield(calling)
 
 
-class Runner(Protocol):
+class RunInThread(Protocol):
     """Runs a blocking call in a writer thread."""
 
     async def __call__(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
-        """Return what the call answered."""
+        """Return what the call returns."""
 
 
 def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
