@@ -1,6 +1,6 @@
 """The `tusd-py` command. Exit status: 0 done, 1 failed, 2 the configuration or the call is wrong.
 
-`reconcile`: 0 everything fits, or was made to; 1 findings are left; 2 not everything could be compared.
+`reconcile`: 0 no findings, or all repaired; 1 findings are left; 2 not everything could be compared.
 """
 
 from __future__ import annotations
@@ -46,48 +46,69 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tusd-py", description="Resumable uploads: tus in, S3 out.")
     parser.add_argument("--version", action="version", version=f"tusd_py {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command, text in (
-        ("serve", serve, "serve uploads and move them to the store"),
-        ("worker", worker, "only move finished uploads to the store"),
-        ("migrate", migrate, "bring the database schema up to date"),
-        ("transfer", transfer, "move an upload to the store, or try failed ones again, and say how it goes"),
-        ("reconcile", reconcile, "compare the database, the staging directory and the store; mend what is safe"),
-        ("staging", staging, "show whose files lie in the staging directory, and make it this database's"),
-        ("check-config", check_config, "print the effective configuration, or every problem with it"),
+    for name, command, add_arguments, text in (
+        ("serve", serve, _add_listener, "serve uploads and move them to the store"),
+        ("worker", worker, None, "only move finished uploads to the store"),
+        ("migrate", migrate, None, "bring the database schema up to date"),
+        (
+            "transfer",
+            transfer,
+            _add_transfer,
+            "queue one transfer and follow it, or queue failed ones again",
+        ),
+        ("reconcile", reconcile, _add_reconcile, "compare database, staging directory and store; repair what is safe"),
+        (
+            "staging",
+            staging,
+            _add_staging,
+            "show whose files the staging directory holds, and bind it to this database",
+        ),
+        ("check-config", check_config, _add_check, "print the effective configuration, or every problem with it"),
     ):
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
-        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="everything that is kept")
-        if name == "check-config":
-            sub.add_argument("--quiet", action="store_true", help="print problems only: no configuration, no warning")
-            sub.add_argument(
-                "--connect", action="store_true", help="try the database, the staging disk and every right in the store"
-            )
-            sub.add_argument(
-                "--timeout", type=float, default=CONNECT_SECONDS, metavar="SECONDS", help="longest wait of --connect"
-            )
-        if name in {"serve", "check-config"}:
-            sub.add_argument("--host", help="address to listen on")
-            sub.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
-        if name == "transfer":
-            which = sub.add_mutually_exclusive_group(required=True)
-            which.add_argument("id", nargs="?", type=UUID, metavar="ID", help="public id of the upload")
-            which.add_argument(
-                "--failed", action="store_true", help="queue every failed transfer of this node again, and do not wait"
-            )
-            sub.add_argument(
-                "--timeout", type=_duration, default=600.0, metavar="TIME", help='longest wait, such as "90s" (10m)'
-            )
-        if name == "staging":
-            sub.add_argument("action", choices=("adopt",), help="bring directory and database together")
-            sub.add_argument("--id", type=UUID, metavar="ID", help="the id to give to the directory")
-            sub.add_argument("--yes", action="store_true", help="do it without a question")
-        if name == "reconcile":
-            sub.add_argument("--repair", action="store_true", help="mend what is safe; otherwise only tell")
-            sub.add_argument("--json", action="store_true", help="a line of JSON per finding, and one at the end")
-            sub.add_argument("--margin", metavar="TIME", help="look at nothing younger (cleanup.reconcile_margin)")
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of all data")
+        if add_arguments is not None:
+            add_arguments(sub)
     return parser
+
+
+def _add_listener(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+
+
+def _add_transfer(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("id", nargs="?", type=UUID, metavar="ID", help="public id of the upload")
+    which.add_argument(
+        "--failed", action="store_true", help="queue every failed transfer of this node again, without waiting"
+    )
+    longest = 'longest wait, for example "90s" (default: 10m)'
+    parser.add_argument("--timeout", type=_duration, default=600.0, metavar="TIME", help=longest)
+
+
+def _add_reconcile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repair", action="store_true", help="repair what is safe; without it, only report")
+    parser.add_argument("--json", action="store_true", help="print each finding as a line of JSON, then the summary")
+    parser.add_argument("--margin", metavar="TIME", help="ignore what is younger (default: cleanup.reconcile_margin)")
+
+
+def _add_staging(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("adopt",), help="bind the directory to the database")
+    parser.add_argument("--id", type=UUID, metavar="ID", help="id to give to the directory")
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="print only problems, not the configuration or warnings")
+    everything = "try the database, the staging disk and every permission in the store"
+    parser.add_argument("--connect", action="store_true", help=everything)
+    parser.add_argument(
+        "--timeout", type=float, default=CONNECT_SECONDS, metavar="SECONDS", help="longest time for --connect"
+    )
+    _add_listener(parser)
 
 
 def configuration(options: argparse.Namespace) -> Config:
@@ -126,7 +147,7 @@ def worker(options: argparse.Namespace) -> int:
         from tusd_py.database.rights import check_rights
         from tusd_py.processes import run_worker
 
-        # One that is away comes back, and the worker waits for it.
+        # The worker waits for a database that is away.
         with contextlib.suppress(DatabaseUnavailable):
             asyncio.run(check_rights(database_dsn(usable)))
         run_worker(usable, ready=lambda: None)
@@ -134,7 +155,7 @@ def worker(options: argparse.Namespace) -> int:
 
 
 def migrate(options: argparse.Namespace) -> int:
-    """Apply what the schema misses."""
+    """Apply the migrations that the schema lacks."""
     config = configuration(options)
     from tusd_py.app import database_dsn
     from tusd_py.database.migrate import migrate as apply
@@ -151,7 +172,7 @@ def migrate(options: argparse.Namespace) -> int:
 
 
 def transfer(options: argparse.Namespace) -> int:
-    """Queue one transfer and follow it to its end, or queue all failed ones. A running worker does the work."""
+    """Queue one transfer and follow it, or queue all failed ones. A running worker does the work."""
     config = configuration(options)
     from tusd_py.commands import requeue_failed, transfer_one
     from tusd_py.logging import configure_logging
@@ -177,7 +198,7 @@ def _duration(text: str) -> float:
 
 
 def reconcile(options: argparse.Namespace) -> int:
-    """Compare what should be with what is. Exit status: see the module."""
+    """Compare the database, the staging directory and the store. Exit status: see the module."""
     config = configuration(options)
     from tusd_py.logging import configure_logging
 
@@ -196,7 +217,7 @@ def reconcile(options: argparse.Namespace) -> int:
     except TusdError as error:
         print(f"tusd-py: {error}", file=sys.stderr)
     except Exception as error:  # noqa: BLE001
-        # Not left to the interpreter, whose status for it is that of findings.
+        # The interpreter would exit with 1, which means findings.
         import structlog
 
         structlog.get_logger(__name__).exception("reconcile_died")
@@ -205,7 +226,7 @@ def reconcile(options: argparse.Namespace) -> int:
 
 
 def staging(options: argparse.Namespace) -> int:
-    """Show what lies in the staging directory, and bring it and the database together."""
+    """Show what is in the staging directory, and bind it to the database."""
     config = configuration(options)
     from tusd_py.logging import configure_logging
 
@@ -222,13 +243,13 @@ def staging(options: argparse.Namespace) -> int:
 
 
 def _refuse_new_database(config: Config) -> None:
-    """Raise if the embedded database has yet to be made: beside it everything would be an orphan."""
+    """Raise if the embedded database does not exist yet: compared with an empty one, every file is an orphan."""
     if config.database.dsn is None and not (config.data_dir / "postgres").is_dir():
         raise ConfigError([f"database.dsn: not set, and there is no database in {config.data_dir} either"])
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """Print the effective configuration with secrets masked, or try what it leads to."""
+    """Print the effective configuration with secrets masked, or try everything that it names."""
     from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
     from tusd_py.logging import configure_logging

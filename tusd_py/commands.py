@@ -1,4 +1,4 @@
-"""What the commands do with uploads, beside the processes of a server that runs or does not."""
+"""Commands that work on uploads, whether a server runs or not."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from tusd_py.uploads.catalog import Catalog, UploadStatus
 
 UNCLAIMED_SECONDS: Final = 5.0
-"""After so long without a claim somebody may have forgotten to start a worker."""
+"""A transfer that is not claimed for so long suggests that no worker runs."""
 BATCH: Final = 500
 
 
 async def transfer_one(
     config: Config, upload_id: UploadId, *, timeout_seconds: float, say: Callable[[str], None]
 ) -> bool:
-    """Have an upload transferred, say each change, and tell whether it is stored in the end.
+    """Queue the transfer of an upload, report each change, and return whether it was stored.
 
-    The work is a worker's: this process only asks for it and looks on.
+    A worker does the work; this process only follows it.
 
     Raises:
         UploadNotFound, NotReady, InvalidTransition, DatabaseUnavailable.
@@ -67,7 +67,7 @@ async def _follow(
     while not seen.settled:
         left = deadline - asyncio.get_running_loop().time()
         if left <= 0:
-            say("the time is over; the transfer goes on without this command")
+            say("timed out; the transfer continues in the background")
             return False
         before = seen
         seen = await catalog.look(ANONYMOUS, upload_id, wait_seconds=min(left, UNCLAIMED_SECONDS))
@@ -75,13 +75,13 @@ async def _follow(
             say(_describe(seen))
         elif not warned and _is_unclaimed(seen.transfer):
             directory = await directories.find(seen.upload.staging_id)
-            say(f"no worker has claimed it: is one running beside the staging directory {directory}?")
+            say(f"no worker has claimed it; is one running on the node of the staging directory {directory}?")
             warned = True
     return seen.upload.state is State.STORED
 
 
 def _is_unclaimed(transfer: TransferView | None) -> bool:
-    # With an error, and no time for the next try, it waits for the store.
+    # With an error and without a time for the next attempt, it waits for the store.
     return transfer is not None and transfer.state is JobState.QUEUED and transfer.last_error is None
 
 
@@ -93,12 +93,12 @@ def _describe(seen: UploadStatus) -> str:
         if transfer.last_error is not None:
             words.append(transfer.last_error)
         if transfer.state is JobState.RETRY_WAIT and transfer.next_attempt_at is not None:
-            words.append(f"next try {transfer.next_attempt_at:%H:%M:%S} UTC")
+            words.append(f"next attempt {transfer.next_attempt_at:%H:%M:%S} UTC")
     return ": ".join(words[:2]) + "".join(f"; {word}" for word in words[2:])
 
 
 async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
-    """Queue every failed transfer of this node again, and say how many there were."""
+    """Queue every failed transfer of this node again, and report how many there were."""
     records = make_records(config)
     cleanup = make_cleanup_records(records)
     total = 0
@@ -106,17 +106,17 @@ async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
     async with reachable(records):
         await identify(records)
         waiting = await cleanup.count_requeued()
-        # Not those that a worker has given up meanwhile, or this might never end.
+        # Without those that fail again meanwhile, or this might never end.
         while count := await cleanup.requeue_failed(time.monotonic() - started, BATCH):
             total += count
         figures = await read_stats(records.database, records.identity.id)
     say(f"{total} queued")
     if waiting:
-        say(f"{waiting} had been queued before and wait for a worker")
+        say(f"{waiting} were queued before and wait for a worker")
     if figures.store_blocked_seconds:
-        say("the store refuses this server; they begin once that is corrected")
+        say("the store refuses this server; they start once that is fixed")
     elif figures.store_away_seconds:
-        say("the store is away; they begin once it is back")
+        say("the store is unreachable; they start once it is back")
 
 
 async def identify_staging(config: Config) -> None:
@@ -132,7 +132,7 @@ async def identify_staging(config: Config) -> None:
 async def adopt_staging(
     config: Config, wanted: StagingId | None, *, confirm: Callable[[], bool], say: Callable[[str], None]
 ) -> bool:
-    """Show what lies in the staging directory and whose it is; if confirmed, bring it and the database together.
+    """Report what is in the staging directory and whose it is; if confirmed, bind it to the database.
 
     Raises:
         StagingMismatch, StorageError, DatabaseUnavailable: nothing was changed.
@@ -144,17 +144,17 @@ async def adopt_staging(
         for line in adoption.describe():
             say(line)
         if not confirm():
-            say('nothing was changed; to go on, run it with "--yes"')
+            say('nothing was changed; run it with "--yes" to continue')
             return False
         await adopt(records, adoption)
-        say(f"the staging directory has the id {adoption.chosen}; servers that run on it must be started again")
+        say(f"the staging directory has the id {adoption.chosen}; restart the servers that use it")
         return True
     finally:
         await records.database.close()
 
 
 async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Callable[[str], None]) -> Report:
-    """Compare what should be on this node with what is, say each finding and then the figures.
+    """Compare the database, staging and store of this node; report each finding, then the summary.
 
     Raises:
         DatabaseUnavailable, StorageError: nothing could be compared.

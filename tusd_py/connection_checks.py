@@ -1,4 +1,4 @@
-"""`tusd-py check-config --connect`: everything that the server will need, tried once and at once."""
+"""`tusd-py check-config --connect`: try once everything that the server will need."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 Report = Callable[[CheckResult], None]
 
 _MOST_SECONDS_PER_CALL: Final = 5.0
-"""One call to S3 may take so long here: who runs this waits for the answer."""
+"""The longest time for one call to S3: somebody is waiting for the result."""
 
 
 async def run_checks(config: Config, report: Report, *, timeout_seconds: float) -> bool:
-    """Try database, staging and store, report each result at once, and return whether all is well.
+    """Try database, staging and store, report each result as it comes, and return whether all succeeded.
 
     Raises:
         ConfigError: there is no database to try; see `database_dsn`.
@@ -32,7 +32,7 @@ async def run_checks(config: Config, report: Report, *, timeout_seconds: float) 
     well, waiting_for = True, ""
     try:
         async with asyncio.timeout(timeout_seconds):
-            for waiting_for, results in _subjects(_impatient(config)):  # noqa: B007 -- said after the loop
+            for waiting_for, results in _subjects(_with_short_timeouts(config)):  # noqa: B007 -- said after the loop
                 async with contextlib.aclosing(results):
                     async for result in results:
                         report(result)
@@ -55,7 +55,7 @@ def _subjects(config: Config) -> tuple[tuple[str, AsyncGenerator[CheckResult]], 
 async def _store(config: Config) -> AsyncGenerator[CheckResult]:
     try:
         store = make_store(config)
-        # A directory is tried before it is made, and left alone if it was not there.
+        # open() would create a missing directory; the check removes again what it creates.
         if config.storage.backend == "s3":
             await store.open()
     except TusdError as error:
@@ -70,7 +70,7 @@ async def _store(config: Config) -> AsyncGenerator[CheckResult]:
 
 
 async def _former_stores(config: Config) -> AsyncGenerator[CheckResult]:
-    """Reach each store from before. Nothing is written there: they take nothing new."""
+    """Try to reach each former store. Nothing is written: they receive no uploads."""
     for former in config.storage.former:
         if former.moved:
             continue
@@ -87,15 +87,15 @@ async def _former_stores(config: Config) -> AsyncGenerator[CheckResult]:
             await store.close()
 
 
-def _impatient(config: Config) -> Config:
-    """Return the configuration with an S3 client that tries once and does not wait for long."""
+def _with_short_timeouts(config: Config) -> Config:
+    """Return the configuration with an S3 client that tries once, with short time-outs."""
     client = config.storage.s3.client
-    hasty = client.model_copy(
+    short = client.model_copy(
         update={
             "max_attempts": 1,
             "connect_timeout": min(client.connect_timeout, _MOST_SECONDS_PER_CALL),
             "read_timeout": min(client.read_timeout, _MOST_SECONDS_PER_CALL),
         }
     )
-    s3 = config.storage.s3.model_copy(update={"client": hasty})
+    s3 = config.storage.s3.model_copy(update={"client": short})
     return config.model_copy(update={"storage": config.storage.model_copy(update={"s3": s3})})

@@ -1,4 +1,4 @@
-"""Shows that a directory can be used: files made, written, synced, renamed and removed. Blocks."""
+"""Check that files can be created, written, synced, renamed and removed in a directory. Blocks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Write = Callable[[int, str], None]
 
 
 def check_directory(subject: str, directory: Path, write: Write | None = None) -> Iterator[CheckResult]:
-    """Try what is done in a directory, and remove every trace, the directory itself if it was missing.
+    """Yield the result of each step, and remove every trace, also the directory if it was missing.
 
-    `write` fills a file, given its descriptor and its name, where not any write will do.
+    `write` fills a file, given its descriptor and its name, where a plain write would prove too little.
     """
     made: list[Path] = []
     path = directory / f"tusd-py-check-{secrets.token_hex(8)}"

@@ -1,7 +1,6 @@
-"""What each child process does: serve HTTP, move uploads, answer operators.
+"""What each child process does: serve HTTP, move uploads, report to operators.
 
-Every function here is the whole life of a process: set up, say that it is ready, run until SIGTERM,
-come to an orderly end.
+Each `run_…` is the whole life of a process: set up, report ready, run until SIGTERM, shut down.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ MALLOC_MMAP_BYTES: Final = 64 * 2**20
 MALLOC_TRIM_BYTES: Final = 32 * 2**20
 WORKER_NICENESS: Final = 5
 OUTAGE_LOOK_SECONDS: Final = 2.0
-"""Less than a check may take, so that a database that hangs is not blamed on the store."""
+"""Shorter than the time-out of a check, so that a database that hangs is not blamed on the store."""
 COLLECTOR_THRESHOLDS: Final = (5_000, 50, 100)
 
 
@@ -80,9 +79,9 @@ def run_http(config: Config, *, sockets: Sequence[socket.socket], ready: Ready) 
 
 
 def run_worker(config: Config, *, ready: Ready, worker: str = "", dead_workers: Sequence[str] = ()) -> None:
-    """Move uploads to the store and clean up, until told to stop. `worker` and `dead_workers`: see `make_work`."""
+    """Move uploads to the store and clean up. `worker` and `dead_workers`: see `make_work`."""
     with contextlib.suppress(OSError):
-        # Whoever uploads comes first: a transfer that takes a little longer bothers nobody.
+        # Requests come first: a transfer may take a little longer.
         os.nice(WORKER_NICENESS)
 
     async def main(stop: asyncio.Event) -> None:
@@ -96,7 +95,7 @@ def run_worker(config: Config, *, ready: Ready, worker: str = "", dead_workers: 
 
 
 def run_operations(config: Config, *, listening: socket.socket, ready: Ready) -> None:
-    """Return health, readiness and metrics of all processes."""
+    """Serve health, readiness and metrics of all processes."""
 
     async def main(stop: asyncio.Event) -> None:
         few = with_few_connections(config).database
@@ -114,11 +113,11 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         async def store_accepts() -> None:
             await store.probe()
             outage = None
-            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # which the other check says
+            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # which its own check reports
                 async with asyncio.timeout(OUTAGE_LOOK_SECONDS):
                     outage = await read_outage(database, await asyncio.to_thread(read_id, config.staging_directory))
             if outage is not None:
-                # The worker asks for more than this probe: whether the store takes what is written.
+                # The worker tries more than this probe does: whether the store accepts writes.
                 raise TransientStoreError(outage.sentence)
 
         readiness = Readiness(
@@ -128,7 +127,7 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
                 "store": Check(store_accepts, required=False),
             }
         )
-        # Nobody has to show who they are here; on loopback a page could only come by a name of its own.
+        # There is no authentication here. On loopback, a web page could get in only by DNS rebinding.
         hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
         application = build_operations(readiness, lambda: _collect(config, database, readiness), hosts)
         runner = ConnectionRunner(application, config, Metrics(), handle_signals=False, access_log=None)
@@ -144,7 +143,7 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
 
 
 class Gauges(Collector):
-    """QueueStats that are read rather than counted: from the database and the disk."""
+    """Metrics that are read at each scrape rather than counted: from the database and the disk."""
 
     def __init__(self, gauges: Sequence[Metric]) -> None:
         self._gauges = gauges
@@ -174,7 +173,7 @@ async def _collect(config: Config, database: Database, readiness: Readiness) -> 
         ),
         *readiness_gauges(problems, ready=readiness.is_ready(problems)),
     ]
-    # What the processes counted is worth seeing above all while the database is away.
+    # The counters of the processes are served even while the database is away.
     if problems["database"] is None:
         with contextlib.suppress(DatabaseUnavailable):
             staging_id = await asyncio.to_thread(read_id, config.staging_directory)
@@ -206,13 +205,13 @@ def _run(config: Config, main: Callable[[asyncio.Event], Coroutine[Any, Any, Non
 
 
 def with_few_connections(config: Config) -> Config:
-    """Return the configuration for a process that has no client waiting on each connection."""
+    """Return the configuration with a small pool, for a process that serves no clients."""
     few = min(config.database.pool_size, FEW_CONNECTIONS)
     return config.model_copy(update={"database": config.database.model_copy(update={"pool_size": few})})
 
 
 def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return how to make the configured event loop, None for asyncio's own."""
+    """Return the factory of the configured event loop, None for asyncio's own."""
     if name == "asyncio":
         return None
     try:
@@ -225,7 +224,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def freeze_gc() -> None:
-    """Take what exists now out of the garbage collector's sight, and let it look less often.
+    """Exclude what exists now from garbage collection, and collect less often.
 
     Modules, classes and routes live as long as the process: walking them again and again frees nothing.
     """
@@ -235,7 +234,7 @@ def freeze_gc() -> None:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: connections and parts each take one."""
+    """Raise the limit of open files to the hard limit: connections and staged files take one each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         with contextlib.suppress(OSError, ValueError):
@@ -243,10 +242,10 @@ def raise_file_limit() -> None:
 
 
 def tune_malloc() -> None:
-    """Keep the allocator from giving every read buffer back to the kernel and asking for it again.
+    """Keep malloc from returning every read buffer to the kernel and requesting it again.
 
     Buffers of 256 KiB are otherwise mapped, faulted in and unmapped once per read of a socket, which
-    costs about as much as receiving them. glibc only; elsewhere nothing happens.
+    costs about as much as receiving them. glibc only; elsewhere this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6", use_errno=True)

@@ -118,7 +118,7 @@ def test_without_a_worker_the_command_says_so_and_does_not_wait_for_ever(start_s
 
     assert waited.returncode == 1
     assert "no worker has claimed it" in waited.stdout
-    assert "the time is over" in waited.stdout
+    assert "timed out; the transfer continues in the background" in waited.stdout
     assert server.upload_json(upload_id)["state"] == "completed"
     figures = server.metrics()
     assert [figures[f'tusd_py_jobs{{state="{state}"}}'] for state in ("queued", "running", "retry_wait")] == [1, 0, 0]
@@ -186,9 +186,9 @@ def test_who_tries_failed_transfers_again_hears_that_they_wait_for_the_store(sta
     first, second = transfer(server, "--failed"), transfer(server, "--failed")
     server.store.mkdir()
 
-    away = "the store is away; they begin once it is back"
+    away = "the store is unreachable; they start once it is back"
     assert first.stdout.splitlines() == ["1 queued", away]
-    assert second.stdout.splitlines() == ["0 queued", "1 had been queued before and wait for a worker", away]
+    assert second.stdout.splitlines() == ["0 queued", "1 were queued before and wait for a worker", away]
     for upload_id in (failed_id, other_id):
         server.wait_for_state(upload_id, "stored", deadline=30)
 
