@@ -74,8 +74,8 @@ _sources: ContextVar[_Sources] = ContextVar("_sources", default=_NO_FILE)
 class _Environment(EnvSettingsSource):
     """The `TUSD_…` variables. A list is JSON or separated by commas.
 
-    A value that does not parse is passed on as text: the model then refuses it with its key path,
-    together with every other problem, where the base class would stop at the first.
+    A value that does not parse is passed on as text: the model then reports it with its key path,
+    together with all other problems, where the base class would stop at the first.
     """
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
@@ -91,7 +91,7 @@ class _Environment(EnvSettingsSource):
 
 
 class Config(BaseSettings):
-    """The whole configuration. Immutable; every adapter receives only its own section."""
+    """The whole configuration. Immutable; an adapter receives only its section."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -102,7 +102,7 @@ class Config(BaseSettings):
     )
 
     data_dir: Path = Field(
-        default=Path("tusd-data"), description="everything that is kept, unless a section says otherwise"
+        default=Path("tusd-data"), description="directory of all data, unless a section names another"
     )
     server: ServerConfig = Field(default_factory=ServerConfig)
     cors: CorsConfig = Field(default_factory=CorsConfig)
@@ -156,7 +156,7 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave out the sources nobody asked for; the file's values come in by `load_config`."""
+        """Leave out dotenv and secret files; `load_config` supplies the values of the file."""
         del env_settings, dotenv_settings, file_secret_settings
         sources = _sources.get()
         file_settings = InitSettingsSource(settings_cls, init_kwargs=sources.kept(sources.file))
@@ -164,7 +164,7 @@ class Config(BaseSettings):
 
 
 def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Build the configuration from a file (None: defaults), the environment and `overrides`.
+    """Return the configuration from a file (None: defaults), the environment and `overrides`.
 
     Raises:
         ConfigError: with every problem found, each as `key.path: message`.
@@ -176,7 +176,7 @@ def load_config(path: Path | None = None, overrides: Mapping[str, Any] | None = 
         config = _build(_Sources(values), overrides or {})
     except ValidationError as error:
         problems += _validation_problems(error)
-        # What the sound sections say together can still be checked, so that nobody has to ask twice.
+        # The valid sections can still be checked against each other, so that all problems are reported at once.
         broken = frozenset(str(problem["loc"][0]) for problem in error.errors())
         config = _build(_Sources(values, broken), overrides or {})
     if problems := problems + cross_problems(config, broken):
@@ -193,7 +193,7 @@ def _build(sources: _Sources, overrides: Mapping[str, Any]) -> Config:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    # pydantic-settings passes over a file that is not there; a service must not start without it.
+    # pydantic-settings ignores a missing file; a service must not start without it.
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -203,7 +203,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _unknown_environment() -> list[str]:
-    # pydantic-settings reads only the variables it knows, in any case, and is silent about the others.
+    # pydantic-settings reads only the variables it knows, in upper or lower case, and ignores the others.
     variables = [_variable(path) for path in keys(Config)]
     return [
         f"environment: {name} names no key{nearest_text(name.upper(), variables) or _all_sections()}"
@@ -215,7 +215,7 @@ def _unknown_environment() -> list[str]:
 
 
 def _may_name_a_key(steps: list[str]) -> bool:
-    """Return whether the model itself will look at this variable, and refuse it if it must."""
+    """Return whether the model itself reads this variable, and refuses it if it is wrong."""
     known = Config.model_fields.get(steps[0])
     return known is not None and (len(steps) == 1 or section_of(known.annotation) is not None)
 

@@ -22,7 +22,7 @@ MASK: Final = "**********"
 LINE_LENGTH: Final = 100
 
 Comment = Callable[[str], list[str]]
-"""Answers the comment lines for a text, none if comments are not wanted."""
+"""Returns the comment lines for a text, none if comments are not wanted."""
 
 
 def render_effective(config: Config) -> str:

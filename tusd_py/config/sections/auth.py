@@ -18,24 +18,24 @@ class JwtConfig(Section):
     )
     jwks_file: OptionalPath = Field(default=None, description="public keys as a JWK set (RFC 7517)")
     algorithms: list[Literal["HS256", "HS384", "HS512", "RS256", "ES256", "EdDSA"]] = Field(
-        default=["HS256"], description="accepted signatures; with jwks_file name its algorithms here"
+        default=["HS256"], description="accepted algorithms; with jwks_file, those of its keys"
     )
     issuer: OptionalText = Field(default=None, description="required iss; empty: any")
     audience: OptionalText = Field(default=None, description="required aud; empty: any")
     require_exp: bool = Field(default=True, description="false: accept tokens without exp, which never expire")
-    create_scope: str = Field(default="", description="scope a token needs to create uploads; empty: none")
+    create_scope: str = Field(default="", description="scope that a token needs to create uploads; empty: none")
     read_any_scope: str = Field(
         default="files:read:any", description="scope that may see and download everybody's uploads"
     )
     admin_scope: str = Field(
         default="files:admin",
-        description="scope that may see, transfer and remove everybody's uploads, by force if need be",
+        description="scope that may see, transfer and remove everybody's uploads, also by force",
     )
     leeway: Seconds = Field(default=30, ge=0, description="tolerated difference between clocks")
     resume_grace: Seconds = Field(
         default=86400,
         ge=0,
-        description="an expired token of the owner may still resume its upload for so long",
+        description="how long an expired token may still resume its owner's uploads",
     )
 
 
@@ -44,6 +44,6 @@ class AuthConfig(Section):
 
     mode: Literal["none", "jwt"] = Field(default="none", description="none: everybody; only on loopback")
     allow_anonymous: bool = Field(
-        default=False, description="say true to run mode = none on an address that others can reach"
+        default=False, description="true: allow mode = none on an address that others can reach"
     )
     jwt: JwtConfig = Field(default_factory=JwtConfig)

@@ -11,7 +11,7 @@ from tusd_py.config.units import Seconds
 class CorsConfig(Section):
     """Cross-origin access by browsers."""
 
-    enabled: bool = Field(default=True, description="off when the proxy in front adds the headers itself")
+    enabled: bool = Field(default=True, description="off: for a proxy that adds the headers itself")
     allow_origins: list[str] = Field(
         default=[],
         description='other origins whose pages may use the server: "https://app.example.com", "https://*.example.com"',

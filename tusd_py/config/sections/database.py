@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from tusd_py.config.sections.base import OptionalSecret, PositiveSeconds, Section
 
 FEW_CONNECTIONS: Final = 12
-"""Most connections of a process that is no HTTP process."""
+"""Most connections of a process other than an HTTP process."""
 
 
 def _account(value: str) -> str:
@@ -30,7 +30,7 @@ class DatabaseConfig(Section):
     )
     embedded_user: Annotated[str, AfterValidator(_account)] = Field(
         default="",
-        description="whom the private server runs as when root starts it; empty: the data's owner, or postgres",
+        description="user of the private server if root starts it; empty: the owner of its data, or postgres",
     )
     pool_size: int = Field(
         default=32,
@@ -39,8 +39,8 @@ class DatabaseConfig(Section):
         description=f"most connections of an HTTP process; others take up to {FEW_CONNECTIONS}",
     )
     connect_timeout: PositiveSeconds = Field(default=5, description="longest wait for a new connection")
-    command_timeout: PositiveSeconds = Field(default=10, description="longest run of one statement")
+    command_timeout: PositiveSeconds = Field(default=10, description="longest time of one statement")
     statement_cache_size: int = Field(
         default=1024, ge=0, description="0 behind a transaction pooler older than pgbouncer 1.21"
     )
-    migrate_at_start: bool = Field(default=True, description='off: run "tusd-py migrate" yourself before an upgrade')
+    migrate_at_start: bool = Field(default=True, description='off: run "tusd-py migrate" before an upgrade')

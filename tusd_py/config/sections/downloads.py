@@ -27,7 +27,7 @@ class DownloadsConfig(Section):
 
     enabled: bool = Field(default=True, description="off: GET answers 405")
     url_expiry: Annotated[Seconds, Field(ge=1, le=604800)] = Field(
-        default=300, description="life of a presigned URL; it is made anew for every click"
+        default=300, description="lifetime of a presigned URL; each download gets a new one"
     )
     inline_types: list[MediaType] = Field(
         default=[

@@ -10,10 +10,10 @@ from tusd_py.config.sections.base import Section
 
 
 class LoggingConfig(Section):
-    """What is logged, on standard error."""
+    """What is logged to standard error."""
 
-    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level")
+    level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="lowest level to log")
     format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else json"
     )
-    requests: bool = Field(default=True, description="one line per request")
+    requests: bool = Field(default=True, description="log a line per request")

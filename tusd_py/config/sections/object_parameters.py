@@ -36,16 +36,14 @@ class ObjectHeaders(Section):
     """What may be sent with an object beside its type. Empty: it is not sent."""
 
     cache_control: str = Field(default="", description="Cache-Control of downloads from the store")
-    content_disposition: str = Field(
-        default="", description="Content-Disposition for those who fetch objects without our links"
-    )
+    content_disposition: str = Field(default="", description="Content-Disposition of downloads that bypass our links")
     content_language: str = Field(default="", description="Content-Language")
     expires: Annotated[str, AfterValidator(_http_date)] = Field(default="", description="Expires, an HTTP date")
     tagging: Annotated[dict[str, str], Field(max_length=MAX_TAGS)] = Field(
-        default={}, description="tags of the object; needs the right s3:PutObjectTagging"
+        default={}, description="tags of the object; needs the permission s3:PutObjectTagging"
     )
     metadata: Annotated[dict[str, str], AfterValidator(_metadata)] = Field(
-        default={}, description="x-amz-meta-*, beside our own tusd-upload-id and tusd-filename"
+        default={}, description="x-amz-meta-*, in addition to our tusd-upload-id and tusd-filename"
     )
     bucket_key_enabled: Annotated[bool | None, BeforeValidator(empty_is_none)] = Field(
         default=None, description="S3 Bucket Keys, which make sse = aws:kms cheaper"
@@ -66,7 +64,7 @@ class ObjectHeaders(Section):
 
 
 class ObjectParameters(ObjectHeaders):
-    """Sent with every object; a profile may say otherwise. Empty: not sent."""
+    """Sent with every object; a profile may override them. Empty: not sent."""
 
     cache_control: str = Field(
         default="private, max-age=86400", description="Cache-Control of downloads from the store"

@@ -1,4 +1,4 @@
-"""Profiles: what holds for the uploads of one application among several."""
+"""`[profiles.NAME]`: rules for the uploads of one application among several."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def _with_default(profiles: dict[str, ProfileConfig]) -> dict[str, ProfileConfig
 
 
 class ProfileConfig(Section):
-    """What holds for uploads whose token names this profile; "default" is everybody else's."""
+    """Rules for uploads whose token names this profile; "default" is for all others."""
 
     trigger: OptionalTrigger = Field(default=None, description="empty: transfer.trigger")
     perm_download: Annotated[str, AfterValidator(_scope)] = Field(
         default="owner",
-        description='who may download: "owner", "public" (everybody), or the owner and whoever has this scope',
+        description='who may download: "owner", "public" (everybody), or a scope (the owner and whoever has it)',
     )
     object_parameters: ProfileObjectParameters = Field(default_factory=ProfileObjectParameters)
 
 
 Profiles = Annotated[dict[Annotated[str, AfterValidator(_name)], ProfileConfig], AfterValidator(_with_default)]
-"""By name. There is always the one of those who name none."""
+"""By name. "default" always exists."""

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from tusd_py.config.sections.base import OptionalHttpUrl, Port, PositiveSeconds, Section
 
 UNIX_PEER: Final = "unix"
-"""Stands among networks for whoever connects through a unix socket."""
+"""Among networks: whoever connects through a Unix socket."""
 
 _HOST_NAME: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 _BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)+/?")
@@ -56,11 +56,11 @@ class ServerConfig(Section):
     )
     public_url: OptionalHttpUrl = Field(
         default=None,
-        description="external origin (and prefix) for an absolute Location; empty: a path, fit for any proxy",
+        description="external origin (and prefix) for an absolute Location; empty: a path, which suits any proxy",
     )
     trusted_proxies: list[Network] = Field(
         default=[],
-        description='networks whose Forwarded and X-Forwarded-* headers are believed ("unix": a socket)',
+        description='networks whose Forwarded and X-Forwarded-* headers are trusted ("unix": a Unix socket)',
     )
     allowed_hosts: list[HostName] = Field(
         default=[],
@@ -70,14 +70,14 @@ class ServerConfig(Section):
     event_loop: Literal["auto", "uvloop", "asyncio"] = Field(
         default="auto", description="auto: uvloop where it is installed"
     )
-    node: str = Field(default="", description="name of this node for people; empty: the host name")
+    node: str = Field(default="", description="name of this node in logs and reports; empty: the host name")
     header_timeout: PositiveSeconds = Field(
-        default=15, description="longest time for a request's headers to arrive whole; then 408, and it is closed"
+        default=15, description="longest time for a request's headers to arrive; then 408, and the connection is closed"
     )
     keepalive_timeout: PositiveSeconds = Field(
         default=75,
         description="idle time before a kept-alive connection closes; must exceed the proxy's (nginx: 60s)",
     )
     shutdown_timeout: PositiveSeconds = Field(
-        default=15, description="how long SIGTERM waits for requests to store what they have and answer"
+        default=15, description="how long SIGTERM waits for requests to store what has arrived and to respond"
     )

@@ -17,11 +17,11 @@ class FilesystemStoreConfig(Section):
 
 
 class FormerStoreConfig(Section):
-    """A store that holds uploads from before: what [storage] said of it then."""
+    """A store that was in use before and still holds uploads, as [storage] configured it then."""
 
     backend: Literal["filesystem", "s3"] = Field(default="filesystem", description="what storage.backend was")
     moved: bool = Field(
-        default=False, description="its objects lie in the current store now, under the same keys below its location"
+        default=False, description="its objects are in the current store now, under the same keys below its location"
     )
     filesystem: FilesystemStoreConfig = Field(default_factory=FilesystemStoreConfig)
     s3: S3StoreConfig = Field(default_factory=S3StoreConfig)
@@ -31,7 +31,7 @@ class StorageConfig(Section):
     """Where finished uploads go."""
 
     backend: Literal["filesystem", "s3"] = Field(
-        default="filesystem", description="one switch; everything else stays the same"
+        default="filesystem", description="kind of store; clients notice no difference"
     )
     key_template: str = Field(
         default="{yyyy}/{mm}/{dd}/{id}",
@@ -41,5 +41,5 @@ class StorageConfig(Section):
     s3: S3StoreConfig = Field(default_factory=S3StoreConfig)
     former: list[FormerStoreConfig] = Field(
         default=[],
-        description="[[storage.former]]: where uploads lie since before a change of the above; see docs/stores.md",
+        description="[[storage.former]]: stores of before a change, which still hold uploads; see docs/stores.md",
     )

@@ -55,10 +55,11 @@ class S3ClientConfig(Section):
 
     connect_timeout: PositiveSeconds = Field(default=10, description="longest wait for a connection")
     read_timeout: PositiveSeconds = Field(
-        default=60, description="longest wait for the next byte of an answer, and for a server to take more of a body"
+        default=60,
+        description="longest wait for the next byte of a response, or for the server to accept more of a body",
     )
     max_pool_connections: int = Field(default=32, ge=1, description="most connections per process")
-    max_attempts: int = Field(default=3, ge=1, le=10, description="tries of one call inside one transfer attempt")
+    max_attempts: int = Field(default=3, ge=1, le=10, description="most tries of a call per attempt of a transfer")
 
 
 class S3ProxiesConfig(Section):
@@ -69,7 +70,7 @@ class S3ProxiesConfig(Section):
 
 
 class S3StoreConfig(Section):
-    """The store of finished uploads in S3 or something that speaks its protocol."""
+    """The store of finished uploads in S3 or a service with its API."""
 
     bucket: str = Field(default="", description="required with backend = s3")
     endpoint_url: OptionalHttpUrl = Field(default=None, description="for S3-compatible services; empty: AWS")
@@ -88,17 +89,17 @@ class S3StoreConfig(Section):
     )
     location: str = Field(default="", description="prefix of every key, without a leading slash")
     checksum: Literal["auto", "crc64nvme", "sha256", "md5", "none"] = Field(
-        default="auto", description="what the store verifies; auto: crc64nvme where it is known, else md5"
+        default="auto", description="what the store verifies; auto: crc64nvme where the store supports it, else md5"
     )
     multipart_threshold: Annotated[Bytes, Field(ge=5 * MIB, le=5 * GIB)] = Field(
         default=16 * MIB, description="larger uploads are sent in parts"
     )
     part_size: Annotated[Bytes, Field(ge=5 * MIB, le=5 * GIB)] = Field(
-        default=16 * MIB, description="raised by itself where an upload would need more than max_parts"
+        default=16 * MIB, description="raised automatically where an upload would need more than max_parts"
     )
     max_parts: int = Field(default=10_000, ge=1, le=10_000, description="most parts of one object (Scaleway: 1000)")
-    part_concurrency: int = Field(default=4, ge=1, le=64, description="parts of one upload under way at once")
-    file_overwrite: bool = Field(default=False, description="off: If-None-Match refuses to replace a foreign object")
+    part_concurrency: int = Field(default=4, ge=1, le=64, description="parts of one upload that are sent at once")
+    file_overwrite: bool = Field(default=False, description="off: If-None-Match protects foreign objects")
     acl: str = Field(default="", description="canned ACL; empty: none is sent, as buckets without ACLs demand")
     storage_class: str = Field(default="", description="empty: the bucket's default")
     sse: Literal["", "AES256", "aws:kms"] = Field(default="", description="server-side encryption")
@@ -109,7 +110,7 @@ class S3StoreConfig(Section):
     custom_domain: Annotated[str, AfterValidator(_domain)] = Field(
         default="", description="host (and port) of a CDN in front of the bucket, for links"
     )
-    url_protocol: Literal["https", "http"] = Field(default="https", description="of links to custom_domain")
+    url_protocol: Literal["https", "http"] = Field(default="https", description="protocol of links to custom_domain")
     cloudfront_key_file: OptionalPath = Field(
         default=None, description="RSA key (PEM) that signs links to custom_domain; with cloudfront_key_id"
     )

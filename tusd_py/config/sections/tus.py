@@ -18,10 +18,10 @@ class TusConfig(Section):
             "creation-with-upload", "creation-defer-length", "expiration", "checksum",
             "termination", "concatenation", "concatenation-unfinished",
         ]
-    ] = Field(default=[], description="extensions to switch off and not to announce")  # fmt: skip
+    ] = Field(default=[], description="extensions to switch off")  # fmt: skip
     checksum_trailer: bool = Field(
         default=False,
-        description="accept Upload-Checksum as a trailer; only over connections no proxy rewrites",
+        description="accept Upload-Checksum as a trailer; only where no proxy rewrites requests",
     )
     expire_after: Seconds = Field(
         default=7 * 86400,
@@ -29,5 +29,5 @@ class TusConfig(Section):
         description="an unfinished upload is removed this long after its last byte; 0: never",
     )
     gone_status: Annotated[Literal[404, 410], BeforeValidator(number_in_text)] = Field(
-        default=404, description="answer for an upload that is gone; some clients give up on 410"
+        default=404, description="status for an upload that is gone; some clients give up on 410"
     )
