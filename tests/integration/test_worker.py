@@ -43,7 +43,7 @@ from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.outcomes import retry_delay
-from tusd_py.worker.runner import Runner
+from tusd_py.worker.runner import JobRunner
 
 MIB = 2**20
 
@@ -295,7 +295,7 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
     config = settings()
     cleanup = Broken(world.cleanup, world.staging, CleanupConfig(), config, metrics)
     detector = OutageDetector(world.outages(), world.store, poll_seconds=60)
-    runner = Runner(context, detector, config, shutdown_timeout=10)
+    runner = JobRunner(context, detector, config, shutdown_timeout=10)
 
     with pytest.raises(RuntimeError, match="bug in the cleanup"):
         await asyncio.wait_for(run_work(Work(runner, cleanup), asyncio.Event()), SOON)

@@ -28,7 +28,7 @@ from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
-from tusd_py.worker.runner import Runner
+from tusd_py.worker.runner import JobRunner
 
 SOON = 8.0
 """Seconds in which whatever is expected has long happened, even on a busy machine."""
@@ -79,7 +79,7 @@ async def working(
     dead_workers: Sequence[str] = (),
     shutdown_timeout: float = 10.0,
     **changes: Any,
-) -> AsyncIterator[Runner]:
+) -> AsyncIterator[JobRunner]:
     """A worker that runs meanwhile, and has ended in good order afterwards."""
     chosen = settings(**changes)
     queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease)
@@ -98,7 +98,7 @@ async def working(
         object_parameters=object_parameters or {},
     )
     detector = OutageDetector(world.outages(), stores.current, poll_seconds=chosen.poll_interval)
-    runner = Runner(context, detector, chosen, shutdown_timeout=shutdown_timeout)
+    runner = JobRunner(context, detector, chosen, shutdown_timeout=shutdown_timeout)
     runner.take_over(dead_workers)
     task = asyncio.create_task(runner.run())
     try:

@@ -15,19 +15,19 @@ from tusd_py.process_identity import unique_name
 from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import OutageDetector
-from tusd_py.worker.runner import Runner
+from tusd_py.worker.runner import JobRunner
 
 
 @dataclass(slots=True)
 class Work:
     """The worker's side, wired."""
 
-    runner: Runner
+    runner: JobRunner
     cleanup: Cleanup
 
 
 def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ()) -> Work:
-    """Wire the worker; its name is made up if none is given. `dead_workers`: see `Runner.take_over`."""
+    """Wire the worker; its name is made up if none is given. `dead_workers`: see `JobRunner.take_over`."""
     config = core.config
     transfer = config.transfer
     jobs = JobQueue(
@@ -51,7 +51,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
     )
     outages = StoreOutages(core.database, core.notifier, directory=core.identity)
     detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)
-    runner = Runner(context, detector, transfer, shutdown_timeout=config.server.shutdown_timeout)
+    runner = JobRunner(context, detector, transfer, shutdown_timeout=config.server.shutdown_timeout)
     runner.take_over(dead_workers)
 
     def on_notification(payload: str) -> None:
@@ -63,7 +63,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
 
 
 def make_cleanup_records(records: Records) -> CleanupRecords:
-    """Wire what cleanup asks of the record."""
+    """Wire the statements of cleanup."""
     config = records.config
     return CleanupRecords(
         records.database,
@@ -83,7 +83,7 @@ async def run_work(work: Work, stop: asyncio.Event) -> None:
         work.runner.stop()
         await running
         for task in done:
-            # A helper that died takes the worker with it, loudly.
+            # A task that failed takes the worker with it, loudly.
             task.result()
     finally:
         for task in (cleaning, stopping, running):

@@ -1,4 +1,4 @@
-"""What cleanup asks of the database. Each statement works on a bounded batch and is safe to repeat."""
+"""The statements of cleanup. Each works on a bounded batch and is safe to repeat."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Database
 
 PART_GRACE_SECONDS: Final = 24 * 3600
-"""How long a part that never expires outlives the final that was made of it."""
+"""How long a partial upload that never expires outlives the final one that was made of it."""
 
-# A part that a final still needs stays, however overdue it is.
+# A partial upload that a final one still needs stays, however overdue it is.
 _NOT_NEEDED: Final = f"""
 NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
              WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTS})
@@ -43,7 +43,7 @@ AND ((state IN {IN_RECEIVING} AND expires_at <= now())
 OVERDUE: Final = f"""
 SELECT {UPLOAD_COLUMNS} FROM uploads WHERE {_OVERDUE} AND id <> ALL ($4::uuid[]) ORDER BY created_at LIMIT $3
 """  # noqa: S608
-# Locked first and looked at anew: a final that was being made of it meanwhile is then seen.
+# Locked first and then read again, to see a final upload that is being made of it at this moment.
 LOCK_OVERDUE: Final = "SELECT FROM uploads WHERE id = $1 FOR NO KEY UPDATE"
 EXPIRE: Final = f"""
 WITH moved AS (
@@ -71,7 +71,7 @@ UPDATE uploads SET local_present = false WHERE id = ANY ($1::uuid[]) AND state =
 _JOBLESS: Final = f"""
 NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})
 """  # noqa: S608
-# A job 'eager' that waits is no reason not to queue what follows it; one at work has its turn first.
+# Eager jobs do not count: the job that follows one may be queued, and is claimed once the eager one is done.
 _UNATTENDED: Final = f"""
 NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'eager')
 """  # noqa: S608
@@ -133,7 +133,8 @@ DELETE FROM events USING old WHERE events.id = old.id
 WITH_FILES: Final = """
 SELECT id FROM uploads WHERE id = ANY ($1::uuid[]) AND local_present
 """
-# While the store is away nothing is claimed, and the disk fills; what is gone need not wait in staging for it.
+# During an outage no removal is claimed. Staged copies of gone uploads are removed all the same, or the disk
+# would fill.
 GONE_COPIES: Final = f"""
 SELECT uploads.id FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
  WHERE jobs.staging_id = $1 AND jobs.kind = 'remove' AND jobs.state IN ('queued', 'retry_wait')
@@ -188,7 +189,7 @@ class CleanupRecords:
         return [row["id"] for row in rows]
 
     async def still_purgeable(self, upload_ids: Sequence[UploadId]) -> list[UploadId]:
-        """Return which of them are still stored; to be asked while their files are locked."""
+        """Return which of them are still stored. To be called while their files are locked."""
         return [row["id"] for row in await self._database.fetch(STILL_PURGEABLE, upload_ids)]
 
     async def purged(self, upload_ids: Sequence[UploadId]) -> None:
@@ -200,7 +201,7 @@ class CleanupRecords:
         return [row["id"] for row in await self._database.fetch(GONE_COPIES, self._directory.id, limit, skip)]
 
     async def gone_copies_removed(self, upload_ids: Sequence[UploadId]) -> None:
-        """Record that the staged copies of uploads that are gone have been removed ahead of the rest."""
+        """Record that the staged copies of gone uploads have been removed before the rest of them."""
         await self._database.execute(GONE_COPIES_REMOVED, upload_ids)
 
     async def requeue_failed(self, older_than_seconds: float, limit: int) -> int:
@@ -215,13 +216,13 @@ class CleanupRecords:
         return 0 if row is None else int(row["n"])
 
     async def requeue_orphaned(self, limit: int) -> int:
-        """Queue whatever waits for a job and has none; return how many."""
+        """Enqueue the jobs of uploads that should have one and have none; return how many."""
         return self._announce(len(await self._database.fetch(REQUEUE_ORPHANED, self._directory.id, limit)))
 
     async def release_parts(self, limit: int) -> int:
-        """Forget the parts of finals that no longer read them; return how many links.
+        """Unlink partial uploads from final ones that no longer read them; return how many links.
 
-        A part that would never expire by itself gets a time to do so.
+        A partial upload that would never expire gets a time to do so.
         """
         return len(await self._database.fetch(RELEASE_PARTS, self._directory.id, limit))
 

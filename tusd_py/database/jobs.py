@@ -1,9 +1,8 @@
-"""The queue in PostgreSQL: claim, renew, finish, retry, fail. Each statement above its method.
+"""The queue in PostgreSQL: claim, renew, finish, retry, fail.
 
 Every write is fenced by (worker, attempt): a worker that lost its lease changes nothing any more.
-Time is the database's: what a worker's clock says plays no part. Where a statement touches several
-jobs it locks them in the order of their ids, and jobs before uploads, so that no two can wait for
-each other.
+All times are the database's, never a worker's. A statement that touches several jobs locks them in the
+order of their ids, and jobs before uploads, so that no two statements can wait for each other.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Database
 
 RELEASE_SECONDS: Final = 1.0
-"""What is left of a lease that is let go: for what the worker had under way to come to its end."""
+"""What is left of a lease that is released: requests that are on their way to the store end meanwhile."""
 KEPT_ATTEMPTS: Final = 100
-"""Per job: a removal is tried for ever, and so is a transfer that kills its worker."""
+"""Per job. A removal is tried forever, and so is a transfer that kills its worker."""
 FEW: Final = 8
-"""Of jobs that any worker may do, one claim takes so many beside its own."""
+"""How many jobs that any worker may do one claim takes beside its own."""
 MAX_ERROR_CHARACTERS: Final = 2000
 LOSSES_IN_A_ROW: Final = 3
-"""So often a job goes to the next worker at once. One that goes on killing its workers waits for its leases."""
+"""After so many lost attempts a job is not released any more: it may be what kills its workers."""
 
-# While parts are sent early, whoever would end the multipart upload waits for the end of that lease.
+# While an eager job is leased, jobs that would end its multipart upload wait.
 _FREE: Final = """
 kind <> 'eager' AND NOT EXISTS (
     SELECT 1 FROM jobs eager WHERE eager.upload_id = jobs.upload_id AND eager.kind = 'eager'
@@ -42,15 +41,15 @@ _DUE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
  WHERE staging_id = $1 AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
 """  # noqa: S608 -- only constants of this package are inserted, here and below
-# Removals of what is not staged anywhere: any worker may do them.
+# Removals of uploads that are staged nowhere: any worker may do them.
 _DUE_ANYWHERE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
  WHERE staging_id IS NULL AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
  ORDER BY due_at LIMIT least($2, {FEW}) FOR NO KEY UPDATE SKIP LOCKED
 """  # noqa: S608
-# Finished uploads come first. Beside them those that have a part to send, and those with nothing left
-# to send early, whose jobs are then closed. One that has all its bytes and waits for the client's last
-# word is neither.
+# Finished uploads come first. An eager job is due if it has a part to send, or if its upload is not being
+# received any more: then it is closed. An upload that has all its bytes and waits for the client to
+# declare it complete is neither.
 _DUE_EAGER: Final = f"""
 SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
   FROM jobs JOIN uploads ON uploads.id = jobs.upload_id
@@ -111,8 +110,8 @@ WITH mine AS ({_MINE})
 UPDATE jobs SET due_at = now() + make_interval(secs => $4) FROM mine WHERE jobs.id = mine.id
 RETURNING jobs.id
 """  # noqa: S608
-# The job stays `running`: until it is claimed anew, nobody takes its worker for one that has stopped. A
-# removal that was asked for meanwhile waits no longer than what the worker has sent to the store.
+# The job stays `running` until it is claimed again, because its worker may not have stopped yet. A removal
+# that was requested meanwhile waits no longer than the released lease.
 _RELEASED: Final = """
 released AS (
     UPDATE jobs SET due_at = least(due_at, now() + make_interval(secs => $4)) FROM given WHERE jobs.id = given.id
@@ -131,8 +130,8 @@ WITH given AS (
      ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
 ), {_RELEASED}
 """  # noqa: S608
-# What a worker leaves that is known to be dead, or that does not know of its own claim because the answer
-# never came.
+# The jobs of workers that are known to be dead, and those that this worker claimed without ever receiving
+# the answer.
 RELEASE_LOST: Final = f"""
 WITH given AS (
     SELECT id FROM jobs
@@ -189,7 +188,7 @@ WITH mine AS ({_MINE}), done AS (
 INSERT INTO events (upload_id, kind) SELECT id, 'upload.' || state FROM removed
 """  # noqa: S608
 
-# Without a failure, which is 0 or 1, it was not the job's fault.
+# $8 is 1 if this counts as a failure of the job, and 0 during an outage.
 RETRY: Final = f"""
 WITH again AS (
     UPDATE jobs SET state = 'retry_wait', failures = failures + $8::int, last_error = $5, error_code = $6,
@@ -223,7 +222,7 @@ WITH failed AS (
 {record_attempt("'failed'", "failed", code="$5", error="$6")}
 """  # noqa: S608
 
-# The parts and the multipart upload of the place before are no use in another one.
+# The parts and the multipart upload of the former place are useless in another one.
 MOVE: Final = f"""
 WITH ours AS (SELECT upload_id FROM jobs WHERE {FENCE} FOR SHARE), forgotten AS (
     DELETE FROM transfer_parts USING ours WHERE transfer_parts.upload_id = ours.upload_id
@@ -241,8 +240,8 @@ UPDATE jobs SET state = 'queued', worker = NULL, min_offset = $4, failures = 0, 
  WHERE {FENCE}
 """  # noqa: S608
 
-# A removal that waits for the end of this lease need not wait any longer: its holder has stopped.
-# A job 'eager' with nothing left to send has done its work: the upload has come to its end.
+# A removal that waits for the end of this lease becomes due: its holder has stopped.
+# An eager job with nothing left to send has succeeded: its upload is not being received any more.
 DISCARD: Final = f"""
 WITH closed AS (
     UPDATE jobs SET state = CASE WHEN kind = 'eager' AND NOT cancel_requested THEN 'succeeded' ELSE 'cancelled' END,
@@ -420,7 +419,7 @@ class JobQueue:
         return ours
 
     def _changed(self, jobs: Sequence[Job]) -> None:
-        # What is sent early changes nothing that anybody waits for.
+        # Nobody waits for what an eager job changes.
         changed = [job.upload.id for job in jobs if job.kind is not JobKind.EAGER]
         if changed and self._notifier is not None:
             self._notifier.notify_changed(*changed)
@@ -433,7 +432,7 @@ class JobQueue:
 
 
 def _sentence(error: Exception) -> str:
-    """Return what the upload's owner may read: no path, no address, but the store's own code."""
+    """Return what the upload's owner may read: no path and no address, but the store's error code."""
     if not isinstance(error, TusdError):
         return TusdError().detail
     fact = error.context.get("code") or error.context.get("errno")
@@ -441,6 +440,6 @@ def _sentence(error: Exception) -> str:
 
 
 def _text(error: Exception) -> str:
-    """Return everything there is to know, for operators."""
-    # PostgreSQL's text knows no NUL, and what a store answers may have one.
+    """Return the whole error, for operators."""
+    # PostgreSQL's text cannot hold NUL, and a store's answer may contain one.
     return f"{type(error).__name__}: {error}".replace("\0", "")[:MAX_ERROR_CHARACTERS]

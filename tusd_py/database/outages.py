@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Database
     from tusd_py.protocol.upload import StagingId
 
-# Returns a row only for what is new, also if two workers say it in one moment.
+# Returns a row only for news, also if two workers declare an outage at the same moment.
 DECLARE: Final = """
 INSERT INTO store_outages AS known (staging_id, blocked, error_code, error, probe_at)
 VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
@@ -41,7 +41,7 @@ SELECT probes, false, greatest(0, extract(epoch FROM probe_at - now()))::float8 
 POSTPONE_PROBE: Final = """
 UPDATE store_outages SET probe_at = now() + make_interval(secs => $2) WHERE staging_id = $1 AND ended_at IS NULL
 """
-# Jobs that wait for a retry are due as well: what they failed of may have been the outage's beginning.
+# Jobs that wait for a retry become due as well: the beginning of the outage may be what they failed of.
 END: Final = """
 WITH over AS (
     UPDATE store_outages SET ended_at = now() WHERE staging_id = $1 AND ended_at IS NULL RETURNING staging_id, since
@@ -85,9 +85,9 @@ class StoreOutages:
         return None if row is None else Probe(row["probes"], taken=row["taken"], due_seconds=row["due_seconds"])
 
     async def end(self) -> float | None:
-        """Record the store's return and make all waiting jobs due; return how long it was away.
+        """Record the end of the outage and make all waiting jobs due; return how many seconds it lasted.
 
-        None: somebody else did.
+        Return None if another worker has recorded it.
         """
         row = await self._database.fetchrow(END, self._directory.id)
         if row is None:
@@ -98,6 +98,6 @@ class StoreOutages:
 
 
 async def read_outage(database: Database, staging_id: StagingId | None) -> Outage | None:
-    """Return the outage that lasts beside a staging directory, None if there is none."""
+    """Return the current outage of a staging directory's store, None if there is none."""
     row = await database.read(CURRENT, staging_id)
     return None if row is None else Outage(blocked=row["blocked"], code=row["error_code"], sentence=row["error"])

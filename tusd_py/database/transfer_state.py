@@ -1,7 +1,7 @@
-"""What one transfer has sent so far, in PostgreSQL: readable and writable only while the job is ours.
+"""What one transfer has sent so far. It can be read and written only while the job is ours.
 
-The fence locks the job's row for the length of a statement. A mere look at it would not do: between
-the look and the write somebody else may claim the job, and the late write would overwrite his.
+The fence locks the job's row for the length of a statement. Reading it would not do: between the read
+and the write another worker may claim the job, and the late write would overwrite that worker's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _OURS: Final = f"ours AS (SELECT upload_id FROM jobs WHERE {FENCE} FOR SHARE)"  
 READ_MULTIPART: Final = f"""
 SELECT multipart_id FROM uploads WHERE id = (SELECT upload_id FROM jobs WHERE {FENCE})
 """  # noqa: S608
-# Parts belong to one multipart upload: a new id, or none, makes the old ones meaningless.
+# Parts belong to one multipart upload: with a new id, or none, the old parts are useless.
 RECORD_MULTIPART: Final = f"""
 WITH {_OURS}, forgotten AS (
     DELETE FROM transfer_parts USING ours WHERE transfer_parts.upload_id = ours.upload_id
@@ -81,7 +81,7 @@ class PostgresTransferState(TransferState):
         self._ours(await self._database.execute(RECORD_PART, *self._fence, *arguments))
 
     async def progress(self, bytes_done: int) -> None:
-        # With the last byte it is never left out: stores ask once more before they publish an object.
+        # Never skipped for the last byte: it is how a store checks the fence before it publishes an object.
         if time.monotonic() >= self._next_progress or bytes_done >= self._job.upload.offset:
             self._next_progress = time.monotonic() + PROGRESS_SECONDS
             self._ours(await self._database.execute(PROGRESS, *self._fence, bytes_done))

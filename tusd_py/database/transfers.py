@@ -1,7 +1,7 @@
-"""Transfers as people see and order them: commit, ask for one, look at how they went.
+"""Transfers as the API shows and requests them: commit an upload, request a transfer, read its attempts.
 
-The queue's statements lock a job before its upload. These lock the upload alone: whether it has a
-live job they read without a lock, and they insert one only where there is none.
+The queue's statements lock a job before its upload. These lock the upload alone: they read without a
+lock whether it has a live job, and insert one only if it has none.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ SELECT * FROM changed
 LATEST_TRANSFER: Final = f"""
 SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
 """  # noqa: S608
-# The upload keeps its state, and what failed says why, until a worker claims the new job.
+# The upload keeps its state and its error until a worker claims the new job.
 QUEUE_TRANSFER: Final = f"""
 WITH queued AS ({enqueue(JobKind.TRANSFER, "uploads WHERE id = $1")}), {FORGET_OLD_JOBS}
 SELECT id FROM queued
 """  # noqa: S608
 
 SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
-# While the store is away, what waits has no due time of its own: the outage says why, and whether it is
-# blocked. So nothing needs to be written to any job when an outage begins or ends.
-# The parts as well, for a transfer that has only begun may find some that were sent early of it.
+# During an outage a waiting job has no due time: the outage says why it waits and whether it is blocked.
+# So no job needs to be written to when an outage begins or ends.
+# `bytes_done` counts recorded parts as well: an eager transfer may have sent some before this one began.
 TRANSFER_VIEW: Final = f"""
 SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
        CASE WHEN outage.staging_id IS NULL THEN job.due_at END AS due_at,
@@ -68,7 +68,7 @@ SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
 
 
 async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
-    """Record that the application keeps the upload, once, inside the caller's transaction.
+    """Commit the upload, once, inside the caller's transaction.
 
     Raises:
         UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.commit`.
@@ -82,7 +82,7 @@ async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
 
 
 async def request_transfer(connection: Connection, upload_id: UploadId) -> TransferOrder:
-    """Return the upload's transfer, queued if there is none, inside the caller's transaction.
+    """Return the upload's transfer, inside the caller's transaction; enqueue one if there is none.
 
     Raises:
         UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.request_transfer`.
@@ -95,7 +95,7 @@ async def request_transfer(connection: Connection, upload_id: UploadId) -> Trans
 
 
 async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
-    """Lock an upload of which every byte is here."""
+    """Lock an upload that is complete."""
     row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
     upload = upload_from_row(row) if row is not None else None
     if upload is None or upload.state in GONE:
@@ -108,7 +108,7 @@ async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
 
 
 def transfer_view(row: Row) -> TransferView:
-    """Build what people may know of a transfer from a row of `TRANSFER_VIEW`."""
+    """Build the public view of a transfer from a row of `TRANSFER_VIEW`."""
     return TransferView(
         id=row["id"],
         state=JobState(row["state"]),

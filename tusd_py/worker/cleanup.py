@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 BATCH: Final = 500
 LOCKED_AT_ONCE: Final = 100
-"""Each is an open file, and a process may have no more than 1024 of them by default."""
+"""Each is an open file, and a process may have no more than 1024 of those by default."""
 
 
 class Cleanup:
@@ -128,7 +128,7 @@ class Cleanup:
     async def _expire_one(self, upload: Upload) -> bool:
         if upload.state not in RECEIVING:
             return await self._records.expire(upload.id)
-        # Under the file's lock: an append that began before the time was up may finish.
+        # Under the file's lock, so that an append that began in time may finish.
         try:
             file = await self._staging.open(upload.id, create=False)
         except StagingMissing:
@@ -149,7 +149,7 @@ class Cleanup:
         while upload_ids := await self._records.purgeable(after, BATCH, skip=list(skip)):
             removed, failed = await remove_staged_copies(self._staging, self._records, upload_ids)
             self._not_purged.add(failed)
-            # Those as well that somebody else uses at this moment: the next pass finds them again.
+            # Files that are locked by somebody else are skipped as well: the next pass finds them again.
             skip |= set(upload_ids) - set(removed)
             count += len(removed)
         return count
@@ -172,10 +172,10 @@ class Cleanup:
         return await _until_done(lambda: self._records.requeue_failed(after, BATCH)) if after else 0
 
     async def set_orphans_aside(self) -> int:
-        """Set old staging files aside that no upload claims.
+        """Set aside old staging files that belong to no upload.
 
-        A crash between file and row leaves some. To a database that was restored from a backup, though,
-        everything is unknown that came later.
+        A crash between file and row leaves some. They are not removed yet, because a database that was
+        restored from a backup does not know any file that came later.
         """
         count = 0
         skip = self._not_set_aside.current()
@@ -188,7 +188,7 @@ class Cleanup:
     async def _set_aside(self, upload_ids: Sequence[UploadId]) -> int:
         count = 0
         for start in range(0, len(upload_ids), LOCKED_AT_ONCE):
-            # Asked again under the lock: `reconcile --repair` may have taken one up a moment ago.
+            # Asked again under the lock: `reconcile --repair` may have restored one a moment ago.
             failed: dict[UploadId, StorageError] = {}
             async with self._staging.locked(upload_ids[start : start + LOCKED_AT_ONCE], failed) as unused:
                 kept = await self._records.with_files(unused)
@@ -201,7 +201,7 @@ class Cleanup:
         return count
 
     async def remove_unclaimed(self) -> int:
-        """Remove files that were set aside long ago, and that still no upload claims."""
+        """Remove files that were set aside long ago and still belong to no upload."""
         count = 0
         skip = self._not_removed.current()
         before = time.time() - self._config.unclaimed_after
@@ -227,7 +227,7 @@ class Cleanup:
             else:
                 foreign += 1
         if foreign:
-            # Names that this server never gives are not for it to remove.
+            # This server never creates such names, so it does not remove them.
             log.warning("foreign_staging_files", count=foreign)
 
 
@@ -236,10 +236,11 @@ async def remove_staged_copies(
 ) -> tuple[list[UploadId], dict[UploadId, StorageError]]:
     """Remove the staged copies of those uploads that are still stored, and record it.
 
-    Returns those that were removed, and those that could not be. What somebody else uses is neither.
+    Return those that were removed, and the errors of those that could not be. Files that are locked by
+    somebody else are in neither.
 
-    Under the files' locks: `reconcile --repair` may have queued one of them again a moment ago, and then
-    its staged copy is the only one.
+    The files are locked meanwhile: `reconcile --repair` may have queued one of them again a moment ago, and
+    then its staged copy is the only one.
     """
     removed, failed = list[UploadId](), dict[UploadId, StorageError]()
     for start in range(0, len(upload_ids), LOCKED_AT_ONCE):

@@ -1,4 +1,4 @@
-"""A transfer state that counts the bytes on their way, so that a rate can be read while it runs."""
+"""A transfer state that counts the bytes sent, so that the rate of a running transfer can be read."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from tusd_py.ports import PartRecord, TransferState
 
 
 class MeteredTransferState(TransferState):
-    """Passes everything on, and tells `count` of bytes that the store has and had not before."""
+    """Passes everything on, and calls `count` with the number of bytes that are new in the store."""
 
     def __init__(self, inner: TransferState, count: Callable[[int], None]) -> None:
         self._inner = inner
         self._count = count
-        self._told = 0
+        self._counted = 0
 
     def reached(self, bytes_done: int) -> None:
-        """Count what lies between the last figure and this one."""
-        if bytes_done > self._told:
-            self._count(bytes_done - self._told)
-            self._told = bytes_done
+        """Count the bytes since the last call."""
+        if bytes_done > self._counted:
+            self._count(bytes_done - self._counted)
+            self._counted = bytes_done
 
     async def multipart_id(self) -> str | None:
         return await self._inner.multipart_id()
@@ -29,8 +29,8 @@ class MeteredTransferState(TransferState):
 
     async def parts(self) -> Sequence[PartRecord]:
         parts = await self._inner.parts()
-        # Those of an earlier try were counted by whoever sent them.
-        self._told = max(self._told, sum(part.length for part in parts))
+        # The parts of an earlier attempt were counted when they were sent.
+        self._counted = max(self._counted, sum(part.length for part in parts))
         return parts
 
     async def record_part(self, part: PartRecord) -> None:

@@ -1,9 +1,8 @@
-"""Tells an outage of the store from the failure of one upload, and waits for the store's return.
+"""Distinguish an outage of the store from the failure of one upload, and wait for the end of an outage.
 
-An error counts as an outage only if a probe fails as well. From then on no job of the node is claimed:
-one probe runs instead of all of them, by whichever worker of the node takes its turn first. What is
-known stands in the database, so a worker that is restarted goes on waiting, and asks at once whether
-its new configuration has cured the cause.
+An error counts as an outage only if a probe fails as well. From then on no job of the node is claimed,
+and its workers take turns with one probe. The outage is recorded in the database, so that a worker that
+is restarted goes on waiting; it probes at once, for its new configuration may have cured the cause.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROBE_SECONDS: Final = 5.0
-"""How long a probe may take. A store that does not answer for so long is away."""
+"""The time limit of a probe. A store that does not answer within it is away."""
 FIRST_INTERVAL_SECONDS: Final = 1.0
 LONGEST_INTERVAL_SECONDS: Final = 5.0
-"""From the beginning of one probe to that of the next: after the first, and after many."""
+"""From the start of one probe to the start of the next; it grows from the first to the longest."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 SHORTEST_PAUSE_SECONDS: Final = 0.05
 
 
 class OutageDetector:
-    """The view that one worker process has of the store."""
+    """Whether the store is away, as one worker process sees it."""
 
     def __init__(self, outages: StoreOutages, store: ObjectStore, *, poll_seconds: float) -> None:
-        """`poll_seconds` is how often to look whether another worker has found the store away."""
+        """`poll_seconds` is how often to check whether another worker has declared an outage."""
         self._outages = outages
         self._store = store
         self._poll_seconds = poll_seconds
@@ -46,8 +45,8 @@ class OutageDetector:
         self._started = False
 
     async def explains(self, job: Job, *, failed_at: float) -> bool:
-        """Return whether an outage is to blame for an error of `job` at `failed_at` (the loop's clock)."""
-        # Of many jobs that fail together the first one probes, and the others take its result.
+        """Return whether an outage explains an error of `job` at `failed_at` (the loop's clock)."""
+        # Of many jobs that fail together the first one probes, and the others use its result.
         async with self._turn:
             if await self._outages.overlaps(job):
                 return True
@@ -59,7 +58,7 @@ class OutageDetector:
             return error is not None
 
     async def wait_for_return(self) -> None:
-        """Return once an outage is over, probing in turn with the node's other workers until then."""
+        """Return when an outage ends. Until then, take turns in probing with the node's other workers."""
         while True:
             self._declared.clear()
             try:
@@ -73,7 +72,7 @@ class OutageDetector:
                     await self._declared.wait()
 
     async def _look(self) -> float | None:
-        """Probe if it is our turn; return how long to wait before the next look, None after a return."""
+        """Probe if it is our turn; return the seconds to wait before the next call, None if the store is back."""
         turn = await self._outages.take_probe(for_seconds=PROBE_SECONDS, at_once=not self._started)
         self._started = True
         if turn is None:
@@ -102,7 +101,7 @@ class OutageDetector:
         except StorageError as error:
             return error
         except Exception as error:
-            # Whatever it is, a worker that ended with it would only be started again to meet it again.
+            # A worker that ended here would be restarted and run into the same bug.
             log.exception("probe_bug")
             return TransientStoreError(reason=repr(error))
         self._reached_at = began

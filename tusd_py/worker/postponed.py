@@ -1,7 +1,6 @@
-"""Uploads whose files cleanup could not deal with: counted, logged and left alone for a while.
+"""Uploads whose files cleanup could not open or remove: counted, logged and skipped for an hour.
 
-One file that cannot be opened or removed must keep nobody from the others, neither in this pass nor,
-by being the first again, in the next.
+Otherwise a few such files, first in every batch, would keep cleanup from all others.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ log = structlog.get_logger(__name__)
 
 POSTPONE_SECONDS: Final = 3600.0
 MOST: Final = 100_000
-"""Kept in memory at once. Those beyond are simply tried again earlier."""
+"""How many are remembered. Any beyond that are tried again in the next pass."""
 
 
 class Postponed:
-    """What one step of cleanup could not deal with."""
+    """The uploads that one step of cleanup skips for now."""
 
     def __init__(self, step: str, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._step = step
@@ -35,7 +34,7 @@ class Postponed:
         self._until: dict[UploadId, float] = {}
 
     def add(self, failed: Mapping[UploadId, StorageError]) -> None:
-        """Leave these alone for a while."""
+        """Count and log these failures, and skip the uploads for a while."""
         if not failed:
             return
         until = self._clock() + POSTPONE_SECONDS
@@ -52,7 +51,7 @@ class Postponed:
         )
 
     def current(self) -> set[UploadId]:
-        """Return those whose time has not come yet."""
+        """Return the uploads to skip now."""
         now = self._clock()
         self._until = {upload_id: until for upload_id, until in self._until.items() if until > now}
         return set(self._until)

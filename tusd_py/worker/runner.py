@@ -73,7 +73,7 @@ class RunningJobs:
 Perform = Callable[[RunningJobs], Awaitable[None]]
 
 
-class Runner:
+class JobRunner:
     """Runs the jobs of one worker process until it is told to stop."""
 
     def __init__(
