@@ -1,24 +1,31 @@
 """One request at a time per upload, and the newest one wins.
 
 Inside a process a registry hands an upload on; across processes the `flock` on its staging file
-does, which the kernel frees when its holder dies. Nobody waits in a loop here: a holder is told to
-stop at once, and its successor is woken by the release.
+does, which the kernel frees when its holder dies. A holder is told to stop at once. In the same process
+its successor is woken by the release; the kernel wakes nobody, so a lock of another process is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from tusd_py.errors import UploadLocked
 from tusd_py.ports import OnContended, UploadLocks
 
 if TYPE_CHECKING:
     from tusd_py.protocol.upload import UploadId
+
+_T = TypeVar("_T")
+
+FILE_LOCK_POLL_SECONDS: Final = 0.01
+"""Between two looks at another process's flock, which has been told to stop and lets go in moments."""
+ASK_AGAIN_SECONDS: Final = 1.0
 
 AskOthers = Callable[[str], Awaitable[None]]
 """Tells the other processes of the node that an upload is wanted."""
@@ -54,6 +61,19 @@ class LocalLocks(UploadLocks):
 
     def held(self, upload_id: UploadId) -> bool:
         return upload_id in self._entries
+
+    async def wait_for_file_lock(self, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]]) -> _T:
+        deadline = time.monotonic() + self._timeout_seconds
+        ask_at = 0.0
+        while (found := await attempt()) is None:
+            now = time.monotonic()
+            if now > deadline:
+                raise UploadLocked(upload_id=str(upload_id))
+            if now >= ask_at:
+                await self.ask_others(upload_id)
+                ask_at = now + ASK_AGAIN_SECONDS
+            await asyncio.sleep(FILE_LOCK_POLL_SECONDS)
+        return found
 
     async def ask_others(self, upload_id: UploadId) -> None:
         if self._ask_others is not None:

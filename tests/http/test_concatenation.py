@@ -348,7 +348,7 @@ async def test_the_reserve_is_kept_in_the_store_as_well(serve):
     served = await serve(staging={"reserve": 0})
     path = await part(served, b"hello")
     facts = os.statvfs(served.config.store_directory)
-    own = served.web.uploads._creator
+    own = served.web.creator
     own._settings = replace(own._settings, reserve=facts.f_bavail * facts.f_frsize * 2)
 
     assert (await concatenate(served, path)).status in {413, 507}

@@ -195,7 +195,7 @@ async def test_no_body_is_buffered(serve, framing):
 
 async def test_many_bodies_share_the_budget(serve):
     served = await serve(staging={"buffer_budget": "1MiB", "block_size": "1MiB"})
-    budget = served.web.uploads._appender.budget
+    budget = served.web.uploads.budget
     path = [await served.create(2_000_000) for _ in range(5)]
 
     bodies = [await served.begin(one, 0, b"x" * 10, ("Content-Length", "2000000")) for one in path]
@@ -227,7 +227,7 @@ async def test_a_small_post_holds_its_share_of_the_budget(serve):
     await connection.send_head(
         "POST", "/files/", [TUS, ("Upload-Length", "10"), ("Content-Length", "10"), *BODY.items()]
     )
-    await eventually(lambda: served.web.uploads._appender.budget._active == 1)
+    await eventually(lambda: served.web.uploads.budget._active == 1)
 
     connection.abort()
-    await eventually(lambda: served.web.uploads._appender.budget._active == 0)
+    await eventually(lambda: served.web.uploads.budget._active == 0)

@@ -26,7 +26,7 @@ MIB = 2**20
 def settings(**changes):
     facts = {
         "max_size": None, "block_size": MIB, "buffer_budget": 16 * MIB, "checkpoint_bytes": 64 * MIB,
-        "checkpoint_seconds": 5.0, "lock_timeout_seconds": 10.0, "expires_after_seconds": 86400.0, "min_rate": 0,
+        "checkpoint_seconds": 5.0, "expires_after_seconds": 86400.0, "min_rate": 0,
     }  # fmt: skip
     return AppendSettings(**facts | changes)
 

@@ -18,11 +18,11 @@ from tusd_py.errors import (
     UploadCompleted,
     UploadLocked,
 )
-from tusd_py.protocol import dialects, tus_v1
+from tusd_py.protocol import negotiation, tus_v1
 from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.commands import Append
-from tusd_py.protocol.dialects import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.features import Features
+from tusd_py.protocol.negotiation import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.upload import State, UploadProtocol, plan_append
 
 ALL = Features.derive(max_size=10**9, max_append_size=10**6, expires_after_seconds=60)
@@ -105,8 +105,8 @@ def test_switched_off_everything_is_tus():
 
     for headers in ({"Upload-Draft-Interop-Version": "8"}, {"Upload-Complete": "?1"}, {}):
         assert choose("POST", CIMultiDict(headers), off) is tus_v1
-    assert "Upload-Limit" not in dialects.render_options(off).headers
-    assert "Upload-Limit" in dialects.render_options(ALL).headers
+    assert "Upload-Limit" not in negotiation.render_options(off).headers
+    assert "Upload-Limit" in negotiation.render_options(ALL).headers
 
 
 def test_a_status_is_told_in_the_dialect_of_the_upload_where_none_is_named():

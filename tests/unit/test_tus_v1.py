@@ -19,9 +19,9 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.protocol import tus_v1
-from tusd_py.protocol.dialect import effective_method
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import content_length
+from tusd_py.protocol.negotiation import effective_method
 from tusd_py.protocol.upload import Concat, State
 
 ALL = Features.derive(checksum_trailer=True)

@@ -24,6 +24,7 @@ from tusd_py.uploads.access import Access, UploadSettings
 from tusd_py.uploads.buffers import AppendSettings
 from tusd_py.uploads.catalog import Catalog
 from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.creation import Creator
 from tusd_py.uploads.locate import Locator
 from tusd_py.uploads.service import UploadService
 
@@ -70,11 +71,13 @@ def make_http_context(core: Core) -> HttpContext:
     features = derive_features(config)
     settings = upload_settings(config, features)
     access = Access(core.uploads, settings)
+    uploads = UploadService(core.uploads, core.staging, locks, access, settings)
     changes = make_watch(core)
     return HttpContext(
         config=config,
         features=features,
-        uploads=UploadService(core.uploads, core.staging, locks, access, stores=core.stores, settings=settings),
+        uploads=uploads,
+        creator=Creator(core.uploads, core.staging, uploads, access, stores=core.stores, settings=settings),
         catalog=Catalog(core.uploads, access, changes),
         locator=Locator(
             core.uploads, core.staging, access, core.stores, url_expiry_seconds=int(config.downloads.url_expiry)
@@ -118,7 +121,6 @@ def upload_settings(config: Config, features: Features) -> UploadSettings:
             buffer_budget=config.staging.buffer_budget,
             checkpoint_bytes=config.staging.checkpoint_bytes,
             checkpoint_seconds=config.staging.checkpoint_seconds,
-            lock_timeout_seconds=config.staging.lock_timeout,
             expires_after_seconds=config.tus.expire_after if features.offers("expiration") else 0,
             min_rate=config.limits.min_rate,
         ),

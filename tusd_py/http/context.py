@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tusd_py.protocol.features import Features
     from tusd_py.uploads.catalog import Catalog
     from tusd_py.uploads.changes import ChangeNotifier
+    from tusd_py.uploads.creation import Creator
     from tusd_py.uploads.locate import Locator
     from tusd_py.uploads.service import UploadService
 
@@ -31,6 +32,7 @@ class HttpContext:
     config: Config
     features: Features
     uploads: UploadService
+    creator: Creator
     catalog: Catalog
     locator: Locator
     changes: ChangeNotifier

@@ -1,4 +1,4 @@
-"""InformationalResponses responses: where an upload is and how much of it is durable, told while it is being sent.
+"""Informational responses: where an upload is and how much of it is durable, told while it is being sent.
 
 aiohttp knows no interim response but its own 100, so these are written to the connection by hand.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.http.dialects import dialect_of
+from tusd_py.http.responses import dialect_of
 
 if TYPE_CHECKING:
     from aiohttp import web

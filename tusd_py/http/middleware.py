@@ -38,9 +38,8 @@ from tusd_py.http.context import (
     UPLOAD_ID,
     HttpContext,
 )
-from tusd_py.http.dialects import dialect_of
 from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
-from tusd_py.http.responses import error_response, problem_response
+from tusd_py.http.responses import dialect_of, error_response, problem_response
 from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
 from tusd_py.redaction import redact

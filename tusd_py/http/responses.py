@@ -19,11 +19,11 @@ from tusd_py.errors import (
     TusdError,
     UploadLocked,
 )
-from tusd_py.http.context import CLOSE
-from tusd_py.http.dialects import dialect_of
+from tusd_py.http.context import CLOSE, CONTEXT, DIALECT
+from tusd_py.protocol import negotiation
 
 if TYPE_CHECKING:
-    from tusd_py.protocol.dialect import Reply
+    from tusd_py.protocol.dialect import Dialect, Reply
     from tusd_py.protocol.features import Features
 
 REASONS: Final = {460: "Checksum Mismatch"}
@@ -31,6 +31,14 @@ DROPPED: Final = (ClientDisconnected, TakenOver, BodyTimedOut, BodyTooSlow)
 """Endings that close the connection without an answer: any status would be fatal to a client that is
 in fact alive, while a closed connection makes it ask for the offset and go on."""
 SENDING: Final = frozenset({"POST", "PATCH"})
+
+
+def dialect_of(request: web.Request) -> Dialect:
+    """Return the dialect of a request."""
+    dialect = request.get(DIALECT)
+    if dialect is None:
+        dialect = request[DIALECT] = negotiation.choose(request.method, request.headers, request.app[CONTEXT].features)
+    return dialect
 
 
 def to_response(reply: Reply) -> web.Response:

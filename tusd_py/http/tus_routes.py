@@ -13,20 +13,16 @@ from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.authentication import principal_of
 from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, UPLOAD_ID, HttpContext
-from tusd_py.http.dialects import dialect_of
 from tusd_py.http.download_routes import download
 from tusd_py.http.forwarded import client_address, external_base
 from tusd_py.http.informational import informational_response
 from tusd_py.http.request_body import FEW_BODIES, RequestBody
-from tusd_py.http.responses import to_response
+from tusd_py.http.responses import dialect_of, to_response
 from tusd_py.http.trailers import keeps_trailers
-from tusd_py.protocol import dialects
-from tusd_py.protocol.dialect import effective_method
+from tusd_py.protocol.negotiation import effective_method, read_append, render_options
 
 if TYPE_CHECKING:
-    from tusd_py.protocol.commands import Append
     from tusd_py.protocol.features import Features
-    from tusd_py.protocol.upload import Upload
 
 _KINDS: Final = {"HEAD": "status", "PATCH": "append", "DELETE": "terminate", "GET": "download"}
 
@@ -78,7 +74,7 @@ async def unknown_url(request: web.Request) -> web.StreamResponse:
 def options(request: web.Request) -> web.Response:
     """Return what the server offers, and a browser's preflight with it. Needs no credential."""
     context = request.app[CONTEXT]
-    response = to_response(dialects.render_options(_features(context, request)))
+    response = to_response(render_options(_features(context, request)))
     headers = request.headers
     response.headers.update(
         context.cors.preflight(
@@ -99,8 +95,12 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
     command = dialect.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
         interim = body.interim = informational_response(context, request, locate)
-        announce = None if interim is None else interim.announce
-        created = await context.uploads.create(principal, command, body, announce)
+        if interim is None or not command.has_body:
+            created = await context.creator.create(principal, command, body)
+        else:
+            created = await context.creator.begin(principal, command, body)
+            interim.announce(created)
+            created = await context.creator.receive(created, command, body)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     if created.upload.complete:
@@ -128,14 +128,10 @@ async def retrieve(context: HttpContext, request: web.Request, principal: Princi
 async def append(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """PATCH: append the body at its offset."""
     dialect = dialect_of(request)
-
-    def parse(upload: Upload) -> Append:
-        dialect.check_upload("PATCH", upload)
-        return dialect.parse_append(request.headers, _features(context, request))
-
+    command = read_append(dialect, request.headers, _features(context, request))
     with _receiving(context, request) as body:
         body.interim = informational_response(context, request, partial(location, context, request))
-        appended = await context.uploads.append(principal, token, parse, body)
+        appended = await context.uploads.append(principal, token, command, body)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
         context.metrics.uploads_completed.inc()
@@ -145,7 +141,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
 async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
     dialect = dialect_of(request)
-    await context.uploads.terminate(principal, token, partial(dialect.check_upload, "DELETE"))
+    await context.uploads.terminate(principal, token, dialect.protocol)
     context.metrics.uploads_terminated.inc()
     return to_response(dialect.render_terminated())
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tusd_py.authorization import Principal
 from tusd_py.protocol.upload import Upload, UploadId
+
+_T = TypeVar("_T")
 
 OnContended = Callable[[], None]
 """Called when a newer request wants what is held: stop, store, let go."""
@@ -25,6 +27,13 @@ class UploadLocks(Protocol):
 
     def held(self, upload_id: UploadId) -> bool:
         """Return whether a request of this process holds the upload."""
+
+    async def wait_for_file_lock(self, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]]) -> _T:
+        """Try until `attempt` returns something; as long as it returns None, ask other processes to let go.
+
+        Raises:
+            UploadLocked: the other process did not let go in time.
+        """
 
     async def ask_others(self, upload_id: UploadId) -> None:
         """Ask other processes to let go. Never fails: it is a hint."""

@@ -63,6 +63,10 @@ class Append:
     """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
     fail_on_overrun: bool = False
     """An upload that is sent more than its length is given up."""
+    protocol: UploadProtocol = UploadProtocol.TUS
+    """The protocol that the request was written in."""
+    header_error: ProtocolError | None = None
+    """A malformed header: it counts only once the upload is found, before its offset is looked at."""
     deferred_error: ProtocolError | None = None
     """A malformed header of an extension: it counts only once the offset is known to be right."""
     url_sent_only_on_success: bool = False

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from tusd_py.errors import InvalidMethodOverride, MethodNotAllowed, TusdError
+from tusd_py.errors import MethodNotAllowed, TusdError
 from tusd_py.protocol import fields
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers
-from tusd_py.protocol.upload import Upload
+from tusd_py.protocol.upload import Upload, UploadProtocol
 
-OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})
 RETRY_AFTER_SECONDS: Final = "1"
 
 
@@ -35,6 +34,10 @@ class Dialect(Protocol):
     """One way to speak about uploads."""
 
     @property
+    def protocol(self) -> UploadProtocol | None:
+        """The protocol that a request in this dialect is written in, None where it names none."""
+
+    @property
     def version_headers(self) -> Mapping[str, str]:
         """Headers of every response in this dialect."""
 
@@ -47,9 +50,6 @@ class Dialect(Protocol):
 
     def check_request(self, method: str, headers: Headers) -> None:
         """Refuse what this dialect refuses whatever the resource. Raises `ProtocolError`."""
-
-    def check_upload(self, method: str, upload: Upload) -> None:
-        """Refuse a method on an upload of another dialect. Raises `ProtocolError`."""
 
     def parse_create(self, headers: Headers, features: Features) -> Create:
         """Read a POST to the creation URL. Raises `ProtocolError`; nothing was changed."""
@@ -83,23 +83,6 @@ class Dialect(Protocol):
 
     def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
         """Return an error, with the headers that let a client recover."""
-
-
-def effective_method(method: str, headers: Headers) -> str:
-    """Return the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
-
-    Honoured on POST alone: an overridden GET would let a foreign page change things without a
-    CORS preflight.
-
-    Raises:
-        InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
-    """
-    override = headers.getall(fields.METHOD_OVERRIDE, [])
-    if not override or method != "POST":
-        return method
-    if len(override) > 1 or override[0] not in OVERRIDABLE:
-        raise InvalidMethodOverride
-    return override[0]
 
 
 def error_headers(error: TusdError) -> dict[str, str]:

@@ -24,7 +24,6 @@ from tusd_py.errors import (
     InvalidUploadLength,
     LengthExceeded,
     ProtocolError,
-    ProtocolMismatch,
     TusdError,
     UnsupportedContentEncoding,
     UnsupportedVersion,
@@ -41,6 +40,7 @@ from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadProtocol
 
 version_headers: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
 supports_interim: Final = False
+protocol: Final = UploadProtocol.TUS
 FORM_TYPES: Final = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 
 
@@ -61,12 +61,6 @@ def check_request(method: str, headers: Headers) -> None:
         raise FormNotAccepted
     if lines != [fields.TUS_VERSION]:
         raise UnsupportedVersion
-
-
-def check_upload(method: str, upload: Upload) -> None:
-    """Refuse to append to what another protocol created: only that one knows when it is complete."""
-    if method == "PATCH" and upload.protocol is not UploadProtocol.TUS:
-        raise ProtocolMismatch
 
 
 def parse_create(headers: Headers, features: Features) -> Create:

@@ -19,6 +19,8 @@ from tusd_py.errors import (
     LengthConflict,
     LengthExceeded,
     OffsetMismatch,
+    ProtocolMismatch,
+    UnsupportedVersion,
     UploadCompleted,
     UploadTooLarge,
 )
@@ -227,6 +229,11 @@ class AppendPlan:
             raise LengthConflict("The last bytes do not reach the length of the upload.")
         return replace(plan, length=end)
 
+    def changes_nothing(self, upload: Upload, append: Append) -> bool:
+        """Return whether there is no byte to write and nothing to record."""
+        empty = append.content_length == 0 and append.checksum is None
+        return empty and self.length == upload.length and not append.completes
+
 
 def check_length(upload: Upload, declared: int | None, *, max_size: int | None) -> int | None:
     """Return the length that holds once a PATCH declared one (tus 1.0.0 §creation-defer-length).
@@ -246,19 +253,44 @@ def check_length(upload: Upload, declared: int | None, *, max_size: int | None) 
     return declared
 
 
+def check_append(upload: Upload, append: Append) -> None:
+    """Refuse what no offset could make right. To be asked before a request that writes is told to stop.
+
+    Raises:
+        FinalImmutable: PATCH on a final upload (tus 1.0.0 §concatenation).
+        ProtocolMismatch: another protocol created the upload, and only that one knows when it is complete.
+        ProtocolError: the header_error of the request.
+    """
+    if upload.concat is Concat.FINAL:
+        raise FinalImmutable
+    if upload.protocol is not append.protocol:
+        raise ProtocolMismatch
+    if append.header_error is not None:
+        raise append.header_error
+
+
+def check_termination(upload: Upload, protocol: UploadProtocol | None) -> None:
+    """Demand of clients that say so (tus) that they do. `protocol` is None where the request names none.
+
+    Raises:
+        UnsupportedVersion: the upload belongs to tus, and the request does not say that it speaks it.
+    """
+    if protocol is None and upload.protocol is UploadProtocol.TUS:
+        raise UnsupportedVersion
+
+
 def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> AppendPlan:
     """Decide, before a byte is read, how much of a body may be written.
 
     Raises:
-        FinalImmutable: PATCH on a final upload (tus 1.0.0 §concatenation).
+        FinalImmutable, ProtocolMismatch, ProtocolError: see `check_append`.
         OffsetMismatch: the client is not at our offset (tus 1.0.0 §PATCH).
         LengthConflict, UploadTooLarge: see `check_length`.
         LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.
         UploadCompleted: more is to come, says the request, and nothing may.
         ProtocolError: the deferred_error of the request, which comes last.
     """
-    if upload.concat is Concat.FINAL:
-        raise FinalImmutable
+    check_append(upload, append)
     if append.offset != upload.offset:
         raise OffsetMismatch(current=upload.offset, received=append.offset)
     length = check_length(upload, append.length, max_size=max_size)

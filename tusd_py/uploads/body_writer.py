@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import structlog
 
@@ -22,11 +22,8 @@ from tusd_py.errors import (
     IncompleteChunk,
     LengthConflict,
     OffsetConflict,
-    StagingDamaged,
     StorageError,
     TusdError,
-    UploadGone,
-    UploadLocked,
     UploadNotFound,
     WholeChecksumMismatch,
 )
@@ -46,8 +43,22 @@ _T = TypeVar("_T")
 ADVANCE_RETRY_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 ORPHAN_SECONDS: Final = 3600.0
 """Life of an upload whose URL nobody learned, because the request that made it was cut short."""
-UNCERTAIN: Final = (DatabaseUnavailable, OffsetConflict, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
-"""After these nobody knows the offset at which the client may go on: it is not told any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """What became of a body."""
+
+    upload: Upload | None
+    """The upload as it is now recorded; None if that cannot be known."""
+    error: BaseException | None = None
+    """Why the body, or its record, is not whole."""
+
+    def result(self) -> Upload:
+        """Return the upload, or raise what went wrong."""
+        if self.error is not None:
+            raise self.error
+        return cast("Upload", self.upload)
 
 
 class BodyWriter:
@@ -93,25 +104,20 @@ class BodyWriter:
         self._checkpoint_at = time.monotonic() + settings.checkpoint_seconds
         self._rate = RateGuard(settings.min_rate)
 
-    async def run(self) -> Upload:
-        """Receive until the body ends, then make durable what counts."""
+    async def run(self) -> Received:
+        """Receive until the body ends, then make durable what counts.
+
+        Raises:
+            asyncio.CancelledError: while the record was written, which was finished nevertheless.
+        """
         ending: BaseException | None = None
         try:
             await self._receive()
-        except BaseException as error:  # noqa: BLE001 -- raised again below, once the bytes are safe
+        except BaseException as error:  # noqa: BLE001 -- returned below, once the bytes are safe
             ending = error
         else:
             self._expires_after_seconds = self._settings.expires_after_seconds
-        upload = await finished(self._settle(ending))
-        if ending is not None:
-            if isinstance(ending, TusdError):
-                ending.upload = upload
-            raise ending
-        if self._append.completes and self._upload.state in RECEIVING:
-            short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
-            short.upload = self._upload
-            raise short
-        return self._upload if self._wanted is None else replace(self._upload, repr_digest=self._wanted)
+        return await finished(self._settle(ending))
 
     async def _receive(self) -> None:
         while True:
@@ -225,16 +231,17 @@ class BodyWriter:
         )
 
     async def _record(self) -> None:
-        """Sync and advance for good, waiting a while for a database that is away."""
+        """Write and sync what is left, then advance for good."""
         chunks, size = self._block.chunks, self._block.size
         self._crc = await self._file.write(chunks, self._written, self._crc, sync=True, hasher=self._hasher)
         self._written += size
         self._synced = (self._written, self._crc)
         self._block = Block()
-        await self._look_at_the_whole()
-        await self._advance_patiently()
+        await self._finalise()
 
-    async def _advance_patiently(self) -> None:
+    async def _finalise(self) -> None:
+        """Record the offset up to which everything is durable, waiting a while for a database that is away."""
+        await self._look_at_the_whole()
         for delay in (*ADVANCE_RETRY_SECONDS, None):
             try:
                 await self._advance()
@@ -246,20 +253,25 @@ class BodyWriter:
             else:
                 return
 
-    async def _settle(self, ending: BaseException | None) -> Upload | None:
-        """Make durable what counts; return the upload as recorded, None if that cannot be known."""
+    async def _settle(self, ending: BaseException | None) -> Received:
+        """Make durable what counts."""
         if isinstance(ending, StorageError):
-            return await self._keep_durable()
+            return Received(await self._keep_durable(), ending)
         try:
             if self._whole:
                 await self._settle_whole(ending)
             else:
                 await self._settle_rest(ending)
-        except (StorageError, OffsetConflict, UploadNotFound) as error:
-            if isinstance(error, StorageError):
-                error.upload = await self._keep_durable()
-            raise
-        return self._upload
+        except StorageError as error:
+            return Received(await self._keep_durable(), error)
+        except TusdError as error:
+            return Received(None, error)
+        if ending is not None:
+            return Received(self._upload, ending)
+        if self._append.completes and self._upload.state in RECEIVING:
+            short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
+            return Received(self._upload, short)
+        return Received(self._upload if self._wanted is None else replace(self._upload, repr_digest=self._wanted))
 
     async def _settle_rest(self, ending: BaseException | None) -> None:
         await self._finish_writing()
@@ -340,8 +352,7 @@ class BodyWriter:
                     self._synced = (self._written, self._crc)
             self._written, self._crc = self._synced
             if not self._whole and self._written > self._upload.offset:
-                await self._look_at_the_whole()
-                await self._advance_patiently()
+                await self._finalise()
         except TusdError as error:
             log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
             return None

@@ -22,7 +22,6 @@ class AppendSettings:
     buffer_budget: int
     checkpoint_bytes: int
     checkpoint_seconds: float
-    lock_timeout_seconds: float
     expires_after_seconds: float
     min_rate: int
 

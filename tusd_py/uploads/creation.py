@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -30,7 +29,6 @@ from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
 from tusd_py.uploads.access import Access, UploadSettings, hash_token
-from tusd_py.uploads.append import Appender
 from tusd_py.uploads.body_writer import orphan_seconds
 from tusd_py.uploads.buffers import Block
 
@@ -38,6 +36,7 @@ if TYPE_CHECKING:
     from tusd_py.places import Stores
     from tusd_py.ports import Body, Staging, UploadRepository
     from tusd_py.protocol.concat import Room
+    from tusd_py.uploads.service import UploadService
 
 log = structlog.get_logger(__name__)
 
@@ -53,10 +52,6 @@ class Created:
     token: str
 
 
-Announce = Callable[[Created], None]
-"""Tells a client of its upload before the bytes are read."""
-
-
 def render_key(template: str, upload_id: UploadId, owner: str | None, now: datetime) -> str:
     """Render an object key: our ids and dates only, never anything a client chose."""
     owner_hash = hashlib.sha256((owner or "").encode()).hexdigest()[:16]
@@ -70,7 +65,7 @@ class Creator:
         self,
         uploads: UploadRepository,
         staging: Staging,
-        appender: Appender,
+        service: UploadService,
         access: Access,
         *,
         stores: Stores,
@@ -78,29 +73,19 @@ class Creator:
     ) -> None:
         self._uploads = uploads
         self._staging = staging
-        self._appender = appender
+        self._service = service
         self._access = access
         self._stores = stores
         self._settings = settings
 
-    async def create(
-        self, principal: Principal, command: Create, body: Body, announce: Announce | None = None
-    ) -> Created:
-        """Create an upload, with the bytes that came along.
-
-        With `announce` a client learns the URL before its bytes are read, and they are kept as those of
-        an append are; without it, it learns of none unless all goes well.
+    async def create(self, principal: Principal, command: Create, body: Body) -> Created:
+        """Create an upload, with the bytes that came along. Its client learns the URL only if all goes well.
 
         Raises:
             AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
             BodyError: bytes that came along were cut short; what arrived of a large body is kept.
         """
-        self._access.permit(principal, Action.CREATE)
-        if command.unwanted_body is not None:
-            await self._demand_no_byte(body, command.unwanted_body)
-        if command.concat is not Concat.FINAL:
-            self._staging.check_space(max(command.length or 0, command.content_length or 0))
-        new, token = await self._new_upload(principal, command)
+        new, token = await self._prepare(principal, command, body)
         if command.concat is Concat.FINAL:
             upload = await self._uploads.create_final(
                 new,
@@ -110,11 +95,42 @@ class Creator:
                 room=await self._room(),
             )
         elif command.has_body:
-            upload = await self._create_with_body(new, token, command, body, announce)
+            upload = await self._create_with_body(new, command, body)
+        elif new.length == 0 and new.completes:
+            # Complete at once: the transfer finds an empty file, like any other.
+            upload = await self._create_stored(new, command, [])
         else:
-            upload = await self._create_empty(new, command)
+            upload = await self._uploads.create(new)
         log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
         return Created(upload, token)
+
+    async def begin(self, principal: Principal, command: Create, body: Body) -> Created:
+        """Create an upload whose client is told the URL before its bytes are read, which `receive` does then.
+
+        Raises:
+            AccessError, ProtocolError, StagingFull: nothing was created.
+        """
+        new, token = await self._prepare(principal, command, body)
+        return Created(await self._uploads.create(new), token)
+
+    async def receive(self, begun: Created, command: Create, body: Body) -> Created:
+        """Receive the bytes of an upload that has begun; they are kept as those of a PATCH are.
+
+        Raises:
+            see `UploadService.receive`.
+        """
+        upload = await self._receive(begun.upload, command, body, url_sent_only_on_success=False)
+        log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
+        return Created(upload, begun.token)
+
+    async def _prepare(self, principal: Principal, command: Create, body: Body) -> tuple[NewUpload, str]:
+        """Return the row to be and the token of its URL. Raises unless it may be created."""
+        self._access.permit(principal, Action.CREATE)
+        if command.unwanted_body is not None:
+            await self._demand_no_byte(body, command.unwanted_body)
+        if command.concat is not Concat.FINAL:
+            self._staging.check_space(max(command.length or 0, command.content_length or 0))
+        return await self._new_upload(principal, command)
 
     @staticmethod
     async def _demand_no_byte(body: Body, refusal: TusdError) -> None:
@@ -160,20 +176,8 @@ class Creator:
             log.warning("store_room_unknown", reason=str(error))
             return None
 
-    async def _create_empty(self, new: NewUpload, command: Create) -> Upload:
-        if new.length != 0 or not new.completes:
-            return await self._uploads.create(new)
-        # Complete at once: the transfer finds an empty file, like any other.
-        return await self._create_stored(new, command, [])
-
-    async def _create_with_body(
-        self, new: NewUpload, token: str, command: Create, body: Body, announce: Announce | None
-    ) -> Upload:
-        if announce is not None:
-            upload = await self._uploads.create(new)
-            announce(Created(upload, token))
-            return await self._append_first(upload, command, body, url_sent_only_on_success=False)
-        with self._appender.budget as budget:
+    async def _create_with_body(self, new: NewUpload, command: Create, body: Body) -> Upload:
+        with self._service.budget as budget:
             small = command.content_length is not None and command.content_length <= budget.block_bytes
             if small and not command.checksum_in_trailer:
                 return await self._create_small(new, command, body)
@@ -212,7 +216,7 @@ class Creator:
         orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
         upload = await self._uploads.create(orphaned)
         try:
-            return await self._append_first(upload, command, body, url_sent_only_on_success=True)
+            return await self._receive(upload, command, body, url_sent_only_on_success=True)
         except TusdError as error:
             if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
                 # Refused as a whole: the client gets no URL, so nothing may stay behind.
@@ -220,10 +224,9 @@ class Creator:
                     await self._uploads.remove(upload.id)
             raise
 
-    async def _append_first(
-        self, upload: Upload, command: Create, body: Body, *, url_sent_only_on_success: bool
-    ) -> Upload:
+    async def _receive(self, upload: Upload, command: Create, body: Body, *, url_sent_only_on_success: bool) -> Upload:
         append = Append(
+            protocol=upload.protocol,
             offset=0,
             content_length=command.content_length,
             checksum=command.checksum,
@@ -234,7 +237,7 @@ class Creator:
             fail_on_overrun=not url_sent_only_on_success,
             url_sent_only_on_success=url_sent_only_on_success,
         )
-        return await self._appender.append(upload, append, body, partial(self._access.reload, upload.id))
+        return await self._service.receive(upload, append, body)
 
 
 def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> DigestSet | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tusd_py.errors import ProtocolError, ProtocolMismatch, TusdError
+from tusd_py.errors import ProtocolError, TusdError
 from tusd_py.protocol import fields
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.dialect import Dialect, Reply
@@ -17,6 +17,8 @@ from tusd_py.protocol.upload import RECEIVING, Upload, UploadProtocol
 
 class Rufh(Dialect):
     """Resumable Uploads for HTTP in one interop version."""
+
+    protocol = UploadProtocol.RUFH
 
     def __init__(self, version: Version) -> None:
         self._version = version
@@ -39,11 +41,6 @@ class Rufh(Dialect):
             for name in (fields.UPLOAD_OFFSET, parse.complete_field(self._version)):
                 if headers.get(name) is not None:
                     raise ProtocolError(f"{name} has no place in this request.")
-
-    def check_upload(self, method: str, upload: Upload) -> None:
-        """Refuse to append to what tus created: there the length alone tells when it is complete."""
-        if method == "PATCH" and upload.protocol is not UploadProtocol.RUFH:
-            raise ProtocolMismatch
 
     def parse_create(self, headers: Headers, features: Features) -> Create:
         return parse.parse_create(headers, features, self._version)

@@ -87,6 +87,7 @@ def parse_append(headers: Headers, features: Features, version: Version) -> Appe
             raise ProtocolError(f"{complete_field(version)} is missing or malformed.")
         completes = True
     return Append(
+        protocol=UploadProtocol.RUFH,
         offset=offset,
         content_length=content_length(headers),
         length=structured.integer(headers, fields.UPLOAD_LENGTH),

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from tusd_py.errors import TusdError, UnsupportedVersion
+from tusd_py.errors import InvalidMethodOverride, ProtocolError, TusdError
 from tusd_py.protocol import fields, tus_v1
 from tusd_py.protocol.commands import Append, Create
 from tusd_py.protocol.dialect import Dialect, Reply
 from tusd_py.protocol.features import Features
-from tusd_py.protocol.fields import Headers
+from tusd_py.protocol.fields import Headers, content_length
 from tusd_py.protocol.rufh import structured
 from tusd_py.protocol.rufh.dialect import Rufh
 from tusd_py.protocol.rufh.render import render_options as render_rufh_options
@@ -25,6 +25,8 @@ class Undeclared(Dialect):
     tus, which refuses it for want of a version.
     """
 
+    protocol = None
+
     @property
     def version_headers(self) -> Mapping[str, str]:
         """Those of tus: OPTIONS and errors are answered in it."""
@@ -38,11 +40,6 @@ class Undeclared(Dialect):
     def check_request(self, method: str, headers: Headers) -> None:
         if method != "DELETE":
             tus_v1.check_request(method, headers)
-
-    def check_upload(self, method: str, upload: Upload) -> None:
-        """Demand of tus clients that they say so before they change anything."""
-        if upload.protocol is UploadProtocol.TUS or method != "DELETE":
-            raise UnsupportedVersion
 
     def parse_create(self, headers: Headers, features: Features) -> Create:
         return tus_v1.parse_create(headers, features)
@@ -75,6 +72,7 @@ class Undeclared(Dialect):
         return tus_v1.render_error(error, method, features)
 
 
+OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})
 UNDECLARED: Final = Undeclared()
 NEWEST_RUFH: Final = Rufh(NEWEST)
 _RUFH: Final = {number: Rufh(version) for number, version in VERSIONS.items()}
@@ -82,6 +80,23 @@ _OF_UPLOADS: Final[Mapping[UploadProtocol, Dialect]] = {
     UploadProtocol.TUS: tus_v1,
     UploadProtocol.RUFH: NEWEST_RUFH,
 }
+
+
+def effective_method(method: str, headers: Headers) -> str:
+    """Return the method a request means (tus 1.0.0 §X-HTTP-Method-Override).
+
+    Honoured on POST alone: an overridden GET would let a foreign page change things without a
+    CORS preflight.
+
+    Raises:
+        InvalidMethodOverride: another value than PATCH, DELETE or HEAD.
+    """
+    override = headers.getall(fields.METHOD_OVERRIDE, [])
+    if not override or method != "POST":
+        return method
+    if len(override) > 1 or override[0] not in OVERRIDABLE:
+        raise InvalidMethodOverride
+    return override[0]
 
 
 def choose(method: str, headers: Headers, features: Features) -> Dialect:
@@ -110,6 +125,15 @@ def _is_marked(method: str, headers: Headers) -> bool:
         # In tus it has no meaning there, and the newest dialect forbids it.
         or (method == "HEAD" and headers.get(fields.UPLOAD_OFFSET) is not None)
     )
+
+
+def read_append(dialect: Dialect, headers: Headers, features: Features) -> Append:
+    """Return the command of a PATCH. Whether its upload exists counts first, so what is malformed travels in it."""
+    try:
+        return dialect.parse_append(headers, features)
+    except ProtocolError as error:
+        protocol = dialect.protocol or UploadProtocol.TUS
+        return Append(protocol=protocol, offset=0, content_length=content_length(headers), header_error=error)
 
 
 def render_options(features: Features) -> Reply:
