@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from tusd_py.http.forwarded import ExternalBase, TrustedProxies, client_address, external_base
+from tusd_py.http.hosts import ExternalBase, TrustedProxies, client_address, external_base
 
 PROXY = "10.0.0.1"
 TRUSTED = TrustedProxies(["10.0.0.0/8", "fd00::/8"])

@@ -15,8 +15,7 @@ from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.context import HttpContext
 from tusd_py.http.cors import CorsPolicy
-from tusd_py.http.forwarded import TrustedProxies
-from tusd_py.http.hosts import HostPolicy, public_names
+from tusd_py.http.hosts import HostPolicy, TrustedProxies, public_names
 from tusd_py.locks import LocalLocks
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import Trigger, UploadId

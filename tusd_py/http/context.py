@@ -10,8 +10,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.http.cors import CorsPolicy
-    from tusd_py.http.forwarded import TrustedProxies
-    from tusd_py.http.hosts import HostPolicy
+    from tusd_py.http.hosts import HostPolicy, TrustedProxies
     from tusd_py.http.request_body import RequestBody
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores

@@ -56,17 +56,6 @@ class InformationalResponses:
             transport.write(_to_bytes(reply))
 
 
-def informational_response(
-    context: HttpContext, request: web.Request, locate: Callable[[str], str]
-) -> InformationalResponses | None:
-    """Return what a client may be told before the final response; None where it may be told nothing.
-
-    Off unless configured: a proxy may take a 104 for the final response, and nginx does.
-    """
-    wanted = context.config.rufh.interim_104 and dialect_of(request).supports_interim and request.version >= (1, 1)
-    return InformationalResponses(context, request, locate) if wanted else None
-
-
 def _to_bytes(reply: Reply) -> bytes:
     fields = [f"{name}: {value}" for name, value in reply.headers.items()]
     return "\r\n".join([f"HTTP/1.1 {reply.status} {REASON}", *fields, "", ""]).encode("latin-1")

@@ -1,4 +1,4 @@
-"""Around every request: an id, one log line, metrics, errors to replies, the headers all share."""
+"""Around every request: an id, who is asking, one log line, metrics, errors to replies, the headers all share."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tusd_py.errors import (
     HostNotAllowed,
     MethodNotAllowed,
     OriginNotAllowed,
+    ProtocolError,
     ServerDraining,
     TusdError,
     UploadNotFound,
@@ -38,7 +39,7 @@ from tusd_py.http.context import (
     UPLOAD_ID,
     HttpContext,
 )
-from tusd_py.http.forwarded import ExternalBase, client_address, external_base, normal_authority
+from tusd_py.http.hosts import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.responses import dialect_of, error_response, problem_response
 from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
@@ -47,8 +48,11 @@ from tusd_py.redaction import redact
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
 
+    from tusd_py.authorization import Principal
+
 log = structlog.get_logger(__name__)
 
+AUTHORIZATION: Final = "Authorization"
 LEFT: Final = (ClientDisconnected, BodyTimedOut, BodyTooSlow)
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -104,6 +108,20 @@ def refuse_early(context: HttpContext, request: web.Request) -> None:
         raise OriginNotAllowed
     if context.draining:
         raise ServerDraining("The server is shutting down; try again.")
+
+
+def principal_of(request: web.Request) -> Principal:
+    """Return who is asking.
+
+    Raises:
+        Unauthenticated: a credential is needed and is not there, or is not accepted.
+        ProtocolError: there are several, and a proxy may have looked at another one than we would.
+    """
+    try:
+        credential = fields.single(request.headers, AUTHORIZATION)
+    except ValueError as error:
+        raise ProtocolError(f"{error}.") from error
+    return request.app[CONTEXT].authenticator.authenticate(credential)
 
 
 def _named_hosts(context: HttpContext, request: web.Request) -> list[str]:

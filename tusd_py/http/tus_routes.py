@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -11,14 +11,15 @@ from aiohttp import web
 
 from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
-from tusd_py.http.authentication import principal_of
 from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, UPLOAD_ID, HttpContext
 from tusd_py.http.download_routes import download
-from tusd_py.http.forwarded import client_address, external_base
-from tusd_py.http.informational import informational_response
+from tusd_py.http.hosts import client_address, external_base
+from tusd_py.http.informational import InformationalResponses
+from tusd_py.http.middleware import principal_of
 from tusd_py.http.request_body import FEW_BODIES, RequestBody
 from tusd_py.http.responses import dialect_of, to_response
 from tusd_py.http.trailers import keeps_trailers
+from tusd_py.protocol.features import CREATION_METHODS
 from tusd_py.protocol.negotiation import effective_method, read_append, render_options
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ async def creation_url(request: web.Request) -> web.StreamResponse:
         return options(request)
     dialect_of(request).check_request(method, request.headers)
     if method != "POST" or request.method != "POST":
-        raise _not_allowed(context, creation=True)
+        raise _not_allowed(CREATION_METHODS)
     request[KIND] = "create"
     return await create(context, request)
 
@@ -47,8 +48,8 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
     if method == "OPTIONS":
         return options(request)
     dialect_of(request).check_request(method, request.headers)
-    if method not in context.features.allowed_methods(creation=False):
-        raise _not_allowed(context, creation=False)
+    if method not in context.features.upload_methods:
+        raise _not_allowed(context.features.upload_methods)
     request[KIND] = _KINDS[method]
     token = request.match_info["token"]
     principal = principal_of(request)
@@ -94,7 +95,7 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
     with _receiving(context, request) as body:
-        interim = body.interim = informational_response(context, request, locate)
+        interim = body.interim = _interim(context, request, locate)
         if interim is None or not command.has_body:
             created = await context.creator.create(principal, command, body)
         else:
@@ -130,7 +131,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
     dialect = dialect_of(request)
     command = read_append(dialect, request.headers, _features(context, request))
     with _receiving(context, request) as body:
-        body.interim = informational_response(context, request, partial(location, context, request))
+        body.interim = _interim(context, request, partial(location, context, request))
         appended = await context.uploads.append(principal, token, command, body)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
@@ -164,14 +165,23 @@ def _method(request: web.Request) -> str:
 
 def _features(context: HttpContext, request: web.Request) -> Features:
     """Return what is offered to this connection: in a host's application there are no trailers."""
-    if context.features.offers("checksum-trailer") and not keeps_trailers(request):
+    if "checksum-trailer" in context.features.extensions and not keeps_trailers(request):
         return context.features.without("checksum-trailer")
     return context.features
 
 
-def _not_allowed(context: HttpContext, *, creation: bool) -> MethodNotAllowed:
+def _interim(context: HttpContext, request: web.Request, locate: Callable[[str], str]) -> InformationalResponses | None:
+    """Return what tells a client of its upload before the final response; None where it may be told nothing.
+
+    Off unless configured: a proxy may take a 104 for the final response, and nginx does.
+    """
+    wanted = context.config.rufh.interim_104 and dialect_of(request).supports_interim and request.version >= (1, 1)
+    return InformationalResponses(context, request, locate) if wanted else None
+
+
+def _not_allowed(allowed: tuple[str, ...]) -> MethodNotAllowed:
     error = MethodNotAllowed()
-    error.allow = context.features.allowed_methods(creation=creation)
+    error.allow = allowed
     return error
 
 

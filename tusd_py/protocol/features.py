@@ -30,13 +30,14 @@ class Features:
     max_metadata: int = 16384
     max_parts: int = 1000
     base_path: str = "/files"
-    downloads: bool = True
     rufh: bool = True
     """The dialect of the IETF is spoken as well."""
     max_append_size: int | None = None
     """Most bytes of one request in that dialect."""
     max_age_seconds: int | None = None
     """How long an unfinished upload is kept after its last byte."""
+    upload_methods: tuple[str, ...] = UPLOAD_METHODS
+    """The methods of an upload's URL."""
 
     @classmethod
     def derive(  # noqa: PLR0913 -- each is one setting, and all are keywords
@@ -62,15 +63,17 @@ class Features:
             extensions.discard("checksum-trailer")
         if "concatenation" not in extensions:
             extensions.discard("concatenation-unfinished")
+        off = set() if "termination" in extensions else {"DELETE"}
+        off |= set() if downloads else {"GET"}
         return cls(
             frozenset(extensions),
             max_size=max_size or None,
             max_metadata=max_metadata,
             max_parts=max_parts,
             base_path=base_path,
-            downloads=downloads,
             rufh=rufh,
             max_append_size=max_append_size or None,
+            upload_methods=tuple(method for method in UPLOAD_METHODS if method not in off),
             max_age_seconds=int(expires_after_seconds) or None if "expiration" in extensions else None,
         )
 
@@ -81,11 +84,3 @@ class Features:
     def without(self, extension: str) -> Features:
         """Return the same with one extension less."""
         return replace(self, extensions=self.extensions - {extension})
-
-    def allowed_methods(self, *, creation: bool) -> tuple[str, ...]:
-        """Return the methods of the creation URL or of an upload's URL."""
-        if creation:
-            return CREATION_METHODS
-        off = {"DELETE"} if not self.offers("termination") else set()
-        off |= set() if self.downloads else {"GET"}
-        return tuple(method for method in UPLOAD_METHODS if method not in off)

@@ -18,8 +18,8 @@ from tusd_py.http.api.requests import (
     whole_number,
 )
 from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
-from tusd_py.http.authentication import principal_of
 from tusd_py.http.context import CONTEXT, UPLOAD_ID
+from tusd_py.http.middleware import principal_of
 from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
 
