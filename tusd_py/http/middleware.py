@@ -58,7 +58,9 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class InternalError(TusdError):
-    """Something went wrong in the server; the log knows what."""
+    """What nobody foresaw."""
+
+    sentence = "Something went wrong in the server; the log knows what."
 
 
 @web.middleware
