@@ -12,10 +12,13 @@ from tests.unit.uploads import NOW, upload
 from tusd_py.errors import (
     FinalImmutable,
     InvalidChecksum,
+    InvalidOffset,
     LengthConflict,
     LengthExceeded,
     OffsetMismatch,
+    ProtocolMismatch,
     TusdError,
+    UnsupportedVersion,
     UploadTooLarge,
 )
 from tusd_py.protocol.commands import Append
@@ -27,7 +30,10 @@ from tusd_py.protocol.upload import (
     Concat,
     Event,
     State,
+    UploadProtocol,
+    check_append,
     check_length,
+    check_termination,
     plan_append,
     sources,
 )
@@ -86,6 +92,33 @@ def test_a_flaw_counts_after_everything_else():
         plan_append(upload(offset=1), flawed, max_size=None)
     with pytest.raises(LengthExceeded):
         plan_append(upload(length=71), flawed, max_size=None)
+
+
+def test_a_malformed_header_counts_before_the_offset():
+    malformed = append(offset=0, header_error=InvalidOffset())
+
+    with pytest.raises(InvalidOffset):
+        check_append(upload(), malformed)
+    with pytest.raises(InvalidOffset):
+        plan_append(upload(), malformed, max_size=None)
+    with pytest.raises(FinalImmutable):
+        check_append(upload(concat=Concat.FINAL), malformed)
+
+
+def test_bytes_are_appended_in_the_protocol_that_created_the_upload():
+    check_append(upload(protocol=UploadProtocol.RUFH), append(protocol=UploadProtocol.RUFH))
+    for ours, theirs in (UploadProtocol.TUS, UploadProtocol.RUFH), (UploadProtocol.RUFH, UploadProtocol.TUS):
+        with pytest.raises(ProtocolMismatch):
+            check_append(upload(protocol=ours), append(protocol=theirs, header_error=InvalidOffset()))
+
+
+def test_a_request_that_names_no_protocol_ends_no_upload_of_tus():
+    for protocol in UploadProtocol:
+        check_termination(upload(), protocol)
+        check_termination(upload(protocol=UploadProtocol.RUFH), protocol)
+    check_termination(upload(protocol=UploadProtocol.RUFH), None)
+    with pytest.raises(UnsupportedVersion):
+        check_termination(upload(), None)
 
 
 @given(LENGTHS, LENGTHS, st.integers(0, 200), LENGTHS)
