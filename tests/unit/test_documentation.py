@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from scripts.state_diagram import DOCUMENT, with_diagram
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
 from tests.unit.uploads import NOW, upload
-from tusd_py.config import Config
+from tusd_py.cli import main
+from tusd_py.config import Config, load_config
 from tusd_py.config.reference import render_reference
 from tusd_py.errors import TusdError
 from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
@@ -123,6 +127,66 @@ def tree(error: type[TusdError]) -> Iterator[type[TusdError]]:
     for below in error.__subclasses__():
         if below.__module__ == TusdError.__module__:
             yield from tree(below)
+
+
+# --- what the pages say of configuration and commands ----------------------------------------------------
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
+
+
+TOML = [
+    pytest.param(text, id=f"{page.stem}-{number}") for page in PAGES for number, text in enumerate(blocks(page, "toml"))
+]
+
+
+@pytest.mark.parametrize("text", TOML)
+def test_every_configuration_can_be_loaded(text: str, tmp_path: Path):
+    (tmp_path / "dsn").write_text("postgresql://somebody:secret@db.example.com/uploads")
+    (tmp_path / "jwt-key").write_text("k" * 32)
+    (tmp_path / "config.toml").write_text(text.replace("/etc/tusd_py", str(tmp_path)))
+
+    load_config(tmp_path / "config.toml", {"auth": {"allow_anonymous": True}})
+
+
+def exists(key: str) -> bool:
+    """Whether a key such as "storage.s3.bucket" is one of the configuration."""
+    model: object = Config
+    for name in key.split("."):
+        if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
+            return False
+        model = model.model_fields[name].annotation
+    return True
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_every_key_that_is_named_exists(page: Path):
+    sections = "|".join(set(Config.model_fields) - {"data_dir", "profiles"})
+    named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?: = [^`]*)?`", prose(page)))
+    others = {key for key in named if key.endswith((".py", ".md", ".lock"))} | {"transfer.state"}  # of the JSON API
+
+    assert {key for key in named - others if not exists(key)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_is_named_exists(page: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE))
+
+    assert {"serve", "reconcile"} <= known
+    assert set(re.findall(r"(?:`|^|/)tusd-py ([a-z-]+)", read(page), re.MULTILINE)) <= known
+
+
+def test_the_application_of_the_library_page_is_built(tmp_path: Path):
+    (program,) = blocks(ROOT / "docs" / "library.md", "python")
+
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
 
 
 # --- links ------------------------------------------------------------------------------------------------
