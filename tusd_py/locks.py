@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from tusd_py.errors import UploadLocked
-from tusd_py.ports import OnContended, UploadLocks
 
 if TYPE_CHECKING:
     from tusd_py.protocol.upload import UploadId
@@ -26,6 +25,9 @@ _T = TypeVar("_T")
 FILE_LOCK_POLL_SECONDS: Final = 0.01
 """Between two looks at another process's flock, which has been told to stop and lets go in moments."""
 ASK_AGAIN_SECONDS: Final = 1.0
+
+OnContended = Callable[[], None]
+"""Called when a newer request wants what is held: stop, store, let go."""
 
 AskOthers = Callable[[str], Awaitable[None]]
 """Tells the other processes of the node that an upload is wanted."""
@@ -39,7 +41,7 @@ class _Entry:
     waiters: deque[tuple[asyncio.Future[None], OnContended]] = field(default_factory=deque)
 
 
-class LocalLocks(UploadLocks):
+class LocalLocks:
     """The registry of one process, with a way to reach the others."""
 
     def __init__(self, *, timeout_seconds: float, ask_others: AskOthers | None = None) -> None:
@@ -49,6 +51,11 @@ class LocalLocks(UploadLocks):
 
     @contextlib.asynccontextmanager
     async def hold(self, upload_id: UploadId, on_contended: OnContended) -> AsyncIterator[bool]:
+        """Hold an upload; the value tells whether somebody else held it just before.
+
+        Raises:
+            UploadLocked: it was not let go in time.
+        """
         contended = upload_id in self._entries
         if contended:
             await self._wait(upload_id, on_contended)
@@ -60,9 +67,15 @@ class LocalLocks(UploadLocks):
             self._release(upload_id)
 
     def held(self, upload_id: UploadId) -> bool:
+        """Return whether a request of this process holds the upload."""
         return upload_id in self._entries
 
     async def wait_for_file_lock(self, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]]) -> _T:
+        """Try until `attempt` returns something; as long as it returns None, ask other processes to let go.
+
+        Raises:
+            UploadLocked: the other process did not let go in time.
+        """
         deadline = time.monotonic() + self._timeout_seconds
         ask_at = 0.0
         while (found := await attempt()) is None:
@@ -76,6 +89,7 @@ class LocalLocks(UploadLocks):
         return found
 
     async def ask_others(self, upload_id: UploadId) -> None:
+        """Ask other processes to let go. Never fails: it is a hint."""
         if self._ask_others is not None:
             await self._ask_others(str(upload_id))
 

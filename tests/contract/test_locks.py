@@ -1,4 +1,4 @@
-"""The contract of `UploadLocks`: one request at a time per upload, and the newest one wins."""
+"""The contract of `LocalLocks`: one request at a time per upload, and the newest one wins."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ import pytest
 
 from tusd_py.errors import UploadLocked
 from tusd_py.locks import LocalLocks
-from tusd_py.ports import UploadLocks
 from tusd_py.protocol.upload import UploadId
 
 ONE, OTHER = UploadId(uuid.UUID(int=1)), UploadId(uuid.UUID(int=2))
-Make = Callable[..., UploadLocks]
+Make = Callable[..., LocalLocks]
 
 
 @pytest.fixture(params=[LocalLocks])
 def make(request: pytest.FixtureRequest) -> Make:
     """Locks with a patience of five seconds, unless told otherwise."""
 
-    def make_one(**settings: object) -> UploadLocks:
-        locks: UploadLocks = request.param(**({"timeout_seconds": 5} | settings))
+    def make_one(**settings: object) -> LocalLocks:
+        locks: LocalLocks = request.param(**({"timeout_seconds": 5} | settings))
         return locks
 
     return make_one
@@ -31,7 +30,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 class Request:
     """A request that holds an upload until it is told to stop, or finishes by itself."""
 
-    def __init__(self, locks: UploadLocks, upload_id: UploadId = ONE, *, stubborn: bool = False) -> None:
+    def __init__(self, locks: LocalLocks, upload_id: UploadId = ONE, *, stubborn: bool = False) -> None:
         self.asked = 0
         self.contended: bool | None = None
         self.holding = asyncio.Event()
@@ -39,7 +38,7 @@ class Request:
         self._stubborn = stubborn
         self.task = asyncio.create_task(self._run(locks, upload_id))
 
-    async def _run(self, locks: UploadLocks, upload_id: UploadId) -> None:
+    async def _run(self, locks: LocalLocks, upload_id: UploadId) -> None:
         async with locks.hold(upload_id, self._stop) as contended:
             self.contended = contended
             self.holding.set()

@@ -15,7 +15,7 @@ from tusd_py.ports.queue import (
     QueueStats,
 )
 from tusd_py.ports.reconcile import StagedPartial, UploadRecord
-from tusd_py.ports.requests import Authenticator, Body, OnContended, UploadLocks
+from tusd_py.ports.requests import Authenticator, Body
 from tusd_py.ports.staging import StagedFile, Staging, StagingFile, StagingIdentity
 from tusd_py.ports.stores import (
     NO_DIGESTS,
@@ -69,7 +69,6 @@ __all__ = [
     "ObjectIdentity",
     "ObjectSpec",
     "ObjectStore",
-    "OnContended",
     "Outage",
     "Outcome",
     "PartRecord",
@@ -88,7 +87,6 @@ __all__ = [
     "TransferState",
     "TransferView",
     "UnfinishedObject",
-    "UploadLocks",
     "UploadRecord",
     "UploadRepository",
 ]

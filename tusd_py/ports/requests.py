@@ -1,42 +1,11 @@
-"""What a request brings and needs: its body, a lock, somebody who asks."""
+"""What a request brings: its body, and somebody who asks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from tusd_py.authorization import Principal
-from tusd_py.protocol.upload import Upload, UploadId
-
-_T = TypeVar("_T")
-
-OnContended = Callable[[], None]
-"""Called when a newer request wants what is held: stop, store, let go."""
-
-
-class UploadLocks(Protocol):
-    """At most one request at a time per upload; the newest asks the holder to stop."""
-
-    def hold(self, upload_id: UploadId, on_contended: OnContended) -> AbstractAsyncContextManager[bool]:
-        """Hold an upload; the value tells whether somebody else held it just before.
-
-        Raises:
-            UploadLocked: it was not let go in time.
-        """
-
-    def held(self, upload_id: UploadId) -> bool:
-        """Return whether a request of this process holds the upload."""
-
-    async def wait_for_file_lock(self, upload_id: UploadId, attempt: Callable[[], Awaitable[_T | None]]) -> _T:
-        """Try until `attempt` returns something; as long as it returns None, ask other processes to let go.
-
-        Raises:
-            UploadLocked: the other process did not let go in time.
-        """
-
-    async def ask_others(self, upload_id: UploadId) -> None:
-        """Ask other processes to let go. Never fails: it is a hint."""
+from tusd_py.protocol.upload import Upload
 
 
 class Body(Protocol):

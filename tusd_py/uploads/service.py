@@ -41,7 +41,8 @@ from tusd_py.uploads.body_writer import BodyWriter, Received
 from tusd_py.uploads.buffers import BufferBudget
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Body, Staging, StagingFile, UploadLocks, UploadRepository
+    from tusd_py.locks import LocalLocks
+    from tusd_py.ports import Body, Staging, StagingFile, UploadRepository
     from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class UploadService:
         self,
         uploads: UploadRepository,
         staging: Staging,
-        locks: UploadLocks,
+        locks: LocalLocks,
         access: Access,
         settings: UploadSettings,
     ) -> None:
