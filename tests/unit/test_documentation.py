@@ -113,12 +113,18 @@ def test_every_state_is_documented():
     assert set(State) == fields_in("### States")
 
 
-def test_every_error_is_documented_with_its_status():
-    page = read(API)
-    errors = {(error.code, error.status) for error in tree(TusdError) if error.code not in NEVER_ANSWERED}
-    documented = re.findall(r"^\| `(ERR_\w+)` \| (\d+) \|", page, re.MULTILINE)
+def test_every_error_is_documented_with_its_status_and_sentence():
+    errors = {(error.code, str(error.status)) for error in answered()}
+    rows = re.findall(r"^\| `(ERR_\w+)` \| (\d+) \| (.*) \|$", read(API), re.MULTILINE)
+    sentences = {code: sentence for code, _, sentence in rows}
 
-    assert errors == {(code, int(status)) for code, status in documented}
+    assert {(code, status) for code, status, _ in rows} == errors
+    assert {error.code for error in answered() if error.sentence not in sentences[error.code]} == set()
+
+
+def answered() -> list[type[TusdError]]:
+    """Every error that a client may be answered with."""
+    return [error for error in tree(TusdError) if error.code not in NEVER_ANSWERED]
 
 
 def tree(error: type[TusdError]) -> Iterator[type[TusdError]]:
