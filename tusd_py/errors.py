@@ -71,7 +71,7 @@ class LengthConflict(ProtocolError):
 
 class ProtocolMismatch(ProtocolError):
     code = "ERR_PROTOCOL_MISMATCH"
-    sentence = "This upload was created in another protocol; continue it in that one."
+    sentence = "This upload was created with another protocol; continue it with that one."
 
 
 class UploadCompleted(ProtocolError):
@@ -96,7 +96,7 @@ class InvalidMetadata(ProtocolError):
 
 class InvalidConcat(ProtocolError):
     code = "ERR_INVALID_CONCAT"
-    sentence = "Upload-Concat is malformed or names an unusable part."
+    sentence = "Upload-Concat is malformed or names a partial upload that cannot be used."
 
 
 class ConcatUnsupported(ProtocolError):
@@ -126,7 +126,7 @@ class ChecksumMismatch(ProtocolError):
 
 class WholeChecksumMismatch(ChecksumMismatch):
     code, status = "ERR_WHOLE_CHECKSUM_MISMATCH", 400
-    sentence = "The upload does not match the digest that was promised for all of it; it was discarded."
+    sentence = "The upload does not match the digest that was sent for the whole of it; it was discarded."
 
 
 class IncompleteChunk(ProtocolError):
@@ -223,7 +223,7 @@ class HostNotAllowed(AccessError):
 
 class StateConflict(TusdError):
     code, status = "ERR_INVALID_STATE", 409
-    sentence = "The upload is not in a state in which this can be done."
+    sentence = "The state of the upload does not allow this."
 
 
 class UploadNotFound(StateConflict):
@@ -238,7 +238,7 @@ class UploadGone(StateConflict):
 
 class InvalidTransition(StateConflict):
     code, status = "ERR_INVALID_TRANSITION", 409
-    sentence = "The upload is not in a state in which this can be done."
+    sentence = "The state of the upload does not allow this."
 
 
 class TransferInProgress(StateConflict):
@@ -248,7 +248,7 @@ class TransferInProgress(StateConflict):
 
 class PartInUse(StateConflict):
     code, status = "ERR_PART_IN_USE", 409
-    sentence = "A pending final upload still needs this part."
+    sentence = "A pending final upload still needs this partial upload."
 
 
 class NotReady(StateConflict):
@@ -362,7 +362,7 @@ class StoredObjectMissing(StorageError):
 
 class TransientStoreError(StorageError):
     code, status, retryable = "ERR_STORE_UNAVAILABLE", 503, True
-    sentence = "The store is not reachable or refused for now."
+    sentence = "The store cannot be reached, or refuses requests for now."
 
 
 class PermanentStoreError(StorageError):
@@ -372,17 +372,17 @@ class PermanentStoreError(StorageError):
 
 class StoreBlocked(PermanentStoreError):
     code, retryable = "ERR_STORE_BLOCKED", True
-    sentence = "The store does not accept this server: its bucket, credentials or permissions need a look."
+    sentence = "The store refuses this server: check its bucket, credentials and permissions."
 
 
 class StoreNotConfigured(StorageError):
     code, status, retryable = "ERR_STORE_NOT_CONFIGURED", 503, True
-    sentence = "The store that holds this file is not configured on this server any more."
+    sentence = "The store that holds this file is no longer configured on this server."
 
 
 class ObjectLocked(StorageError):
     code, status, retryable = "ERR_OBJECT_LOCKED", 409, True
-    sentence = "The store keeps the file under object lock; its removal is tried every day."
+    sentence = "The store keeps the file under object lock; its removal is retried every day."
     retry_after_seconds = 86400.0
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests.support.tools import ROOT
 from tusd_py import errors
 from tusd_py.errors import ConfigError, TusdError
 
@@ -41,6 +42,12 @@ def test_errors_read_the_same_where_docstrings_are_stripped() -> None:
     plain = dump()
     assert plain["UploadNotFound"] == ["ERR_UPLOAD_NOT_FOUND", 404, False, "There is no such upload."]
     assert dump("-OO") == plain
+
+
+def test_the_api_page_has_the_sentence_of_every_error_that_it_names() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+
+    assert {it.code for it in EVERY_ERROR if f"`{it.code}`" in page and it.sentence not in page} == set()
 
 
 def test_a_detail_replaces_the_sentence_and_context_is_for_the_log_only() -> None:
