@@ -47,6 +47,7 @@ from tusd_py.staging.unclaimed import unclaimed_bytes
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.ports import ObjectStore
 
 log = structlog.get_logger(__name__)
 
@@ -101,32 +102,9 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         few = with_few_connections(config).database
         database = Database(few.dsn.get_secret_value() if few.dsn else "", few)
         store = make_store(config)
-
-        health = StagingHealth(config.staging_directory, reserve=config.staging.reserve)
-
-        async def staging() -> None:
-            await asyncio.to_thread(lambda: health.check(_sync_failures()))
-
         await database.open()
         await store.open()
-
-        async def store_accepts() -> None:
-            await store.probe()
-            outage = None
-            with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # which its own check reports
-                async with asyncio.timeout(OUTAGE_LOOK_SECONDS):
-                    outage = await read_outage(database, await asyncio.to_thread(read_id, config.staging_directory))
-            if outage is not None:
-                # The worker tries more than this probe does: whether the store accepts writes.
-                raise TransientStoreError(outage.sentence)
-
-        readiness = Readiness(
-            {
-                "database": Check(lambda: ping(database)),
-                "staging": Check(staging),
-                "store": Check(store_accepts, required=False),
-            }
-        )
+        readiness = make_readiness(config, database, store)
         # There is no authentication here. On loopback, a web page could get in only by DNS rebinding.
         hosts = HostPolicy(public_names(config.server)) if is_loopback(config.operations.host) else None
         application = build_operations(readiness, lambda: _collect(config, database, readiness), hosts)
@@ -140,6 +118,32 @@ def run_operations(config: Config, *, listening: socket.socket, ready: Ready) ->
         await database.close()
 
     _run(config, main)
+
+
+def make_readiness(config: Config, database: Database, store: ObjectStore) -> Readiness:
+    """Return the checks that decide whether this node is ready."""
+    health = StagingHealth(config.staging_directory, reserve=config.staging.reserve)
+
+    async def check_staging() -> None:
+        await asyncio.to_thread(lambda: health.check(_sync_failures()))
+
+    async def check_store() -> None:
+        await store.probe()
+        outage = None
+        with contextlib.suppress(DatabaseUnavailable, TimeoutError):  # which its own check reports
+            async with asyncio.timeout(OUTAGE_LOOK_SECONDS):
+                outage = await read_outage(database, await asyncio.to_thread(read_id, config.staging_directory))
+        if outage is not None:
+            # The worker tries more than this probe does: whether the store accepts writes.
+            raise TransientStoreError(outage.sentence)
+
+    return Readiness(
+        {
+            "database": Check(lambda: ping(database)),
+            "staging": Check(check_staging),
+            "store": Check(check_store, required=False),
+        }
+    )
 
 
 class Gauges(Collector):

@@ -23,10 +23,10 @@ MIN_HMAC_KEY_BYTES: Final = 32
 """RFC 7518 §3.2: an HS256 key has at least the size of the hash."""
 MAX_S3_KEY_BYTES: Final = 1024
 TEMPORARY_SUFFIX: Final = ".tmp"
-"""Of the filesystem store, while it copies."""
+"""Of the temporary files of the filesystem store."""
 MAX_FILE_NAME_BYTES: Final = 255 - len(TEMPORARY_SUFFIX)
 MAX_PATH_BYTES: Final = 4095 - len(".tmp/") - 16
-"""PATH_MAX of Linux, less the NUL and what a copy on its way has after its name."""
+"""PATH_MAX of Linux, less the NUL and what the name of a temporary file has in addition."""
 
 _EVERY_INTERFACE: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.*:\[\]_-]+")
@@ -35,16 +35,16 @@ _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]+")
 
 
 def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
-    """Return every problem between keys as `key.path: message`, none if the whole is sound.
+    """Return every problem between keys as `key.path: message`, none if there is none.
 
-    Checks that look at one of the `broken` sections are left out: those hold defaults instead of
-    what was written.
+    Checks that read one of the `broken` sections are left out: those hold defaults instead of what
+    was written.
     """
     return [problem for sections, check in _CHECKS if sections.isdisjoint(broken) for problem in check(config)]
 
 
 def warnings(config: Config) -> list[str]:
-    """Return what is allowed and still worth a second look, as `key.path: message`."""
+    """Return what is allowed but risky, as `key.path: message`."""
     found = list(_open_to_pages(config))
     return [*found, *s3_warnings(config)] if config.storage.backend == "s3" else found
 
@@ -69,7 +69,7 @@ def is_loopback(host: str) -> bool:
 
 def _event_loop(config: Config) -> Iterator[str]:
     if config.server.event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
-        yield 'server.event_loop: uvloop is not installed here; say "auto" for asyncio\'s own loop instead'
+        yield 'server.event_loop: uvloop is not installed; "auto" uses asyncio\'s own loop instead'
 
 
 def _auth_mode(config: Config) -> Iterator[str]:
@@ -77,7 +77,7 @@ def _auth_mode(config: Config) -> Iterator[str]:
     if auth.mode == "none" and not is_loopback(config.server.host) and not auth.allow_anonymous:
         yield (
             f'auth.mode: "none" on {config.server.host} lets everybody upload; '
-            "configure [auth] or say allow_anonymous = true"
+            "configure [auth] or set allow_anonymous = true"
         )
 
 
@@ -110,7 +110,7 @@ def _cors(config: Config) -> Iterator[str]:
     cors = config.cors
     for origin in cors.allow_origins:
         if origin not in {"*", "null"} and not _ORIGIN.fullmatch(origin):
-            yield f'cors.allow_origins: {origin!r} is no origin; write for example "https://app.example.com"'
+            yield f'cors.allow_origins: {origin!r} is not an origin; write for example "https://app.example.com"'
     for key, names in (("allow_headers", cors.allow_headers), ("expose_headers", cors.expose_headers)):
         if wrong := [name for name in names if not _FIELD_NAME.fullmatch(name)]:
             yield f"cors.{key}: not a header name: {', '.join(map(repr, wrong))}"
@@ -120,7 +120,7 @@ def _cors(config: Config) -> Iterator[str]:
 def _cors_credentials(cors: CorsConfig) -> Iterator[str]:
     if not cors.allow_credentials:
         return
-    # Any page can put itself into a sandboxed frame and so have the origin "null".
+    # Any page can get the origin "null" by a sandboxed frame.
     for origin in cors.allow_origins:
         if origin in {"*", "null"} or _ANY_HOST.fullmatch(origin):
             yield f'cors.allow_credentials: needs explicit allow_origins instead of "{origin}"'
@@ -167,7 +167,7 @@ def _key_template(template: str) -> Iterator[str]:
         known = ", ".join(sorted(KEY_FIELDS))
         yield f"storage.key_template: unknown {', '.join(sorted(unknown))} (known: {known})"
     if "id" not in fields:
-        yield "storage.key_template: must contain {id}, or two uploads could share a key"
+        yield "storage.key_template: must contain {id}, or two uploads could get the same key"
     if any(step in {"", ".", ".."} for step in template.split("/")):
         yield "storage.key_template: must not start or end with a slash, nor contain //, . or .."
     if not template.isprintable() or "\\" in template:
@@ -187,7 +187,7 @@ def _former_stores(config: Config) -> Iterator[str]:
 
 def _listeners(config: Config) -> Iterator[str]:
     server, operations = config.server, config.operations
-    # With SO_REUSEPORT both could bind the same port, and metrics would be answered to the public.
+    # With SO_REUSEPORT both could bind the same port, and metrics would be public.
     if operations.enabled and server.port == operations.port != 0 and _overlap(server.host, operations.host):
         yield "operations.port: is the same as server.port"
 
@@ -221,4 +221,4 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"database"}), _database),
     (frozenset({"transfer"}), _transfer),
 )
-"""Every check with the sections it looks at."""
+"""Every check with the sections that it reads."""

@@ -1,7 +1,7 @@
-"""What is wrong with a DSN, as far as its text tells. Pure.
+"""Find mistakes in a DSN by its text. Pure.
 
-The driver takes what it can make of a DSN: a password with an @ becomes a host name, one with a slash a
-database. So what looks like that is refused here, in words that do not repeat the secret.
+The driver guesses: a password with an @ becomes a host name, one with a slash a database. Such a DSN is
+refused here, with a message that does not repeat the secret.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BROKEN_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def dsn_problem(dsn: str) -> str | None:
-    """Return the sentence that says what is wrong, None if nothing can be seen."""
+    """Return what is wrong, None if nothing is found."""
     scheme, separator, rest = dsn.partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         return f"is no URL; write {_FORM}"

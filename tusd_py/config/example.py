@@ -1,6 +1,6 @@
 """Render `config.example.toml`: every key, its default, its unit and one line of why.
 
-Run `python -m tusd_py.config.example > config.example.toml` after a change of the sections.
+Run `make format` after a change of the sections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HEADER: Final = """\
 # Every key with its default: an empty file says the same as this one. An empty text means "not set".
 # Sizes are "64MiB", "10GB" or bytes; durations "500ms", "60s", "24h", "7d" or seconds.
 # A secret is text, { file = "path" } or { env = "NAME" }.
-# TUSD_<SECTION>__<KEY> in the environment goes before this file, e.g. TUSD_SERVER__PORT=9000.
+# TUSD_<SECTION>__<KEY> in the environment takes precedence over this file, e.g. TUSD_SERVER__PORT=9000.
 """
 
 

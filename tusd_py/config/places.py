@@ -1,4 +1,4 @@
-"""Which place a store is: what makes its objects unreachable when it is changed. Pure."""
+"""The place of a store: if it changes, the objects stored there are out of reach. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A bucket and prefix at an endpoint, or a directory. What does not apply is empty."""
+    """A bucket and prefix at an endpoint, or a directory. Fields that do not apply are empty."""
 
     backend: str
     endpoint: str = ""

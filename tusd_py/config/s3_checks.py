@@ -1,4 +1,4 @@
-"""What must hold between the keys of `[storage.s3]`."""
+"""Checks between the keys of `[storage.s3]`. Pure, but for looking whether a file exists."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from tusd_py.config.load import Config
     from tusd_py.config.sections import S3StoreConfig
 
-_PUBLIC_ONLY: Final = "only where everybody may download everything; here auth.mode asks who it is"
+_PUBLIC_ONLY: Final = "only where everybody may download everything; here auth.mode asks for credentials"
 
 
 def s3_problems(config: Config, s3: S3StoreConfig, *, path: str = "storage.s3") -> Iterator[str]:
-    """Return every problem of a store in S3 as `key.path: message`."""
+    """Yield every problem of a store in S3 as `key.path: message`."""
     for problem in (*_credentials(s3), *_objects(s3), *_links(s3, public=everything_is_public(config))):
         yield f"{path}{problem}"
 
 
 def s3_connections(config: Config) -> Iterator[str]:
-    """Return whether there is a connection for each part that is sent at once.
+    """Yield a problem unless there is a connection for each part that is sent at once.
 
-    A part that waits for one could not be told from a part that the server does not take.
+    A part that waits for a connection would look like one that the server does not accept.
     """
     s3, needed = config.storage.s3, config.transfer.concurrency * config.storage.s3.part_concurrency
     if config.storage.backend == "s3" and s3.client.max_pool_connections < needed:
@@ -34,7 +34,7 @@ def s3_connections(config: Config) -> Iterator[str]:
 
 
 def s3_warnings(config: Config) -> Iterator[str]:
-    """Return what is allowed in S3 and still worth a second look."""
+    """Yield what is allowed in S3 but risky."""
     s3 = config.storage.s3
     if s3.verify_tls is False:
         yield "storage.s3.verify_tls: false: whoever is on the way to the store can read and change everything"
@@ -43,7 +43,7 @@ def s3_warnings(config: Config) -> Iterator[str]:
 
 
 def everything_is_public(config: Config) -> bool:
-    """Return whether a link that is valid for ever and for everybody gives nothing away."""
+    """Return whether links that are valid for ever and for everybody disclose nothing."""
     return config.auth.mode == "none" or all(profile.perm_download == "public" for profile in config.profiles.values())
 
 
@@ -85,6 +85,6 @@ def _links(s3: S3StoreConfig, *, public: bool) -> Iterator[str]:
     if s3.cloudfront_key_file and not s3.cloudfront_key_file.is_file():
         yield f".cloudfront_key_file: {s3.cloudfront_key_file} is not a file"
     if s3.custom_domain and s3.public_endpoint_url:
-        yield ".public_endpoint_url: has no meaning beside custom_domain"
+        yield ".public_endpoint_url: has no effect with custom_domain"
     if not s3.querystring_auth and not public:
         yield f".querystring_auth: false goes {_PUBLIC_ONLY}"

@@ -1,4 +1,4 @@
-"""What somebody may have meant who wrote a key that does not exist."""
+"""Suggest what was meant by a key that does not exist."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def section_of(annotation: object) -> type[BaseModel] | None:
 
 
 def keys(model: type[BaseModel], above: Path = ()) -> Iterator[Path]:
-    """Yield the path of every key and section; tables whose names are the user's are not entered."""
+    """Yield the path of every key and section; not those below a table that the user names."""
     for name, field in model.model_fields.items():
         yield (*above, name)
         if get_origin(field.annotation) is not dict and (section := section_of(field.annotation)) is not None:
@@ -30,9 +30,9 @@ def keys(model: type[BaseModel], above: Path = ()) -> Iterator[Path]:
 
 
 def did_you_mean(model: type[BaseModel], unknown: Sequence[str]) -> str:
-    """Return a question such as "; did you mean server.port?", empty if nothing is near.
+    """Return a question such as "; did you mean server.port?", empty if nothing is similar.
 
-    First the keys beside it are looked at, then those that have the same name elsewhere.
+    Keys of the same table come first, then keys of the same name elsewhere.
     """
     *above, name = unknown
     section = _section_at(model, above)
@@ -58,6 +58,6 @@ def _section_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] 
 
 
 def nearest_text(unknown: str, known: Sequence[str]) -> str:
-    """Return the same question for one of some texts."""
+    """Return the same question for the most similar of some texts."""
     near = difflib.get_close_matches(unknown, known, n=1, cutoff=LEAST_LIKENESS)
     return f"; did you mean {near[0]}?" if near else ""

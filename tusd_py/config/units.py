@@ -25,7 +25,7 @@ _DURATION_TERM: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 
 
 def parse_size(value: Any) -> Any:
-    """Return the bytes in `64MiB`, `10MB` or a bare number. Raises ValueError for anything else."""
+    """Return the bytes in `64MiB`, `10MB` or a bare number. Raise ValueError for anything else."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError('a size like "64MiB" or a number of bytes is expected')  # noqa: TRY004
     if isinstance(value, int):
@@ -46,7 +46,7 @@ def format_size(size_bytes: int) -> str:
 
 
 def parse_duration(value: Any) -> Any:
-    """Return the seconds in `24h`, `1m30s`, `250ms` or a bare number. Raises ValueError otherwise."""
+    """Return the seconds in `24h`, `1m30s`, `250ms` or a bare number. Raise ValueError otherwise."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ValueError('a duration like "90s" or a number of seconds is expected')  # noqa: TRY004
     seconds = _seconds(value.strip()) if isinstance(value, str) else value
@@ -95,7 +95,7 @@ def _read_secret(path: str) -> str:
 
 
 def _not_empty(secret: str, source: str) -> str:
-    # An empty value written in place means "none"; a source that turns out empty is a mistake.
+    # An empty text in the file means "not set"; a source that turns out empty is a mistake.
     if not secret:
         raise ValueError(f"{source} is empty")
     return secret

@@ -20,7 +20,7 @@ _URL: Final = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://(?:(?![?#])[!-~])+")
 
 
 def _http_url(value: str) -> str:
-    # urlsplit drops line breaks in silence and looks at the port only when asked for it.
+    # urlsplit silently drops line breaks, and checks the port only when it is read.
     try:
         parts = urlsplit(value)
         usable = bool(_URL.fullmatch(value) and parts.hostname and parts.port != 0 and "@" not in parts.netloc)
@@ -38,7 +38,7 @@ def number_in_text(value: object) -> object:
 
 
 def empty_is_none(value: object) -> object:
-    """Return None for an empty text, which is how TOML says it, and anything else as it is."""
+    """Return None for an empty text, for TOML has no null, and anything else as it is."""
     return None if value == "" else value
 
 
