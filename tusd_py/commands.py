@@ -11,7 +11,6 @@ import orjson
 
 from tusd_py.app import (
     adopt,
-    demand_directories,
     identify,
     make_catalog,
     make_cleanup_records,
@@ -20,6 +19,7 @@ from tusd_py.app import (
     make_records,
     plan_adoption,
     reachable,
+    require_directories,
     running,
 )
 from tusd_py.authorization import ANONYMOUS
@@ -160,7 +160,7 @@ async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Ca
         DatabaseUnavailable, StorageError: nothing could be compared.
     """
     core = make_core(config, Metrics())
-    demand_directories(config)
+    require_directories(config)
     async with running(core):
         reconcilers, report = await make_reconcilers(core)
         for where, reconciler in reconcilers.items():

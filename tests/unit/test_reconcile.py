@@ -102,7 +102,7 @@ def test_a_template_is_no_regular_expression() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "looked", "whole", "expected"),
+    ("entry", "confirmed", "whole", "expected"),
     [
         (found(), False, False, []),
         (found(etag=None), False, False, []),
@@ -118,8 +118,10 @@ def test_a_template_is_no_regular_expression() -> None:
         (None, True, True, [(Kind.OBJECT_MISSING, Repair.REQUEUE)]),
     ],
 )
-def test_a_stored_upload_and_its_object(entry: ObjectFacts | None, looked: bool, whole: bool, expected: Judged) -> None:
-    assert judged(row(), None, entry, looked=looked, whole=whole) == expected
+def test_a_stored_upload_and_its_object(
+    entry: ObjectFacts | None, confirmed: bool, whole: bool, expected: Judged
+) -> None:
+    assert judged(row(), None, entry, confirmed=confirmed, whole=whole) == expected
 
 
 @pytest.mark.parametrize("state", [State.CREATED, State.UPLOADING, State.TRANSFER_FAILED, State.COMPLETED])
@@ -169,13 +171,13 @@ def test_what_is_marked_is_told_and_not_marked_again() -> None:
     ],
 )
 def test_an_object_of_an_upload_that_is_gone(state: State, entry: ObjectFacts | None, expected: list[Any]) -> None:
-    assert judged(row(state=state, remote_present=False), None, entry, looked=True) == expected
+    assert judged(row(state=state, remote_present=False), None, entry, confirmed=True) == expected
 
 
 def test_a_removal_that_is_to_come_removes_the_object_itself() -> None:
     gone = row(state=State.EXPIRED, remote_present=False, local_present=True, jobless="remove")
 
-    assert judged(gone, 10, found(upload_id=str(ID)), looked=True) == [(Kind.JOB_MISSING, Repair.QUEUE_JOB)]
+    assert judged(gone, 10, found(upload_id=str(ID)), confirmed=True) == [(Kind.JOB_MISSING, Repair.QUEUE_JOB)]
 
 
 # --- files, objects, multiparts --------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tusd_py.app.core import (
 from tusd_py.app.http import derive_features, make_catalog, make_http_context, upload_settings
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.library import create_app
-from tusd_py.app.reconcile import demand_directories, make_reconcilers
+from tusd_py.app.reconcile import make_reconcilers, require_directories
 from tusd_py.app.worker import Work, make_cleanup_records, make_work, run_work
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "adopt",
     "create_app",
     "database_dsn",
-    "demand_directories",
     "derive_features",
     "identify",
     "make_catalog",
@@ -38,6 +37,7 @@ __all__ = [
     "make_work",
     "plan_adoption",
     "reachable",
+    "require_directories",
     "run_work",
     "running",
     "upload_settings",

@@ -1,4 +1,4 @@
-"""Comparisons of the record, the staging disk and the stores, wired."""
+"""Wires reconcile: the database and staging, compared with each configured store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tusd_py.reconcile.run import ReconcilableStore, Reconciler
 from tusd_py.staging import DirectoryScan
 
 
-def demand_directories(config: Config) -> None:
+def require_directories(config: Config) -> None:
     """Raise `StorageError` if a directory that is to be compared is not there."""
     directories = [config.staging_directory]
     if config.storage.backend == "filesystem":
@@ -30,7 +30,7 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
 
     Raises:
         DatabaseUnavailable: it is not known what is where.
-        StorageError: a store tells nothing of what it holds.
+        StorageError: a store cannot list what it holds.
     """
     config, stores = core.config, await core.stores.configured()
     records = ReconcileRecords(core.database, core.notifier, directory=core.identity)
@@ -42,7 +42,7 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
     reconcilers = {}
     for store, ids in stores.items():
         if not isinstance(store, ReconcilableStore):
-            raise StorageError("This store does not tell what it holds.", store=store.name)
+            raise StorageError("This store cannot be compared: it does not list its objects.", store=store.name)
         current = store is core.stores.current
         scope = Scope(
             staging_id=core.identity.id,

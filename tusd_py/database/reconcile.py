@@ -1,8 +1,8 @@
-"""What reconciling asks of the database: pages by key, and changes that repeat what they rely on.
+"""The database for reconcile: uploads in pages by key, and changes that repeat what they rely on.
 
-A change waits for no lock longer than a statement may, and each is one statement: the state, the
-offset and the age that were seen are its conditions. `updated_at` moves only with the state, so that
-what was marked does not count as young the next time.
+Each change is one statement whose conditions are the state and the offset that were read; it returns False
+where they do not hold any more. `updated_at` moves only with the state, so that a mark does not make an
+upload count as young in the next run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database, Row
 
-# A job 'eager' rests for as long as its upload is being received, and nobody is at work on it then.
+# An eager job waits for as long as its upload is being received, and no worker runs it then.
 _BUSY: Final = f"""
 EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
                              AND (jobs.kind <> 'eager' OR jobs.state = 'running'))
@@ -57,7 +57,7 @@ SELECT part.id, part.upload_offset FROM upload_parts link JOIN uploads part ON p
 
 _UNCHANGED: Final = "id = $1 AND state = $2 AND upload_offset = $3"
 QUEUE_JOB: Final = enqueue(_WAITS_FOR, f"uploads WHERE {_UNCHANGED} AND NOT {_BUSY} AND {_WAITS_FOR} = $4")
-# Against cleanup, which removes a part once no final needs it: whoever locks it first is seen by the other.
+# Against cleanup, which removes a partial upload once no final needs it: each sees what the other has locked first.
 LOCK_SEGMENTS: Final = """
 SELECT FROM upload_parts link JOIN uploads part ON part.id = link.part_id
  WHERE link.final_id = $1 ORDER BY part.id FOR NO KEY UPDATE
@@ -71,19 +71,19 @@ WITH moved AS (
        AND (concat IS DISTINCT FROM 'final' OR upload_length = (
             SELECT coalesce(sum(segment.upload_offset), 0) FROM ({SEGMENTS}) AS segment))
     RETURNING id, staging_id, upload_length
-), queued AS ({enqueue(JobKind.TRANSFER, "moved")}), told AS (
+), queued AS ({enqueue(JobKind.TRANSFER, "moved")}), recorded AS (
     INSERT INTO events (upload_id, kind) SELECT id, 'upload.object_missing' FROM moved
 )
 SELECT id FROM moved
 """  # noqa: S608
-# What a transfer failed of is another story: it stays, here and below.
+# The reason for which a transfer failed stays, here and below.
 MARK_MISSING: Final = f"""
 WITH marked AS (
     UPDATE uploads SET missing_at = now(),
                        error = CASE WHEN state = 'transfer_failed' THEN coalesce(error, $4) ELSE $4 END
      WHERE {_UNCHANGED} AND missing_at IS NULL
     RETURNING id
-), told AS (
+), recorded AS (
     INSERT INTO events (upload_id, kind, payload)
     SELECT id, 'upload.bytes_missing', jsonb_build_object('reason', $4::text) FROM marked
 )
@@ -111,15 +111,15 @@ class ReconcileRecords:
 
         The order is that of the key's code points.
         """
-        return [_facts(row) for row in await self._database.fetch(PAGE, after, limit, places)]
+        return [_record(row) for row in await self._database.fetch(PAGE, after, limit, places)]
 
     async def by_id(self, upload_ids: Sequence[UUID]) -> list[UploadRecord]:
         """Return those uploads that exist."""
-        return [_facts(row) for row in await self._database.fetch(BY_ID, upload_ids)]
+        return [_record(row) for row in await self._database.fetch(BY_ID, upload_ids)]
 
     async def by_key(self, places: Sequence[int], keys: Sequence[str]) -> list[UploadRecord]:
         """Return the uploads of these object keys in some places."""
-        return [_facts(row) for row in await self._database.fetch(BY_KEY, keys, places)]
+        return [_record(row) for row in await self._database.fetch(BY_KEY, keys, places)]
 
     async def newest_stored(self, places: Sequence[int], limit: int) -> list[str]:
         """Return the object keys of the newest uploads of this staging directory that are stored in some places."""
@@ -137,50 +137,50 @@ class ReconcileRecords:
         return row is not None and bool(row["known"])
 
     async def segments(self, upload_id: UploadId) -> list[StagedPartial]:
-        """Return the parts of a final upload in order, as far as their bytes are kept."""
+        """Return the partial uploads of a final one in order, as far as their bytes are kept."""
         rows = await self._database.fetch(SEGMENTS, upload_id)
         return [StagedPartial(row["id"], row["upload_offset"]) for row in rows]
 
     async def queue_job(self, row: UploadRecord) -> bool:
         """Queue the job that an upload waits for, if it still does and still has none."""
-        queued = await self._database.fetch(QUEUE_JOB, *_seen(row), row.jobless)
-        return self._announce(row, done=bool(queued))
+        queued = await self._database.fetch(QUEUE_JOB, *_conditions(row), row.jobless)
+        return self._notify(row, done=bool(queued))
 
     async def requeue_lost(self, row: UploadRecord, reason: str) -> bool:
-        """Take back that an upload is stored, and queue its transfer. Its staged bytes are whole.
+        """Record that an upload is not stored any more, and queue its transfer. Its staged bytes are complete.
 
-        The caller holds the lock of its staged file. The parts of a final upload, whose files have no
-        part in this, are asked for by the statement itself.
+        The caller holds the lock of its staged file. A final upload has none: the statement itself checks
+        its partial uploads.
         """
         async with self._database.transaction() as connection:
             await connection.execute(LOCK_SEGMENTS, row.id)
-            moved = await connection.fetch(REQUEUE_LOST, *_seen(row), reason, sources(Event.LOSE))
-        return self._announce(row, done=bool(moved))
+            moved = await connection.fetch(REQUEUE_LOST, *_conditions(row), reason, sources(Event.LOSE))
+        return self._notify(row, done=bool(moved))
 
     async def mark_missing(self, row: UploadRecord, reason: str) -> bool:
         """Record that bytes of an upload are missing, and since when; nothing else is changed."""
-        return bool(await self._database.fetch(MARK_MISSING, *_seen(row), reason))
+        return bool(await self._database.fetch(MARK_MISSING, *_conditions(row), reason))
 
     async def clear_missing(self, row: UploadRecord) -> bool:
         """Record that nothing is missing any more."""
-        return await self._database.execute(CLEAR_MISSING, *_seen(row)) > 0
+        return await self._database.execute(CLEAR_MISSING, *_conditions(row)) > 0
 
     async def forget_copy(self, row: UploadRecord) -> bool:
         """Record that a stored upload has no staged copy."""
-        return await self._database.execute(FORGET_COPY, *_seen(row)) > 0
+        return await self._database.execute(FORGET_COPY, *_conditions(row)) > 0
 
-    def _announce(self, row: UploadRecord, *, done: bool) -> bool:
+    def _notify(self, row: UploadRecord, *, done: bool) -> bool:
         if done:
             self._notifier.notify_workers(row.staging_id)
             self._notifier.notify_changed(row.id)
         return done
 
 
-def _seen(row: UploadRecord) -> tuple[UploadId, str, int]:
+def _conditions(row: UploadRecord) -> tuple[UploadId, str, int]:
     return row.id, row.state.value, row.offset
 
 
-def _facts(row: Row) -> UploadRecord:
+def _record(row: Row) -> UploadRecord:
     return UploadRecord(
         id=row["id"],
         staging_id=row["staging_id"],

@@ -1,1 +1,1 @@
-"""Comparing the record, the staging disk and the store both ways, and mending what is safe to mend."""
+"""Compares database, staging and store in both directions, and repairs what is safe to repair."""

@@ -1,7 +1,7 @@
 """Facts in, findings out. Pure: nothing here reads, writes or knows the time.
 
-The same functions check what a listing shows, which may be old by the time it is read, and what was
-looked at anew a moment ago. Only the second becomes a finding: see `run.py`.
+The same functions check what a listing shows, which may be old by the time it is read, and what was read
+again a moment ago. Only the second becomes a finding: see `run.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def key_pattern(template: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """What is ours, and from when on it counts. Times in seconds."""
+    """What belongs to this server, and how old it has to be to count. Times in seconds."""
 
     staging_id: StagingId
     margin_seconds: float
@@ -67,7 +67,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectFacts:
-    """What is known of an object. `upload_id` and `crc64nvme` only once it was looked at."""
+    """What is known of an object. `upload_id` and `crc64nvme` only from the object itself."""
 
     length: int
     age_seconds: float
@@ -76,13 +76,13 @@ class ObjectFacts:
     crc64nvme: int | None = None
 
     @classmethod
-    def listed(cls, entry: ListedObject, now: float) -> ObjectFacts:
-        """Build what a listing tells."""
+    def from_listing(cls, entry: ListedObject, now: float) -> ObjectFacts:
+        """Build them from an entry of a listing."""
         return cls(length=entry.length, age_seconds=now - entry.modified_at, etag=entry.etag)
 
     @classmethod
-    def looked_at(cls, found: StoredObject, age_seconds: float) -> ObjectFacts:
-        """Build what a look at the object itself tells."""
+    def from_stat(cls, found: StoredObject, age_seconds: float) -> ObjectFacts:
+        """Build them from the object itself."""
         return cls(
             length=found.length,
             age_seconds=age_seconds,
@@ -100,10 +100,10 @@ class UploadFacts:
     staged: int | None
     """Bytes of its staged file, None if there is none."""
     object: ObjectFacts | None
-    looked: bool = False
-    """Its object was looked at, not merely listed."""
+    confirmed: bool = False
+    """Its object itself was read (HEAD), not only an entry of a listing."""
     whole: bool = False
-    """Every byte of it is in staging. Known only once it was looked at."""
+    """Every byte of it is in staging. Known only if `confirmed`."""
 
 
 # --- uploads ---------------------------------------------------------------------------------------
@@ -117,9 +117,9 @@ def check_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
     if row.jobless is not None:
         yield _of(row, Kind.JOB_MISSING, Repair.QUEUE_JOB, f"{row.state} without a job to {row.jobless} it")
     if row.busy or row.state is State.REMOVING:
-        return  # a worker is about to deal with it, and says itself what goes wrong
+        return  # a worker is about to process it, and records failures itself
     if row.state in GONE:
-        yield from _judge_gone(facts, scope)
+        yield from _check_gone(facts, scope)
         return
     damage = _object_damage(facts) if _is_stored(row) else _staged_damage(facts)
     if damage is not None:
@@ -130,8 +130,8 @@ def check_upload(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
         yield _of(row, Kind.COPY_NOT_THERE, Repair.FORGET_COPY)
 
 
-def needs_look(row: UploadRecord, scope: Scope) -> bool:
-    """Return whether the staged file of an upload is of interest at all."""
+def needs_staged_size(row: UploadRecord, scope: Scope) -> bool:
+    """Return whether the comparison needs the size of an upload's staged file."""
     return row.staging_id == scope.staging_id and _has_own_file(row) and row.state not in GONE
 
 
@@ -144,12 +144,12 @@ def _has_own_file(row: UploadRecord) -> bool:
     return row.concat is not Concat.FINAL and row.offset > 0
 
 
-def _judge_gone(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
+def _check_gone(facts: UploadFacts, scope: Scope) -> Iterator[Finding]:
     row, found = facts.row, facts.object
     if found is None or row.jobless is not None or found.age_seconds < scope.margin_seconds:
         return
-    if facts.looked and scope.keeps_ids and found.upload_id != str(row.id):
-        return  # under our key, but not provably ours
+    if facts.confirmed and scope.keeps_ids and found.upload_id != str(row.id):
+        return  # under our key, but nothing proves that it is ours
     yield _of(row, Kind.OBJECT_OF_GONE_UPLOAD, Repair.REMOVE_OBJECT, f"the upload is {row.state}", size=found.length)
 
 
@@ -169,7 +169,7 @@ def _difference(facts: UploadFacts, found: ObjectFacts) -> str | None:
     row = facts.row
     if found.length != row.length:
         return f"{found.length} bytes instead of {row.length}"
-    if not facts.looked:
+    if not facts.confirmed:
         return "another ETag" if None not in {found.etag, row.etag} and _bare(found.etag) != _bare(row.etag) else None
     if found.upload_id not in {None, str(row.id)}:
         return "it carries another upload's id"
@@ -243,13 +243,13 @@ def check_file(file: StagedFile, row: UploadRecord | None, scope: Scope, *, now:
 
 
 def check_unclaimed(file: StagedFile, row: UploadRecord | None, scope: Scope, *, taken: bool, now: float) -> Finding:
-    """Judge a file that was set aside: it goes back to an upload that is there again and wants it.
+    """Compare a file that was set aside: it goes back if its upload exists again and needs it.
 
     `taken`: the upload has a staged file in its place.
     """
     detail, repair = "no upload has it", Repair.NONE
     if row is not None and not wants_back(row, scope):
-        detail = f"the upload is {row.state}, and does without it"
+        detail = f"the upload is {row.state}, and does not need it"
     elif row is not None and file.size < row.offset:
         detail = f"{file.size} of {row.offset} acknowledged bytes"
     elif taken:
@@ -269,7 +269,7 @@ def check_unclaimed(file: StagedFile, row: UploadRecord | None, scope: Scope, *,
 
 
 def wants_back(row: UploadRecord, scope: Scope) -> bool:
-    """Return whether an upload should have a staged file here, or lacks bytes that such a file may have."""
+    """Return whether an upload should have a staged file here, or misses bytes that such a file may have."""
     return row.staging_id == scope.staging_id and row.state not in GONE and (row.local_present or row.missing)
 
 
@@ -289,7 +289,7 @@ def check_unfinished(entry: UnfinishedObject, row: UploadRecord | None, scope: S
     if age < scope.margin_seconds:
         return None
     if row is not None and (row.busy or row.multipart_id == entry.id):
-        return None  # somebody goes on with it
+        return None  # a job continues it
     return Finding(
         kind=Kind.UNPROVEN_MULTIPART if row is None else Kind.STRAY_MULTIPART,
         subject=entry.key,
@@ -303,7 +303,7 @@ def check_unfinished(entry: UnfinishedObject, row: UploadRecord | None, scope: S
 
 
 def check_lone_object(entry: ListedObject, found: StoredObject, scope: Scope, *, now: float) -> Finding | None:
-    """Judge an object that belongs to no upload; None if it is not provably ours."""
+    """Return the finding for an object that belongs to no upload; None if nothing proves that it is ours."""
     match = scope.key_pattern.fullmatch(entry.key)
     if match is None or (scope.keeps_ids and found.upload_id != match["id"]):
         return None
@@ -312,7 +312,7 @@ def check_lone_object(entry: ListedObject, found: StoredObject, scope: Scope, *,
         subject=entry.key,
         size=found.length,
         age_seconds=now - entry.modified_at,
-        # A database that was restored from a backup knows nothing of what came after.
+        # A database that was restored from a backup does not know later uploads.
         repair=Repair.NONE,
         detail="no upload has this key",
     )

@@ -1,4 +1,4 @@
-"""What can be found, what is done about it, and how a run is summed up."""
+"""The kinds of findings, their repairs, and the report of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tusd_py.protocol.upload import UploadId
 
 
 class Kind(StrEnum):
-    """What does not fit together."""
+    """What disagrees."""
 
     ORPHAN_FILE = "orphan_file"
     """A staged file of no upload."""
@@ -64,18 +64,18 @@ class Result(StrEnum):
 
     LEFT = "left"
     KEPT = "kept"
-    """Nothing is to be done about it: it is told of, and does not count as left."""
+    """Nothing is to be done about it: it is reported, and does not count as left."""
     REPAIRED = "repaired"
     MARKED = "marked"
-    """Recorded; the bytes are missing all the same."""
+    """Recorded; the bytes are still missing."""
     CHANGED = "changed"
-    """It was not as it had been any more, or somebody was at work on it. The next run sees."""
+    """It had changed, or was in use. The next run checks it again."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that does not fit. `subject` is an upload's id, an object's key or a file's name."""
+    """One disagreement. `subject` is an upload's id, an object's key or a file's name."""
 
     kind: Kind
     subject: str
@@ -147,7 +147,7 @@ class Report:
         self.results[outcome.result] += 1
 
     def add(self, other: Report, *, where: str = "") -> None:
-        """Add the figures of a run beside another store; `where` tells its failed checks from ours."""
+        """Add the figures of a run beside another store; `where` is appended to its failed checks' names."""
         for name in ("uploads", "files", "objects", "unfinished", "foreign_objects", "foreign_unfinished"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.found += other.found
@@ -189,7 +189,7 @@ class Report:
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Return text that is one line and valid UTF-8, whatever somebody named a file."""
+    """Return text that is one line and valid UTF-8, whatever a file is named."""
     safe = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c in keep or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in safe)
 

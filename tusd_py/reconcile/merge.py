@@ -12,10 +12,10 @@ R = TypeVar("R")
 async def merge_join(
     left: AsyncIterator[L], right: AsyncIterator[R], *, left_key: Callable[[L], str], right_key: Callable[[R], str]
 ) -> AsyncIterator[tuple[L | None, R | None]]:
-    """Return what both have of a key, or None for the one that has nothing of it.
+    """Yield a pair for each key, with None for the stream that does not have it.
 
     Holds one element of each. A stream that does not keep to its order makes pairs come as two halves,
-    never a wrong pair: whoever cares looks again.
+    never a wrong pair: the caller has to check again.
     """
     a, b = await anext(left, None), await anext(right, None)
     while a is not None or b is not None:

@@ -1,4 +1,4 @@
-"""Mending, one finding at a time. Whatever a repair relies on is asked for again right before it.
+"""Repairs, one finding at a time. Whatever a repair relies on is checked again right before it.
 
 Nothing here deletes the last copy of anything: a staged file that no upload has is set aside, and one goes
 when its object was seen a moment ago; an object goes when its upload is gone for good.
@@ -32,7 +32,7 @@ REASONS: Final = {
 
 
 class Repairs:
-    """Mends on one node."""
+    """Repairs what one run finds."""
 
     def __init__(self, records: ReconcileRecords, staging: DirectoryScan, store: ObjectStore, scope: Scope) -> None:
         self._records = records
@@ -41,7 +41,7 @@ class Repairs:
         self._scope = scope
 
     async def apply(self, finding: Finding, *, now: float) -> Result:
-        """Mend a finding that was confirmed a moment ago.
+        """Repair a finding that was confirmed a moment ago.
 
         Raises:
             StorageError: the disk or the store refused.
@@ -77,7 +77,7 @@ class Repairs:
         return await self._records.mark_missing(row, reason)
 
     async def _requeue(self, row: UploadRecord, reason: str) -> bool:
-        # Under the file's lock, and after another look at it: cleanup may be about to remove it, and the
+        # Under the file's lock, and with its size read again: cleanup may be about to remove it, and the
         # object that it goes by is gone.
         async with self._staging.locked([row.id]) as unused:
             sizes = await asyncio.to_thread(self._staging.sizes, unused)
@@ -120,7 +120,7 @@ class Repairs:
         return found is not None and found.length == row.length and found.upload_id in {None, str(row.id)}
 
     async def _remove_object(self, row: UploadRecord) -> bool:
-        # Gone is for ever, and without a job no worker is left that could bring the object back.
+        # Gone is final, and without a job no worker can make the object again.
         current = await self._current(row)
         if current is None or current.state not in GONE - {State.REMOVING} or current.busy:
             return False

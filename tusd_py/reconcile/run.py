@@ -1,8 +1,18 @@
-"""A run: three streams are compared, each suspicion is looked into anew, and only then told or mended.
+"""One run of reconcile: database, staging and store as streams, compared while the server goes on.
 
-Nothing is kept between runs, and nothing of a run is kept in memory but its figures and a page of each
-stream. A run may be killed anywhere and repeated; two at once only find less to do. The server goes on
-meanwhile: what changes under a run's eyes is not a finding.
+How a disagreement becomes a finding:
+
+1. Two streams are read side by side in pages: rows and the store's listing, both by object key; staged files
+   and the rows they are named after; unfinished uploads and the rows of their keys.
+2. Where they disagree, that is a suspicion: either page may be old by now, and an upload may have moved on.
+   So everything about this one upload is read again, its row before and after the rest. If the row has
+   changed in between, there is no finding; the next run sees the upload anew.
+3. What still disagrees is a finding. `compare.py` decides that in both cases, by the same pure functions.
+4. With `repair`, `repairs.py` acts on it at once, and checks once more, under a lock or by the conditions of
+   its statement, what the repair relies on.
+
+Nothing is kept between runs, and of a run only its figures and a page of each stream. A run may be killed
+anywhere and repeated; two at the same time only find less to do.
 """
 
 from __future__ import annotations
@@ -26,7 +36,7 @@ from tusd_py.reconcile.compare import (
     check_unclaimed,
     check_unfinished,
     check_upload,
-    needs_look,
+    needs_staged_size,
 )
 from tusd_py.reconcile.findings import Finding, FindingOutcome, Kind, Repair, Report, Result
 from tusd_py.reconcile.merge import merge_join
@@ -76,14 +86,14 @@ class Reconciler:
         self.report = Report()
 
     async def run(self, *, repair: bool) -> AsyncIterator[FindingOutcome]:
-        """Return what is found, as it is found and, with `repair`, mended.
+        """Yield what is found, as it is found and, with `repair`, repaired.
 
-        A check that the disk or the store does not let us make is noted in the report; the others go on.
+        A check that fails because of the disk or the store is noted in the report; the others go on.
 
         Raises:
-            DatabaseUnavailable: nothing can be compared without the record.
+            DatabaseUnavailable: nothing can be compared without it.
         """
-        # What goes back to its place first is there for the others.
+        # Files that are moved back first are in their place for the other checks.
         checks = {
             "unclaimed files": self._unclaimed,
             "uploads and objects": self._uploads,
@@ -94,15 +104,15 @@ class Reconciler:
             try:
                 async with contextlib.aclosing(check()) as findings:
                     async for finding in findings:
-                        outcome = await self._settle(finding, repair=repair)
+                        outcome = await self._repair(finding, repair=repair)
                         self.report.count(outcome)
                         yield outcome
             except StorageError as error:
                 self.report.failed_checks[name] = str(error)
-        tell = log.warning if self.report.left or self.report.failed_checks else log.info
-        tell("reconciled", repair=repair, **self.report.as_json())
+        write_log = log.warning if self.report.left or self.report.failed_checks else log.info
+        write_log("reconciled", repair=repair, **self.report.as_json())
 
-    async def _settle(self, finding: Finding, *, repair: bool) -> FindingOutcome:
+    async def _repair(self, finding: Finding, *, repair: bool) -> FindingOutcome:
         if finding.kind is Kind.UNCLAIMED_FILE and finding.repair is Repair.NONE:
             return FindingOutcome(finding, Result.KEPT)
         if not repair or finding.repair is Repair.NONE:
@@ -125,12 +135,12 @@ class Reconciler:
                 self.report.objects += 1
             if upload is not None:
                 row, staged = upload
-                found = None if entry is None else ObjectFacts.listed(entry, self._clock())
+                found = None if entry is None else ObjectFacts.from_listing(entry, self._clock())
                 if any(check_upload(UploadFacts(row=row, staged=staged, object=found), self._scope)):
-                    for finding in await self._look_again(row, found):
+                    for finding in await self._recheck(row, found):
                         yield finding
             elif entry is not None:
-                for finding in await self._judge_lone(entry):
+                for finding in await self._check_lone(entry):
                     yield finding
 
     async def _refuse_wrong_store(self) -> None:
@@ -146,17 +156,17 @@ class Reconciler:
         after = ""
         places = self._scope.places + self._scope.unknown_places
         while page := await self._records.page(places, after, self._batch):
-            wanted = [row.id for row in page if needs_look(row, self._scope)]
+            wanted = [row.id for row in page if needs_staged_size(row, self._scope)]
             sizes = await asyncio.to_thread(self._staging.sizes, wanted)
             for row in page:
                 self.report.uploads += 1
                 yield row, sizes.get(row.id)
             after = page[-1].object_key
 
-    async def _look_again(self, suspect: UploadRecord, listed: ObjectFacts | None) -> list[Finding]:
-        """Read everything about an upload anew, and check that.
+    async def _recheck(self, suspect: UploadRecord, listed: ObjectFacts | None) -> list[Finding]:
+        """Read everything about an upload again, and check that.
 
-        The row is read before and after: had it moved in between, disk and store would be those of
+        The row is read before and after: had it changed in between, disk and store would be those of
         another moment.
         """
         before = await self._row(suspect)
@@ -164,13 +174,13 @@ class Reconciler:
             return []
         staged = (await asyncio.to_thread(self._staging.sizes, [before.id])).get(before.id)
         stored = await self._store.stat(before.object_key)
-        # Its age is the listing's, which a look does not tell.
-        found = None if stored is None else ObjectFacts.looked_at(stored, listed.age_seconds if listed else 0.0)
+        # Its age is the listing's: `stat` does not return one.
+        found = None if stored is None else ObjectFacts.from_stat(stored, listed.age_seconds if listed else 0.0)
         whole = await self._is_whole(before, staged)
         after = await self._row(suspect)
         if after is None or (after.state, after.offset, after.busy) != (before.state, before.offset, before.busy):
             return []
-        facts = UploadFacts(row=after, staged=staged, object=found, looked=True, whole=whole)
+        facts = UploadFacts(row=after, staged=staged, object=found, confirmed=True, whole=whole)
         return list(check_upload(facts, self._scope))
 
     async def _row(self, row: UploadRecord) -> UploadRecord | None:
@@ -184,14 +194,14 @@ class Reconciler:
         there = all(part.length == 0 or sizes.get(part.upload_id, -1) >= part.length for part in parts)
         return there and sum(part.length for part in parts) == row.length
 
-    async def _judge_lone(self, entry: ListedObject) -> list[Finding]:
-        # Only a key like ours is worth a question: the rest of a shared bucket may be large.
+    async def _check_lone(self, entry: ListedObject) -> list[Finding]:
+        # Only a key of our form is worth a query: the rest of a shared bucket may be large.
         if self._scope.key_pattern.fullmatch(entry.key) is None:
             self.report.foreign_objects += 1
             return []
         rows = await self._records.by_key(self._scope.places, [entry.key])
         if rows:  # its row is newer than our page, or the listing is not in order
-            return await self._look_again(rows[0], ObjectFacts.listed(entry, self._clock()))
+            return await self._recheck(rows[0], ObjectFacts.from_listing(entry, self._clock()))
         now = self._clock()
         if now - entry.modified_at < self._scope.margin_seconds:
             return []
@@ -220,7 +230,7 @@ class Reconciler:
                 finding = check_file(file, row, self._scope, now=self._clock())
                 if finding is None or (row is not None and await self._is_last_copy(finding, row)):
                     continue
-                yield finding if right_database or finding.kind is not Kind.ORPHAN_FILE else _kept(finding)
+                yield finding if right_database or finding.kind is not Kind.ORPHAN_FILE else _without_repair(finding)
 
     async def _unclaimed(self) -> AsyncGenerator[Finding, None]:
         pages = self._staging.unclaimed(self._batch)
@@ -251,8 +261,8 @@ class Reconciler:
                     yield finding
 
 
-def _kept(finding: Finding) -> Finding:
-    # As a database would look that is not the one of this staging directory.
+def _without_repair(finding: Finding) -> Finding:
+    # With the wrong database, every file would look like this.
     return Finding(
         kind=finding.kind,
         subject=finding.subject,
@@ -279,7 +289,7 @@ async def _in_pages(entries: AsyncIterator[UnfinishedObject], size: int) -> Asyn
 
 
 def _can_be_a_key(key: str) -> bool:
-    """Return whether PostgreSQL can be asked for it: names of files and of others' objects are anything."""
+    """Return whether PostgreSQL can be asked for it: foreign keys hold anything."""
     try:
         key.encode()
     except UnicodeEncodeError:
