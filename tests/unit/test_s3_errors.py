@@ -19,7 +19,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
-from tusd_py.stores.s3_errors import code_of, sort_answer, translated
+from tusd_py.stores.s3_errors import code_of, sort_response, translated
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
@@ -55,7 +55,7 @@ def answer(code: str | None, status: int, date: datetime | None = None) -> dict[
     ],
 )
 def test_what_only_an_operator_can_change_is_permanent(code: str, status: int) -> None:
-    assert isinstance(sort_answer(answer(code, status), "PutObject", now=NOW), PermanentStoreError)
+    assert isinstance(sort_response(answer(code, status), "PutObject", now=NOW), PermanentStoreError)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_only_an_operator_can_change_is_permanent(code: str, status: int) -
     ],
 )
 def test_what_is_wrong_for_every_upload_blocks_and_fails_none(code: str, status: int) -> None:
-    error = sort_answer(answer(code, status), "PutObject", now=NOW)
+    error = sort_response(answer(code, status), "PutObject", now=NOW)
 
     assert isinstance(error, StoreBlocked)
     assert error.retryable
@@ -104,7 +104,7 @@ def test_missing_credentials_block() -> None:
     ],
 )
 def test_everything_else_is_worth_a_retry(code: str | None, status: int) -> None:
-    assert isinstance(sort_answer(answer(code, status), "PutObject", now=NOW), TransientStoreError)
+    assert isinstance(sort_response(answer(code, status), "PutObject", now=NOW), TransientStoreError)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +117,19 @@ def test_everything_else_is_worth_a_retry(code: str | None, status: int) -> None
     ],
 )
 def test_a_bare_403_with_clocks_apart_is_a_matter_of_time(skew: timedelta, kind: type[StorageError]) -> None:
-    error = sort_answer(answer("403", 403, NOW + skew), "HeadObject", now=NOW)
+    error = sort_response(answer("403", 403, NOW + skew), "HeadObject", now=NOW)
 
     assert isinstance(error, kind)
 
 
 def test_a_named_refusal_stays_one_whatever_the_clocks_say() -> None:
-    error = sort_answer(answer("AccessDenied", 403, NOW + timedelta(hours=2)), "PutObject", now=NOW)
+    error = sort_response(answer("AccessDenied", 403, NOW + timedelta(hours=2)), "PutObject", now=NOW)
 
     assert isinstance(error, PermanentStoreError)
 
 
 def test_the_facts_are_kept_for_the_log_and_out_of_the_sentence() -> None:
-    error = sort_answer(answer("SlowDown", 503), "UploadPart", now=NOW)
+    error = sort_response(answer("SlowDown", 503), "UploadPart", now=NOW)
 
     assert error.context == {
         "operation": "UploadPart",

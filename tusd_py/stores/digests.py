@@ -1,9 +1,9 @@
 """SHA-256 and MD5 of a whole object, in the reads that happen anyway.
 
-Parts are read several at a time, but a hash needs its bytes in order. So whoever reads the next
-bytes feeds the hash with them, one range after the other; what nobody reads, because an earlier
-worker has sent it, is read for the hash alone. The CRC of all that was fed says in the end whether
-these were the client's bytes.
+Parts are read several at a time, but a hash needs its bytes in order. So the read of the next range also
+updates the hash, one range after the other; what an earlier worker has sent, and nothing else reads, is
+read for the hash alone. The CRC of all that was hashed shows in the end whether these were the client's
+bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Hash(HashProgress, Protocol):
     """What hashlib makes."""
 
     def digest(self) -> bytes:
-        """Return the hash of what was fed so far."""
+        """Return the hash of the bytes so far."""
 
 
 def new_hashes(names: Collection[str]) -> dict[str, Hash]:
@@ -45,20 +45,20 @@ class ObjectDigest:
         self._executor = executor
         self._hashes = new_hashes(names)
         self._turn = asyncio.Lock()  # first come, first served: parts come in order
-        self._fed = 0
+        self._hashed_bytes = 0
         self._crc = crc64.EMPTY
 
     async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
-        """Read a range, return its checksums, and feed the hashes if they have not had it yet.
+        """Read a range, return its checksums, and update the hashes if they have not had it yet.
 
         Raises:
             StagingDamaged: as `checksum_range` does.
         """
         if self._hashes:
             async with self._turn:
-                if start >= self._fed:
+                if start >= self._hashed_bytes:
                     await self._catch_up(start)
-                    return await self._feed(start, length, md5=md5, sha256=sha256)
+                    return await self._read_and_hash(start, length, md5=md5, sha256=sha256)
         return await self._read(start, length, (), md5=md5, sha256=sha256)
 
     async def finish(self, length: int, crc64nvme: int | None) -> Digests:
@@ -76,18 +76,20 @@ class ObjectDigest:
         return digests_of(self._hashes) if crc64nvme in {None, self._crc} else NO_DIGESTS
 
     async def _catch_up(self, start: int) -> None:
-        if start > self._fed:
-            await self._feed(self._fed, start - self._fed, md5=False, sha256=False)
+        if start > self._hashed_bytes:
+            await self._read_and_hash(self._hashed_bytes, start - self._hashed_bytes, md5=False, sha256=False)
 
-    async def _feed(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
+    async def _read_and_hash(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
         sums = await self._read(start, length, tuple(self._hashes.values()), md5=md5, sha256=sha256)
         self._crc = crc64.combine(self._crc, sums.crc64nvme, length)
-        self._fed = start + length
+        self._hashed_bytes = start + length
         return sums
 
-    async def _read(self, start: int, length: int, fed: Sequence[Hash], *, md5: bool, sha256: bool) -> RangeChecksums:
+    async def _read(
+        self, start: int, length: int, hashes: Sequence[Hash], *, md5: bool, sha256: bool
+    ) -> RangeChecksums:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._executor,
-            lambda: checksum_range(self._segments, start, length, md5=md5, sha256=sha256, fed=fed),
+            lambda: checksum_range(self._segments, start, length, md5=md5, sha256=sha256, hashes=hashes),
         )

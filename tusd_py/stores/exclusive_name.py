@@ -2,7 +2,7 @@
 
 `rename` replaces. `link` does not, and every file system that people keep servers on has it; the few
 without (FAT, some network and FUSE mounts) mostly know `RENAME_NOREPLACE`. On one that knows neither,
-a look right before the rename is the best there is.
+a check right before the rename is the best there is.
 """
 
 from __future__ import annotations

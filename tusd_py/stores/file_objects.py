@@ -4,9 +4,9 @@ The rules that make a repetition safe, whatever a killed worker left:
 
 - An object is in its place, or it is not: it gets its name, by `link`, when all of its bytes are there.
 - What has the name already is compared before anything is done: the same file, or the same checksum, is a
-  try that succeeded; anything else is somebody else's and stays.
+  try that succeeded; anything else is foreign and stays.
 - A name counts once its directory is synced; a batch syncs each directory once.
-- A removal compares as well, and syncs, for a name that comes back with a power cut would never be removed.
+- A removal compares as well, and syncs, or a power cut could bring the name back, and nothing would remove it.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class FileObjects:
                 digests = linked
                 break
             except FileExistsError:
-                continue  # by another worker, or not ours: the next turn sees which
+                continue  # by another worker, or a foreign one: checked by the next turn
             except FileNotFoundError:
                 self._tree.forget(path)  # pruned by another process meanwhile
         else:
@@ -180,7 +180,7 @@ class FileObjects:
                 ours = _is_of(path, identity)
                 if ours:
                     path.unlink()
-                    # The name must not come back with a power cut: nobody would look for it again.
+                    # The name must not come back with a power cut: nothing would remove it then.
                     sync_path(path.parent)
             except (FileNotFoundError, NotADirectoryError):
                 self._tree.probe()  # on a disk that is not mounted nothing is gone
@@ -194,7 +194,7 @@ def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
     if not spec.digests:
         return NO_DIGESTS
     hashes = new_hashes(spec.digests)
-    crc = checksum_range([piece], 0, spec.length, fed=tuple(hashes.values())).crc64nvme
+    crc = checksum_range([piece], 0, spec.length, hashes=tuple(hashes.values())).crc64nvme
     if spec.crc64nvme not in {None, crc}:
         raise StagingDamaged(key=spec.key, expected=spec.crc64nvme, found=crc)
     return digests_of(hashes)
@@ -248,7 +248,7 @@ def _is_of(path: Path, identity: ObjectIdentity) -> bool:
     if _tag(found) == identity.etag:
         return True
     crc = checksum_range([Segment(path, identity.length)], 0, identity.length).crc64nvme
-    # Reading may take long, and somebody may have replaced it meanwhile.
+    # Reading may take long, and the file may have been replaced meanwhile.
     return crc == identity.crc64nvme and _tag(path.lstat()) == _tag(found)
 
 

@@ -32,7 +32,7 @@ _REFUSED: Final = {
 
 @contextlib.contextmanager
 def translated(key: str) -> Iterator[None]:
-    """Raise what the operating system says of the store as an error of ours."""
+    """Raise an OSError of the store as `PermanentStoreError` or `TransientStoreError`."""
     try:
         yield
     except OSError as error:
@@ -62,7 +62,7 @@ class FileTree:
         return self.root.stat().st_dev
 
     def open(self) -> None:
-        """Make the root, for nobody but its owner, and check that it can be used."""
+        """Make the root, accessible to its owner only, and check that it can be used."""
         with translated(""):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.probe()
@@ -81,7 +81,7 @@ class FileTree:
         return Room(facts.f_bavail * facts.f_frsize, facts.f_blocks * facts.f_frsize)
 
     def probe_writing(self) -> None:
-        """Raise unless the disk takes bytes. The file has no name, or loses it at once."""
+        """Raise unless the disk takes bytes, by a file that has no name or loses it immediately."""
         with translated(""), tempfile.TemporaryFile(dir=self.root, buffering=0) as file:
             file.write(_SAMPLE)
             os.fsync(file.fileno())
@@ -120,11 +120,11 @@ class FileTree:
             above, current = current, current / name
             with contextlib.suppress(FileExistsError):
                 current.mkdir(mode=0o700)
-            # Also where it existed: whoever made it may have been killed before this.
+            # Also where it existed: the process that made it may have been killed before this.
             sync_path(above)
 
     def forget(self, path: Path) -> None:
-        """Look again at the directories above `path`: another process removed one."""
+        """Check the directories above `path` again: another process removed one."""
         self._durable.discard(path.parent)
 
     def prune(self, path: Path) -> None:

@@ -54,8 +54,8 @@ class FileRange:
     length: int
 
 
-def slices(segments: Sequence[Segment], start: int, length: int) -> Iterator[FileRange]:
-    """Return the pieces of files that make up bytes [start, start + length) of the whole.
+def file_ranges(segments: Sequence[Segment], start: int, length: int) -> Iterator[FileRange]:
+    """Yield the ranges of files that make up bytes [start, start + length) of the whole.
 
     Raises:
         StagingDamaged: the segments end before that.
@@ -95,7 +95,7 @@ class RangeReader:
     """Positioned reads from a range of the segments; `read_at` may be called from any thread."""
 
     def __init__(self, segments: Sequence[Segment], start: int, length: int) -> None:
-        self._slices = list(slices(segments, start, length))
+        self._ranges = list(file_ranges(segments, start, length))
         self.length = length
         self._lock = threading.Lock()
         self._open: tuple[Path, int] | None = None
@@ -109,9 +109,9 @@ class RangeReader:
 
         Raises:
             StagingDamaged: a file is missing or shorter than it was recorded to be.
-            BlockingIOError: with RWF_NOWAIT, if the disk would have to be asked.
+            BlockingIOError: with RWF_NOWAIT, if the bytes are not in the page cache.
         """
-        for piece in self._slices:
+        for piece in self._ranges:
             if offset < piece.length:
                 return self._read_piece(piece, buffer[: piece.length - offset], offset, flags)
             offset -= piece.length
@@ -126,7 +126,7 @@ class RangeReader:
             try:
                 count = os.preadv(descriptor, [buffer], position, flags)
             except OSError as error:
-                # What RWF_NOWAIT answers is no failure: the caller asks again without it.
+                # RWF_NOWAIT was refused, which is no failure: the caller reads again without it.
                 if error.errno in {errno.EAGAIN, errno.EOPNOTSUPP} and flags:
                     raise BlockingIOError from error
                 raise TransientStoreError("A staged file cannot be read.", path=str(piece.path)) from error
@@ -183,22 +183,22 @@ class RangeBody:
     ) -> None:
         self._reader = RangeReader(segments, start, length)
         self._executor = executor
-        self._flow = limiter
+        self._limiter = limiter
         self._position = 0
         self._stall: asyncio.Timeout | None = None
-        self._patience = 0.0
+        self._stall_seconds = 0.0
         self.failure: StagingDamaged | TransientStoreError | None = None
 
     @contextlib.asynccontextmanager
-    async def sending(self, patience_seconds: float) -> AsyncIterator[None]:
+    async def sending(self, stall_seconds: float) -> AsyncIterator[None]:
         """Bound how long the receiver may take nothing of the body. Raises TimeoutError.
 
         aiohttp has no such bound: its read timeout begins once a body is sent, so a server that stops
-        reading, or never says `100 Continue`, would keep a request for ever.
+        reading, or never says `100 Continue`, would keep a request forever.
         """
-        self._patience = patience_seconds
+        self._stall_seconds = stall_seconds
         try:
-            async with asyncio.timeout(patience_seconds) as self._stall:
+            async with asyncio.timeout(stall_seconds) as self._stall:
                 yield
         finally:
             self._stall = None
@@ -236,18 +236,18 @@ class RangeBody:
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         offset = self._position
         loop = asyncio.get_running_loop()
-        size = self._flow.block_bytes if self._flow else _BLOCK_BYTES
+        size = self._limiter.block_bytes if self._limiter else _BLOCK_BYTES
         while offset < len(self):
-            self._expect_progress(None)  # what follows is our own time, and not the receiver's
+            self._expect_progress(None)  # reading is not the receiver's delay
             # The bytes were read a moment ago for their checksum and are in the page cache, so most
             # reads need no thread; whatever would wait for the disk goes to one.
             block = self._read_cached(offset, size)
             if not block:
                 block = await loop.run_in_executor(self._executor, self._read_block, offset, size)
             offset += len(block)
-            if self._flow:
-                await self._flow.acquire(len(block))
-            self._expect_progress(self._patience)
+            if self._limiter:
+                await self._limiter.acquire(len(block))
+            self._expect_progress(self._stall_seconds)
             yield block
         self._expect_progress(None)
 
@@ -282,7 +282,7 @@ class RangeChecksums:
 
 
 class HashProgress(Protocol):
-    """Whatever looks at every byte of a read: a hash of hashlib."""
+    """Whatever takes every byte of a read: a hash of hashlib."""
 
     def update(self, data: memoryview, /) -> None:
         """Take the next bytes."""
@@ -295,11 +295,11 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
     *,
     md5: bool = False,
     sha256: bool = False,
-    fed: Sequence[HashProgress] = (),
+    hashes: Sequence[HashProgress] = (),
 ) -> RangeChecksums:
     """Read a range once and return its checksums. Blocks: call it in a thread; holds 1 MiB.
 
-    The bytes are also `fed` to whatever else needs them.
+    The bytes update `hashes` as well.
 
     Raises:
         StagingDamaged: a file is missing or shorter than it was recorded to be.
@@ -313,7 +313,7 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
         while offset < length:
             chunk = buffer[: reader.read_into(buffer, offset)]
             crc = crc64.update(chunk, crc)
-            for running in (md5_hash, sha256_hash, *fed):
+            for running in (md5_hash, sha256_hash, *hashes):
                 if running is not None:
                     running.update(chunk)
             offset += len(chunk)

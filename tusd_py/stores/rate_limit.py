@@ -1,6 +1,6 @@
 """A limit on the bytes per second that one worker process sends, shared fairly by its uploads.
 
-Whoever sends asks for a block before it goes out. The next block is due when the one before would
+A sender acquires each block before it sends it. The next block is due when the one before would
 have left a line of that speed, and the uploads that wait take turns: one with sixteen parts under
 way gets no more than one with a single body. Between two blocks there is a timer, and nothing else.
 """
@@ -25,7 +25,7 @@ class Bandwidth:
     def __init__(self, bytes_per_second: int) -> None:
         self._rate = bytes_per_second
         self.block_bytes = min(max(bytes_per_second // _BLOCKS_PER_SECOND, MIN_BLOCK_BYTES), MAX_BLOCK_BYTES)
-        """How much to ask for at once."""
+        """How much to acquire in one call."""
         self._free_at = float("-inf")
         self._waiting: deque[RateLimiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -35,7 +35,7 @@ class Bandwidth:
         return RateLimiter(self)
 
     def enqueue(self, limiter: RateLimiter) -> None:
-        """Let a limiter take its turn; it is there once, however much it asks for."""
+        """Let a limiter take its turn; it is queued once, however much it asks for."""
         if limiter not in self._waiting:
             self._waiting.append(limiter)
         if self._timer is None:
@@ -52,8 +52,8 @@ class Bandwidth:
             if limiter.wants_more:
                 self._waiting.append(limiter)
         if self._waiting:
-            # Also when the line is free already: whoever was just served asks again before this runs,
-            # and does not lose its turn to one that had asked for more in advance.
+            # Also when the line is free already: a sender that was just served asks again before this runs,
+            # and does not lose its turn to one that asked for more in advance.
             self._timer = loop.call_at(self._free_at, self._serve)
 
 
@@ -66,12 +66,12 @@ class RateLimiter:
 
     @property
     def block_bytes(self) -> int:
-        """How much to ask for at once."""
+        """How much to acquire in one call."""
         return self._line.block_bytes
 
     @property
     def wants_more(self) -> bool:
-        """Return whether somebody waits here."""
+        """Whether a sender still waits."""
         return bool(self._asked)
 
     async def acquire(self, count: int) -> None:
@@ -82,7 +82,7 @@ class RateLimiter:
         await allowed
 
     def grant(self) -> int:
-        """Let the first that still waits go on; return how many bytes that are."""
+        """Let the first waiting sender continue; return how many bytes it sends."""
         while self._asked:
             count, allowed = self._asked.popleft()
             if not allowed.done():  # by a cancellation

@@ -1,8 +1,18 @@
 """The destination in S3, or in something that speaks its protocol.
 
-An upload has one key for ever, and the object carries our id. Every try therefore starts with a
-look at the store: what is there already is recognised and not sent again, and what is somebody
-else's is not replaced. Small objects go in one request, larger ones in parts (`s3_multipart`).
+An upload has one key, fixed when it is created, and its object carries the upload's id. So a transfer can be
+repeated after any crash:
+
+1. HEAD the key. Our own object with the right length and checksum: the transfer has succeeded before, and
+   nothing is sent. Our own with other bytes: it is sent again. A foreign object: `PermanentStoreError`.
+2. Send it, small ones in one PUT, larger ones in parts (`s3_multipart`), with a checksum that the store
+   verifies and, where it knows conditions, on condition that the key is still as HEAD found it.
+3. A condition that fails, or a multipart upload that is gone, may be the response to a repetition of a request
+   whose first response was lost. So the key is read again before that counts as a failure.
+4. HEAD again: length and checksum must be those of the upload. Only then may the staged copy be removed.
+
+What a store understands differs. `s3_capabilities` finds out by trying, `s3_client` makes the calls,
+`s3_errors` sorts the failures.
 """
 
 from __future__ import annotations
@@ -95,7 +105,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
             require_length(spec, segments)
             return await self._put(spec, segments, transfer_state)
         except (PermanentStoreError, StagingDamaged):
-            await self._give_back(spec, transfer_state)
+            await self._abort_recorded(spec, transfer_state)
             raise
 
     async def _put(self, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState) -> StoredObject:
@@ -108,7 +118,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
                 raise _key_taken(spec)
             head = await self._send(spec, source, transfer_state, replaces=None if head is None else head.etag)
         else:
-            await self._drop_recorded(key, transfer_state)
+            await self._forget_recorded(key, transfer_state)
         digests = await source.digest.finish(spec.length, spec.crc64nvme)
         return replace(_stored(spec.key, head), digests=digests)
 
@@ -150,7 +160,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         except StorageError as error:
             if code_of(error) not in UNSUPPORTED:
                 raise
-            return  # it answered, and knows no multipart uploads
+            return  # it responds, and does not know multipart uploads
         with contextlib.suppress(PermanentStoreError):
             await self._bucket.abort_multipart(key, upload.multipart_id)
         # Also those of earlier probes whose reply was lost, or whose worker was killed.
@@ -186,10 +196,10 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         digest = ObjectDigest(pieces, self._executor, digests)
         return Source(pieces, self._executor, digest, self._bandwidth.limiter() if self._bandwidth else None)
 
-    # --- what is there -------------------------------------------------------------------------
+    # --- what lies under the key -------------------------------------------------------------------------
 
     async def _key_state(self, head: Head | None, spec: ObjectSpec, source: Source) -> _KeyState:
-        """Tell whose object lies under the key, reading the staged bytes only if it must."""
+        """Return whose object lies under the key, reading the staged bytes only if nothing else decides."""
         if head is None:
             return _KeyState.ABSENT
         if head.upload_id == spec.upload_id:
@@ -207,7 +217,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         return _KeyState.COMPLETE if same else _KeyState.FOREIGN
 
     async def _confirm(self, spec: ObjectSpec) -> Head:
-        """Look at what was just sent; its length and, if the store tells, its checksum must be ours."""
+        """Read back what was just sent; its length and, if the store returns one, its checksum must be ours."""
         head = await self._bucket.head(self._prefix + spec.key)
         if head is None or not matches(head, spec) or head.upload_id not in {None, spec.upload_id}:
             raise TransientStoreError("The store does not hold what was sent.", key=spec.key, found=head)
@@ -221,12 +231,12 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         key, plan = self._prefix + spec.key, self._plan(spec)
         try:
             if plan.single:
-                await self._drop_recorded(key, transfer_state)
+                await self._forget_recorded(key, transfer_state)
                 await self._put_at_once(spec, source, replaces=replaces)
             else:
                 await self._put_in_parts(spec, source, plan, transfer_state, replaces=replaces)
         except StorageError as error:
-            # Both may be the answer to a repetition of a call whose first reply was lost.
+            # Both may be the response to a repetition of a request whose first response was lost.
             if code_of(error) not in {PRECONDITION_FAILED, NO_SUCH_UPLOAD}:
                 raise
             return await self._resolve_conflict(spec, source, transfer_state, error)
@@ -239,7 +249,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         head = await self._bucket.head(key)
         key_state = await self._key_state(head, spec, source)
         if head is not None and key_state is _KeyState.COMPLETE:
-            await self._drop_recorded(key, transfer_state)
+            await self._forget_recorded(key, transfer_state)
             return head
         if key_state is _KeyState.FOREIGN and code_of(error) == PRECONDITION_FAILED:
             raise _key_taken(spec) from error
@@ -260,7 +270,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         if returned or self._detector.features.crc64nvme is not None:
             self._detector.record(verifies_crc64nvme=returned)
             return
-        # ministack verifies the checksum of a PUT, but shows it only to those who look.
+        # ministack verifies the checksum of a PUT, but returns it by HEAD only.
         head = await self._bucket.head(self._prefix + spec.key)
         self._detector.record(verifies_crc64nvme=head is not None and head.full_object)
 
@@ -306,15 +316,15 @@ class S3Store(ObjectStore, PartStore, ListableStore):
             concurrency=self._config.part_concurrency,
         )
 
-    async def _give_back(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
+    async def _abort_recorded(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         """Leave nothing unfinished in the bucket of a transfer that was refused for good."""
         try:
-            await self._drop_recorded(self._prefix + spec.key, transfer_state)
+            await self._forget_recorded(self._prefix + spec.key, transfer_state)
         except StorageError as error:
             # It stays recorded, for the next try or the removal.
             log.warning("multipart_left_behind", upload_id=spec.upload_id, key=spec.key, reason=str(error))
 
-    async def _drop_recorded(self, key: str, transfer_state: TransferState) -> None:
+    async def _forget_recorded(self, key: str, transfer_state: TransferState) -> None:
         """Abort a multipart upload that an earlier try began and that is not needed any more."""
         multipart_id = await transfer_state.multipart_id()
         if multipart_id is not None:

@@ -1,6 +1,6 @@
-"""What a store understands, with_verified_checksum from its answers and remembered by the process.
+"""What a store understands, learnt from its responses and remembered by the process.
 
-Nobody can be asked beforehand: servers accept checksums that they never look at. So an unknown one
+A store cannot be asked beforehand: some accept checksums that they never verify. So an unknown one
 gets CRC64NVME and Content-MD5 until it has returned the former, which only those do that know it.
 """
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What this process sends to its store, and has with_verified_checksum from the store's answers."""
+    """What this process sends to its store, and has learnt from the store's responses."""
 
     setting: str
     """`storage.s3.checksum`."""
@@ -44,7 +44,7 @@ class Capabilities:
 
     @property
     def sends_md5(self) -> bool:
-        """Whether Content-MD5 is sent: by wish, or until CRC64NVME is known to be verified."""
+        """Whether Content-MD5 is sent: if configured, or until CRC64NVME is known to be verified."""
         return self.setting == "md5" or (self.setting == "auto" and self.crc64nvme is not True)
 
     @property
@@ -59,7 +59,7 @@ class Capabilities:
     def precondition_for(self, replaces: str | None) -> Mapping[str, Any]:
         """Return the parameter that makes the store replace nothing but the object of this ETag.
 
-        None: nothing at all. Empty: the store has told none, so that nothing can be demanded.
+        None: nothing at all. Empty: the store returned none, so that no condition is possible.
         """
         if not self.precondition or replaces == "":
             return {}
@@ -91,14 +91,14 @@ class CapabilityDetector:
         variants = list(self.features.variants())
         for features in variants:
             try:
-                answer = await call(features)
+                result = await call(features)
             except PermanentStoreError as error:
                 if features is variants[-1] or code_of(error) not in UNSUPPORTED:
                     raise
             else:
                 if features is not variants[0]:
                     self.features = features
-                return answer
+                return result
         raise AssertionError("there is always a variant")
 
     def record(self, *, verifies_crc64nvme: bool) -> None:

@@ -44,11 +44,11 @@ class CdnUrls:
         url = self._base + quote(key, safe="/~")
         if self._signer is None:
             return url
-        # They reach S3 where the distribution forwards query strings, and are signed in any case.
-        answers = {f"response-{name.lower()}": value for name, value in headers.named().items()}
+        # These reach S3 where the distribution forwards query strings, and are signed in any case.
+        overrides = {f"response-{name.lower()}": value for name, value in headers.named().items()}
         expires = datetime.now(UTC) + timedelta(seconds=expires_seconds)
         signed: str = self._signer.generate_presigned_url(
-            f"{url}?{urlencode(answers, quote_via=quote)}", date_less_than=expires
+            f"{url}?{urlencode(overrides, quote_via=quote)}", date_less_than=expires
         )
         return signed
 

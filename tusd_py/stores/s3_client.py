@@ -167,7 +167,7 @@ class Bucket:
             more = bool(response.get("IsTruncated")) and not page.keys() <= parts.keys()
             parts |= page
         begun, full_object = parse_multipart_checksum(response)
-        # moto and ministack do not repeat here what the upload was begun with; the parts may tell.
+        # moto and ministack do not repeat here what the upload was begun with; the parts may show it.
         begun = begun or any(part.crc64nvme is not None for part in parts.values())
         return MultipartInfo(multipart_id, begun, full_object, parts)
 
@@ -199,7 +199,7 @@ class Bucket:
                 raise
 
     async def multiparts(self, key: str) -> AsyncIterator[str]:
-        """Return the ids of the unfinished multipart uploads of exactly this key."""
+        """Yield the ids of the unfinished multipart uploads of exactly this key."""
         markers: dict[str, str] = {}
         while True:
             response = await self.multiparts_page(key, markers)
@@ -241,7 +241,7 @@ class Bucket:
             async for multipart_id in self.multiparts(key):
                 await self.abort_multipart(key, multipart_id)
         except PermanentStoreError:
-            return  # not allowed, or not known to this store: no reason to fail what this is done beside
+            return  # not allowed, or not known to this store: no reason to fail the transfer or removal
 
     async def versions(self, key: str) -> AsyncIterator[str]:
         """Yield the ids of all versions of exactly this key that hold bytes."""
@@ -272,7 +272,7 @@ class Bucket:
         Sends nothing, and takes about 0.1 ms.
         """
         if not self._config.querystring_auth:
-            parameters = {}  # S3 refuses to change a response for somebody it does not know
+            parameters = {}  # S3 refuses to change a response for an anonymous request
         with translated("presign", key=key):
             url: str = await self._presigner.generate_presigned_url(
                 _PRESIGNED[method],

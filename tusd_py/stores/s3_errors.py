@@ -1,9 +1,8 @@
-"""What S3 and its driver say when something goes wrong, sorted by whether a retry may help.
+"""Errors of S3 and its client, sorted by whether a retry may help.
 
-Only codes on the lists are permanent: those of `BLOCKED` for every upload until somebody corrects the
-cause, the others for the one upload. Everything unknown is transient: an upload that is tried again
-in vain is given up after `transfer.max_retries`, while one that was given up for nothing is lost
-time for somebody.
+Only codes on the lists are permanent: those of `BLOCKED` for every upload until an operator corrects the
+cause, the others for the one upload. Everything unknown is transient: a retry in vain ends after
+`transfer.max_retries`, while an upload that failed for nothing needs an operator.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ NO_SUCH_UPLOAD: Final = "NoSuchUpload"
 PRECONDITION_FAILED: Final = "PreconditionFailed"
 
 DENIED: Final = frozenset({"403", "AccessDenied", "AllAccessDisabled", "Forbidden", "UnauthorizedAccess"})
-"""Who is asking is known, and may not. A HEAD has no body, hence no other code than its status."""
+"""The request is authenticated and not authorized. A HEAD has no body, hence no other code than its status."""
 
 UNSUPPORTED: Final = frozenset(
     {
@@ -54,7 +53,7 @@ UNSUPPORTED: Final = frozenset(
 UNUSABLE_PARTS: Final = frozenset(
     {"BadDigest", "ConditionalRequestConflict", "InvalidPart", "InvalidPartOrder", NO_SUCH_UPLOAD}
 )
-"""Answers to CompleteMultipartUpload after which only a new multipart upload can succeed."""
+"""Responses to CompleteMultipartUpload after which only a new multipart upload can succeed."""
 
 BLOCKED: Final = frozenset(
     {
@@ -80,7 +79,7 @@ BLOCKED: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
-"""Nothing that one upload could be to blame for: bucket, account, credentials, encryption key."""
+"""Nothing that one upload can cause: bucket, account, credentials, encryption key."""
 
 PERMANENT: Final = UNSUPPORTED | frozenset(
     {
@@ -117,12 +116,12 @@ def code_of(error: StorageError) -> str | None:
 
 def says_locked(error: StorageError) -> bool:
     """Return whether a store explains by S3 Object Lock that it does not remove a version."""
-    told = f"{code_of(error)} {error.context.get('reason')}".lower()
-    return any(word in told for word in _LOCK_WORDS)
+    text = f"{code_of(error)} {error.context.get('reason')}".lower()
+    return any(word in text for word in _LOCK_WORDS)
 
 
-def sort_answer(response: Mapping[str, Any], operation: str, *, now: datetime) -> StorageError:
-    """Return our error for an error answer of S3, as botocore parsed it."""
+def sort_response(response: Mapping[str, Any], operation: str, *, now: datetime) -> StorageError:
+    """Return our error for an error response of S3, as botocore parsed it."""
     error = response.get("Error", {})
     metadata = response.get("ResponseMetadata", {})
     status = metadata.get("HTTPStatusCode")
@@ -139,7 +138,7 @@ def _kind_of(code: str, *, skewed: bool) -> type[StorageError]:
 
 
 def _is_skewed(metadata: Mapping[str, Any], now: datetime) -> bool:
-    # A HEAD is answered without a body, hence without RequestTimeTooSkewed: the clocks have to tell.
+    # The response to HEAD has no body, hence no RequestTimeTooSkewed: the clocks are compared instead.
     try:
         server = parsedate_to_datetime(metadata["HTTPHeaders"]["date"])
     except (KeyError, ValueError):
@@ -151,11 +150,11 @@ def _is_skewed(metadata: Mapping[str, Any], now: datetime) -> bool:
 
 @contextlib.contextmanager
 def translated(operation: str, **context: Any) -> Iterator[None]:
-    """Raise whatever the driver raises as `TransientStoreError` or `PermanentStoreError`."""
+    """Raise whatever the client raises as `TransientStoreError` or `PermanentStoreError`."""
     try:
         yield
     except ClientError as error:
-        ours = sort_answer(error.response, operation, now=datetime.now(UTC))
+        ours = sort_response(error.response, operation, now=datetime.now(UTC))
         ours.context.update(context)
         raise ours from error
     except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError, UnauthorizedSSOTokenError) as error:

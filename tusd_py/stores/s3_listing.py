@@ -1,6 +1,6 @@
-"""What lies below our prefix of a bucket, page by page. A listing that does not go on is an error.
+"""What lies below our prefix of a bucket, page by page. A listing that cannot be continued is an error.
 
-For what is not listed counts as not there, an end that is none must not look like one.
+What is not listed counts as missing, so an incomplete listing must not look complete.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from tusd_py.ports import ListedObject, UnfinishedObject
 from tusd_py.stores.s3_client import Bucket
 
 PAGE: Final = 1000
-"""S3 answers no more at once."""
+"""S3 returns no more in one page."""
 
 
 async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
-    """Return all objects below the prefix, with keys without it."""
+    """Yield all objects below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
         page = await bucket.objects_page(prefix, {"MaxKeys": PAGE, **position})
@@ -35,7 +35,7 @@ async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
 
 
 async def multiparts(bucket: Bucket, prefix: str) -> AsyncIterator[UnfinishedObject]:
-    """Return all unfinished multipart uploads below the prefix, with keys without it."""
+    """Yield all unfinished multipart uploads below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
         page = await bucket.multiparts_page(prefix, {"MaxUploads": PAGE, **position})

@@ -50,7 +50,7 @@ class Source:
 
 @dataclass(slots=True)
 class MultipartTransfer:
-    """One try of one object; `run` and forget it."""
+    """One try of one object; use it once."""
 
     bucket: Bucket
     detector: CapabilityDetector
@@ -70,7 +70,7 @@ class MultipartTransfer:
 
         Raises:
             StagingDamaged: the staged bytes are not those of the client. Nothing is left behind.
-            StorageError: the store refused or is away; what it holds is kept for the next try.
+            StorageError: the store refused or is down; what it holds is kept for the next try.
         """
         upload = await self._resume() or await self._begin(parameters)
         try:
@@ -79,7 +79,7 @@ class MultipartTransfer:
         except StagingDamaged:
             await self.discard(upload.multipart_id)
             raise
-        # Also a fence: a worker that lost its transfer stops before the object becomes visible.
+        # Also a fence: a worker that lost its lease stops before the object becomes visible.
         await self.transfer_state.progress(self.spec.length)
         await self._complete(upload, replaces=replaces)
 
@@ -143,7 +143,7 @@ class MultipartTransfer:
         try:
             await self.transfer_state.record_multipart(upload.multipart_id)
         except StorageError:
-            # Nobody else knows of it, so nobody else could ever abort it.
+            # It is recorded nowhere, so nothing else could ever abort it.
             await self.bucket.abort_multipart(self.key, upload.multipart_id)
             raise
         if not upload.crc64nvme:

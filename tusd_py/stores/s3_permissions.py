@@ -42,7 +42,7 @@ Step = tuple[str, str, Callable[[], Awaitable[None]]]
 
 
 class PermissionCheck:
-    """One look at a bucket; `run` and forget it."""
+    """One check of a bucket; use it once."""
 
     def __init__(self, bucket: Bucket, config: S3StoreConfig, prefix: str, executor: Executor, directory: Path) -> None:
         self._bucket = bucket
@@ -70,7 +70,7 @@ class PermissionCheck:
                 reason = "" if go_on else result.detail
         finally:
             left = await self._clean_up()
-            if left:  # said here as well: after a cancellation nobody listens to a result
+            if left:  # logged as well: after a cancellation no result is read
                 log.warning("check_left_behind", what=left)
         if left:
             yield CheckResult("clean up", Outcome.FAILED, left)
@@ -96,8 +96,10 @@ class PermissionCheck:
             await call()
         except StorageError as error:
             if call == self._list_unfinished and code_of(error) in UNSUPPORTED:
-                # Then nobody looks for what a killed worker began and could not record.
-                return CheckResult(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
+                # Then nothing finds what a killed worker began and could not record.
+                return CheckResult(
+                    subject, detail="not supported by this store; a lifecycle rule must abort strays"
+                ), True
             if isinstance(error, ObjectLocked):
                 self._there = False  # not to be tried again: it stays until the lock ends
                 return CheckResult(subject, detail="allowed, but object lock keeps the sample"), True
@@ -125,7 +127,7 @@ class PermissionCheck:
     # --- the calls -----------------------------------------------------------------------------
 
     async def _list(self) -> None:
-        # Without it a missing key is not answered with 404 but with 403, and no transfer can begin.
+        # Without it the response for a missing key is 403, not 404, and no transfer can begin.
         await self._bucket.list_any(self._prefix)
 
     async def _list_unfinished(self) -> None:

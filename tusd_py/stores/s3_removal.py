@@ -1,10 +1,10 @@
 """Remove an upload's object from a bucket, in each of its versions, and nothing that is not the upload's.
 
-A key is the upload's own, but a bucket may be shared. So everything is looked at before it goes: it is
+A key is the upload's own, but a bucket may be shared. So everything is read by HEAD before it goes: it is
 ours if it carries our id, or no id at all and the upload's bytes, as rclone shows our objects once it
-was restarted. Between the look and the removal somebody may replace it. Where there are versions, the
-very one that was looked at is removed; elsewhere `If-Match` has the store compare. A store that does not
-know it refuses or ignores it, and then the look is all there is.
+was restarted. Between HEAD and DELETE it may be replaced. Where there are versions, the very one that HEAD
+returned is removed; elsewhere `If-Match` has the store compare. A store that does not know that refuses or
+ignores it, and then HEAD is all there is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tusd_py.stores.s3_errors import DENIED, PRECONDITION_FAILED, UNSUPPORTED, c
 from tusd_py.stores.s3_responses import Head
 
 _TRIES: Final = 5
-"""Of removing what is replaced under our hands."""
+"""Of removing what is replaced at the same moment."""
 
 
 async def remove_object(bucket: Bucket, key: str, identity: ObjectIdentity) -> bool:
@@ -27,7 +27,7 @@ async def remove_object(bucket: Bucket, key: str, identity: ObjectIdentity) -> b
 
     Raises:
         ObjectLocked: the store keeps it, or a version of it.
-        StorageError: it refused for another reason, or is away.
+        StorageError: it refused for another reason, or is down.
     """
     head, version_id = await bucket.head(key), identity.version_id
     for _ in range(_TRIES):
@@ -76,12 +76,12 @@ async def _delete(bucket: Bucket, key: str, head: Head) -> None:
     except PermanentStoreError as error:
         if code_of(error) in UNSUPPORTED and head.etag:
             await delete_exactly(bucket, key, head, {})
-        elif code_of(error) != PRECONDITION_FAILED:  # somebody has just replaced it: the caller looks again
+        elif code_of(error) != PRECONDITION_FAILED:  # it was just replaced: the caller reads it again
             raise
 
 
 async def delete_exactly(bucket: Bucket, key: str, head: Head, parameters: Mapping[str, str]) -> None:
-    """Remove what was looked at.
+    """Remove what HEAD returned.
 
     Raises:
         ObjectLocked: the store keeps it under a lock.
