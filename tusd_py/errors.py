@@ -10,6 +10,7 @@ and so each status and each sentence is written once.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 CLIENT_GONE: Final = 499
@@ -27,8 +28,6 @@ class TusdError(Exception):
 
     upload: Any = None
     """The upload as it stands now, set by a service so that a reply can tell the true offset."""
-    allow: tuple[str, ...] = ()
-    """For `MethodNotAllowed`: what would have been allowed."""
 
     def __init__(self, detail: str | None = None, **context: Any) -> None:
         """`detail` replaces the sentence for the client; `context` is for the log only."""
@@ -152,6 +151,11 @@ class InvalidMethodOverride(ProtocolError):
 class MethodNotAllowed(ProtocolError):
     code, status = "ERR_METHOD_NOT_ALLOWED", 405
     sentence = "This method is not allowed here."
+
+    def __init__(self, allow: Iterable[str]) -> None:
+        """`allow` are the methods for the header Allow."""
+        super().__init__()
+        self.allow = tuple(allow)
 
 
 class UploadTooLarge(ProtocolError):
@@ -285,8 +289,10 @@ class RangeNotSatisfiable(StateConflict):
     code, status = "ERR_RANGE_NOT_SATISFIABLE", 416
     sentence = "The requested range lies outside the file."
 
-    total_length: int = 0
-    """Bytes of the file, for Content-Range."""
+    def __init__(self, total_length: int) -> None:
+        """`total_length` are the bytes of the file, for Content-Range."""
+        super().__init__(length=total_length)
+        self.total_length = total_length
 
 
 # --- how a body can end without having been received whole -----------------------------------------

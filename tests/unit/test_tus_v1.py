@@ -157,8 +157,7 @@ def test_the_offset_stands_on_a_failed_patch_alone():
 def test_errors_bring_the_headers_that_belong_to_them():
     """CORE-02 CRE-05 GEN-11 GEN-12"""
     limited = Features.derive(max_size=5)
-    refused = MethodNotAllowed()
-    refused.allow = ("GET", "HEAD")
+    refused = MethodNotAllowed(("GET", "HEAD"))
 
     assert tus_v1.render_error(UnsupportedVersion(), "POST", ALL).headers["Tus-Version"] == "1.0.0"
     assert tus_v1.render_error(UploadTooLarge(), "POST", limited).headers["Tus-Max-Size"] == "5"

@@ -139,9 +139,7 @@ def _range(request: web.Request, length: int, tag: str) -> tuple[int, int, bool]
                 return 0, length, False
             stop = min(int(match["last"]) + 1, length)
     if start >= stop:
-        error = RangeNotSatisfiable(length=length)
-        error.total_length = length
-        raise error
+        raise RangeNotSatisfiable(length)
     return start, stop, True
 
 

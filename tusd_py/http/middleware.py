@@ -159,9 +159,7 @@ def _render(context: HttpContext, request: web.Request, error: TusdError) -> web
 
 def _named(refused: web.HTTPException) -> TusdError:
     if isinstance(refused, web.HTTPMethodNotAllowed):
-        error: TusdError = MethodNotAllowed()
-        error.allow = tuple(sorted(refused.allowed_methods))
-        return error
+        return MethodNotAllowed(sorted(refused.allowed_methods))
     if isinstance(refused, web.HTTPNotFound):
         return UploadNotFound("There is nothing here.")
     raise refused

@@ -12,6 +12,7 @@ from tusd_py.errors import (
     BodyTimedOut,
     BodyTooSlow,
     ClientDisconnected,
+    MethodNotAllowed,
     RangeNotSatisfiable,
     ServerDraining,
     StagingDamaged,
@@ -108,7 +109,7 @@ def problem_response(error: TusdError) -> web.Response:
         response.headers["Retry-After"] = "1"
     if status == http.HTTPStatus.UNAUTHORIZED:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if error.allow:
+    if isinstance(error, MethodNotAllowed):
         response.headers["Allow"] = ", ".join(error.allow)
     _tell_length(response, error)
     return response

@@ -36,7 +36,7 @@ async def creation_url(request: web.Request) -> web.StreamResponse:
         return options(request)
     dialect_of(request).check_request(method, request.headers)
     if method != "POST" or request.method != "POST":
-        raise _not_allowed(CREATION_METHODS)
+        raise MethodNotAllowed(CREATION_METHODS)
     request[KIND] = "create"
     return await create(context, request)
 
@@ -49,7 +49,7 @@ async def upload_url(request: web.Request) -> web.StreamResponse:
         return options(request)
     dialect_of(request).check_request(method, request.headers)
     if method not in context.features.upload_methods:
-        raise _not_allowed(context.features.upload_methods)
+        raise MethodNotAllowed(context.features.upload_methods)
     request[KIND] = _KINDS[method]
     token = request.match_info["token"]
     principal = principal_of(request)
@@ -177,12 +177,6 @@ def _interim(context: HttpContext, request: web.Request, locate: Callable[[str],
     """
     wanted = context.config.rufh.interim_104 and dialect_of(request).supports_interim and request.version >= (1, 1)
     return InformationalResponses(context, request, locate) if wanted else None
-
-
-def _not_allowed(allowed: tuple[str, ...]) -> MethodNotAllowed:
-    error = MethodNotAllowed()
-    error.allow = allowed
-    return error
 
 
 @contextlib.contextmanager

@@ -43,9 +43,7 @@ def resource(
             return _preflight(request)
         handler = handlers.get(request.method)
         if handler is None:
-            error = MethodNotAllowed()
-            error.allow = ("OPTIONS", *handlers)
-            raise error
+            raise MethodNotAllowed(("OPTIONS", *handlers))
         if request.method == "POST" and media_type(request.headers.get(CONTENT_TYPE)) != "application/json":
             # A page of any origin may send other types without asking first (a CORS-simple request).
             raise InvalidContentType("Content-Type must be application/json, even where there is no body.")
