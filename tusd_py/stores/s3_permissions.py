@@ -97,9 +97,7 @@ class PermissionCheck:
         except StorageError as error:
             if call == self._list_unfinished and code_of(error) in UNSUPPORTED:
                 # Then nothing finds what a killed worker began and could not record.
-                return CheckResult(
-                    subject, detail="not supported by this store; a lifecycle rule must abort strays"
-                ), True
+                return CheckResult(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
             if isinstance(error, ObjectLocked):
                 self._there = False  # not to be tried again: it stays until the lock ends
                 return CheckResult(subject, detail="allowed, but object lock keeps the sample"), True
