@@ -21,7 +21,7 @@ from tusd_py.config.reference import render_reference
 from tusd_py.errors import TusdError
 from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
-from tusd_py.ports import AttemptView, QueueStats
+from tusd_py.ports import AttemptView, JobKind, QueueStats
 from tusd_py.protocol.upload import State
 from tusd_py.stores.s3_permissions import OF_BUCKET
 
@@ -38,13 +38,13 @@ def read(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_the_state_diagram_is_the_one_of_the_code():
+def test_the_state_diagram_is_the_one_of_the_code() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
 
     assert with_diagram(text) == text
 
 
-def test_every_module_of_the_tree_exists_and_every_package_is_in_it():
+def test_every_module_of_the_tree_exists_and_every_package_is_in_it() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     tree = text.split("```")[1]
     packages = {path.parent.name for path in (ROOT / "tusd_py").glob("*/__init__.py")}
@@ -54,7 +54,7 @@ def test_every_module_of_the_tree_exists_and_every_package_is_in_it():
     assert {name for name in modules if name not in tree} == set()
 
 
-def test_the_documented_policy_is_what_is_tried():
+def test_the_documented_policy_is_what_is_tried() -> None:
     policy = json.loads((ROOT / "docs" / "s3.md").read_text(encoding="utf-8").split("```json")[1].split("```")[0])
 
     allowed = {action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]}
@@ -70,7 +70,7 @@ def test_the_configuration_page_is_what_the_renderer_writes(monkeypatch: pytest.
     assert page == render_reference(), "run: make format"
 
 
-def test_every_metric_is_in_operations():
+def test_every_metric_is_in_operations() -> None:
     families = [
         *Metrics().registry.collect(), *stats_gauges(QueueStats({}, 0, {}, 0)), *readiness_gauges({}, ready=True),
     ]  # fmt: skip
@@ -92,28 +92,28 @@ def fields_in(section: str) -> set[str]:
     }
 
 
-def test_every_field_of_an_upload_is_documented():
+def test_every_field_of_an_upload_is_documented() -> None:
     assert set(upload_view(upload(), Config(), place=None)) == fields_in("### Fields of an upload")
 
 
-def test_every_field_of_a_transfer_is_documented():
+def test_every_field_of_a_transfer_is_documented() -> None:
     assert set(transfer_view(None)) == fields_in("### Fields of its transfer")
 
 
-def test_every_field_of_an_attempt_is_documented():
+def test_every_field_of_an_attempt_is_documented() -> None:
     attempt = AttemptView(
-        job_id=1, kind="transfer", number=1, worker=None, outcome=None, error_code=None, error=None, started_at=NOW,
-        finished_at=None,
+        job_id=1, kind=JobKind.TRANSFER, number=1, worker=None, outcome=None, error_code=None, error=None,
+        started_at=NOW, finished_at=None,
     )  # fmt: skip
 
     assert set(attempt_view(attempt, operator=True)) == fields_in("## `GET /api/v1/uploads/{id}/attempts`")
 
 
-def test_every_state_is_documented():
+def test_every_state_is_documented() -> None:
     assert set(State) == fields_in("### States")
 
 
-def test_every_error_is_documented_with_its_status_and_sentence():
+def test_every_error_is_documented_with_its_status_and_sentence() -> None:
     errors = {(error.code, str(error.status)) for error in answered()}
     rows = re.findall(r"^\| `(ERR_\w+)` \| (\d+) \| (.*) \|$", read(API), re.MULTILINE)
     sentences = {code: sentence for code, _, sentence in rows}
@@ -148,7 +148,7 @@ TOML = [
 
 
 @pytest.mark.parametrize("text", TOML)
-def test_every_configuration_can_be_loaded(text: str, tmp_path: Path):
+def test_every_configuration_can_be_loaded(text: str, tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text("postgresql://somebody:secret@db.example.com/uploads")
     (tmp_path / "jwt-key").write_text("k" * 32)
     (tmp_path / "config.toml").write_text(text.replace("/etc/tusd_py", str(tmp_path)))
@@ -169,7 +169,7 @@ def exists(key: str) -> bool:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
 )
-def test_every_key_that_is_named_exists(page: Path):
+def test_every_key_that_is_named_exists(page: Path) -> None:
     sections = "|".join(set(Config.model_fields) - {"data_dir", "profiles"})
     named = set(re.findall(rf"`((?:{sections})(?:\.[a-z_0-9]+)+)(?: = [^`]*)?`", prose(page)))
     others = {key for key in named if key.endswith((".py", ".md", ".lock"))} | {"transfer.state"}  # of the JSON API
@@ -178,7 +178,7 @@ def test_every_key_that_is_named_exists(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_command_that_is_named_exists(page: Path, capsys: pytest.CaptureFixture[str]):
+def test_every_command_that_is_named_exists(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     known = set(re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE))
@@ -187,7 +187,7 @@ def test_every_command_that_is_named_exists(page: Path, capsys: pytest.CaptureFi
     assert set(re.findall(r"(?:`|^|/)tusd-py ([a-z-]+)", read(page), re.MULTILINE)) <= known
 
 
-def test_the_application_of_the_library_page_is_built(tmp_path: Path):
+def test_the_application_of_the_library_page_is_built(tmp_path: Path) -> None:
     (program,) = blocks(ROOT / "docs" / "library.md", "python")
 
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
@@ -217,7 +217,7 @@ def links(page: Path) -> list[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_somewhere(page: Path):
+def test_every_link_leads_somewhere(page: Path) -> None:
     broken = [
         f"{target.relative_to(ROOT)}#{anchor}"
         for target, anchor in links(page)
@@ -227,7 +227,7 @@ def test_every_link_leads_somewhere(page: Path):
     assert broken == []
 
 
-def test_every_page_can_be_reached_from_the_index():
+def test_every_page_can_be_reached_from_the_index() -> None:
     seen, waiting = set[Path](), [ROOT / "docs" / "index.md"]
     while waiting:
         page = waiting.pop()
@@ -242,7 +242,7 @@ def test_every_page_can_be_reached_from_the_index():
 
 
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/development.md", "docs/architecture.md"])
-def test_every_path_that_is_named_exists(name: str):
+def test_every_path_that_is_named_exists(name: str) -> None:
     text = prose(ROOT / name)
     paths = re.findall(r"`((?:tusd_py|tests|bench|scripts|docs|frontend|examples)/[\w./-]*)`", text)
     modules = set(re.findall(r"`([\w./]+\.py)`", text))
@@ -252,5 +252,5 @@ def test_every_path_that_is_named_exists(name: str):
     assert {module for module in modules if not any(path.endswith(f"/{module}") for path in known)} == set()
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short() -> None:
     assert len(read(ROOT / "README.md").splitlines()) <= 150
