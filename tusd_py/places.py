@@ -1,6 +1,11 @@
-"""Every store that is configured here, by the place it is: the current one, and those of before.
+"""The configured stores by place: the current one, and former ones that still hold uploads.
 
-New uploads go to the current one. What was stored elsewhere is read and removed there.
+New uploads go to the current store. An upload's row names the place in which it was stored, and it is read and
+removed there, also after the configuration has changed. Several places can have the same store: those whose
+objects were moved to the current one (`moved`).
+
+A former store that cannot be opened stops nothing: it is tried again at its next use. Places get their ids from
+the database, at the start or, if that is down, at the first use.
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ class Stores:
                 try:
                     await store.open()
                 except StorageError as error:
-                    # Only what lies there cannot be had; it is tried again when somebody wants it.
+                    # Only its own uploads cannot be read; it is tried again when one is needed.
                     self._unopened.add(store)
                     log.warning("former_store_not_usable", place=str(place), reason=str(error))
         with contextlib.suppress(DatabaseUnavailable):
@@ -119,7 +124,7 @@ class Stores:
         return store in self._part_stores
 
     async def place(self, place_id: int) -> Place | None:
-        """Return which place that is, also where it is not configured. None: nobody knows."""
+        """Return the place of an id, also where no store is configured for it. None: there is none."""
         if place_id not in self._places:
             self._places = await self._record.places()
         return self._places.get(place_id)

@@ -1,4 +1,4 @@
-"""The places where uploads lie. Each has one row for ever; an upload names it by its number."""
+"""The places where uploads lie. Each has one row, which is never removed; an upload names it by its id."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class PlaceRecords:
     async def register(self, current: Place, former: Sequence[Place]) -> dict[Place, int]:
         """Return the ids of places, making those that are new.
 
-        Uploads from before places were recorded lie in the first of `former`, else in `current`, of
-        whoever registers first.
+        Uploads from before places were recorded lie in the first of `former`, else in `current`, of the
+        first call.
         """
         ids = {}
         async with self._database.transaction() as connection:
-            # Who names a former place at the first start of all means what is there from before.
+            # A former place that is configured at the very first start is where earlier uploads lie.
             await connection.execute(CLAIM_UNNAMED, *_row(former[0] if former else current))
             for place in (current, *former):
                 await connection.execute(REGISTER, *_row(place))

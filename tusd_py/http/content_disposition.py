@@ -1,6 +1,6 @@
-"""What a browser is told about a file that somebody uploaded: its name, its type, show or save. Pure.
+"""Content-Disposition and Content-Type of an uploaded file, safe for a browser. Pure.
 
-Name and type come from a stranger. Neither may break out of its header, and nothing that can run
+Name and type come from an untrusted client. Neither may break out of its header, and nothing that can run
 script is ever shown under our origin.
 """
 

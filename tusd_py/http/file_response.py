@@ -35,7 +35,7 @@ async def send_file(request: web.Request, file: LocalFile, length: int, headers:
     if not _file_response_understands(request, file.tag):
         return await send_segments(request, [Segment(file.path, length)], file.tag, headers)
     response = _StoredFile(file.path, headers=_fields(headers))
-    # Here and not after the handler: only so do status and time of the request tell how it went.
+    # Here and not after the handler: only so are status and time of the request those of the whole response.
     await response.prepare(request)
     return response
 
@@ -113,7 +113,7 @@ async def _send(request: web.Request, response: web.StreamResponse, blocks: Asyn
             async for block in blocks:
                 await response.write(block)
     except StagingMissing as error:
-        # The headers are out: only a connection cut short tells the client that this is not all.
+        # The headers are out: only a connection cut short shows the client that bytes are missing.
         request[CLOSE] = True
         raise StorageError(cause=str(error)) from error
 

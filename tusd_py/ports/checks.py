@@ -1,4 +1,4 @@
-"""What `tusd-py check-config --connect` asks of adapters: to show that they may do what they will do."""
+"""What `tusd-py check-config --connect` asks of adapters: to try what they will have to do."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ class Checkable(Protocol):
     """An adapter that can try everything it needs, and leaves nothing behind."""
 
     def check(self) -> AsyncGenerator[CheckResult]:
-        """Try one right after the other. A failure is an answer; the caller closes the iterator."""
+        """Yield the result of one try after the other. A failure is a result; the caller closes the iterator."""

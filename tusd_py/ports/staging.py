@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class StagingIdentity:
-    """Which staging directory this process has: known once directory and database agreed on it, at start."""
+    """The id of this process's staging directory, known once directory and database agree on it at the start."""
 
     def __init__(self, staging_id: StagingId | None = None) -> None:
         self._id = staging_id
@@ -29,10 +29,10 @@ class StagingIdentity:
         return self._id
 
     def confirm(self, staging_id: StagingId) -> None:
-        """Take an id for the directory's, from here on."""
+        """Set the id, from here on."""
         self._id = staging_id
 
-    def demand(self, upload: Upload) -> None:
+    def require(self, upload: Upload) -> None:
         """Raise `WrongNode` if another directory holds the bytes of an upload."""
         if upload.staging_id != self.id:
             raise WrongNode(upload_id=str(upload.id), staging_id=str(upload.staging_id))
@@ -68,7 +68,7 @@ class StagingFile(Protocol):
         sync: bool = False,
         hasher: Hasher | None = None,
     ) -> int:
-        """Write the chunks at `offset`, feed them to `hasher`, and return the running checksum.
+        """Write the chunks at `offset`, update `hasher` with them, and return the running checksum.
 
         With `sync` everything written so far survives a power cut (fdatasync) when this returns. If that
         fails, nothing counts that was written since the last sync, and every later one fails as well.
@@ -81,7 +81,7 @@ class StagingFile(Protocol):
         """Read bytes [start, stop) back into `hasher`."""
 
     async def close(self) -> None:
-        """Let go of the file and of its lock."""
+        """Close the file, which releases its lock."""
 
 
 class Staging(Protocol):
@@ -115,10 +115,10 @@ class Staging(Protocol):
     def locked(
         self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None
     ) -> AbstractAsyncContextManager[list[UploadId]]:
-        """Hold the locks of files, and yield the ids of those that nobody else uses. A missing file is nobody's.
+        """Hold the locks of files, and yield the ids of those that are not in use. A missing file is not in use.
 
-        Whoever removes a staged copy because of what the record says, or relies on one, asks the record
-        and changes it while holding this: so the two of them never both go by what was true before.
+        To remove a staged copy because of what the database says, or to rely on one, read the database and
+        change it while holding this: then of two that do, the second sees what the first has done.
         Each file that is locked is open: pass some hundreds of them at most. One that cannot be opened is put
         into `failed`, or logged.
         """
@@ -133,8 +133,8 @@ class Staging(Protocol):
         """Check that `wanted` more bytes leave the reserve untouched.
 
         Raises:
-            UploadTooLarge: they never could, not even on the empty disk.
-            StagingFull: they would not now; once others have gone they may.
+            UploadTooLarge: they do not fit on the disk even if it is empty.
+            StagingFull: they do not fit now, and may once others have gone.
         """
 
     # --- for cleanup ---------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ class Staging(Protocol):
     async def remove_unclaimed(self, upload_ids: Sequence[UploadId]) -> dict[UploadId, StorageError]:
         """Remove files that were set aside; return those that could not be removed."""
 
-    async def demand_identity(self) -> None:
-        """Raise `StagingMismatch` if another directory is in the place of ours by now."""
+    async def require_identity(self) -> None:
+        """Raise `StagingMismatch` if another directory is in the place of ours by now, as after an unmount."""
 
     def files(self) -> Iterator[tuple[str, float]]:
         """Return name and modification time of every file. Blocks: run it in a thread."""

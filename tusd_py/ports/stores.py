@@ -40,7 +40,7 @@ class ObjectSpec:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """What the upload's profile says of its object, by the names of S3: it goes before the store's own."""
     digests: frozenset[str] = frozenset()
-    """What to compute on the way, of `sha256` and `md5`."""
+    """What to compute during the transfer, of `sha256` and `md5`."""
     content_encoding: str | None = None
     content_language: str | None = None
 
@@ -73,14 +73,14 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectIdentity:
-    """By what an upload's object is told from whatever else may lie under its key."""
+    """What identifies an upload's object among whatever may lie under its key."""
 
     upload_id: str
     key: str
     length: int
     crc64nvme: int | None = None
     etag: str | None = None
-    """As the store told it when the object was stored; so is `version_id`. None: not recorded."""
+    """As the store returned it when the object was stored; so is `version_id`. None: not recorded."""
     version_id: str | None = None
 
 
@@ -95,7 +95,7 @@ class PartRecord:
 
 
 class TransferState(Protocol):
-    """The durable memory of one transfer: what a killed worker's successor continues from.
+    """What is recorded of one transfer, for a killed worker's successor to continue from.
 
     Every method raises `TransferCancelled` (a `StorageError`) once the transfer was cancelled or
     its lease was lost, so that a late worker stops before it changes anything.
@@ -114,7 +114,7 @@ class TransferState(Protocol):
         """Record a part that the store has acknowledged."""
 
     async def progress(self, bytes_done: int) -> None:
-        """Say how many bytes the store holds; throttled, so it may be called for every part."""
+        """Record how many bytes the store holds; throttled, so it may be called for every part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +170,7 @@ class ObjectStore(Checkable, Protocol):
 
         Idempotent: a second call after success, or after a crash at any moment, ends with the same
         single object. When this returns the object is durable and its length and, where the store
-        can tell, its checksum were compared.
+        returns one, its checksum were compared.
 
         Raises:
             TransientStoreError: a retry may help.
@@ -190,7 +190,7 @@ class ObjectStore(Checkable, Protocol):
         send `headers`.
 
         Raises:
-            StoredObjectMissing: the store has no such object. One that presigns does not look.
+            StoredObjectMissing: the store has no such object. One that presigns does not check.
         """
 
     async def remove(self, identity: ObjectIdentity) -> bool:
@@ -212,14 +212,14 @@ class ObjectStore(Checkable, Protocol):
         Nothing stays behind.
 
         Raises:
-            TransientStoreError: it is away.
-            PermanentStoreError: it refuses; somebody has to correct bucket, credentials or permissions.
+            TransientStoreError: it cannot be reached.
+            PermanentStoreError: it refuses; an operator has to correct bucket, credentials or permissions.
         """
 
 
 @runtime_checkable
 class MeasuredStore(Protocol):
-    """A store that can become full, and knows how far it is from that."""
+    """A store that can become full, and knows how much it can take."""
 
     async def room(self) -> Room:
         """Return how much it can take. Raises `TransientStoreError` if that cannot be known."""
@@ -242,7 +242,7 @@ class PartStore(Protocol):
 
 @runtime_checkable
 class BatchStore(Protocol):
-    """A store that takes many small objects at once for less than one by one."""
+    """A store that stores many small objects in one call faster than one by one."""
 
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
@@ -267,28 +267,28 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedObject:
-    """What may still become an object: an unfinished multipart upload, a half-made file."""
+    """What may still become an object: an unfinished multipart upload, an incomplete file."""
 
     key: str
     id: str
     """What `ObjectStore.abort` takes."""
     begun_at: float
-    """Seconds since the epoch; of a half-made file, when it last grew."""
+    """Seconds since the epoch; of an incomplete file, when it last grew."""
 
 
 @runtime_checkable
 class ListableStore(Protocol):
-    """A store that tells what it holds. Listings are read in pages and never gathered.
+    """A store that can list what it holds. Listings are read in pages and never held in memory.
 
-    Only what lies below the store's own prefix is listed, and keys are without it. Somebody else's
-    objects are listed as well: a listing does not tell whose they are.
+    Only what lies below the store's own prefix is listed, and keys are without it. Foreign objects are
+    listed as well: a listing does not show whose they are.
     """
 
     keeps_ids: bool
     """Whether an object carries the id of its upload, so that `stat` proves whose it is."""
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        """Return all objects, in the order of their keys' code points where the store keeps to it."""
+        """Yield all objects, in the order of their keys' code points where the store keeps to it."""
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        """Return everything that is unfinished, in any order."""
+        """Yield everything that is unfinished, in any order."""

@@ -1,7 +1,21 @@
-"""Staging files of one node: where they are, who may write, how much space is left.
+"""Staging files of one directory: where they are, who may write, how much space is left.
 
 A file's name is the upload's id and nothing a client sent. Directories are made at start and never
 removed, so that creating a file is one system call and one directory sync.
+
+What the files of an upload rely on, and where it is kept:
+
+- One writer among all processes: a `flock`, which the kernel frees when the process dies (`locked_file`).
+- An acknowledged byte survives a power cut: a sync comes before the offset is recorded, and one that failed
+  is never repeated on the same descriptor (`syncs`).
+- The file may be longer than the offset, never shorter: the writer cuts a torn tail when it opens the file,
+  and fails on one that is too short.
+- Nobody removes what another relies on: cleanup, reconcile and the worker hold the file's lock while they
+  read the database and change it (`locking`).
+- A small upload that comes in one request is created, written and synced together with others (`small`).
+
+Everything that blocks runs in this class's own threads, except `probe`, `check_space` and `new_id`, which are
+quicker than the hop to a thread.
 """
 
 from __future__ import annotations
@@ -23,7 +37,7 @@ import structlog
 from tusd_py.errors import StagingFull, StorageError, UploadTooLarge
 from tusd_py.ports import StagedFile, Staging, StagingFile, StagingIdentity
 from tusd_py.protocol.upload import UploadId
-from tusd_py.staging.identity import demand_id
+from tusd_py.staging.identity import require_id
 from tusd_py.staging.locked_file import (
     DIRECTORY_MODE,
     LockedFile,
@@ -118,7 +132,7 @@ class StagingArea(Staging):
         try:
             opened = await asyncio.shield(opening)
         except asyncio.CancelledError:
-            # The thread goes on without us: what it opens, and locks, must be let go again.
+            # The thread continues without us: what it opens, and locks, must be released.
             opening.add_done_callback(_close_unwanted)
             raise
         if opened is None:
@@ -135,7 +149,7 @@ class StagingArea(Staging):
                 return create_locked(path, self._syncs)
             if opened is None or opened[1] or not create or self._syncs is None:
                 return opened
-            # An empty file counts for nothing, and whoever made it may have failed to sync its name.
+            # An empty file holds nothing, and the sync of its name may have failed.
             try:
                 Path(path).unlink(missing_ok=True)
             finally:
@@ -182,8 +196,8 @@ class StagingArea(Staging):
 
         return await self._run(_each, unlink, upload_ids)
 
-    async def demand_identity(self) -> None:
-        await self._run(demand_id, self._directory, self.identity.id)
+    async def require_identity(self) -> None:
+        await self._run(require_id, self._directory, self.identity.id)
 
     def check_space(self, wanted: int) -> None:
         now = time.monotonic()
@@ -208,7 +222,7 @@ class StagingArea(Staging):
                     with contextlib.suppress(FileNotFoundError):
                         yield entry.name, entry.stat(follow_symlinks=False).st_mtime
             except OSError as error:
-                # One that cannot be read keeps nobody from the others.
+                # One that cannot be read must not hide the others.
                 log.warning("staging_shard_not_readable", path=shard, reason=str(error))
 
     async def _run(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:

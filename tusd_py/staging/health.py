@@ -12,7 +12,7 @@ from tusd_py.staging.locked_file import translated_errors
 
 
 class StagingHealth:
-    """The staging disk as an operator sees it."""
+    """The state of the staging disk, for readiness."""
 
     def __init__(self, directory: Path, *, reserve: int) -> None:
         self._directory = directory
@@ -35,7 +35,7 @@ class StagingHealth:
             raise StagingFull(free_bytes=free, reserve=self._reserve)
         if sync_failures == self._trusted_at:
             return
-        for proof in check_directory("staging", self._directory):
-            if proof.outcome is Outcome.FAILED:
-                raise StorageError(f"The staging disk does not keep a new file: {proof.subject}: {proof.detail}")
+        for result in check_directory("staging", self._directory):
+            if result.outcome is Outcome.FAILED:
+                raise StorageError(f"The staging disk does not keep a new file: {result.subject}: {result.detail}")
         self._trusted_at = sync_failures

@@ -13,7 +13,7 @@ from tusd_py.protocol.upload import StagingId
 from tusd_py.staging.locked_file import DIRECTORY_MODE, FILE_MODE, translated_errors
 
 ID_FILE: Final = "directory-id"
-"""A plain name, so that whoever copies the directory by `*` copies this as well."""
+"""A plain name, so that a copy of the directory by `*` includes it."""
 
 
 def read_id(directory: Path) -> StagingId | None:
@@ -34,7 +34,7 @@ def read_id(directory: Path) -> StagingId | None:
         raise StagingMismatch(f'{path} does not hold an id. Run "tusd-py staging adopt" to write it anew.') from None
 
 
-def demand_id(directory: Path, staging_id: StagingId) -> None:
+def require_id(directory: Path, staging_id: StagingId) -> None:
     """Raise `StagingMismatch` unless the directory has this id still: a disk may have been unmounted. Blocks."""
     if (found := read_id(directory)) != staging_id:
         raise StagingMismatch(
@@ -46,7 +46,7 @@ def demand_id(directory: Path, staging_id: StagingId) -> None:
 def write_id(directory: Path, staging_id: StagingId, *, replace: bool = False) -> bool:
     """Give the directory an id, durably, and return whether it has that one now. Blocks.
 
-    Of several servers that begin at the same moment one writes: without `replace` an id that is there stays.
+    Of several servers that start at the same moment one writes: without `replace` an existing id stays.
     """
     path, temporary = directory / ID_FILE, directory / f"{ID_FILE}.{uuid4().hex}"
     with translated_errors():

@@ -1,4 +1,4 @@
-"""A staging file that one process writes to, and what the operating system says as errors of staging."""
+"""A staging file that one process writes to, and OSError translated into the errors of staging."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
-    """Turn what the operating system says into the errors of staging."""
+    """Raise an OSError as one of the errors of staging."""
     try:
         yield
     except FileNotFoundError as error:
@@ -66,7 +66,7 @@ class LockedFile(StagingFile):
 
     async def truncate(self, length: int) -> None:
         if self.size < length:
-            # Filling the hole with zeros would hand the client's owner a file that nobody sent.
+            # Filling the hole with zeros would make up bytes that the client did not send.
             raise StagingDamaged(path=self._path, size=self.size, expected=length)
         if self.size > length:
             await self._call(os.ftruncate, self._fd, length)
@@ -122,7 +122,7 @@ class LockedFile(StagingFile):
             # Closing does not wait for the disk: everything that must be durable was synced.
             os.close(fd)
         else:
-            # A caller that was cancelled leaves its thread at work: under it the number must not
+            # A cancelled caller leaves its thread running: until it ends, the descriptor's number must not
             # become another file's.
             self._calling.add_done_callback(lambda _: os.close(fd))
 
@@ -150,9 +150,9 @@ def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
 
 
 def open_locked(path: str, *, shared: bool = False) -> tuple[int, int] | None:
-    """Open and lock a file; return its descriptor and size, None while somebody else holds it.
+    """Open and lock a file; return its descriptor and size, None while another holds it.
 
-    With `shared` others may look at it as well, but nobody can write.
+    With `shared` others may lock it like this as well, and none can write.
     """
     return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
@@ -160,7 +160,7 @@ def open_locked(path: str, *, shared: bool = False) -> tuple[int, int] | None:
 def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     """Make and lock a file whose name is durable, and return as `open_locked` does.
 
-    None as well while somebody else makes it.
+    None as well while another makes it.
     """
     names = None if syncs is None else syncs.new_names(path.rpartition("/")[0])
     try:
@@ -170,7 +170,7 @@ def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     try:
         created = _locked(fd, path, fcntl.LOCK_EX)
     except FileNotFoundError:
-        # Between the two calls somebody else took it for a leftover.
+        # Between the two calls another process took it for a leftover.
         return None
     if created is not None and names is not None:
         try:
@@ -188,7 +188,7 @@ def _locked(fd: int, path: str, kind: int) -> tuple[int, int] | None:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
         facts = os.fstat(fd)
         if facts.st_nlink == 0:
-            # Removed between open and lock: what we hold is nobody's file any more.
+            # Removed between open and lock: what is locked has no name any more.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     except BlockingIOError:
         os.close(fd)

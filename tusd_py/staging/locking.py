@@ -1,7 +1,7 @@
-"""Hold the locks of several staged files at once, for as long as a look at the record must stay true.
+"""Hold the locks of several staged files, for as long as what the database said must stay true.
 
-Whoever removes a staged copy and whoever relies on it both hold the file's lock while they ask the
-record and change it, so that the second of them sees what the first has done.
+The removal of a staged copy and anything that relies on it hold the file's lock while they read the
+database and change it, so that the second of them sees what the first has done.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ log = structlog.get_logger(__name__)
 async def locked_files(
     paths: Mapping[UploadId, str], failed: dict[UploadId, StorageError] | None = None
 ) -> AsyncIterator[list[UploadId]]:
-    """Lock the files and yield the ids of those that nobody else uses. A missing file is nobody's.
+    """Lock the files and yield the ids of those that are not in use. A missing file is not in use.
 
-    What cannot be opened, or is a link, is left out as if somebody used it, and put into `failed`, or logged.
+    What cannot be opened, or is a link, is left out as if it were in use, and put into `failed`, or logged.
     """
     locking = asyncio.ensure_future(asyncio.to_thread(_lock_all, paths, failed))
     try:
         held = await asyncio.shield(locking)
     except asyncio.CancelledError:
-        # The thread goes on without us: what it locks must be let go again.
-        locking.add_done_callback(_let_go)
+        # The thread continues without us: what it locks must be released.
+        locking.add_done_callback(_release)
         raise
     try:
         yield list(held)
@@ -68,7 +68,7 @@ def _lock(path: str) -> int:
     return fd
 
 
-def _let_go(locking: asyncio.Future[dict[UploadId, int | None]]) -> None:
+def _release(locking: asyncio.Future[dict[UploadId, int | None]]) -> None:
     if not locking.cancelled() and locking.exception() is None:
         _close(locking.result())
 

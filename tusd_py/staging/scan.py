@@ -1,4 +1,4 @@
-"""Staging seen from outside: what lies there, how large it is, and removing what nobody wants.
+"""Staging for reconcile: what lies there, how large it is, and the removal of what is not needed.
 
 No symbolic link is ever followed, and only regular files of a name and in a directory that
 `StagingArea` gives them are taken for ours.
@@ -31,7 +31,7 @@ _NOT_LISTED: Final = frozenset({"lost+found", ID_FILE, UNCLAIMED})
 
 
 class DirectoryScan:
-    """A look at one staging directory."""
+    """One staging directory as it is on disk. It is neither made nor prepared."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -73,7 +73,7 @@ class DirectoryScan:
     ) -> bool:
         """Remove a file under its own lock, if it is old enough and `unwanted` says so then.
 
-        Returns False, and changes nothing, if somebody uses it, it has changed since, or it is wanted.
+        Returns False, and changes nothing, if it is in use, has changed since, or is wanted.
         """
         path = self._path(upload_id)
         return await self._under_lock(path, unchanged_since, unwanted, lambda: Path(path).unlink(missing_ok=True))
@@ -104,7 +104,7 @@ class DirectoryScan:
         if fd is None:
             return False
         try:
-            # Asked while the file is locked: whoever begins to write it now waits for us.
+            # Asked while the file is locked: a writer that comes now waits for us.
             if not await agreed():
                 return False
             with translated_errors():
@@ -144,7 +144,7 @@ def _lock_old(path: str, unchanged_since: float) -> int | None:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
-            return None  # gone, a link, another user's: not for us
+            return None  # gone, a link, or another user's
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             facts = os.fstat(fd)

@@ -1,7 +1,7 @@
 """Small files, many at a time: one thread call creates, writes and syncs whatever waits.
 
-A small upload is seven calls to the system. Made from a thread of its own, each of them lets go of the
-interpreter's lock and fights for it again, which costs more than the work. So a few *workers* take turns:
+A small upload is seven calls to the system. Made from a thread of its own, each of them releases the
+interpreter's lock and competes for it again, which costs more than the work. So a few *workers* take turns:
 while one is at the disk, others' files gather, and the next one takes them all.
 """
 
@@ -75,7 +75,7 @@ class SmallFiles:
             try:
                 await self._store_batch([file for file, _ in batch])
             except BaseException as error:
-                # Not a file's own error: the worker itself is at its end, and nobody may wait for it.
+                # Not a file's own error: the worker ends, and no caller may wait for it.
                 for _, done in batch:
                     if not done.done():
                         done.set_exception(StorageError(cause=repr(error)))

@@ -6,7 +6,7 @@ descriptor that was opened later may never hear of it. Hence three rules:
 
 - A descriptor whose sync failed is never synced again; see `LockedFile`.
 - A directory is opened before a name is made in it, and stays open.
-- Whoever shares that descriptor shares the failure: it was reported to one of them only.
+- All that share that descriptor share the failure: it was reported to one of them only.
 
 A name whose sync failed is taken back. Made anew, it is written anew.
 """
@@ -65,8 +65,8 @@ class Syncs:
     def failure(self, path: str, error: OSError) -> OSError:
         """Count and log a sync that failed, and return what is to be raised for it.
 
-        Also where the device was full: it had taken the bytes before, and nobody is to free some space
-        and rely on them.
+        Also where the device was full: it had taken the bytes before, and freeing
+        some space does not bring them back.
         """
         self._metrics.sync_failures.inc()
         log.error("staging_sync_failed", path=path, reason=str(error))
@@ -83,7 +83,7 @@ class _Directory:
     """An open directory, and how often syncing it has failed."""
 
     def __init__(self, path: str, syncs: Syncs) -> None:
-        # Kept open: each call to the system from a thread is a fight for the interpreter's lock.
+        # Kept open: each call to the system from a thread competes for the interpreter's lock.
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._path = path
         self._syncs = syncs

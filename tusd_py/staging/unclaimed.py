@@ -74,9 +74,9 @@ def parse_id(name: str) -> UploadId | None:
 
 
 def _move(source: Path, target: Path) -> None:
-    # Whoever moves a file of this name holds the source's lock, so nobody else makes the target meanwhile.
+    # A move of a file of this name holds the source's lock, so nothing else makes the target meanwhile.
     if os.path.lexists(target):
-        raise StorageError("A file is there already; nothing was moved.", path=str(target))
+        raise StorageError("There is already a file in its place; nothing was moved.", path=str(target))
     parents = [os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for path in (target, source)]
     try:
         source.rename(target)

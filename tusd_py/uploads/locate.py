@@ -73,7 +73,7 @@ class Locator:
             if not upload.local_present:
                 raise StagingMissing(upload_id=str(upload.id))
             return _staged(upload, await self._segments(upload))
-        # Reconcile has looked, and recorded the loss: the store is not asked for each download.
+        # Reconcile has recorded the loss: the store is not asked again for each download.
         if upload.missing_at is not None and (copy := await self._staged_copy(upload)) is not None:
             return copy
         try:
@@ -99,7 +99,7 @@ class Locator:
 
     async def _segments(self, upload: Upload) -> list[Segment]:
         """Return the staged files that make up an upload, in order. Raises `WrongNode`."""
-        self._staging.identity.demand(upload)
+        self._staging.identity.require(upload)
         sources = await self._uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
         return [Segment(self._staging.path(source.id), source.offset) for source in sources]
 

@@ -315,7 +315,7 @@ class UploadService:
         """Raise `WrongNode` if this node would have to touch staged bytes that it does not have."""
         # A final upload that waits for its parts has no bytes of its own.
         if upload.state in RECEIVING and upload.concat is not Concat.FINAL:
-            self._staging.identity.demand(upload)
+            self._staging.identity.require(upload)
 
     # --- read --------------------------------------------------------------------------------------
 

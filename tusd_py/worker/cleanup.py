@@ -94,7 +94,7 @@ class Cleanup:
     async def _directory_is_known(self) -> bool:
         """Return whether the database still knows the staging directory. If not, nothing is removed."""
         try:
-            await self._demand_identity()
+            await self._require_identity()
         except StagingMismatch as error:
             log.error("cleanup_refused", reason=str(error))  # noqa: TRY400 -- the sentence says it all
             return False
@@ -103,8 +103,8 @@ class Cleanup:
             return False
         return True
 
-    async def _demand_identity(self) -> None:
-        await self._staging.demand_identity()
+    async def _require_identity(self) -> None:
+        await self._staging.require_identity()
         if not await self._records.knows_directory():
             raise StagingMismatch("The database does not know the staging directory any more. Nothing is removed.")
 
@@ -207,7 +207,7 @@ class Cleanup:
         before = time.time() - self._config.unclaimed_after
         files = (file.upload_id for file in self._staging.unclaimed() if file.modified_at < before)
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(filter(None, files), BATCH))):
-            await self._demand_identity()
+            await self._require_identity()
             kept = await self._records.with_files(batch)
             unclaimed = [each for each in batch if each not in kept | skip]
             failed = await self._staging.remove_unclaimed(unclaimed)
