@@ -35,35 +35,35 @@ class Killer:
         self.server = server
         self.killed: list[str] = []
         self._rng = rng
-        # The first one is noticed however slow the machine is: later all bytes may be there already.
-        first, *others = VICTIMS
-        rng.shuffle(others)
-        victims = [first, *others]
+        victims = list(VICTIMS)
+        rng.shuffle(victims)
         moments = sorted(rng.sample(range(total // 20, total - total // 20), len(victims)))
         self._plan = deque(zip(moments, victims, strict=True))
         self._acknowledged = 0
         self._struck = asyncio.Event()
-        self._armed = True
+        self.armed = asyncio.Event()
+        """Cleared from a kill to the replacement. Who sends only while it is set is there for the next kill."""
+        self.armed.set()
         self._pid = 0
 
     def acknowledged(self, count: int) -> None:
         """Count newly acknowledged bytes; at the next moment of the plan, kill at once."""
         self._acknowledged += count
-        if self._armed and self._plan and self._acknowledged >= self._plan[0][0]:
+        if self.armed.is_set() and self._plan and self._acknowledged >= self._plan[0][0]:
             self._kill(self._plan.popleft()[1])
 
     async def run(self) -> None:
         """Wait for each replacement before the next process may die; end with the plan."""
-        while self._plan or not self._armed:
+        while self._plan or not self.armed.is_set():
             await self._struck.wait()
             self._struck.clear()
             await self._recovered()
-            self._armed = True
+            self.armed.set()
             self.acknowledged(0)  # the next moment may have passed meanwhile
 
     def _kill(self, victim: str) -> None:
         ready = self.server.ready
-        self._armed = False
+        self.armed.clear()
         pids = {
             "http": ready.http_pids,
             "worker": ready.worker_pids,
@@ -109,7 +109,7 @@ async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=15)
 
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = TusClient(session, server.url, on_acknowledged=killer.acknowledged)
+        client = TusClient(session, server.url, on_acknowledged=killer.acknowledged, may_send=killer.armed)
         for upload in uploads:
             await client.create(upload)
         async with asyncio.TaskGroup() as tasks:

@@ -43,7 +43,10 @@ class ClientUpload:
 
 
 class TusClient:
-    """Uploads through one aiohttp session; `on_acknowledged` is told of every newly acknowledged byte."""
+    """Uploads through one aiohttp session; `on_acknowledged` is told of every newly acknowledged byte.
+
+    A chunk is sent only while `may_send` is set.
+    """
 
     def __init__(
         self,
@@ -51,10 +54,12 @@ class TusClient:
         endpoint: str,
         *,
         on_acknowledged: Callable[[int], None] = lambda _n: None,
+        may_send: asyncio.Event | None = None,
     ) -> None:
         self._session = session
         self._endpoint = endpoint
         self._on_acknowledged = on_acknowledged
+        self._may_send = may_send
 
     async def create(self, upload: ClientUpload) -> None:
         """Create the upload at the server."""
@@ -91,6 +96,8 @@ class TusClient:
 
     async def _append(self, upload: ClientUpload, offset: int) -> int | None:
         """Send one chunk of a random size; return the new offset, None if it went wrong."""
+        if self._may_send is not None:
+            await self._may_send.wait()
         room = len(upload.content) - offset
         size = min(room, upload.rng.randint(1, 1 + room))
         headers = {

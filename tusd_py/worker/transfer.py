@@ -6,6 +6,7 @@ sends. The record is fenced: only the owner of the lease may say `stored`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -19,6 +20,9 @@ from tusd_py.worker.cleanup import remove_staged_copies
 from tusd_py.worker.context import JobContext, JobHandler, remove_object
 
 log = structlog.get_logger(__name__)
+
+IN_USE_RETRY_SECONDS: Final = (0.05, 0.2, 1.0)
+"""The request that sent the last byte may hold its file's lock for a moment longer than a quick transfer takes."""
 
 SMALL_BYTES: Final = 1024 * 1024
 """Uploads up to this size are stored many at a time, where the store can."""
@@ -113,9 +117,15 @@ async def _remove_staged(context: JobContext, uploads: Sequence[Upload]) -> None
         return
     try:
         # A final has no file: its bytes are its parts', which have a life of their own.
-        _, failed = await remove_staged_copies(context.staging, context.cleanup, [upload.id for upload in uploads])
-        for error in failed.values():
-            raise error
+        left = [upload.id for upload in uploads]
+        for delay in (*IN_USE_RETRY_SECONDS, None):
+            removed, failed = await remove_staged_copies(context.staging, context.cleanup, left)
+            for error in failed.values():
+                raise error
+            left = [each for each in left if each not in removed]
+            if not left or delay is None:
+                return
+            await asyncio.sleep(delay)
     except TusdError as error:
         # They are stored all the same. Cleanup finds what stays behind, here or in a crash.
         log.warning("staged_copies_kept", count=len(uploads), first=str(uploads[0].id), reason=str(error))
