@@ -1,4 +1,4 @@
-"""The upload page in a real browser: its list, its warnings, its keyboard, and a server that min_offset tokens."""
+"""The upload page in a real browser: its list, its warnings, its keyboard, and a server that wants tokens."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_whatever_has_the_focus_is_outlined(
     assert [stop for stop in empty + busy if stop[1] < 2] == []
 
 
-# --- a server that min_offset tokens ----------------------------------------------------------------------
+# --- a server that wants tokens ----------------------------------------------------------------------
 
 
 def token_for(subject: str, secret: str = SECRET) -> str:

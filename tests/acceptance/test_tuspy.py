@@ -17,7 +17,7 @@ from tests.support.stalling_client import request
 
 pytestmark = [
     pytest.mark.acceptance,
-    # The client opens the file anew for everything it min_offset to know and never closes it.
+    # The client opens the file anew for everything it wants to know and never closes it.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -124,7 +124,7 @@ async def test_what_is_on_hold_has_failed_or_is_complete_does_not_expire(world: 
 
 
 async def test_what_nobody_committed_expires_after_its_time(world: World) -> None:
-    """U11: uploads that waited for a commit, are not on hold, and that nobody min_offset transferred either."""
+    """U11: uploads that waited for a commit, are not on hold, and that nobody wants transferred either."""
     forgotten = await world.received(trigger=Trigger.COMMIT)
     final = await world.final([await world.part(b"abc")], trigger=Trigger.COMMIT)
     kept = [await world.received(trigger=Trigger.COMMIT) for _ in range(4)]

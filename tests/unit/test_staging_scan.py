@@ -1,4 +1,4 @@
-"""A look at the staging directory from outside, and removing a file that nobody min_offset."""
+"""A look at the staging directory from outside, and removing a file that nobody wants."""
 
 from __future__ import annotations
 

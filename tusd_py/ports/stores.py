@@ -249,7 +249,7 @@ class BatchStore(Protocol):
     ) -> list[StoredObject | StorageError]:
         """Store every object as `put` does and return one result per item, in their order.
 
-        An item's failure is its result and leaves the others alone. There is no transfer_state: an object
+        An item's failure is its result and leaves the others alone. No transfer state is kept: an object
         small enough for a batch is sent again rather than continued.
         """
 

@@ -114,7 +114,7 @@ def check_append_type(headers: Headers) -> None:
 def parse_append(headers: Headers, features: Features) -> Append:
     """Read a PATCH.
 
-    What is wrong with the headers of extensions becomes the command's deferred_error: a client at another
+    What is wrong with the headers of extensions becomes the command's `deferred_error`: a client at another
     offset must hear of that first, since it can recover from it.
 
     Raises:

@@ -148,7 +148,7 @@ class BodyWriter:
     async def _ends_with(self, chunk: bytes) -> bool:
         """Hold back the read that reaches the limit of a chunked body until its end is seen.
 
-        So an too_large body never completes an upload. Raises the plan's `too_large`.
+        So a body that is too long never completes an upload. Raises the plan's `too_large`.
         """
         received = self._written + self._block.size + len(chunk) - self._plan.start
         if received < self._plan.max_bytes:
