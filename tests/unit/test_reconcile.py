@@ -75,7 +75,7 @@ TEMPLATES = ["{id}", "{yyyy}/{mm}/{dd}/{id}", "a.b+c/{owner_hash}/{id}", "{id}/{
 @given(
     owner=st.text(max_size=5),
     upload_id=st.uuids(version=4),
-    now=st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 -- it min_offset a naive one
+    now=st.datetimes(datetime(1000, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 -- it wants a naive one
 )
 def test_every_key_of_a_template_is_recognised(template: str, owner: str, upload_id: uuid.UUID, now: datetime) -> None:
     match = key_pattern(template).fullmatch(render_key(template, UploadId(upload_id), owner, now))
