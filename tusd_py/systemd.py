@@ -1,4 +1,4 @@
-"""Tell systemd how we fare (sd_notify(3)). Nothing happens where it does not run us."""
+"""Report the state of the service to systemd (sd_notify(3)). Does nothing where systemd does not run it."""
 
 from __future__ import annotations
 

@@ -38,12 +38,12 @@ class InformationalResponses:
         self._told_at = -math.inf
 
     def announce(self, created: Created) -> None:
-        """Tell the URL of a new upload."""
+        """Send the URL of a new upload."""
         self._location = self._locate(created.token)
         self._send(created.upload)
 
     def progress(self, upload: Upload) -> None:
-        """Tell how much is durable, now and then."""
+        """Send how much is durable, now and then."""
         now = time.monotonic()
         if now - self._told_at >= PROGRESS_SECONDS:
             self._told_at = now

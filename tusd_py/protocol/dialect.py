@@ -58,9 +58,9 @@ class Dialect(Protocol):
         """Read a PATCH. Raises `ProtocolError`; nothing was changed."""
 
     def render_interim(self, upload: Upload, location: str | None, features: Features) -> Reply | None:
-        """Tell of an upload while its bytes are read, None for nothing; asked only where `supports_interim`.
+        """Render an interim response about an upload whose bytes are being read, None for none.
 
-        `location` is the URL of an upload that this request creates.
+        Called only where `supports_interim` is true. `location` is the URL of an upload that this request creates.
         """
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:

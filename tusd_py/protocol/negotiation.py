@@ -48,7 +48,7 @@ class Undeclared(Dialect):
         return tus_v1.parse_append(headers, features)
 
     def render_interim(self, _upload: Upload, _location: str | None, _features: Features) -> None:
-        """Tell nothing."""
+        """Return None: nobody said that an interim response is understood."""
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
         return tus_v1.render_created(upload, location, features)

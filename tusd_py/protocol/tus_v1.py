@@ -252,7 +252,7 @@ def render_options(features: Features) -> Reply:
 
 
 def render_interim(_upload: Upload, _location: str | None, _features: Features) -> None:
-    """Tell nothing: tus has no interim responses."""
+    """Return None: tus has no interim responses."""
 
 
 def render_created(upload: Upload, location: str, _features: Features) -> Reply:
