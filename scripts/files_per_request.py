@@ -26,10 +26,10 @@ from types import FrameType
 from typing import Any, Final
 
 from tusd_py.config import Config, load_config
-from tusd_py.processes import run_http
-from tusd_py.sockets import bind
-from tusd_py.supervisor import migrate_database
-from tusd_py.watched_postgres import WatchedPostgres
+from tusd_py.supervisor.processes import run_http
+from tusd_py.supervisor.sockets import bind
+from tusd_py.supervisor.supervisor import migrate_database
+from tusd_py.supervisor.watched_postgres import WatchedPostgres
 
 PACKAGE: Final = f"{Path(__file__).resolve().parents[1] / 'tusd_py'}{os.sep}"
 REPEATS: Final = 5

@@ -128,7 +128,7 @@ def serve(options: argparse.Namespace) -> int:
     """Run the whole service under one supervisor."""
     config = configuration(options)
     from tusd_py.logging import configure_logging
-    from tusd_py.supervisor import Supervisor
+    from tusd_py.supervisor.supervisor import Supervisor
 
     configure_logging(config.logging)
     _warn(config)
@@ -145,7 +145,7 @@ def worker(options: argparse.Namespace) -> int:
     with _database(config) as usable:
         from tusd_py.app import database_dsn
         from tusd_py.database.rights import check_rights
-        from tusd_py.processes import run_worker
+        from tusd_py.supervisor.processes import run_worker
 
         # The worker waits for a database that is away.
         with contextlib.suppress(DatabaseUnavailable):

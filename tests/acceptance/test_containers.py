@@ -25,7 +25,7 @@ from tests.support.stalling_client import OCTETS, TUS, request
 from tests.support.tools import ROOT, require_tool
 from tusd_py.config import Config, load_config
 from tusd_py.config.units import parse_duration
-from tusd_py.supervisor import GRACE_SECONDS
+from tusd_py.supervisor.supervisor import GRACE_SECONDS
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -12,10 +12,10 @@ from typing import Final
 import pytest
 
 from tests.support.process import is_alive, wait_until
-from tusd_py import data_dir_lock
-from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError
 from tusd_py.process_identity import ProcessIdentity
+from tusd_py.supervisor import data_dir_lock
+from tusd_py.supervisor.data_dir_lock import DataDirLock
 
 DEADLINE_SECONDS: Final = 30
 
@@ -23,7 +23,7 @@ DEADLINE_SECONDS: Final = 30
 OWNER_PROGRAM: Final = """
 import os, signal, sys, time
 from pathlib import Path
-from tusd_py.data_dir_lock import DataDirLock
+from tusd_py.supervisor.data_dir_lock import DataDirLock
 lock = DataDirLock(Path(sys.argv[1]))
 assert lock.take()
 child = os.fork()

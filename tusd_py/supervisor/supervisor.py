@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py import __version__
-from tusd_py.banner import render_banner
-from tusd_py.child_processes import SIGNALS, Child, ChildMain, stop_children
 from tusd_py.config.sections import FEW_CONNECTIONS
-from tusd_py.data_dir_lock import DataDirLock
 from tusd_py.errors import ConfigError
-from tusd_py.sockets import bind, bind_next_free, origin_of, refuse_if_used
-from tusd_py.systemd import notify_service_manager
+from tusd_py.supervisor.banner import render_banner
+from tusd_py.supervisor.child_processes import SIGNALS, Child, ChildMain, stop_children
+from tusd_py.supervisor.data_dir_lock import DataDirLock
+from tusd_py.supervisor.sockets import bind, bind_next_free, origin_of, refuse_if_used
+from tusd_py.supervisor.systemd import notify_service_manager
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
-    from tusd_py.watched_postgres import WatchedPostgres
+    from tusd_py.supervisor.watched_postgres import WatchedPostgres
 
 log = structlog.get_logger(__name__)
 
@@ -104,7 +104,7 @@ class Supervisor:
     def _embedded_postgres(self) -> WatchedPostgres | None:
         if self._config.database.dsn is not None:
             return None
-        from tusd_py.watched_postgres import WatchedPostgres
+        from tusd_py.supervisor.watched_postgres import WatchedPostgres
 
         return WatchedPostgres(
             self._config.data_dir / "postgres",
@@ -148,7 +148,7 @@ class Supervisor:
             refuse_if_used(self._operations, "operations")
 
     def _plan_children(self) -> list[Child]:
-        from tusd_py import processes
+        from tusd_py.supervisor import processes
 
         children: list[Child] = []
         main: ChildMain
@@ -165,7 +165,7 @@ class Supervisor:
         return children
 
     def _worker(self, number: int) -> Child:
-        from tusd_py import processes
+        from tusd_py.supervisor import processes
 
         def main(config: Config, *, ready: Callable[[], None]) -> None:
             # Its jobs carry its name. Those of its predecessors, which are dead, it releases at once.

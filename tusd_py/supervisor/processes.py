@@ -40,10 +40,10 @@ from tusd_py.http.operations import Check, Readiness, build_operations
 from tusd_py.http.server import HttpServer
 from tusd_py.logging import configure_logging
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
-from tusd_py.process_metrics import build_info, process_metrics
 from tusd_py.staging.health import StagingHealth
 from tusd_py.staging.identity import read_id
 from tusd_py.staging.unclaimed import unclaimed_bytes
+from tusd_py.supervisor.process_metrics import build_info, process_metrics
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
