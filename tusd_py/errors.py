@@ -103,7 +103,7 @@ class ConcatUnsupported(ProtocolError):
     sentence = "Concatenation is switched off on this server."
 
 
-class PartNotFinished(ProtocolError):
+class PartialNotFinished(ProtocolError):
     code = "ERR_UPLOAD_NOT_FINISHED"
     sentence = "One of the partial uploads is not finished."
 
@@ -250,7 +250,7 @@ class TransferInProgress(StateConflict):
     sentence = "The upload is being moved to the store; try again shortly."
 
 
-class PartInUse(StateConflict):
+class PartialInUse(StateConflict):
     code, status = "ERR_PART_IN_USE", 409
     sentence = "A pending final upload still needs this partial upload."
 

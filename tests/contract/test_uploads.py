@@ -14,8 +14,8 @@ from tusd_py.errors import (
     InvalidConcat,
     LengthConflict,
     OffsetConflict,
-    PartInUse,
-    PartNotFinished,
+    PartialInUse,
+    PartialNotFinished,
     PermanentStoreError,
     StoreFull,
     TransferInProgress,
@@ -507,7 +507,7 @@ async def test_unfinished_parts_are_refused_unless_allowed(world: World) -> None
     part = await world.part(length=4)
     new = new_upload(length=None, concat=Concat.FINAL)
 
-    with pytest.raises(PartNotFinished):
+    with pytest.raises(PartialNotFinished):
         await world.uploads.create_final(new, [world.tokens[part.id]], allow_unfinished=False)
 
 
@@ -574,7 +574,7 @@ async def test_a_part_that_a_final_needs_stays(world: World, final_state: State)
     final = await world.final([part])
     await world.force_state(final, final_state)
 
-    with pytest.raises(PartInUse):
+    with pytest.raises(PartialInUse):
         await world.uploads.remove(part.id)
 
     assert await world.state(part) is State.COMPLETED

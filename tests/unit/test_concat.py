@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.uploads import HERE, NOW, upload
 from tusd_py.crc64 import combine, update
-from tusd_py.errors import InvalidConcat, PartNotFinished, StoreFull, UploadTooLarge, WrongNode
+from tusd_py.errors import InvalidConcat, PartialNotFinished, StoreFull, UploadTooLarge, WrongNode
 from tusd_py.protocol.concat import Room, join_parts, resolve_parts
 from tusd_py.protocol.upload import Concat, StagingId, State
 
@@ -101,7 +101,7 @@ def test_what_waits_for_the_store_counts_before_what_is_asked_for():
 
 def test_rules_about_the_whole():
     """CAT-08 CAT-09"""
-    with pytest.raises(PartNotFinished):
+    with pytest.raises(PartialNotFinished):
         resolve(part(state=State.UPLOADING), allow_unfinished=False)
     with pytest.raises(UploadTooLarge):
         resolve(part(b"abc"), part(b"abc"), max_size=5)

@@ -100,7 +100,7 @@ async def create_final(  # noqa: PLR0913 -- the rules that hold, and the room th
     """Insert a final upload and its list of parts, inside the caller's transaction.
 
     Raises:
-        InvalidConcat, PartNotFinished, UploadTooLarge: see `resolve_parts`; nothing is created.
+        InvalidConcat, PartialNotFinished, UploadTooLarge: see `resolve_parts`; nothing is created.
         StoreFull, UploadTooLarge: the store has no `room` for them.
     """
     if room is not None:

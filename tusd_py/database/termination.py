@@ -14,7 +14,7 @@ import asyncpg
 
 from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
 from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS, REMOVED_WHERE, enqueue, record_attempt
-from tusd_py.errors import InvalidTransition, PartInUse, TransferInProgress, UploadHeld, UploadNotFound
+from tusd_py.errors import InvalidTransition, PartialInUse, TransferInProgress, UploadHeld, UploadNotFound
 from tusd_py.ports import JobKind
 from tusd_py.protocol.upload import GONE, Concat, Event, Upload, UploadId, sources
 
@@ -63,7 +63,7 @@ async def remove_upload(connection: Connection, upload_id: UploadId, *, force: b
     Returns the upload as it was.
 
     Raises:
-        UploadNotFound, InvalidTransition, UploadHeld, PartInUse, TransferInProgress.
+        UploadNotFound, InvalidTransition, UploadHeld, PartialInUse, TransferInProgress.
     """
     transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
     await connection.execute(STOP_EAGER, upload_id)
@@ -87,7 +87,7 @@ async def _check(connection: Connection, upload: Upload) -> None:
     if upload.hold:
         raise UploadHeld
     if upload.concat is Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload.id):
-        raise PartInUse
+        raise PartialInUse
 
 
 async def _transfer_just_queued(connection: Connection, upload_id: UploadId) -> Row | None:

@@ -144,7 +144,7 @@ class UploadRepository(Protocol):
         With `room` it must fit into that beside all finals that are not stored yet.
 
         Raises:
-            InvalidConcat, PartNotFinished, UploadTooLarge, StoreFull: nothing is created.
+            InvalidConcat, PartialNotFinished, UploadTooLarge, StoreFull: nothing is created.
         """
 
     async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
@@ -208,7 +208,7 @@ class UploadRepository(Protocol):
         acknowledged that, or its lease has ended.
 
         Raises:
-            UploadNotFound, UploadHeld, PartInUse, TransferInProgress: nothing was changed.
+            UploadNotFound, UploadHeld, PartialInUse, TransferInProgress: nothing was changed.
         """
 
     async def commit(self, upload_id: UploadId) -> Upload:

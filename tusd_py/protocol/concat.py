@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tusd_py.errors import InvalidConcat, PartNotFinished, StoreFull, UploadTooLarge, WrongNode
+from tusd_py.errors import InvalidConcat, PartialNotFinished, StoreFull, UploadTooLarge, WrongNode
 from tusd_py.protocol.upload import Concat, StagingId, State, Upload, UploadId
 
 CombineCrc = Callable[[int, int, int], int]
@@ -73,7 +73,7 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     Raises:
         InvalidConcat: a part is unknown, gone, somebody else's, no partial upload, or named twice.
         WrongNode: a part lies in another staging directory.
-        PartNotFinished: a part is incomplete and the server does not wait for parts.
+        PartialNotFinished: a part is incomplete and the server does not wait for parts.
         UploadTooLarge: together they are larger than `max_size`.
     """
     usable = [_usable(position, part, owner, now) for position, part in enumerate(parts, 1)]
@@ -82,7 +82,7 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     if any(part.staging_id != staging_id for part in usable):
         raise WrongNode
     if not allow_unfinished and any(part.state is not State.COMPLETED for part in usable):
-        raise PartNotFinished
+        raise PartialNotFinished
     if max_size is not None and known_length(usable) > max_size:
         raise UploadTooLarge
     return usable

@@ -286,7 +286,7 @@ class UploadService:
         A request that still writes to it is ended first and cannot bring it back.
 
         Raises:
-            UploadNotFound, UploadGone, AccessError, UploadHeld, PartInUse, TransferInProgress, WrongNode.
+            UploadNotFound, UploadGone, AccessError, UploadHeld, PartialInUse, TransferInProgress, WrongNode.
             UnsupportedVersion: see `check_termination`.
         """
         upload = await self.load(principal, token, Action.TERMINATE)
