@@ -1,4 +1,4 @@
-"""The contract of `UploadRepository`: when a transfer is queued, who may ask for one, how it is seen."""
+"""Transfers in the database: when a transfer is queued, who may ask for one, how it is seen."""
 
 from __future__ import annotations
 

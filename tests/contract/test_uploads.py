@@ -1,4 +1,4 @@
-"""The contract of `UploadRepository`: what is created, advanced, joined and removed, and by whom."""
+"""Uploads in the database: what is created, advanced, joined and removed, and by whom."""
 
 from __future__ import annotations
 

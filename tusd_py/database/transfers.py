@@ -71,7 +71,7 @@ async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
     """Commit the upload, once, inside the caller's transaction.
 
     Raises:
-        UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.commit`.
+        UploadNotFound, NotReady, InvalidTransition: see `PostgresUploads.commit`.
     """
     upload = await _lock_whole(connection, upload_id)
     if upload.committed_at is not None:
@@ -85,7 +85,7 @@ async def request_transfer(connection: Connection, upload_id: UploadId) -> Trans
     """Return the upload's transfer, inside the caller's transaction; enqueue one if there is none.
 
     Raises:
-        UploadNotFound, NotReady, InvalidTransition: see `UploadRepository.request_transfer`.
+        UploadNotFound, NotReady, InvalidTransition: see `PostgresUploads.request_transfer`.
     """
     upload = await _lock_whole(connection, upload_id)
     latest = await connection.fetchrow(LATEST_TRANSFER, upload_id)

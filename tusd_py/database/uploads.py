@@ -32,7 +32,7 @@ from tusd_py.database.transfers import (
     transfer_view,
 )
 from tusd_py.errors import LengthConflict, OffsetConflict
-from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, TransferView, UploadRepository
+from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, TransferView
 from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ UPDATE uploads SET error = $2, updated_at = now() WHERE id = $1 AND state IN {IN
 """  # noqa: S608
 
 
-class PostgresUploads(UploadRepository):
-    """The truth about every upload."""
+class PostgresUploads:
+    """The truth about uploads. Every method raises `DatabaseUnavailable` when it cannot be reached."""
 
     def __init__(
         self, database: Database, notifier: Notifier, *, max_size: int | None = None, eager_above: int | None = None
@@ -111,15 +111,18 @@ class PostgresUploads(UploadRepository):
         self._max_size = max_size
 
     async def create(self, new: NewUpload) -> Upload:
+        """Insert a row; a complete one comes with its transfer job and event."""
         row = await self._database.fetchrow(CREATE, *create_arguments(new))
         assert row is not None  # an INSERT … RETURNING either raises or answers its row
         return self._announce(upload_from_row(row))
 
     async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
+        """Return the upload behind a tus URL, whatever its state."""
         row = await self._database.read(FIND_BY_TOKEN, token_hash)
         return upload_from_row(row) if row else None
 
     async def find(self, upload_id: UploadId) -> Upload | None:
+        """Return an upload by its public id, whatever its state."""
         row = await self._database.read(FIND, upload_id)
         return upload_from_row(row) if row else None
 
@@ -132,6 +135,10 @@ class PostgresUploads(UploadRepository):
         hide: Sequence[State],
         state: State | None = None,
     ) -> list[Upload]:
+        """Return the newest uploads of an owner (None: everybody's) that follow a position.
+
+        With a `state` only those in it, else all but those in a state to `hide`.
+        """
         position = after or BEFORE_ALL
         arguments: list[object] = [position.created_at, position.id, limit]
         if state is None:
@@ -153,6 +160,14 @@ class PostgresUploads(UploadRepository):
         length: int | None = None,
         completes: bool = True,
     ) -> Upload:
+        """Record that bytes [upload.offset, new_offset) are durable. Call only after a sync.
+
+        `length` is recorded with it where the upload has none. Reaching the length completes the
+        upload and queues its transfer in the same statement, unless `completes` is false.
+
+        Raises:
+            OffsetConflict: another writer moved the upload, or became its writer; nothing was changed.
+        """
         arguments = (
             upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
             self._eager_above, completes, upload.writer,
@@ -183,12 +198,17 @@ class PostgresUploads(UploadRepository):
         return row, finals
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
+        """Fix the length of an upload created without one. Raises `LengthConflict`."""
         row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length, upload.writer)
         if row is None:
             raise LengthConflict
         return upload_from_row(row)
 
     async def become_writer(self, upload_id: UploadId) -> Upload | None:
+        """Fence out all earlier writers and return the upload with the offset that is then final for them.
+
+        None: it does not receive bytes any more. To be called by whoever holds the file and is about to cut it.
+        """
         row = await self._database.fetchrow(BECOME_WRITER, upload_id)
         return upload_from_row(row) if row else None
 
@@ -201,6 +221,13 @@ class PostgresUploads(UploadRepository):
         allow_repeated: bool = False,
         room: Room | None = None,
     ) -> Upload:
+        """Insert a final upload over its parts, complete if they are.
+
+        With `room` it must fit into that beside all finals that are not stored yet.
+
+        Raises:
+            InvalidConcat, PartialNotFinished, UploadTooLarge, StoreFull: nothing is created.
+        """
         async with self._database.transaction() as connection:
             upload = await create_final(
                 connection,
@@ -214,12 +241,22 @@ class PostgresUploads(UploadRepository):
         return self._announce(upload)
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
+        """Return the parts of a final upload in order."""
         return [upload_from_row(row) for row in await self._database.fetch(PARTS, final_id)]
 
     async def record_damage(self, upload_id: UploadId, reason: str) -> None:
+        """Note that the staged bytes of an unfinished upload are damaged."""
         await self._database.execute(DAMAGE, upload_id, reason)
 
     async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
+        """Make the upload gone for everybody and queue the removal of its bytes.
+
+        With `force` a transfer under way is cancelled; the removal then waits until its worker has
+        acknowledged that, or its lease has ended.
+
+        Raises:
+            UploadNotFound, UploadHeld, PartialInUse, TransferInProgress: nothing was changed.
+        """
         async with self._database.transaction() as connection:
             upload = await remove_upload(connection, upload_id, force=force)
         self._notifier.notify_workers(upload.staging_id if upload.local_present else None)
@@ -227,6 +264,15 @@ class PostgresUploads(UploadRepository):
         return upload
 
     async def commit(self, upload_id: UploadId) -> Upload:
+        """Record that the application keeps a complete upload; queue its transfer if it waited for that.
+
+        Once more is fine and changes nothing.
+
+        Raises:
+            UploadNotFound: there is none, or it is gone.
+            NotReady: bytes are still missing.
+            InvalidTransition: it is a partial upload.
+        """
         async with self._database.transaction() as connection:
             upload = await commit_upload(connection, upload_id)
         self._notifier.notify_changed(upload.id)
@@ -235,6 +281,13 @@ class PostgresUploads(UploadRepository):
         return upload
 
     async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
+        """Queue the transfer of a complete upload, or try a failed one again, with all its retries.
+
+        One that waits or runs is answered as it is; so is the last one of a stored upload.
+
+        Raises:
+            UploadNotFound, NotReady, InvalidTransition: as `commit` does.
+        """
         async with self._database.transaction() as connection:
             order = await request_transfer(connection, upload_id)
         if order.queued:
@@ -243,14 +296,17 @@ class PostgresUploads(UploadRepository):
         return order
 
     async def sent_bytes(self, upload_id: UploadId) -> int:
+        """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
         row = await self._database.read(SENT, upload_id)
         return 0 if row is None else int(row["sent"])
 
     async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
+        """Return how the latest transfer stands, None if there is none."""
         row = await self._database.read(TRANSFER_VIEW, upload_id)
         return None if row is None else transfer_view(row)
 
     async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
+        """Return the latest attempts of an upload's jobs, newest first."""
         return [attempt_view(row) for row in await self._database.fetch(ATTEMPTS, upload_id, limit)]
 
     def _announce(self, upload: Upload) -> Upload:

@@ -15,6 +15,13 @@ from tusd_py.ports.queue import (
     QueueStats,
 )
 from tusd_py.ports.reconcile import StagedPartial, UploadRecord
+from tusd_py.ports.records import (
+    AttemptView,
+    ListPosition,
+    NewUpload,
+    TransferOrder,
+    TransferView,
+)
 from tusd_py.ports.requests import Authenticator, Body
 from tusd_py.ports.staging import StagedFile, Staging, StagingFile, StagingIdentity
 from tusd_py.ports.stores import (
@@ -36,14 +43,6 @@ from tusd_py.ports.stores import (
     StoredObject,
     TransferState,
     UnfinishedObject,
-)
-from tusd_py.ports.uploads import (
-    AttemptView,
-    ListPosition,
-    NewUpload,
-    TransferOrder,
-    TransferView,
-    UploadRepository,
 )
 
 __all__ = [
@@ -88,5 +87,4 @@ __all__ = [
     "TransferView",
     "UnfinishedObject",
     "UploadRecord",
-    "UploadRepository",
 ]

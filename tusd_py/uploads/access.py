@@ -14,7 +14,7 @@ from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import DEFAULT_PROFILE, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import UploadRepository
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.uploads.buffers import AppendSettings
 
 
@@ -43,7 +43,7 @@ def hash_token(token: str) -> TokenHash:
 class Access:
     """Finds uploads for those who may use them."""
 
-    def __init__(self, uploads: UploadRepository, settings: UploadSettings) -> None:
+    def __init__(self, uploads: PostgresUploads, settings: UploadSettings) -> None:
         self._uploads = uploads
         self._settings = settings
 

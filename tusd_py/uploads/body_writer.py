@@ -33,7 +33,8 @@ from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
 from tusd_py.uploads.buffers import AppendSettings, Block, BufferBudget, RateGuard
 
 if TYPE_CHECKING:
-    from tusd_py.ports import Body, StagingFile, UploadRepository
+    from tusd_py.database.uploads import PostgresUploads
+    from tusd_py.ports import Body, StagingFile
     from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,7 @@ class BodyWriter:
 
     def __init__(  # noqa: PLR0913, PLR0917 -- the collaborators of one loop
         self,
-        uploads: UploadRepository,
+        uploads: PostgresUploads,
         file: StagingFile,
         upload: Upload,
         plan: AppendPlan,

@@ -15,7 +15,8 @@ from tusd_py.errors import UploadNotFound
 from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView, UploadRepository
+    from tusd_py.database.uploads import PostgresUploads
+    from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView
     from tusd_py.uploads.access import Access
     from tusd_py.uploads.changes import ChangeNotifier
 
@@ -54,7 +55,7 @@ class UploadStatus:
 class Catalog:
     """What people and applications ask of uploads. Knows no HTTP, no SQL and no adapter."""
 
-    def __init__(self, uploads: UploadRepository, access: Access, changes: ChangeNotifier) -> None:
+    def __init__(self, uploads: PostgresUploads, access: Access, changes: ChangeNotifier) -> None:
         self._uploads = uploads
         self._access = access
         self._watch = changes
@@ -151,7 +152,7 @@ class Catalog:
     # --- acting ------------------------------------------------------------------------------------
 
     async def commit(self, principal: Principal, upload_id: UploadId) -> Upload:
-        """Record that the application keeps an upload; see `UploadRepository.commit`.
+        """Record that the application keeps an upload; see `PostgresUploads.commit`.
 
         Raises:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
@@ -163,7 +164,7 @@ class Catalog:
         return committed
 
     async def request_transfer(self, principal: Principal, upload_id: UploadId) -> TransferOrder:
-        """Have an upload transferred now; see `UploadRepository.request_transfer`.
+        """Have an upload transferred now; see `PostgresUploads.request_transfer`.
 
         Raises:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.

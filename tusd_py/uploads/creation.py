@@ -33,8 +33,9 @@ from tusd_py.uploads.body_writer import orphan_seconds
 from tusd_py.uploads.buffers import Block
 
 if TYPE_CHECKING:
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.places import Stores
-    from tusd_py.ports import Body, Staging, UploadRepository
+    from tusd_py.ports import Body, Staging
     from tusd_py.protocol.concat import Room
     from tusd_py.uploads.service import UploadService
 
@@ -63,7 +64,7 @@ class Creator:
 
     def __init__(  # noqa: PLR0913 -- its collaborators
         self,
-        uploads: UploadRepository,
+        uploads: PostgresUploads,
         staging: Staging,
         service: UploadService,
         access: Access,

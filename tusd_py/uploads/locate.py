@@ -15,8 +15,9 @@ from tusd_py.ports import LocalFile, PresignedUrl, Segment
 from tusd_py.protocol.upload import RECEIVING, Concat, State, Upload
 
 if TYPE_CHECKING:
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.places import Stores
-    from tusd_py.ports import DownloadHeaders, Staging, UploadRepository
+    from tusd_py.ports import DownloadHeaders, Staging
     from tusd_py.uploads.access import Access
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,7 @@ class Locator:
 
     def __init__(
         self,
-        uploads: UploadRepository,
+        uploads: PostgresUploads,
         staging: Staging,
         access: Access,
         stores: Stores,

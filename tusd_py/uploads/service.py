@@ -41,8 +41,9 @@ from tusd_py.uploads.body_writer import BodyWriter, Received
 from tusd_py.uploads.buffers import BufferBudget
 
 if TYPE_CHECKING:
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.locks import LocalLocks
-    from tusd_py.ports import Body, Staging, StagingFile, UploadRepository
+    from tusd_py.ports import Body, Staging, StagingFile
     from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
@@ -65,7 +66,7 @@ class UploadService:
 
     def __init__(
         self,
-        uploads: UploadRepository,
+        uploads: PostgresUploads,
         staging: Staging,
         locks: LocalLocks,
         access: Access,

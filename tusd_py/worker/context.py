@@ -16,9 +16,10 @@ from tusd_py.worker.metered import MeteredTransferState
 if TYPE_CHECKING:
     from tusd_py.database.cleanup import CleanupRecords
     from tusd_py.database.jobs import JobQueue
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores
-    from tusd_py.ports import ObjectStore, Staging, UploadRepository
+    from tusd_py.ports import ObjectStore, Staging
     from tusd_py.protocol.upload import Upload
 
 log = structlog.get_logger(__name__)
@@ -48,7 +49,7 @@ class JobContext:
     """The collaborators of the jobs of one worker."""
 
     jobs: JobQueue
-    uploads: UploadRepository
+    uploads: PostgresUploads
     cleanup: CleanupRecords
     staging: Staging
     stores: Stores
