@@ -136,7 +136,7 @@ class Server:
     def _descendants(self) -> list[psutil.Process]:
         assert self._process is not None
         try:
-            found = psutil.Process(self._process.pid).children(recursive=True)
+            found: list[psutil.Process] = psutil.Process(self._process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             return []
         self._seen.update(found)
@@ -161,7 +161,7 @@ class Server:
 def alive(process: psutil.Process) -> bool:
     """Return whether it runs; one that only waits to be reaped does not."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

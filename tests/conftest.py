@@ -8,11 +8,13 @@ import os
 import uuid
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.spec import rules_in
+from tests.support.fixtures import MakeConfig
 from tusd_py.config import Config, load_config
 from tusd_py.database.migrate import migrate
 from tusd_py.embedded_postgres import EmbeddedPostgres
@@ -93,11 +95,9 @@ def other_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_config(dsn: str, tmp_path: Path):
-    """Build a configuration on the test's own database and folder; sections are merged by key."""
-
-    def make(**sections) -> Config:
-        base: dict = {
+def make_config(dsn: str, tmp_path: Path) -> MakeConfig:
+    def make(**sections: object) -> Config:
+        base: dict[str, Any] = {
             "data_dir": tmp_path / "data",
             "database": {"dsn": dsn},
             "server": {"port": 0},

@@ -17,8 +17,8 @@ class FailingDisk:
         """Build the library in `workspace`."""
         compiler = require_tool("gcc", install="apt-get install gcc libc6-dev")
         library = workspace / "failing_sync.so"
-        command = [compiler, "-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o", library, SOURCE, "-ldl", "-lpthread"]
-        subprocess.run(command, check=True)
+        options = ["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-ldl", "-lpthread"]
+        subprocess.run([compiler, "-o", library, SOURCE, *options], check=True)
         self._trigger = workspace / "fail"
         self.env = {
             "LD_PRELOAD": str(library),
