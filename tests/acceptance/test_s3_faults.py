@@ -18,7 +18,7 @@ from tests.support.s3_fault_proxy import KINDS, Kind, S3FaultProxy
 from tests.support.s3_servers import S3Server, ministack_s3, rclone_s3
 from tests.support.server import Server, StartServer
 from tests.support.tus_client import ClientUpload, TusClient
-from tusd_py.stores.s3 import PROBE_NAME
+from tusd_py.stores.s3.store import PROBE_NAME
 
 pytestmark = pytest.mark.acceptance
 

@@ -24,7 +24,7 @@ from tusd_py.errors import TransferCancelled
 from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferState
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.s3 import S3Store
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
 
 MIB = 2**20
 PART = 5 * MIB

@@ -17,7 +17,7 @@ from tests.support.ports import free_port
 from tests.support.s3_proxy import ACTIONS, S3Proxy, s3_proxy
 from tusd_py.errors import PermanentStoreError
 from tusd_py.ports import Checkable, CheckResult, Outcome
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
 
 EVERY_ACTION = sorted(set(ACTIONS.values()))
 

@@ -28,7 +28,8 @@ from tests.contract.test_object_store import (
 )
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import NO_DIGESTS, BatchStore, Digests, Segment
-from tusd_py.stores import digests, file_objects
+from tusd_py.stores import digests
+from tusd_py.stores.filesystem import objects as file_objects
 from tusd_py.stores.ranges import RangeReader, checksum_range
 
 BOTH = frozenset({"sha256", "md5"})
@@ -41,7 +42,7 @@ def digests_of(data: bytes) -> Digests:
 @pytest.fixture
 def other_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the filesystem store copy as it does across disks."""
-    monkeypatch.setattr("tusd_py.stores.file_tree.FileTree.device", lambda _: -1)
+    monkeypatch.setattr("tusd_py.stores.filesystem.tree.FileTree.device", lambda _: -1)
 
     def refuse(*_: Any) -> None:
         raise OSError(18, "Invalid cross-device link")

@@ -15,8 +15,9 @@ from tests.contract.destinations import Crash, Destination, FilesystemDestinatio
 from tests.contract.test_object_store import KEY, TWO_PARTS, OpenStore, Stage, spec_of
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.ports import ListableStore
-from tusd_py.stores import file_listing, s3_listing
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.filesystem import listing as file_listing
+from tusd_py.stores.s3 import listing as s3_listing
+from tusd_py.stores.s3.client import Bucket
 
 Content = Callable[[int], bytes]
 AGE_SECONDS = 60

@@ -45,8 +45,8 @@ from tusd_py.errors import (
 )
 from tusd_py.ports import DownloadHeaders, LocalFile, ObjectSpec, PresignedUrl, Segment
 from tusd_py.stores.ranges import RangeBody
-from tusd_py.stores.s3 import PROBE_NAME
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
+from tusd_py.stores.s3.store import PROBE_NAME
 
 Content = Callable[[int], bytes]
 Stage = Callable[..., list[Segment]]
@@ -584,7 +584,7 @@ async def test_a_wrong_checksum_of_the_whole_object(
     s3: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Only AWS verifies it; none of the servers here does, which is why the parts are verified too.
-    monkeypatch.setattr("tusd_py.stores.s3_multipart.MultipartTransfer._verify", pretend_another_crc)
+    monkeypatch.setattr("tusd_py.stores.s3.multipart.MultipartTransfer._verify", pretend_another_crc)
     data = content(TWO_PARTS)
 
     put = (await open_store(s3)).put(spec_of(data, crc64nvme=None), stage(data), MemoryTransferState())

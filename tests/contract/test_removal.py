@@ -34,7 +34,7 @@ from tests.support.s3_proxy import OF_VERSIONS, S3Proxy, s3_proxy
 from tusd_py import crc64
 from tusd_py.errors import ObjectLocked, PermanentStoreError
 from tusd_py.ports import Outcome
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
 
 
 @pytest.mark.parametrize("theirs", [b"theirs", b"xyz"], ids=["other length", "same length"])

@@ -13,7 +13,7 @@ import pytest
 from tests.integration.reconciling import reconciler
 from tests.integration.support import HERE, World
 from tusd_py.reconcile.findings import Kind
-from tusd_py.stores import file_listing
+from tusd_py.stores.filesystem import listing as file_listing
 
 BATCH = 50
 FEW, MANY = 300, 3000

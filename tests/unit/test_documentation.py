@@ -23,7 +23,7 @@ from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.ports import AttemptView, JobKind, QueueStats
 from tusd_py.protocol.upload import State
-from tusd_py.stores.s3_permissions import OF_BUCKET
+from tusd_py.stores.s3.permissions import OF_BUCKET
 
 ROOT = Path(__file__).resolve().parents[2]
 API = ROOT / "docs" / "api.md"

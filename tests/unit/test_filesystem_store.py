@@ -24,9 +24,9 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Segment, StoredObject, TransferState
-from tusd_py.stores import exclusive_name, file_copy
-from tusd_py.stores.file_tree import FileTree
-from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.stores.filesystem import FilesystemStore, exclusive_name
+from tusd_py.stores.filesystem import copy as file_copy
+from tusd_py.stores.filesystem.tree import FileTree
 from tusd_py.stores.ranges import RangeReader
 
 KEY = "2026/11/20/id-1"

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tusd_py.errors import PermanentStoreError
-from tusd_py.stores.part_plan import (
+from tusd_py.stores.s3.part_plan import (
     MAX_OBJECT_BYTES,
     MAX_PART_BYTES,
     MAX_PARTS,

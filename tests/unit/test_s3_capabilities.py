@@ -6,7 +6,7 @@ import pytest
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
-from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
+from tusd_py.stores.s3.capabilities import Capabilities, CapabilityDetector
 
 AWS = S3StoreConfig(bucket="b")
 OTHER = S3StoreConfig(bucket="b", endpoint_url="http://minio:9000")

@@ -10,7 +10,7 @@ import pytest
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
 
 KEYS = {"access_key": "AKID", "secret_key": "secret"}
 

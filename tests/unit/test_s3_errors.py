@@ -19,7 +19,7 @@ from botocore.exceptions import (
 from botocore.parsers import ResponseParserError
 
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
-from tusd_py.stores.s3_errors import code_of, sort_response, translated
+from tusd_py.stores.s3.errors import code_of, sort_response, translated
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 

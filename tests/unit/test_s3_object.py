@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
 from tusd_py.stores.ranges import RangeChecksums
-from tusd_py.stores.s3_object import (
+from tusd_py.stores.s3.parameters import (
     FILENAME_KEY,
     object_metadata,
     object_parameters,

@@ -20,8 +20,8 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import Digests, ObjectSpec, Segment
 from tusd_py.stores.digests import digests_of, new_hashes
-from tusd_py.stores.exclusive_name import give_name
-from tusd_py.stores.file_tree import TEMPORARY_SUFFIX, FileTree
+from tusd_py.stores.filesystem.exclusive_name import give_name
+from tusd_py.stores.filesystem.tree import TEMPORARY_SUFFIX, FileTree
 from tusd_py.stores.ranges import STEP_BYTES, RangeReader
 
 _INCOMPLETE: Final = re.compile(r"[0-9a-f]{16}")

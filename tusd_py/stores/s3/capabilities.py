@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError
-from tusd_py.stores.s3_errors import UNSUPPORTED, code_of
+from tusd_py.stores.s3.errors import UNSUPPORTED, code_of
 
 T = TypeVar("T")
 

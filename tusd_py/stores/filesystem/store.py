@@ -5,9 +5,9 @@ nothing, unless digests are wanted. Anything else is copied beside its place, ve
 synced and given its name. Nothing is reported as stored before the directory that names it is synced, and a
 file that is not ours is never replaced.
 
-How it is divided: this module is the port, and keeps every blocking call off the event loop. `file_objects`
-says what is done with one object, `file_copy` copies in steps, `file_tree` has the directories, and
-`file_listing` reads them in the order of keys.
+How it is divided: this module is the port, and keeps every blocking call off the event loop. `objects`
+says what is done with one object, `copy` copies in steps, `tree` has the directories, and `listing` reads
+them in the order of keys.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from tusd_py.ports import (
     UnfinishedObject,
 )
 from tusd_py.protocol.concat import Room
-from tusd_py.stores import file_listing
-from tusd_py.stores.file_copy import FileCopy
-from tusd_py.stores.file_objects import FileObjects, Pace, publish_once
-from tusd_py.stores.file_tree import FileTree, sync_path, translated
+from tusd_py.stores.filesystem import listing
+from tusd_py.stores.filesystem.copy import FileCopy
+from tusd_py.stores.filesystem.objects import FileObjects, Pace, publish_once
+from tusd_py.stores.filesystem.tree import FileTree, sync_path, translated
 from tusd_py.stores.ranges import nonempty
 from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
 
@@ -127,10 +127,10 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
         return self._tree.path(key)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        return self._in_pages(file_listing.objects(self._tree.root))
+        return self._in_pages(listing.objects(self._tree.root))
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        return self._in_pages(file_listing.incomplete(self._tree.root))
+        return self._in_pages(listing.incomplete(self._tree.root))
 
     async def _in_pages(self, found: Iterator[T]) -> AsyncIterator[T]:
         await self._run(self._tree.probe)

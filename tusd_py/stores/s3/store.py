@@ -5,14 +5,14 @@ repeated after any crash:
 
 1. HEAD the key. Our own object with the right length and checksum: the transfer has succeeded before, and
    nothing is sent. Our own with other bytes: it is sent again. A foreign object: `PermanentStoreError`.
-2. Send it, small ones in one PUT, larger ones in parts (`s3_multipart`), with a checksum that the store
+2. Send it, small ones in one PUT, larger ones in parts (`multipart`), with a checksum that the store
    verifies and, where it knows conditions, on condition that the key is still as HEAD found it.
 3. A condition that fails, or a multipart upload that is gone, may be the response to a repetition of a request
    whose first response was lost. So the key is read again before that counts as a failure.
 4. HEAD again: length and checksum must be those of the upload. Only then may the staged copy be removed.
 
-What a store understands differs. `s3_capabilities` finds out by trying, `s3_client` makes the calls,
-`s3_errors` sorts the failures.
+What a store understands differs. `capabilities` finds out by trying, `client` makes the calls,
+`errors` sorts the failures.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ from tusd_py.ports import (
     TransferState,
     UnfinishedObject,
 )
-from tusd_py.stores import s3_listing
 from tusd_py.stores.digests import ObjectDigest
-from tusd_py.stores.part_plan import PartPlan, plan_parts
 from tusd_py.stores.ranges import RangeChecksums, nonempty, require_length
 from tusd_py.stores.rate_limit import Bandwidth
-from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
-from tusd_py.stores.s3_cdn import CdnUrls
-from tusd_py.stores.s3_client import Bucket
-from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPPORTED, code_of
-from tusd_py.stores.s3_multipart import MultipartTransfer, Source
-from tusd_py.stores.s3_object import matches, object_parameters, plain_md5, sum_parameters
-from tusd_py.stores.s3_permissions import PermissionCheck
-from tusd_py.stores.s3_removal import remove_object
-from tusd_py.stores.s3_responses import Head
+from tusd_py.stores.s3 import listing
+from tusd_py.stores.s3.capabilities import Capabilities, CapabilityDetector
+from tusd_py.stores.s3.cdn import CdnUrls
+from tusd_py.stores.s3.client import Bucket
+from tusd_py.stores.s3.errors import NO_SUCH_UPLOAD, PRECONDITION_FAILED, UNSUPPORTED, code_of
+from tusd_py.stores.s3.multipart import MultipartTransfer, Source
+from tusd_py.stores.s3.parameters import matches, object_parameters, plain_md5, sum_parameters
+from tusd_py.stores.s3.part_plan import PartPlan, plan_parts
+from tusd_py.stores.s3.permissions import PermissionCheck
+from tusd_py.stores.s3.removal import remove_object
+from tusd_py.stores.s3.responses import Head
 
 log = structlog.get_logger(__name__)
 
@@ -186,10 +186,10 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        return s3_listing.objects(self._bucket, self._prefix)
+        return listing.objects(self._bucket, self._prefix)
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        return s3_listing.multiparts(self._bucket, self._prefix)
+        return listing.multiparts(self._bucket, self._prefix)
 
     def _source(self, segments: Sequence[Segment], digests: frozenset[str] = frozenset()) -> Source:
         pieces = nonempty(segments)

@@ -18,14 +18,14 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
 from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferState
 from tusd_py.stores.digests import ObjectDigest
-from tusd_py.stores.part_plan import Part, PartPlan
 from tusd_py.stores.ranges import RangeBody, RangeChecksums
 from tusd_py.stores.rate_limit import RateLimiter
-from tusd_py.stores.s3_capabilities import Capabilities, CapabilityDetector
-from tusd_py.stores.s3_client import Bucket, Parameters
-from tusd_py.stores.s3_errors import UNUSABLE_PARTS, code_of
-from tusd_py.stores.s3_object import plain_md5, sum_parameters
-from tusd_py.stores.s3_responses import ListedPart, MultipartInfo
+from tusd_py.stores.s3.capabilities import Capabilities, CapabilityDetector
+from tusd_py.stores.s3.client import Bucket, Parameters
+from tusd_py.stores.s3.errors import UNUSABLE_PARTS, code_of
+from tusd_py.stores.s3.parameters import plain_md5, sum_parameters
+from tusd_py.stores.s3.part_plan import Part, PartPlan
+from tusd_py.stores.s3.responses import ListedPart, MultipartInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Final
 
 from tusd_py.errors import ObjectLocked, PermanentStoreError, TransientStoreError
 from tusd_py.ports import ObjectIdentity
-from tusd_py.stores.s3_client import Bucket
-from tusd_py.stores.s3_errors import DENIED, PRECONDITION_FAILED, UNSUPPORTED, code_of, says_locked
-from tusd_py.stores.s3_responses import Head
+from tusd_py.stores.s3.client import Bucket
+from tusd_py.stores.s3.errors import DENIED, PRECONDITION_FAILED, UNSUPPORTED, code_of, says_locked
+from tusd_py.stores.s3.responses import Head
 
 _TRIES: Final = 5
 """Of removing what is replaced at the same moment."""

@@ -29,8 +29,8 @@ from tusd_py.errors import (
 )
 from tusd_py.ports import NO_DIGESTS, Digests, LocalFile, ObjectIdentity, ObjectSpec, Segment, StoredObject
 from tusd_py.stores.digests import digests_of, new_hashes
-from tusd_py.stores.file_copy import copy_at_once, discard_incomplete, discard_leftovers
-from tusd_py.stores.file_tree import FileTree, sync_path, translated
+from tusd_py.stores.filesystem.copy import copy_at_once, discard_incomplete, discard_leftovers
+from tusd_py.stores.filesystem.tree import FileTree, sync_path, translated
 from tusd_py.stores.ranges import checksum_range, nonempty, require_length
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
 from tusd_py.stores.ranges import RangeChecksums
-from tusd_py.stores.s3_responses import UPLOAD_ID_KEY, Head
+from tusd_py.stores.s3.responses import UPLOAD_ID_KEY, Head
 
 _TABLES: Final = ("Metadata", "Tagging")
 FILENAME_KEY: Final = "tusd-filename"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from tusd_py.errors import TransientStoreError
 from tusd_py.ports import ListedObject, UnfinishedObject
-from tusd_py.stores.s3_client import Bucket
+from tusd_py.stores.s3.client import Bucket
 
 PAGE: Final = 1000
 """S3 returns no more in one page."""

@@ -1,7 +1,6 @@
 """The calls we make to one bucket: aiobotocore behind it, our own types and errors in front.
 
-This module, `s3_settings` and `s3_errors` are the only ones that know botocore. There is no policy here:
-what is sent when, and what a response means, is decided by the callers.
+There is no policy here: what is sent when, and what a response means, is decided by the callers.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.ranges import RangeBody
-from tusd_py.stores.s3_errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
-from tusd_py.stores.s3_responses import Head, ListedPart, MultipartInfo, parse_crc, parse_multipart_checksum
-from tusd_py.stores.s3_settings import client_config
+from tusd_py.stores.s3.client_config import client_config
+from tusd_py.stores.s3.errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
+from tusd_py.stores.s3.responses import Head, ListedPart, MultipartInfo, parse_crc, parse_multipart_checksum
 
 Parameters = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tusd_py.ports import ListedObject, UnfinishedObject
-from tusd_py.stores.file_tree import TEMPORARY_SUFFIX
+from tusd_py.stores.filesystem.tree import TEMPORARY_SUFFIX
 
 NAMES_AT_ONCE: Final = 10_000
 
