@@ -107,7 +107,7 @@ async def test_a_job_whose_upload_has_moved_on_is_not_runnable(world: World) -> 
 async def test_a_failed_transfer_that_is_queued_again_may_run(world: World) -> None:
     job = await claimed(world)
     await world.jobs().fail(job, ERROR, code="ERR")
-    await world.uploads.request_transfer(job.upload.id)
+    await world.transfers.request(job.upload.id)
 
     (again,) = await world.jobs().claim(1)
 

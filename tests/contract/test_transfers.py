@@ -46,8 +46,8 @@ async def test_the_last_byte_queues_a_transfer_if_that_is_the_trigger(world: Wor
 async def test_a_commit_is_recorded_once_and_queues_what_waited_for_it(world: World, trigger: Trigger) -> None:
     upload = await world.completed(trigger=trigger)
 
-    first = await world.uploads.commit(upload.id)
-    again = await asyncio.gather(*(world.uploads.commit(upload.id) for _ in range(3)))
+    first = await world.transfers.commit(upload.id)
+    again = await asyncio.gather(*(world.transfers.commit(upload.id) for _ in range(3)))
 
     assert first.committed_at is not None
     assert {other.committed_at for other in again} == {first.committed_at}
@@ -58,7 +58,7 @@ async def test_a_commit_is_recorded_once_and_queues_what_waited_for_it(world: Wo
 async def test_of_many_commits_at_once_one_counts(world: World) -> None:
     upload = await world.completed(trigger=Trigger.COMMIT)
 
-    answers = await asyncio.gather(*(world.uploads.commit(upload.id) for _ in range(8)))
+    answers = await asyncio.gather(*(world.transfers.commit(upload.id) for _ in range(8)))
 
     assert len({answer.committed_at for answer in answers}) == 1
     assert await world.jobs_of(upload) == QUEUED
@@ -66,19 +66,19 @@ async def test_of_many_commits_at_once_one_counts(world: World) -> None:
 
 async def test_a_commit_changes_no_transfer_that_was_asked_for_before(world: World) -> None:
     upload = await world.completed(trigger=Trigger.COMMIT)
-    order = await world.uploads.request_transfer(upload.id)
+    order = await world.transfers.request(upload.id)
 
-    await world.uploads.commit(upload.id)
+    await world.transfers.commit(upload.id)
     (job,) = await world.jobs().claim(9)
     await world.jobs().finish_transfers([(job, stored(upload))])
-    committed = await world.uploads.commit(upload.id)
+    committed = await world.transfers.commit(upload.id)
 
     assert job.id == order.transfer_id
     assert committed.committed_at is not None
     assert await world.jobs_of(upload) == [("transfer", "succeeded")]
 
 
-@pytest.mark.parametrize("act", ["commit", "request_transfer"])
+@pytest.mark.parametrize("act", ["commit", "request"])
 async def test_only_what_is_whole_can_be_committed_or_transferred(world: World, act: str) -> None:
     gone = await world.completed()
     await world.uploads.remove(gone.id)
@@ -93,7 +93,7 @@ async def test_only_what_is_whole_can_be_committed_or_transferred(world: World, 
 
     for upload_id, problem in refused.items():
         with pytest.raises(problem):
-            await getattr(world.uploads, act)(upload_id)
+            await getattr(world.transfers, act)(upload_id)
     assert (await world.find(created)).committed_at is None
 
 
@@ -101,7 +101,7 @@ async def test_only_what_is_whole_can_be_committed_or_transferred(world: World, 
 async def test_a_transfer_is_queued_once_however_many_ask_for_it(world: World, trigger: Trigger) -> None:
     upload = await world.completed(trigger=trigger)
 
-    orders = await asyncio.gather(*(world.uploads.request_transfer(upload.id) for _ in range(8)))
+    orders = await asyncio.gather(*(world.transfers.request(upload.id) for _ in range(8)))
 
     assert len({order.transfer_id for order in orders}) == 1
     assert [order.queued for order in orders].count(True) == 1
@@ -116,9 +116,9 @@ async def test_commits_requests_and_claims_do_not_wait_for_each_other(world: Wor
 
     async with asyncio.timeout(10):
         await asyncio.gather(
-            *(world.uploads.request_transfer(upload.id) for upload in uploads),
+            *(world.transfers.request(upload.id) for upload in uploads),
             *(claim() for _ in range(5)),
-            *(world.uploads.commit(upload.id) for upload in uploads),
+            *(world.transfers.commit(upload.id) for upload in uploads),
             *(claim() for _ in range(5)),
         )
 
@@ -134,7 +134,7 @@ async def test_a_failed_transfer_is_tried_again_with_all_its_retries(world: Worl
     upload = await world.completed()
     await fail_transfer(world, upload)
 
-    again = await world.uploads.request_transfer(upload.id)
+    again = await world.transfers.request(upload.id)
 
     assert (again.upload.state, again.queued) == (State.TRANSFER_FAILED, True)
     columns = "state, attempt, failures, length"
@@ -148,9 +148,9 @@ async def test_asking_again_while_it_waits_or_runs_changes_nothing(world: World)
     upload = await world.completed()
     await fail_transfer(world, upload)
 
-    await asyncio.gather(*(world.uploads.request_transfer(upload.id) for _ in range(3)))
+    await asyncio.gather(*(world.transfers.request(upload.id) for _ in range(3)))
     await world.jobs().claim(1)
-    await world.uploads.request_transfer(upload.id)
+    await world.transfers.request(upload.id)
 
     assert await world.jobs_of(upload) == [("transfer", "failed"), ("transfer", "running")]
 
@@ -160,7 +160,7 @@ async def test_what_is_stored_is_not_sent_again(world: World) -> None:
     (job,) = await world.jobs().claim(1)
     await world.jobs().finish_transfers([(job, stored(upload))])
 
-    order = await world.uploads.request_transfer(upload.id)
+    order = await world.transfers.request(upload.id)
 
     assert (order.transfer_id, order.queued, order.upload.state) == (job.id, False, State.STORED)
     assert await world.jobs_of(upload) == [("transfer", "succeeded")]
@@ -173,14 +173,14 @@ async def test_what_is_gone_is_not_tried_again(world: World) -> None:
 
     for upload_id in (upload.id, UploadId(uuid.uuid4())):
         with pytest.raises(UploadNotFound):
-            await world.uploads.request_transfer(upload_id)
+            await world.transfers.request(upload_id)
 
 
 async def test_old_jobs_are_forgotten_however_often_it_is_tried(world: World) -> None:
     upload = await world.completed()
     for _ in range(15):
         await fail_transfer(world, upload)
-        await world.uploads.request_transfer(upload.id)
+        await world.transfers.request(upload.id)
 
     states = [state for (state,) in await world.jobs_of(upload, "state")]
     assert states == ["failed"] * 10 + ["queued"]
@@ -193,15 +193,15 @@ async def test_old_jobs_are_forgotten_however_often_it_is_tried(world: World) ->
 async def test_people_see_how_the_latest_transfer_stands(world: World) -> None:
     upload = await world.completed()
     queue = world.jobs()
-    assert await world.uploads.transfer_view((await world.create()).id) is None
+    assert await world.transfers.latest((await world.create()).id) is None
 
-    waiting = await world.uploads.transfer_view(upload.id)
+    waiting = await world.transfers.latest(upload.id)
     (job,) = await queue.claim(1)
     await queue.transfer_state(job).progress(6)
-    running = await world.uploads.transfer_view(upload.id)
+    running = await world.transfers.latest(upload.id)
     error = PermanentStoreError(code="AccessDenied", key="secret/path")
     await queue.retry(job, error, code="ERR_STORE_REFUSED", delay_seconds=60)
-    failed_once = await world.uploads.transfer_view(upload.id)
+    failed_once = await world.transfers.latest(upload.id)
 
     assert waiting is not None
     assert running is not None
@@ -220,7 +220,7 @@ async def test_what_people_see_names_no_path_and_operators_see_all(world: World)
 
     await queue.fail(job, PermanentStoreError(path="/srv/data", reason="nul\0"), code="ERR_STORE_REFUSED")
 
-    view = await world.uploads.transfer_view(upload.id)
+    view = await world.transfers.latest(upload.id)
     assert view is not None
     assert "/srv" not in f"{view.last_error}{(await world.find(upload)).error}"
     assert "/srv/data" in await world.value("SELECT error FROM job_attempts")
@@ -235,11 +235,11 @@ async def test_every_attempt_is_remembered_newest_first(world: World) -> None:
     await world.end_leases()
     await queue.claim(1)
 
-    running, lost, failed = await world.uploads.attempts(upload.id, 10)
+    running, lost, failed = await world.transfers.attempts(upload.id, 10)
 
     assert [(past.number, past.outcome) for past in (running, lost, failed)] == [(3, None), (2, "lost"), (1, "retry")]
     assert (failed.kind, failed.job_id, failed.error_code) == ("transfer", job.id, "ERR_STORE_REFUSED")
     assert "/srv" in (failed.error or "")
     assert failed.finished_at is not None
     assert running.finished_at is None
-    assert await world.uploads.attempts(upload.id, 1) == [running]
+    assert await world.transfers.attempts(upload.id, 1) == [running]

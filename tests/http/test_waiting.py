@@ -132,7 +132,7 @@ async def test_what_changes_no_more_is_answered_at_once(complete, state):
 async def test_a_failed_transfer_that_is_queued_again_is_waited_for(complete):
     served, path, upload_id = complete
     await served.core.database.execute("UPDATE uploads SET state = 'transfer_failed' WHERE id = $1", upload_id)
-    await served.core.uploads.request_transfer(upload_id)
+    await served.core.transfers.request(upload_id)
     await served.core.notifier.close()
 
     waiter = await waiting(served, upload_id)

@@ -23,6 +23,7 @@ from tusd_py.database.outages import StoreOutages
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
 from tusd_py.database.staging_directories import StagingDirectories
+from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.metrics import Metrics
 from tusd_py.places import Stores
@@ -69,6 +70,7 @@ class World:
     database: Database
     notifier: Notifier
     uploads: PostgresUploads
+    transfers: TransferRequests
     cleanup: CleanupRecords
     staging: StagingArea
     store: FilesystemStore
@@ -243,6 +245,7 @@ async def open_world(
             database=pool,
             notifier=notifier,
             uploads=PostgresUploads(pool, notifier, max_size=None, eager_above=eager_above),
+            transfers=TransferRequests(pool, notifier),
             cleanup=CleanupRecords(pool, notifier, directory=staging.identity),
             staging=staging,
             store=store,

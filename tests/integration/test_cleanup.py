@@ -131,8 +131,8 @@ async def test_what_nobody_committed_expires_after_its_time(world: World) -> Non
     young, held, committed, wanted = kept
     others = [await world.received(trigger=trigger) for trigger in (Trigger.COMPLETE, Trigger.MANUAL)]
     await world.sql("UPDATE uploads SET hold = true WHERE id = $1", held.id)
-    await world.uploads.commit(committed.id)
-    await world.uploads.request_transfer(wanted.id)
+    await world.transfers.commit(committed.id)
+    await world.transfers.request(wanted.id)
     for upload in (forgotten, final, held, committed, wanted, *others):
         await age(world, upload, "completed_at")
     records = impatient(world)
@@ -158,7 +158,7 @@ async def test_what_was_committed_in_the_last_moment_stays(world: World) -> None
     records = impatient(world)
     assert [overdue.id for overdue in await records.overdue(10)] == [upload.id]
 
-    await world.uploads.commit(upload.id)
+    await world.transfers.commit(upload.id)
 
     assert not await records.expire(upload.id)
     assert await world.jobs_of(upload) == [("transfer", "queued")]
@@ -193,7 +193,7 @@ async def test_parts_stay_while_a_final_needs_them_however_overdue(world: World)
         for _ in ("completed", "transfer_failed"):
             assert (await make_cleanup(world).once())["expired"] == 0
             await reaches(world, final, State.TRANSFER_FAILED)
-        await world.uploads.request_transfer(final.id)
+        await world.transfers.request(final.id)
         await reaches(world, final, State.STORED)
         assert world.object(final) == b"abab"
 
@@ -519,8 +519,8 @@ async def test_what_needs_no_job_gets_none(world: World, state: State) -> None:
 async def test_what_waits_for_its_trigger_gets_no_job_before(world: World) -> None:
     committed, waiting = [await world.completed(trigger=Trigger.COMMIT) for _ in range(2)]
     manual = await world.completed(trigger=Trigger.MANUAL)
-    await world.uploads.commit(committed.id)
-    await world.uploads.commit(manual.id)
+    await world.transfers.commit(committed.id)
+    await world.transfers.commit(manual.id)
     await world.sql("DELETE FROM jobs")
     for upload in (committed, waiting, manual):
         await age(world, upload, "updated_at")

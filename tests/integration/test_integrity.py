@@ -100,7 +100,7 @@ async def assert_refused(world: World, store: ObjectStore, size: int, **options:
     async with working(world, store, **options):
         failed = await reaches(world, upload, State.TRANSFER_FAILED)
 
-    view = await world.uploads.transfer_view(upload.id)
+    view = await world.transfers.latest(upload.id)
     assert view is not None
     assert (view.state, view.error_code) == ("failed", "ERR_STAGING_DAMAGED")
     assert failed.error == view.last_error

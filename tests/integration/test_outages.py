@@ -173,7 +173,7 @@ async def test_a_store_that_refuses_blocks_is_logged_once_and_resumes_by_itself(
         async with working(world, store, **NO_RETRY):
             await is_true(lambda: outage_lasts(world), "the outage is noticed")
             await is_true(lambda: store.probes >= 3, "the store is probed again")
-            view = await world.uploads.transfer_view(upload.id)
+            view = await world.transfers.latest(upload.id)
             figures = await read_stats(world.database, HERE)
             store.error = None
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
@@ -198,7 +198,7 @@ async def test_a_store_on_a_disk_that_takes_nothing(world: World, tmp_path: Path
         async with working(world, store, **NO_RETRY):
             await is_true(lambda: outage_lasts(world), "the outage is noticed")
             await is_true(lambda: _waits(world, upload), "the job is put back")
-            view = await world.uploads.transfer_view(upload.id)
+            view = await world.transfers.latest(upload.id)
             disk.mend(how)
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
         await store.close()

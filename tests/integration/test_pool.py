@@ -438,7 +438,7 @@ async def test_each_statement_that_queues_a_job_rings(world: World, monkeypatch:
     failed = await world.force_state(await world.completed(), State.TRANSFER_FAILED)
     await rings(1, "complete at once")
     await world.sql("DELETE FROM jobs")
-    await world.uploads.request_transfer(failed.id)
+    await world.transfers.request(failed.id)
     await rings(1, "by hand")
 
 

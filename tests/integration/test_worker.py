@@ -216,7 +216,7 @@ async def test_a_failed_transfer_is_repeated_by_hand(world: World) -> None:
 
     async with working(world, store):
         await reaches(world, upload, State.TRANSFER_FAILED)
-        await world.uploads.request_transfer(upload.id)
+        await world.transfers.request(upload.id)
         found = await reaches(world, upload, State.STORED)
 
     assert found.error is None
@@ -809,7 +809,7 @@ async def test_a_final_that_failed_is_tried_again_with_its_parts(world: World) -
 
     async with working(world, Failing(world.store, PermanentStoreError())):
         await reaches(world, final, State.TRANSFER_FAILED)
-        await world.uploads.request_transfer(final.id)
+        await world.transfers.request(final.id)
         await reaches(world, final, State.STORED)
 
     assert world.object(final) == b"abcd"

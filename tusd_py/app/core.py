@@ -14,6 +14,7 @@ from tusd_py.config.places import place_of, store_directory
 from tusd_py.database.notifier import Notifier
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database, Notifications
+from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
@@ -38,6 +39,7 @@ class Records:
     notifications: Notifications
     notifier: Notifier
     uploads: PostgresUploads
+    transfers: TransferRequests
     identity: StagingIdentity
     """Which staging directory is ours, from `identify` on."""
 
@@ -121,6 +123,7 @@ def make_records(config: Config, *, eager_above: int | None = None) -> Records:
             max_size=config.limits.max_size or None,
             eager_above=eager_above,
         ),
+        transfers=TransferRequests(database, notifier),
         identity=StagingIdentity(),
     )
 
@@ -139,6 +142,7 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         notifications=records.notifications,
         notifier=records.notifier,
         uploads=records.uploads,
+        transfers=records.transfers,
         identity=records.identity,
         staging=StagingArea(config.staging_directory, config.staging, metrics, records.identity),
         stores=make_stores(config, records.database),

@@ -14,10 +14,11 @@ from tusd_py.database.termination import LOCK_UPLOAD
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
 from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
 from tusd_py.ports.queue import WAITING
-from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Upload, UploadId
+from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.database.pool import Connection, Row
+    from tusd_py.database.notifier import Notifier
+    from tusd_py.database.pool import Connection, Database, Row
 
 _AWAITED: Final = f"""
 changed WHERE state = 'completed' AND trigger = 'commit'
@@ -67,31 +68,65 @@ SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
 """
 
 
-async def commit_upload(connection: Connection, upload_id: UploadId) -> Upload:
-    """Commit the upload, once, inside the caller's transaction.
+class TransferRequests:
+    """What people and applications ask of transfers. Every method raises `DatabaseUnavailable`."""
 
-    Raises:
-        UploadNotFound, NotReady, InvalidTransition: see `PostgresUploads.commit`.
-    """
-    upload = await _lock_whole(connection, upload_id)
-    if upload.committed_at is not None:
+    def __init__(self, database: Database, notifier: Notifier) -> None:
+        self._database = database
+        self._notifier = notifier
+
+    async def commit(self, upload_id: UploadId) -> Upload:
+        """Record that the application keeps a complete upload; queue its transfer if it waited for that.
+
+        Once more is fine and changes nothing.
+
+        Raises:
+            UploadNotFound: there is none, or it is gone.
+            NotReady: bytes are still missing.
+            InvalidTransition: it is a partial upload.
+        """
+        async with self._database.transaction() as connection:
+            upload = await _lock_whole(connection, upload_id)
+            if upload.committed_at is None:
+                row = await connection.fetchrow(COMMIT, upload_id)
+                assert row is not None  # it is locked
+                upload = upload_from_row(row)
+        self._notifier.notify_changed(upload.id)
+        if upload.trigger is Trigger.COMMIT:
+            self._notifier.notify_workers(upload.staging_id)
         return upload
-    row = await connection.fetchrow(COMMIT, upload_id)
-    assert row is not None  # it is locked
-    return upload_from_row(row)
 
+    async def request(self, upload_id: UploadId) -> TransferOrder:
+        """Queue the transfer of a complete upload, or try a failed one again, with all its retries.
 
-async def request_transfer(connection: Connection, upload_id: UploadId) -> TransferOrder:
-    """Return the upload's transfer, inside the caller's transaction; enqueue one if there is none.
+        One that waits or runs is returned as it is; so is the last one of a stored upload.
 
-    Raises:
-        UploadNotFound, NotReady, InvalidTransition: see `PostgresUploads.request_transfer`.
-    """
-    upload = await _lock_whole(connection, upload_id)
-    latest = await connection.fetchrow(LATEST_TRANSFER, upload_id)
-    if upload.state is State.STORED or (latest is not None and latest["live"]):
-        return TransferOrder(upload=upload, transfer_id=None if latest is None else latest["id"])
-    return TransferOrder(upload=upload, transfer_id=await connection.fetchval(QUEUE_TRANSFER, upload_id), queued=True)
+        Raises:
+            UploadNotFound, NotReady, InvalidTransition: as `commit` does.
+        """
+        async with self._database.transaction() as connection:
+            upload = await _lock_whole(connection, upload_id)
+            latest = await connection.fetchrow(LATEST_TRANSFER, upload_id)
+            if upload.state is State.STORED or (latest is not None and latest["live"]):
+                return TransferOrder(upload=upload, transfer_id=None if latest is None else latest["id"])
+            transfer_id = await connection.fetchval(QUEUE_TRANSFER, upload_id)
+        self._notifier.notify_workers(upload.staging_id)
+        self._notifier.notify_changed(upload_id)
+        return TransferOrder(upload=upload, transfer_id=transfer_id, queued=True)
+
+    async def sent_bytes(self, upload_id: UploadId) -> int:
+        """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
+        row = await self._database.read(SENT, upload_id)
+        return 0 if row is None else int(row["sent"])
+
+    async def latest(self, upload_id: UploadId) -> TransferView | None:
+        """Return how the latest transfer stands, None if there is none."""
+        row = await self._database.read(TRANSFER_VIEW, upload_id)
+        return None if row is None else _transfer_view(row)
+
+    async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
+        """Return the latest attempts of an upload's jobs, newest first."""
+        return [_attempt_view(row) for row in await self._database.fetch(ATTEMPTS, upload_id, limit)]
 
 
 async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
@@ -107,8 +142,7 @@ async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
     return upload
 
 
-def transfer_view(row: Row) -> TransferView:
-    """Build the public view of a transfer from a row of `TRANSFER_VIEW`."""
+def _transfer_view(row: Row) -> TransferView:
     return TransferView(
         id=row["id"],
         state=JobState(row["state"]),
@@ -121,8 +155,7 @@ def transfer_view(row: Row) -> TransferView:
     )
 
 
-def attempt_view(row: Row) -> AttemptView:
-    """Build an attempt from a row of `ATTEMPTS`."""
+def _attempt_view(row: Row) -> AttemptView:
     return AttemptView(
         job_id=row["id"],
         kind=JobKind(row["kind"]),

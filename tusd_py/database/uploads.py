@@ -22,17 +22,8 @@ from tusd_py.database.statements import (
     expires,
 )
 from tusd_py.database.termination import remove_upload
-from tusd_py.database.transfers import (
-    ATTEMPTS,
-    SENT,
-    TRANSFER_VIEW,
-    attempt_view,
-    commit_upload,
-    request_transfer,
-    transfer_view,
-)
 from tusd_py.errors import LengthConflict, OffsetConflict
-from tusd_py.ports import AttemptView, ListPosition, NewUpload, TransferOrder, TransferView
+from tusd_py.ports import ListPosition, NewUpload
 from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId
 
 if TYPE_CHECKING:
@@ -262,52 +253,6 @@ class PostgresUploads:
         self._notifier.notify_workers(upload.staging_id if upload.local_present else None)
         self._notifier.notify_changed(upload.id)
         return upload
-
-    async def commit(self, upload_id: UploadId) -> Upload:
-        """Record that the application keeps a complete upload; queue its transfer if it waited for that.
-
-        Once more is fine and changes nothing.
-
-        Raises:
-            UploadNotFound: there is none, or it is gone.
-            NotReady: bytes are still missing.
-            InvalidTransition: it is a partial upload.
-        """
-        async with self._database.transaction() as connection:
-            upload = await commit_upload(connection, upload_id)
-        self._notifier.notify_changed(upload.id)
-        if upload.trigger is Trigger.COMMIT:
-            self._notifier.notify_workers(upload.staging_id)
-        return upload
-
-    async def request_transfer(self, upload_id: UploadId) -> TransferOrder:
-        """Queue the transfer of a complete upload, or try a failed one again, with all its retries.
-
-        One that waits or runs is answered as it is; so is the last one of a stored upload.
-
-        Raises:
-            UploadNotFound, NotReady, InvalidTransition: as `commit` does.
-        """
-        async with self._database.transaction() as connection:
-            order = await request_transfer(connection, upload_id)
-        if order.queued:
-            self._notifier.notify_workers(order.upload.staging_id)
-            self._notifier.notify_changed(upload_id)
-        return order
-
-    async def sent_bytes(self, upload_id: UploadId) -> int:
-        """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
-        row = await self._database.read(SENT, upload_id)
-        return 0 if row is None else int(row["sent"])
-
-    async def transfer_view(self, upload_id: UploadId) -> TransferView | None:
-        """Return how the latest transfer stands, None if there is none."""
-        row = await self._database.read(TRANSFER_VIEW, upload_id)
-        return None if row is None else transfer_view(row)
-
-    async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
-        """Return the latest attempts of an upload's jobs, newest first."""
-        return [attempt_view(row) for row in await self._database.fetch(ATTEMPTS, upload_id, limit)]
 
     def _announce(self, upload: Upload) -> Upload:
         # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.

@@ -15,6 +15,7 @@ from tusd_py.errors import UploadNotFound
 from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
+    from tusd_py.database.transfers import TransferRequests
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView
     from tusd_py.uploads.access import Access
@@ -55,8 +56,11 @@ class UploadStatus:
 class Catalog:
     """What people and applications ask of uploads. Knows no HTTP, no SQL and no adapter."""
 
-    def __init__(self, uploads: PostgresUploads, access: Access, changes: ChangeNotifier) -> None:
+    def __init__(
+        self, uploads: PostgresUploads, transfers: TransferRequests, access: Access, changes: ChangeNotifier
+    ) -> None:
         self._uploads = uploads
+        self._transfers = transfers
         self._access = access
         self._watch = changes
 
@@ -96,7 +100,7 @@ class Catalog:
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
         """Return how the upload's jobs went so far, newest first."""
         upload = await self._access.view(principal, upload_id, Action.READ)
-        return await self._uploads.attempts(upload.id, MAX_ATTEMPTS)
+        return await self._transfers.attempts(upload.id, MAX_ATTEMPTS)
 
     def operates(self, principal: Principal) -> bool:
         """Return whether `principal` may see what is for operators."""
@@ -146,32 +150,32 @@ class Catalog:
 
     async def _with_transfer(self, upload: Upload) -> UploadStatus:
         if upload.state in RECEIVING:
-            return UploadStatus(upload, None, await self._uploads.sent_bytes(upload.id) if upload.offset else 0)
-        return UploadStatus(upload, await self._uploads.transfer_view(upload.id))
+            return UploadStatus(upload, None, await self._transfers.sent_bytes(upload.id) if upload.offset else 0)
+        return UploadStatus(upload, await self._transfers.latest(upload.id))
 
     # --- acting ------------------------------------------------------------------------------------
 
     async def commit(self, principal: Principal, upload_id: UploadId) -> Upload:
-        """Record that the application keeps an upload; see `PostgresUploads.commit`.
+        """Record that the application keeps an upload; see `TransferRequests.commit`.
 
         Raises:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
             NotReady, InvalidTransition: it cannot be committed.
         """
         upload = await self._access.usable(principal, upload_id, Action.COMMIT)
-        committed = await self._uploads.commit(upload.id)
+        committed = await self._transfers.commit(upload.id)
         log.info("upload_committed", upload_id=str(upload.id), again=upload.committed_at is not None)
         return committed
 
     async def request_transfer(self, principal: Principal, upload_id: UploadId) -> TransferOrder:
-        """Have an upload transferred now; see `PostgresUploads.request_transfer`.
+        """Have an upload transferred now; see `TransferRequests.request`.
 
         Raises:
             UploadNotFound, UploadGone, AccessError: for this caller there is no such upload.
             NotReady, InvalidTransition: it cannot be transferred.
         """
         upload = await self._access.usable(principal, upload_id, Action.TRANSFER)
-        order = await self._uploads.request_transfer(upload.id)
+        order = await self._transfers.request(upload.id)
         if order.queued:
             log.info("transfer_requested", upload_id=str(upload.id), transfer_id=order.transfer_id)
         return order
