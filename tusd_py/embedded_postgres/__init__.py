@@ -6,5 +6,6 @@ server is done here, so that no way in which this process can end leaves a serve
 
 from tusd_py.embedded_postgres.failures import EmbeddedPostgresError
 from tusd_py.embedded_postgres.server import EmbeddedPostgres
+from tusd_py.embedded_postgres.waiting import Timeouts
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "Timeouts"]

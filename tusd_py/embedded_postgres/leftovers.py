@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Final
 
 import structlog
 
@@ -19,12 +18,11 @@ from tusd_py.process_identity import ProcessIdentity, all_processes, end
 
 log = structlog.get_logger(__name__)
 
-QUIT_SECONDS: Final = 3.0
-"""Enough for a server on a busy machine. Kills cost no more than SIGQUIT does: a replay."""
 
-
-def end_server(server: ProcessIdentity | None, data_dir: Path) -> None:
+def end_server(server: ProcessIdentity | None, data_dir: Path, patience_seconds: float) -> None:
     """End the server that the last owner recorded, if it is still alive, with all of its children.
+
+    After `patience_seconds` they are killed.
 
     Raises:
         TimeoutError, PermissionError: it cannot be ended.
@@ -34,11 +32,11 @@ def end_server(server: ProcessIdentity | None, data_dir: Path) -> None:
     log.warning("embedded_postgres_left_over", pid=server.pid, reason="its owner was killed; waiting for its end")
     # Looked for first: once their parent is dead, only root may be able to tell whose they were.
     children = postmaster.children_of(server.pid)
-    end([server], signal.SIGQUIT, QUIT_SECONDS)
-    end(children, signal.SIGQUIT, QUIT_SECONDS)
+    end([server], signal.SIGQUIT, patience_seconds)
+    end(children, signal.SIGQUIT, patience_seconds)
 
 
-def end_orphans(data_dir: Path, initdb_prefix: str) -> None:
+def end_orphans(data_dir: Path, initdb_prefix: str, patience_seconds: float) -> None:
     """End the processes of a dead server, and those of an initdb that was killed.
 
     To be called when no server of this directory is alive, ours or foreign.
@@ -55,7 +53,7 @@ def end_orphans(data_dir: Path, initdb_prefix: str) -> None:
     if orphans:
         pids = [orphan.pid for orphan in orphans]
         log.warning("embedded_postgres_orphans", pids=pids, reason="their server was killed; waiting for their end")
-        end(orphans, signal.SIGQUIT, QUIT_SECONDS)
+        end(orphans, signal.SIGQUIT, patience_seconds)
 
 
 def _works_there(pid: int, data_dir: Path, initdb_prefix: str) -> bool:

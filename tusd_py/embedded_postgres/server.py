@@ -4,7 +4,7 @@ One process owns the server: it holds a `flock` beside the data for as long as i
 server is its child and dies with it. Whoever comes second attaches to the running server.
 
     postgres/       the data, made in a temporary sibling and renamed when it is complete
-    postgres.lock   held by the owner; says what its successor needs to know (owner_record.py)
+    postgres.lock   held by the owner; says what its successor needs to know (owner_lock.py)
     postgres.log    what the server writes
 
 A start, in this order, each step safe to repeat after a kill:
@@ -13,8 +13,8 @@ A start, in this order, each step safe to repeat after a kill:
 2. End what a dead owner left running: its server by pid and start time, as recorded under the lock, then the
    server's children, known by their working directory (leftovers.py). A server that nobody recorded was
    started by hand: it gets five seconds to end, and is never ended from here.
-3. Choose binaries of the version that made the data, and a user who can run them (binaries.py); run initdb if
-   there is no data (initdb.py); write who may log in (access.py).
+3. Choose binaries of the version that made the data (binaries.py), and a user who can run them (identity.py);
+   run initdb if there is no data (initdb.py); write who may log in (access.py).
 4. Spawn the server with SIGQUIT as the signal of its parent's death, record it under the lock, and wait
    until `postmaster.pid` says that this very process is ready (postmaster.py). PostgreSQL refuses to start
    while processes of a killed predecessor still hold its shared memory: then the spawn is repeated.
@@ -25,7 +25,6 @@ so that no way to kill it leaves a server behind that the next start does not en
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -37,18 +36,13 @@ from urllib.parse import quote
 
 from tusd_py.embedded_postgres import directories, leftovers, postmaster
 from tusd_py.embedded_postgres.access import write_access
-from tusd_py.embedded_postgres.binaries import Binaries, choose_binaries
+from tusd_py.embedded_postgres.binaries import Binaries, SearchPath, choose_binaries
 from tusd_py.embedded_postgres.failures import EmbeddedPostgresError, data_problem, log_failure, user_name
 from tusd_py.embedded_postgres.initdb import existing_major, make_data_directory
-from tusd_py.embedded_postgres.owner_record import OwnerRecord
-from tusd_py.embedded_postgres.waiting import Wait
+from tusd_py.embedded_postgres.owner_lock import OwnerLock, OwnerRecord
+from tusd_py.embedded_postgres.waiting import Timeouts, Wait
 from tusd_py.process_identity import ProcessIdentity
 
-START_TIMEOUT_SECONDS: Final = 120
-"""Covers initdb on a slow disk, and the replay of `max_wal_size` after a crash."""
-FOREIGN_SERVER_GRACE_SECONDS: Final = 5
-QUIT_TIMEOUT_SECONDS: Final = 8
-"""Longer than the 5 s after which a postmaster that got SIGQUIT kills its children."""
 RETRY_SECONDS: Final = 0.1
 
 SETTINGS: Final = (
@@ -82,18 +76,27 @@ class EmbeddedPostgres:
     """True if this process started the server, False if it uses another process's."""
     pid: int | None
 
-    def __init__(self, data_dir: Path, *, max_connections: int = 100, user: str = "") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        max_connections: int = 100,
+        user: str = "",
+        search: SearchPath | None = None,
+        timeouts: Timeouts | None = None,
+    ) -> None:
         """Prepare a server on `data_dir`, run as `user` if root starts it. Nothing is touched before `start`."""
         self.dsn = ""
         self.owned = False
         self.pid = None
         self._data_dir = data_dir.resolve()
-        self._lock_path = self._data_dir.with_name(f"{self._data_dir.name}.lock")
+        self._lock = OwnerLock(self._data_dir.with_name(f"{self._data_dir.name}.lock"))
         self._log_path = self._data_dir.with_name(f"{self._data_dir.name}.log")
         self._initdb_prefix = f".{self._data_dir.name}.initdb-"
         self._max_connections = max_connections
         self._user = user
-        self._lock_fd = -1
+        self._search = search or SearchPath()
+        self._timeouts = timeouts or Timeouts()
         self._child: subprocess.Popen[bytes] | None = None
         self._socket_dir: Path | None = None
 
@@ -115,12 +118,12 @@ class EmbeddedPostgres:
         if self.running():
             return
         try:
-            self._own_or_attach(time.monotonic() + START_TIMEOUT_SECONDS)
+            self._own_or_attach(time.monotonic() + self._timeouts.start_seconds)
         except OSError as error:
-            self.stop(QUIT_TIMEOUT_SECONDS)
+            self.stop(self._timeouts.quit_seconds)
             raise data_problem(self._data_dir, f"cannot be used ({error})") from error
         except BaseException:
-            self.stop(QUIT_TIMEOUT_SECONDS)
+            self.stop(self._timeouts.quit_seconds)
             raise
 
     def stop(self, timeout_seconds: float = 30) -> None:
@@ -131,11 +134,12 @@ class EmbeddedPostgres:
         """
         child, self._child = self._child, None
         if child is not None:
-            directories.end_process(child, timeout_seconds, QUIT_TIMEOUT_SECONDS)
-        if self._lock_fd >= 0 and self._socket_dir not in (None, self._data_dir):
+            directories.end_process(child, timeout_seconds, self._timeouts.quit_seconds)
+        if self._lock.held and self._socket_dir not in (None, self._data_dir):
             directories.remove_socket_dir(self._socket_dir)
         self.pid = None
-        self._disown()
+        self.owned = False
+        self._lock.close()
 
     def running(self) -> bool:
         """Return whether the server lives: by its process if it is ours, by its socket if not."""
@@ -153,7 +157,8 @@ class EmbeddedPostgres:
             # Not this process's child: `Popen` must neither wait for it nor warn when it is dropped.
             self._child.returncode = 0
             self._child = None
-        self._disown()
+        self.owned = False
+        self._lock.close()
 
     # --- owning and attaching ---------------------------------------------------------------------
 
@@ -161,40 +166,28 @@ class EmbeddedPostgres:
         """Become the owner if nobody is, else wait for the owner's server."""
         self._refuse_foreign_data()
         self._data_dir.parent.mkdir(parents=True, exist_ok=True)
-        wait = Wait(f"for another process's server of {self._data_dir} to be ready")
-        while not self._take_lock():
+        wait = self._wait(f"for another process's server of {self._data_dir} to be ready")
+        while not self._lock.take():
             if self._attach():
                 return
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(f"another process's server of {self._data_dir} is not ready")
             wait.pause()
-        leftovers.end_server(OwnerRecord.read(self._lock_fd).server, self._data_dir)
+        patience = self._timeouts.left_over_seconds
+        leftovers.end_server(self._lock.read().server, self._data_dir, patience)
         self._wait_for_foreign_server(deadline)
-        leftovers.end_orphans(self._data_dir, self._initdb_prefix)
-        self._launch(deadline)
+        leftovers.end_orphans(self._data_dir, self._initdb_prefix, patience)
+        binaries = self._prepare_data(deadline)
+        self._launch(binaries, deadline)
 
     def _refuse_foreign_data(self) -> None:
         """Raise ConfigError if the data is another user's: PostgreSQL says so less clearly."""
         if os.geteuid() == 0:
             return
-        for path in (self._data_dir, self._lock_path):
+        for path in (self._data_dir, self._lock.path):
             if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
                 users = f"user {user_name(owner)}, and this process runs as {user_name(os.geteuid())}"
                 raise data_problem(self._data_dir, f"belongs to {users}: run it as the former")
-
-    def _take_lock(self) -> bool:
-        """Take the owner's lock; return False while another process holds it."""
-        if self._lock_fd >= 0:
-            return True
-        # Not inherited over exec: the server must not hold the lock that tells whether its owner lives.
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            return False
-        self._lock_fd = fd
-        return True
 
     def _attach(self) -> bool:
         """Use the owner's server if it is ready."""
@@ -211,20 +204,13 @@ class EmbeddedPostgres:
         self.pid = pid
         self._socket_dir = socket_dir
 
-    def _disown(self) -> None:
-        """Close the lock file; the lock is free when no process has it open any more."""
-        self.owned = False
-        if self._lock_fd >= 0:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-
     def _wait_for_foreign_server(self, deadline: float) -> None:
         """Wait while a server that no owner has recorded shuts down.
 
         One that does not was started by hand, perhaps to repair something: it is left alone.
         """
-        patience = time.monotonic() + FOREIGN_SERVER_GRACE_SECONDS
-        wait = Wait(f"for a server of {self._data_dir} to end that was not started here")
+        patience = time.monotonic() + self._timeouts.foreign_server_seconds
+        wait = self._wait(f"for a server of {self._data_dir} to end that was not started here")
         while (status := postmaster.read_status(self._data_dir)) is not None:
             if not postmaster.is_postmaster(status.pid, self._data_dir):
                 return
@@ -232,12 +218,15 @@ class EmbeddedPostgres:
                 raise data_problem(self._data_dir, f"is in use by a foreign server, process {status.pid}: stop it")
             wait.pause()
 
+    def _wait(self, what: str) -> Wait:
+        return Wait(what, self._timeouts.log_after_seconds)
+
     # --- starting ---------------------------------------------------------------------------------
 
-    def _launch(self, deadline: float) -> None:
-        """Start the server as our child and wait until it is ready."""
+    def _prepare_data(self, deadline: float) -> Binaries:
+        """Make the data if there is none, and see that the chosen user can serve it."""
         existing = existing_major(self._data_dir)
-        binaries = choose_binaries(self._data_dir, existing, self._user)
+        binaries = choose_binaries(self._data_dir, existing, self._search, self._user)
         owner = binaries.identity.owner
         directories.rotate(self._log_path)
         directories.remove_leftovers(self._data_dir.parent, self._initdb_prefix)
@@ -248,9 +237,13 @@ class EmbeddedPostgres:
             postmaster.remove_sockets(self._data_dir)
             directories.give(self._data_dir, owner)
         write_access(self._data_dir, binaries.identity.clients, owner)
-        recorded = OwnerRecord.read(self._lock_fd).socket_dir
-        self._socket_dir = directories.claim_socket_dir(recorded, self._data_dir, owner)
-        wait = Wait(f"for the last processes of a server of {self._data_dir} that was killed")
+        return binaries
+
+    def _launch(self, binaries: Binaries, deadline: float) -> None:
+        """Start the server as our child and wait until it is ready."""
+        recorded = self._lock.read().socket_dir
+        self._socket_dir = directories.claim_socket_dir(recorded, self._data_dir, binaries.identity.owner)
+        wait = self._wait(f"for the last processes of a server of {self._data_dir} that was killed")
         while not self._try_launch(binaries, self._socket_dir, deadline):
             wait.pause(RETRY_SECONDS)
 
@@ -266,7 +259,7 @@ class EmbeddedPostgres:
             child = binaries.identity.spawn(command, output=log.fileno(), death_signal=signal.SIGQUIT)
         self._child = child
         self._record_server(socket_dir, child.pid)
-        wait = Wait(f"for PostgreSQL to be ready: after a crash it replays its log, see {self._log_path}")
+        wait = self._wait(f"for PostgreSQL to be ready: after a crash it replays its log, see {self._log_path}")
         while (status := child.poll()) is None:
             said = postmaster.read_status(self._data_dir)
             # In another server's file, even "ready" says nothing about ours.
@@ -274,7 +267,8 @@ class EmbeddedPostgres:
                 self._use(socket_dir, child.pid, owned=True)
                 return True
             if time.monotonic() > deadline:
-                raise log_failure(self._log_path, f"PostgreSQL is not ready after {START_TIMEOUT_SECONDS} s", begin)
+                seconds = self._timeouts.start_seconds
+                raise log_failure(self._log_path, f"PostgreSQL is not ready after {seconds:g} s", begin)
             wait.pause()
         self._child = None
         said_last = directories.log_since(self._log_path, begin)
@@ -284,4 +278,4 @@ class EmbeddedPostgres:
 
     def _record_server(self, socket_dir: Path, pid: int) -> None:
         private = socket_dir if socket_dir != self._data_dir else None
-        OwnerRecord(private, ProcessIdentity.of(pid)).write(self._lock_fd)
+        self._lock.write(OwnerRecord(private, ProcessIdentity.of(pid)))

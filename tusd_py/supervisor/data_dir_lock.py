@@ -28,7 +28,7 @@ POLL_SECONDS: Final = 0.01
 FORK_SECONDS: Final = 2.0
 """A child that was just forked holds the lock of its dead parent until it notices."""
 LEFT_OVER_SECONDS: Final = 4.0
-"""A child that was told to end gets this long before it is killed: no acknowledged byte depends on it."""
+"""A left-over process that was told to end gets this long before it is killed: no acknowledged byte depends on it."""
 
 
 class DataDirLock:
@@ -37,9 +37,10 @@ class DataDirLock:
     dead_names: tuple[str, ...]
     """The names of the last owner's processes, none of which is alive any more."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, *, left_over_seconds: float = LEFT_OVER_SECONDS) -> None:
         """Prepare the lock. Nothing is touched before `take`."""
         self.dead_names = ()
+        self._left_over_seconds = left_over_seconds
         self._path = data_dir / NAME
         self._fd = -1
 
@@ -58,7 +59,7 @@ class DataDirLock:
             return False
         self._fd = fd
         recorded = _recorded(fd)
-        _end_left_over([process for process, _ in recorded if process.alive])
+        _end_left_over([process for process, _ in recorded if process.alive], self._left_over_seconds)
         self.dead_names = tuple(name for _, name in recorded if name)
         return True
 
@@ -77,13 +78,13 @@ class DataDirLock:
             self._fd = -1
 
 
-def _end_left_over(left: Sequence[ProcessIdentity]) -> None:
+def _end_left_over(left: Sequence[ProcessIdentity], patience_seconds: float) -> None:
     if not left:
         return
     pids = [process.pid for process in left]
     log.warning("children_left_over", pids=pids, reason="their server was killed; waiting for their end")
     try:
-        end(left, signal.SIGTERM, LEFT_OVER_SECONDS)
+        end(left, signal.SIGTERM, patience_seconds)
     except OSError as error:
         text = f"processes {pids} of a server that was killed cannot be ended ({error})"
         raise ConfigError([f"data_dir: {text}: end them first"]) from error
