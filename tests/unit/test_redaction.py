@@ -19,9 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tusd_py.config import LoggingConfig
-from tusd_py.logging import configure_logging
+from tusd_py.logging import configure_logging, redact
 from tusd_py.protocol.fields import is_upload_token
-from tusd_py.redaction import redact
 
 BASE64URL = string.ascii_letters + string.digits + "-_"
 TOKENS = st.text(BASE64URL, min_size=22, max_size=64).filter(is_upload_token)

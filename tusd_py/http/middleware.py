@@ -41,9 +41,9 @@ from tusd_py.http.context import (
 )
 from tusd_py.http.hosts import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.responses import dialect_of, error_response, problem_response
+from tusd_py.logging import redact
 from tusd_py.metrics import OTHER
 from tusd_py.protocol import fields
-from tusd_py.redaction import redact
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
