@@ -131,6 +131,13 @@ def test_no_record_shows_a_token(log_of, make):
     assert TOKEN[:6] in written
 
 
+def test_what_is_added_after_the_redaction_replaces_what_a_caller_set(log_of):
+    written = log_of(lambda: structlog.get_logger().info("x", level=TOKEN, timestamp=TOKEN, logger=TOKEN))
+
+    assert "info" in written
+    assert TOKEN not in written
+
+
 class Foreign:
     """The standard library's logger, spoken to as structlog's."""
 
