@@ -35,6 +35,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _HEXADECIMAL: Final = re.compile("[0-9a-f]+")
 _OF_STRUCTLOG: Final = frozenset({"_record", "_from_structlog"})
 """Values that its formatter needs as they are, and removes."""
+_WITHOUT_TEXT: Final = (bool, int, float, datetime, UUID)
 
 PREFIX_LENGTH: Final = 6
 """How much of a token is shown: enough to tell two apart, nothing to use."""
@@ -58,12 +59,13 @@ def configure_logging(config: LoggingConfig) -> None:
     level = _LEVELS[config.level]
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
-        # Tracebacks become text here, without local variables, so that nothing is added after the redaction.
+        # Tracebacks become text here, without local variables, so that the redaction sees them.
         structlog.processors.format_exc_info,
         redact_values,
+        # Whatever comes after it may only set values of its own.
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if console:
         renderer: structlog.typing.Processor = structlog.dev.ConsoleRenderer(
@@ -124,7 +126,7 @@ def _dumps(value: Any, **_: Any) -> bytes:
 
 
 def redact_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Take tokens and signatures out of everything in a record. The last processor before the renderer."""
+    """Take tokens and signatures out of everything that a caller, a library or the interpreter put into a record."""
     for key, value in event.items():
         # nginx's $request_id and the ids of traces are 32 hexadecimal digits, by which records are found.
         if key not in _OF_STRUCTLOG and not (key == "request_id" and _HEXADECIMAL.fullmatch(str(value))):
@@ -133,12 +135,12 @@ def redact_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMa
 
 
 def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        # Bytes that are no UTF-8 are read as lone surrogates, which cannot be written as JSON.
+        return redact(value if value.isascii() else value.encode(errors="backslashreplace").decode())
+    if value is None or isinstance(value, _WITHOUT_TEXT):
+        return value
     match value:
-        case None | bool() | int() | float() | datetime() | UUID():
-            return value
-        case str():
-            # Bytes that are no UTF-8 are read as lone surrogates, which cannot be written as JSON.
-            return redact(value if value.isascii() else value.encode(errors="backslashreplace").decode())
         case bytes():
             return redact(value.decode(errors="backslashreplace"))
         case dict():
@@ -153,7 +155,10 @@ def redact(text: str) -> str:
     """Return a text without the tokens and the signatures that stand in it."""
     if "=" in text:
         text = _SECRET.sub(r"\1=***", text)
-    return _CANDIDATE.sub(_shortened, text) if len(text) >= MIN_TOKEN_LENGTH else text
+    # Most values of most records are one of these; to look for a token costs ten times as much.
+    if len(text) < MIN_TOKEN_LENGTH or is_public_id(text):
+        return text
+    return _CANDIDATE.sub(_shortened, text)
 
 
 def _shortened(match: re.Match[str]) -> str:
