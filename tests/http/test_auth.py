@@ -212,6 +212,15 @@ async def test_where_nothing_is_public_nobody_gets_as_far_as_the_database(guarde
     assert (await guarded.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401
 
 
+@pytest.mark.parametrize("credential", ["Bearer nonsense", "Basic YTpi"])
+async def test_without_authentication_everybody_is_the_same_nobody(served, credential):
+    path = await served.create(2)
+
+    assert (await served.patch(path, 0, b"ab", {"Authorization": credential})).status == 204
+    assert (await served.upload(path)).owner is None
+    assert (await served.head(await served.create(1, {"Authorization": credential}))).status == 200
+
+
 @pytest.mark.parametrize("mode", ["jwt", "none"])
 async def test_two_credentials_are_refused_whichever_is_good(serve, mode):
     served = await serve(auth={"mode": mode, "jwt": {"secret": SECRET}})

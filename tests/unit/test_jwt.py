@@ -17,9 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from structlog.testing import capture_logs
 
 from tusd_py.auth import jwt as jwt_module
-from tusd_py.auth.anonymous import AnonymousAuthenticator
 from tusd_py.auth.jwt import MAX_TOKEN_LENGTH, JwtAuthenticator
-from tusd_py.authorization import ANONYMOUS
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
 
@@ -650,11 +648,3 @@ def test_a_key_that_is_not_for_us_is_passed_over(file: KeyFile, entry: object) -
     assert authenticator.authenticate(signed(ED_KEY)).subject == "alice"
     assert [entry["event"] for entry in logs] == ["jwk_ignored"]
     assert logs[0]["reason"]
-
-
-# --- nobody ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("header", [None, "Bearer nonsense", "Basic YTpi"])
-def test_without_authentication_everybody_is_the_same_nobody(header: str | None) -> None:
-    assert AnonymousAuthenticator().authenticate(header) is ANONYMOUS

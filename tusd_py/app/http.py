@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tusd_py.app.core import Core, Records
-from tusd_py.auth.anonymous import AnonymousAuthenticator
 from tusd_py.authorization import Rules
 from tusd_py.config import Config
 from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
@@ -48,10 +47,10 @@ def derive_features(config: Config) -> Features:
     )
 
 
-def make_authenticator(config: Config) -> Authenticator:
-    """Build what tells who is asking."""
+def make_authenticator(config: Config) -> Authenticator | None:
+    """Return what finds out who is asking, None where nobody is asked."""
     if config.auth.mode == "none":
-        return AnonymousAuthenticator()
+        return None
     from tusd_py.auth.jwt import JwtAuthenticator
 
     return JwtAuthenticator(config.auth.jwt)

@@ -36,7 +36,8 @@ class HttpContext:
     locator: Locator
     changes: ChangeNotifier
     stores: Stores
-    authenticator: Authenticator
+    authenticator: Authenticator | None
+    """None where everybody is anonymous: `auth.mode = "none"`."""
     cors: CorsPolicy
     trusted: TrustedProxies
     hosts: HostPolicy | None

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import structlog
 from aiohttp import web
 
+from tusd_py.authorization import ANONYMOUS, Principal
 from tusd_py.errors import (
     CLIENT_GONE,
     BodyTimedOut,
@@ -47,8 +48,6 @@ from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
     from aiohttp.typedefs import Handler
-
-    from tusd_py.authorization import Principal
 
 log = structlog.get_logger(__name__)
 
@@ -123,7 +122,8 @@ def principal_of(request: web.Request) -> Principal:
         credential = fields.single(request.headers, AUTHORIZATION)
     except ValueError as error:
         raise ProtocolError(f"{error}.") from error
-    return request.app[CONTEXT].authenticator.authenticate(credential)
+    authenticator = request.app[CONTEXT].authenticator
+    return ANONYMOUS if authenticator is None else authenticator.authenticate(credential)
 
 
 def _named_hosts(context: HttpContext, request: web.Request) -> list[str]:
