@@ -6,6 +6,7 @@ prometheus_client decides at import whether values live in memory or in files.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -47,6 +48,22 @@ CLEANUP_FILES: Final = ("expired", "local_purged", "gone_copies_removed", "files
 """Those that deal with staged files."""
 
 
+class RequestCounters(dict[tuple[str, int], Counter]):
+    """The counters of requests, kept: looking one up by its labels costs more than counting."""
+
+    def __init__(self, requests: Counter) -> None:
+        super().__init__()
+        self._requests = requests
+
+    def add(self, method: str, status: int) -> Counter:
+        """Return the counter of a method and a status, which is there from now on."""
+        counter = self[method, status] = self._requests.labels(method, str(status))
+        return counter
+
+    def __missing__(self, labels: tuple[str, int]) -> Counter:
+        return self.add(*labels)
+
+
 class Metrics:
     """The instruments. Each application has its own registry, so that two of them do not collide.
 
@@ -84,13 +101,13 @@ class Metrics:
         self.show_pool(0, 0, 0)
 
     def _count_http(self) -> None:
-        self._requests = Counter(
+        requests = Counter(
             "tusd_py_requests",
             "Requests answered; status 499: the client went away.",
             ["method", "status"],
             registry=self.registry,
         )
-        self._seconds = Histogram(
+        seconds = Histogram(
             "tusd_py_request_seconds",
             "Time to answer a request, its body included.",
             ["method", "kind"],
@@ -98,15 +115,16 @@ class Metrics:
             registry=self.registry,
         )
         statuses = sorted({*SUCCESSES, CLIENT_GONE, *_statuses(TusdError)})
-        # Kept, for to look one up by its labels costs as much as to count.
-        self._counters = {
-            (method, status): self._requests.labels(method, str(status)) for method in METHODS for status in statuses
-        }
-        self._timers = {
-            (method, kind): self._seconds.labels(method, kind)
+        self.requests = RequestCounters(requests)
+        """By method, one of `METHODS`, and status."""
+        for method, status in itertools.product(METHODS, statuses):
+            self.requests.add(method, status)
+        self.request_seconds = {
+            (method, kind): seconds.labels(method, kind)
             for kind, methods in REQUEST_KINDS.items()
             for method in methods
         }
+        """By method and kind, as in `REQUEST_KINDS`."""
         self.downloads = Counter("tusd_py_downloads", "Downloads answered.", ["kind"], registry=self.registry)
         for kind in DOWNLOAD_KINDS:
             self.downloads.labels(kind)
@@ -153,16 +171,6 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-
-    def count_request(self, method: str, kind: str, status: int, seconds: float) -> None:
-        """Count an answered request. Whatever a client calls its method, the labels stay the known ones."""
-        method = method if method in METHODS else OTHER
-        counter = self._counters.get((method, status))
-        if counter is None:
-            counter = self._counters[method, status] = self._requests.labels(method, str(status))
-        counter.inc()
-        timer = self._timers.get((method, kind)) or self._timers[method, OTHER]
-        timer.observe(seconds)
 
     def show_pool(self, busy: int, idle: int, limit: int) -> None:
         """Show how this process uses its connections to the database."""

@@ -43,7 +43,7 @@ from tusd_py.http.context import (
 from tusd_py.http.hosts import ExternalBase, client_address, external_base, normal_authority
 from tusd_py.http.responses import dialect_of, error_response, problem_response
 from tusd_py.logging import redact
-from tusd_py.metrics import OTHER
+from tusd_py.metrics import METHODS, OTHER, Metrics
 from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ async def request_scope(request: web.Request, handler: Handler) -> web.StreamRes
     _finish(request, response)
     seconds = time.perf_counter() - started
     status = CLIENT_GONE if isinstance(error, LEFT) else response.status
-    context.metrics.count_request(request.method, request.get(KIND, OTHER), status, seconds)
+    _count_request(context.metrics, request, status, seconds)
     if context.config.logging.requests:
         _log_request(context, request, status, error, seconds)
     return response
@@ -177,6 +177,14 @@ def _finish(request: web.Request, response: web.StreamResponse) -> None:
 def _request_id(request: web.Request) -> str:
     given = request.headers.get("X-Request-ID")
     return given if given and _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(64):016x}"
+
+
+def _count_request(metrics: Metrics, request: web.Request, status: int, seconds: float) -> None:
+    # Whatever a client calls its method, the labels stay the known ones.
+    method = request.method if request.method in METHODS else OTHER
+    metrics.requests[method, status].inc()
+    timer = metrics.request_seconds.get((method, request.get(KIND, OTHER))) or metrics.request_seconds[method, OTHER]
+    timer.observe(seconds)
 
 
 def _log_request(
