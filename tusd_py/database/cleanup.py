@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
     FORGET_OLD_JOBS,
@@ -14,9 +13,11 @@ from tusd_py.database.statements import (
     LIVE,
     NEEDING_PARTS,
     STORE_THERE,
+    UPLOAD_COLUMNS,
     WANTS_TRANSFER,
     enqueue,
 )
+from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import JobKind, StagingIdentity
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 

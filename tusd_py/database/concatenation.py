@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.crc64 import combine
-from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_columns, upload_from_row
 from tusd_py.database.statements import (
-    CREATE,
     FOLLOW_COMPLETION,
     IN_RECEIVING,
     NEEDING_PARTS,
-    create_arguments,
+    UPLOAD_COLUMNS,
     enqueue,
+    upload_columns,
 )
 from tusd_py.ports import JobKind
-from tusd_py.protocol.concat import Joined, join_parts, known_length, resolve_parts
 from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.database.pool import Connection
-    from tusd_py.ports import NewUpload
-    from tusd_py.protocol.concat import Room
-    from tusd_py.protocol.upload import TokenHash, Upload
+    from tusd_py.database.pool import Connection, Row
+    from tusd_py.protocol.upload import TokenHash
 
 # Locked against an append that completes a part, and a cleanup that expires one, between this look and
 # the final's own row. Exclusively, since KEEP_PARTS would have to raise a shared lock: of two finals
@@ -87,68 +82,59 @@ WITH moved AS (
 NOW: Final = "SELECT now()"
 
 
-async def create_final(  # noqa: PLR0913 -- the rules that hold, and the room there is
-    connection: Connection,
-    new: NewUpload,
-    tokens: Sequence[TokenHash],
-    *,
-    allow_unfinished: bool,
-    allow_repeated: bool,
-    max_size: int | None,
-    room: Room | None,
-) -> Upload:
-    """Insert a final upload and its list of parts, inside the caller's transaction.
+async def lock_partials(
+    connection: Connection, tokens: Sequence[TokenHash], *, in_turn_for: int | None
+) -> list[Row | None]:
+    """Lock the partial uploads of a final one; return their rows in its order, None for those that do not exist.
 
-    Raises:
-        InvalidConcat, PartialNotFinished, UploadTooLarge: see `resolve_parts`; nothing is created.
-        StoreFull, UploadTooLarge: the store has no `room` for them.
+    `in_turn_for` is the place whose room is then checked: only one final upload at a time is.
     """
-    if room is not None:
-        await connection.execute(ONE_AT_A_TIME, new.place_id)
-    found = {bytes(row["token_hash"]): upload_from_row(row) for row in await connection.fetch(LOCK_PARTS, set(tokens))}
-    parts = resolve_parts(
-        [found.get(token) for token in tokens],
-        owner=new.owner,
-        staging_id=new.staging_id,
-        allow_unfinished=allow_unfinished,
-        allow_repeated=allow_repeated,
-        max_size=max_size,
-        now=await connection.fetchval(NOW),
-    )
-    if room is not None:
-        room.check(known_length(parts), promised=await connection.fetchval(PROMISED, new.place_id))
-    joined = join_parts(parts, combine)
-    row = await connection.fetchrow(CREATE, *create_arguments(new.joined(joined)))
-    assert row is not None  # an INSERT … RETURNING either raises or answers its row
-    await connection.execute(LINK_PARTS, new.id, [part.id for part in parts])
-    if row["expires_at"] is not None:
-        await connection.execute(KEEP_PARTS, [part.id for part in parts], row["expires_at"])
-    return upload_from_row(row)
+    if in_turn_for is not None:
+        await connection.execute(ONE_AT_A_TIME, in_turn_for)
+    rows = {bytes(row["token_hash"]): row for row in await connection.fetch(LOCK_PARTS, set(tokens))}
+    return [rows.get(token) for token in tokens]
 
 
-async def prolong_finals(connection: Connection, part_id: UUID, expires_at: datetime | None) -> None:
-    """Keep the finals that wait for this part at least as long as the part itself."""
-    if expires_at is not None:
-        await connection.execute(PROLONG_FINALS, part_id, expires_at)
+async def database_time(connection: Connection) -> datetime:
+    """Return when this transaction began, by the database's clock."""
+    began: datetime = await connection.fetchval(NOW)
+    return began
 
 
-async def complete_finals(connection: Connection, part_id: UUID, *, max_size: int | None) -> list[UploadId]:
-    """Complete every final upload that waited for this part alone, inside the caller's transaction.
+async def promised_bytes(connection: Connection, place_id: int) -> int:
+    """Return how many bytes all final uploads in a place will have that are not stored yet."""
+    promised: int = await connection.fetchval(PROMISED, place_id)
+    return promised
 
-    Returns those that are complete now, or failed.
+
+async def link_partials(connection: Connection, final: Row, partial_ids: Sequence[UploadId]) -> None:
+    """Record in their order of which partial uploads a final one is made, and keep them for as long as it."""
+    await connection.execute(LINK_PARTS, final["id"], partial_ids)
+    if final["expires_at"] is not None:
+        await connection.execute(KEEP_PARTS, partial_ids, final["expires_at"])
+
+
+async def prolong_finals(connection: Connection, partial: Row) -> None:
+    """Keep the finals that wait for this partial upload at least as long as itself."""
+    if partial["expires_at"] is not None:
+        await connection.execute(PROLONG_FINALS, partial["id"], partial["expires_at"])
+
+
+async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncIterator[tuple[UploadId, list[Row]]]:
+    """Yield each final upload that waits for this partial one, locked, and the rows of all its partial uploads."""
+    for final in await connection.fetch(PENDING_FINALS, partial_id):
+        # Read after the final is locked: of two partial uploads that finish at once, the second sees both.
+        yield UploadId(final["id"]), await connection.fetch(PARTS, final["id"])
+
+
+async def settle_final(
+    connection: Connection, final_id: UploadId, length: int, crc64nvme: int | None, *, max_size: int | None
+) -> None:
+    """Complete a final upload whose partial uploads are complete; one that is too large expires.
+
+    `crc64nvme` is signed, as the column is.
     """
-    settled = []
-    for final_row in await connection.fetch(PENDING_FINALS, part_id):
-        # Read after the final is locked: of two parts that finish at once, the second sees both.
-        joined = join_parts([upload_from_row(row) for row in await connection.fetch(PARTS, final_row["id"])], combine)
-        if joined.complete:
-            await _settle(connection, final_row["id"], joined, max_size)
-            settled.append(UploadId(final_row["id"]))
-    return settled
-
-
-async def _settle(connection: Connection, final_id: UUID, joined: Joined, max_size: int | None) -> None:
-    if max_size is not None and joined.length is not None and joined.length > max_size:
+    if max_size is not None and length > max_size:
         await connection.execute(FAIL_FINAL, final_id, "the parts together are larger than max_size")
     else:
-        await connection.fetchrow(COMPLETE_FINAL, final_id, joined.length, signed(joined.crc64nvme))
+        await connection.execute(COMPLETE_FINAL, final_id, length, crc64nvme)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.rows import upload_columns, upload_from_row
-from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE, record_attempt
+from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE, record_attempt, upload_columns
 from tusd_py.database.transfer_state import FENCE, PostgresTransferState
+from tusd_py.database.uploads import upload_from_row
 from tusd_py.errors import TusdError
 from tusd_py.ports import LARGE_BYTES, Job, JobKind, StagingIdentity, StoredObject, TransferState
 from tusd_py.protocol.upload import Event, sources

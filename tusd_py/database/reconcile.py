@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.database.rows import unsigned
 from tusd_py.database.statements import LIVE, WANTS_TRANSFER, enqueue
+from tusd_py.database.uploads import unsigned
 from tusd_py.ports import JobKind, StagedPartial, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 

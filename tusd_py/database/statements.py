@@ -1,15 +1,17 @@
-"""Pieces of SQL that several statements share: enqueueing a job, creating an upload, completing one."""
+"""Pieces of SQL that several statements share: an upload's columns, enqueueing a job, completing an upload."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from tusd_py.database.rows import UPLOAD_COLUMNS, signed
 from tusd_py.ports import JobKind, queue
 
-if TYPE_CHECKING:
-    from tusd_py.ports import NewUpload
-
+UPLOAD_COLUMNS: Final = (
+    "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
+    "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
+    "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
+    "protocol, repr_digest, content_encoding, content_language, writer, place_id, missing_at"
+)
 IN_RECEIVING: Final = "('created', 'uploading')"
 LIVE: Final = str(tuple(state.value for state in queue.LIVE))
 """States of a job that is not over, for `IN`."""
@@ -24,6 +26,11 @@ WANTS_TRANSFER: Final = """
      AND (trigger = 'complete' OR (trigger = 'commit' AND committed_at IS NOT NULL))))
 """
 """Of an upload that is to have a live transfer job."""
+
+
+def upload_columns(alias: str) -> str:
+    """Return the columns of an upload under a table alias."""
+    return ", ".join(f"{alias}.{column}" for column in UPLOAD_COLUMNS.split(", "))
 
 
 def expires(seconds: str) -> str:
@@ -104,28 +111,3 @@ forgotten AS (
      WHERE jobs.id = old.id AND old.age > {KEPT_JOBS}
 )
 """  # noqa: S608 -- only constants of this module are inserted, here and below
-
-CREATE: Final = f"""
-WITH changed AS (
-    INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
-                         metadata, concat, concat_header, filename, content_type, object_key,
-                         protocol, repr_digest, profile, trigger, content_encoding, content_language,
-                         place_id, expires_at, completed_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21, $22,
-            CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
-            CASE WHEN $5 = 'completed' THEN now() END)
-    RETURNING {UPLOAD_COLUMNS}
-), {FOLLOW_COMPLETION}
-SELECT * FROM changed
-"""  # noqa: S608 -- only constants of this module are inserted
-
-
-def create_arguments(new: NewUpload) -> tuple[Any, ...]:
-    """Return the arguments of `CREATE`, in its order."""
-    return (
-        new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
-        new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
-        float(new.expires_after_seconds), new.protocol,
-        None if new.repr_digest is None else new.repr_digest.to_text(), new.profile, new.trigger,
-        new.content_encoding, new.content_language, new.place_id,
-    )  # fmt: skip

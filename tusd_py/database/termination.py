@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import DISOWN_LOCAL, LIVE, NEEDING_PARTS, REMOVED_WHERE, enqueue, record_attempt
+from tusd_py.database.statements import (
+    DISOWN_LOCAL,
+    LIVE,
+    NEEDING_PARTS,
+    REMOVED_WHERE,
+    UPLOAD_COLUMNS,
+    enqueue,
+    record_attempt,
+)
 from tusd_py.errors import InvalidTransition, PartialInUse, TransferInProgress, UploadHeld, UploadNotFound
 from tusd_py.ports import JobKind
-from tusd_py.protocol.upload import GONE, Concat, Event, Upload, UploadId, sources
+from tusd_py.protocol.upload import GONE, Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Connection, Row
@@ -57,20 +64,19 @@ WITH moved AS (
 """  # noqa: S608
 
 
-async def remove_upload(connection: Connection, upload_id: UploadId, *, force: bool) -> Upload:
+async def remove_upload(connection: Connection, upload_id: UploadId, *, force: bool) -> Row:
     """Move an upload to `removing` and queue its removal, inside the caller's transaction.
 
-    Returns the upload as it was.
+    Returns the upload's row as it was.
 
     Raises:
         UploadNotFound, InvalidTransition, UploadHeld, PartialInUse, TransferInProgress.
     """
     transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
     await connection.execute(STOP_EAGER, upload_id)
-    row = await connection.fetchrow(LOCK_UPLOAD, upload_id)
-    if row is None:
+    upload = await connection.fetchrow(LOCK_UPLOAD, upload_id)
+    if upload is None:
         raise UploadNotFound
-    upload = upload_from_row(row)
     await _check(connection, upload)
     if transfer is None:
         transfer = await _transfer_just_queued(connection, upload_id)
@@ -81,12 +87,12 @@ async def remove_upload(connection: Connection, upload_id: UploadId, *, force: b
     return upload
 
 
-async def _check(connection: Connection, upload: Upload) -> None:
-    if upload.state.value not in sources(Event.REMOVE):
-        raise UploadNotFound if upload.state in GONE else InvalidTransition
-    if upload.hold:
+async def _check(connection: Connection, upload: Row) -> None:
+    if upload["state"] not in sources(Event.REMOVE):
+        raise UploadNotFound if State(upload["state"]) in GONE else InvalidTransition
+    if upload["hold"]:
         raise UploadHeld
-    if upload.concat is Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload.id):
+    if upload["concat"] == Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload["id"]):
         raise PartialInUse
 
 

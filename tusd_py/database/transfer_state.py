@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.rows import signed, unsigned
+from tusd_py.database.uploads import signed, unsigned
 from tusd_py.errors import TransferCancelled
 from tusd_py.ports import Job, PartRecord, TransferState
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.rows import UPLOAD_COLUMNS, upload_from_row
-from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE, enqueue
+from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE, UPLOAD_COLUMNS, enqueue
 from tusd_py.database.termination import LOCK_UPLOAD
+from tusd_py.database.uploads import upload_from_row
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
 from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
 from tusd_py.ports.queue import WAITING

@@ -11,26 +11,48 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.database.concatenation import PARTS, complete_finals, create_final, prolong_finals
-from tusd_py.database.rows import UPLOAD_COLUMNS, signed, upload_from_row
-from tusd_py.database.statements import (
-    CREATE,
-    ENQUEUE_EAGER,
-    FOLLOW_COMPLETION,
-    IN_RECEIVING,
-    create_arguments,
-    expires,
+from tusd_py.crc64 import combine
+from tusd_py.database.concatenation import (
+    PARTS,
+    database_time,
+    link_partials,
+    lock_partials,
+    pending_finals,
+    prolong_finals,
+    promised_bytes,
+    settle_final,
 )
+from tusd_py.database.statements import ENQUEUE_EAGER, FOLLOW_COMPLETION, IN_RECEIVING, UPLOAD_COLUMNS, expires
 from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
 from tusd_py.ports import ListPosition, NewUpload
-from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId
+from tusd_py.protocol.checksum import DigestSet
+from tusd_py.protocol.concat import join_parts, known_length, resolve_parts
+from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId, UploadProtocol
 
 if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
     from tusd_py.database.pool import Database, Row
     from tusd_py.protocol.concat import Room
 
+_STATES: Final = {state.value: state for state in State}
+_PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
+_CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
+_TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
+
+CREATE: Final = f"""
+WITH changed AS (
+    INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
+                         metadata, concat, concat_header, filename, content_type, object_key,
+                         protocol, repr_digest, profile, trigger, content_encoding, content_language,
+                         place_id, expires_at, completed_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21, $22,
+            CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
+            CASE WHEN $5 = 'completed' THEN now() END)
+    RETURNING {UPLOAD_COLUMNS}
+), {FOLLOW_COMPLETION}
+SELECT * FROM changed
+"""  # noqa: S608
 
 FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
 FIND: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1"  # noqa: S608
@@ -103,7 +125,7 @@ class PostgresUploads:
 
     async def create(self, new: NewUpload) -> Upload:
         """Insert a row; a complete one comes with its transfer job and event."""
-        row = await self._database.fetchrow(CREATE, *create_arguments(new))
+        row = await self._database.fetchrow(CREATE, *_create_arguments(new))
         assert row is not None  # an INSERT … RETURNING either raises or answers its row
         return self._announce(upload_from_row(row))
 
@@ -167,7 +189,7 @@ class PostgresUploads:
         if upload.concat is None:
             row = await self._database.fetchrow(ADVANCE, *arguments)
         else:
-            row, finals = await self._advance_part(arguments)
+            row, finals = await self._advance_partial(arguments)
         if row is None:
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
         after = upload_from_row(row)
@@ -177,16 +199,23 @@ class PostgresUploads:
             self._notifier.notify_workers(after.staging_id)
         return self._announce(after)
 
-    async def _advance_part(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
-        """Advance a part; return its row, and the finals that came to an end with it."""
-        finals: list[UploadId] = []
+    async def _advance_partial(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
+        """Advance a partial upload; return its row, and the finals that it completed or failed."""
+        settled: list[UploadId] = []
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(ADVANCE, *arguments)
-            if row is not None:
-                await prolong_finals(connection, row["id"], row["expires_at"])
-                if row["state"] == State.COMPLETED:
-                    finals = await complete_finals(connection, row["id"], max_size=self._max_size)
-        return row, finals
+            if row is None:
+                return None, []
+            await prolong_finals(connection, row)
+            if row["state"] != State.COMPLETED:
+                return row, []
+            async for final_id, partials in pending_finals(connection, row["id"]):
+                joined = join_parts([upload_from_row(partial) for partial in partials], combine)
+                if joined.complete and joined.length is not None:
+                    crc = signed(joined.crc64nvme)
+                    await settle_final(connection, final_id, joined.length, crc, max_size=self._max_size)
+                    settled.append(final_id)
+        return row, settled
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
         """Fix the length of an upload created without one. Raises `LengthConflict`."""
@@ -220,16 +249,22 @@ class PostgresUploads:
             InvalidConcat, PartialNotFinished, UploadTooLarge, StoreFull: nothing is created.
         """
         async with self._database.transaction() as connection:
-            upload = await create_final(
-                connection,
-                new,
-                parts,
+            rows = await lock_partials(connection, parts, in_turn_for=None if room is None else new.place_id)
+            partials = resolve_parts(
+                [None if row is None else upload_from_row(row) for row in rows],
+                owner=new.owner,
+                staging_id=new.staging_id,
                 allow_unfinished=allow_unfinished,
                 allow_repeated=allow_repeated,
                 max_size=self._max_size,
-                room=room,
+                now=await database_time(connection),
             )
-        return self._announce(upload)
+            if room is not None:
+                room.check(known_length(partials), promised=await promised_bytes(connection, new.place_id))
+            row = await connection.fetchrow(CREATE, *_create_arguments(new.joined(join_parts(partials, combine))))
+            assert row is not None  # an INSERT … RETURNING either raises or returns its row
+            await link_partials(connection, row, [partial.id for partial in partials])
+        return self._announce(upload_from_row(row))
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
         """Return the parts of a final upload in order."""
@@ -249,7 +284,7 @@ class PostgresUploads:
             UploadNotFound, UploadHeld, PartialInUse, TransferInProgress: nothing was changed.
         """
         async with self._database.transaction() as connection:
-            upload = await remove_upload(connection, upload_id, force=force)
+            upload = upload_from_row(await remove_upload(connection, upload_id, force=force))
         self._notifier.notify_workers(upload.staging_id if upload.local_present else None)
         self._notifier.notify_changed(upload.id)
         return upload
@@ -273,3 +308,65 @@ class PostgresUploads:
             and upload.length is not None
             and upload.length > above
         )
+
+
+def upload_from_row(row: Row) -> Upload:
+    """Build an upload from a row that has `UPLOAD_COLUMNS`."""
+    return Upload(
+        id=row["id"],
+        owner=row["owner"],
+        staging_id=row["staging_id"],
+        state=_STATES[row["state"]],
+        length=row["upload_length"],
+        offset=row["upload_offset"],
+        metadata=row["metadata"],
+        filename=row["filename"],
+        content_type=row["content_type"],
+        content_encoding=row["content_encoding"],
+        content_language=row["content_language"],
+        writer=row["writer"],
+        concat=_CONCATS[row["concat"]],
+        concat_header=row["concat_header"],
+        crc64nvme=unsigned(row["crc64nvme"]),
+        object_key=row["object_key"],
+        local_present=row["local_present"],
+        remote_present=row["remote_present"],
+        hold=row["hold"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        expires_at=row["expires_at"],
+        completed_at=row["completed_at"],
+        committed_at=row["committed_at"],
+        stored_at=row["stored_at"],
+        etag=row["etag"],
+        version_id=row["version_id"],
+        place_id=row["place_id"],
+        missing_at=row["missing_at"],
+        sha256=row["sha256"],
+        md5=row["md5"],
+        error=row["error"],
+        protocol=_PROTOCOLS[row["protocol"]],
+        repr_digest=DigestSet.from_text(promised) if (promised := row["repr_digest"]) is not None else None,
+        profile=row["profile"],
+        trigger=_TRIGGERS[row["trigger"]],
+    )
+
+
+def signed(value: int | None) -> int | None:
+    """Return an unsigned 64-bit number as the bigint with the same bits."""
+    return value - (1 << 64) if value is not None and value >= 1 << 63 else value
+
+
+def unsigned(value: int | None) -> int | None:
+    """Return a bigint as the unsigned 64-bit number with the same bits."""
+    return value + (1 << 64) if value is not None and value < 0 else value
+
+
+def _create_arguments(new: NewUpload) -> tuple[object, ...]:
+    return (
+        new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
+        new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
+        float(new.expires_after_seconds), new.protocol,
+        None if new.repr_digest is None else new.repr_digest.to_text(), new.profile, new.trigger,
+        new.content_encoding, new.content_language, new.place_id,
+    )  # fmt: skip
