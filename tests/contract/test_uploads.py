@@ -10,6 +10,7 @@ import pytest
 
 from tests.integration.support import DAY, HERE, World, new_upload, open_world, stored
 from tusd_py import crc64
+from tusd_py.database.lists import UploadLists
 from tusd_py.errors import (
     InvalidConcat,
     LengthConflict,
@@ -126,7 +127,7 @@ async def test_a_list_shows_the_newest_of_one_owner(world: World) -> None:
 
     async def ids(owner: str | None, **changes: object) -> list[UploadId]:
         arguments = {"after": None, "limit": 10, "hide": [State.REMOVING]} | changes
-        return [upload.id for upload in await world.uploads.newest(owner, **arguments)]
+        return [upload.id for upload in await UploadLists(world.database).newest(owner, **arguments)]
 
     newest_first = [upload.id for upload in reversed(mine)]
     assert await ids("alice") == newest_first
@@ -143,7 +144,7 @@ async def test_pages_skip_none_of_the_uploads_of_one_moment(world: World) -> Non
     found: list[UploadId] = []
     after = None
 
-    while page := await world.uploads.newest("alice", after=after, limit=3, hide=[]):
+    while page := await UploadLists(world.database).newest("alice", after=after, limit=3, hide=[]):
         found += [upload.id for upload in page]
         after = ListPosition(page[-1].created_at, page[-1].id)
 

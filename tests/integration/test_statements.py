@@ -23,6 +23,7 @@ from tusd_py.database import (
     cleanup,
     concatenation,
     jobs,
+    lists,
     reconcile,
     stats,
     termination,
@@ -215,23 +216,23 @@ PLANS = {
 }
 
 HIDDEN = ["expired", "removing", "removed"]
-FIRST = [uploads.BEFORE_ALL.created_at, uploads.BEFORE_ALL.id]
+FIRST = [lists.BEFORE_ALL.created_at, lists.BEFORE_ALL.id]
 LISTS = {
-    "list of all": (uploads.LIST, [*FIRST, 50, HIDDEN], "uploads_created"),
-    "list of an owner": (uploads.LIST_OF_OWNER, [*FIRST, 50, HIDDEN, "owner-1"], "uploads_owner"),
+    "list of all": (lists.LIST, [*FIRST, 50, HIDDEN], "uploads_created"),
+    "list of an owner": (lists.LIST_OF_OWNER, [*FIRST, 50, HIDDEN, "owner-1"], "uploads_owner"),
     "failed ones of an owner": (
-        uploads.LIST_OF_OWNER_IN_STATE[State.TRANSFER_FAILED],
+        lists.LIST_OF_OWNER_IN_STATE[State.TRANSFER_FAILED],
         [*FIRST, 50, "owner-3"],
         "uploads_unsettled|uploads_owner",
     ),
     "stored ones of an owner": (
-        uploads.LIST_OF_OWNER_IN_STATE[State.STORED],
+        lists.LIST_OF_OWNER_IN_STATE[State.STORED],
         [*FIRST, 50, "owner-1"],
         "uploads_owner",
     ),
     **{
         f"{state} ones": (
-            uploads.LIST_IN_STATE[state],
+            lists.LIST_IN_STATE[state],
             [*FIRST, 50],
             # Most are stored: there the index of all is as good.
             "uploads_settled|uploads_created" if state is State.STORED else "uploads_unsettled|uploads_settled",
@@ -240,7 +241,7 @@ LISTS = {
     },
     **{
         f"{state} ones of {owner}": (
-            uploads.LIST_OF_OWNER_IN_STATE[state],
+            lists.LIST_OF_OWNER_IN_STATE[state],
             [*FIRST, 50, owner],
             "uploads_owner_gone" if state is State.REMOVED else "uploads_owner_gone|uploads_settled",
         )

@@ -10,6 +10,7 @@ from uuid import UUID
 from tusd_py.app.core import Core, Records
 from tusd_py.authorization import Rules
 from tusd_py.config import Config
+from tusd_py.database.lists import UploadLists
 from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.context import HttpContext
@@ -76,7 +77,7 @@ def make_http_context(core: Core) -> HttpContext:
         features=features,
         uploads=uploads,
         creator=Creator(core.uploads, core.staging, uploads, access, stores=core.stores, settings=settings),
-        catalog=Catalog(core.uploads, core.transfers, access, changes),
+        catalog=Catalog(core.uploads, UploadLists(core.database), core.transfers, access, changes),
         locator=Locator(
             core.uploads, core.staging, access, core.stores, url_expiry_seconds=int(config.downloads.url_expiry)
         ),
@@ -100,7 +101,13 @@ def make_watch(records: Records) -> ChangeNotifier:
 def make_catalog(records: Records) -> Catalog:
     """Wire what people ask of uploads, for a command. To be said before anything is opened."""
     settings = upload_settings(records.config, derive_features(records.config))
-    return Catalog(records.uploads, records.transfers, Access(records.uploads, settings), make_watch(records))
+    return Catalog(
+        records.uploads,
+        UploadLists(records.database),
+        records.transfers,
+        Access(records.uploads, settings),
+        make_watch(records),
+    )
 
 
 def _asked(locks: LocalLocks, payload: str) -> None:

@@ -7,9 +7,7 @@ together (offset, state, job, event) is one statement or one transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
 from tusd_py.crc64 import combine
 from tusd_py.database.concatenation import (
@@ -25,7 +23,7 @@ from tusd_py.database.concatenation import (
 from tusd_py.database.statements import ENQUEUE_EAGER, FOLLOW_COMPLETION, IN_RECEIVING, UPLOAD_COLUMNS, expires
 from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
-from tusd_py.ports import ListPosition, NewUpload
+from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.concat import join_parts, known_length, resolve_parts
 from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId, UploadProtocol
@@ -56,22 +54,6 @@ SELECT * FROM changed
 
 FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
 FIND: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1"  # noqa: S608
-
-
-def _list(which: str) -> str:
-    return f"""
-SELECT {UPLOAD_COLUMNS} FROM uploads
- WHERE {which} AND concat IS DISTINCT FROM 'partial' AND (created_at, id) < ($1::timestamptz, $2::uuid)
- ORDER BY created_at DESC, id DESC LIMIT $3
-"""  # noqa: S608
-
-
-# A state is written out: only then may every plan use the partial index that has it.
-LIST: Final = _list("state <> ALL ($4::text[])")
-LIST_OF_OWNER: Final = _list("state <> ALL ($4::text[]) AND owner = $5")
-LIST_IN_STATE: Final = {state: _list(f"state = '{state.value}'") for state in State}
-LIST_OF_OWNER_IN_STATE: Final = {state: _list(f"state = '{state.value}' AND owner = $4") for state in State}
-BEFORE_ALL: Final = ListPosition(datetime.max.replace(tzinfo=UTC), UploadId(UUID(int=2**128 - 1)))
 
 _COMPLETES: Final = "$8 AND $3 = coalesce(upload_length, $6)"
 ADVANCE: Final = f"""
@@ -138,30 +120,6 @@ class PostgresUploads:
         """Return an upload by its public id, whatever its state."""
         row = await self._database.read(FIND, upload_id)
         return upload_from_row(row) if row else None
-
-    async def newest(
-        self,
-        owner: str | None,
-        *,
-        after: ListPosition | None,
-        limit: int,
-        hide: Sequence[State],
-        state: State | None = None,
-    ) -> list[Upload]:
-        """Return the newest uploads of an owner (None: everybody's) that follow a position.
-
-        With a `state` only those in it, else all but those in a state to `hide`.
-        """
-        position = after or BEFORE_ALL
-        arguments: list[object] = [position.created_at, position.id, limit]
-        if state is None:
-            statement = LIST if owner is None else LIST_OF_OWNER
-            arguments.append([hidden.value for hidden in hide])
-        else:
-            statement = (LIST_IN_STATE if owner is None else LIST_OF_OWNER_IN_STATE)[state]
-        if owner is not None:
-            arguments.append(owner)
-        return [upload_from_row(row) for row in await self._database.fetch(statement, *arguments)]
 
     async def advance(  # noqa: PLR0913 -- each is one fact of the row
         self,

@@ -15,6 +15,7 @@ from tusd_py.errors import UploadNotFound
 from tusd_py.protocol.upload import GONE, RECEIVING, State, Upload, UploadId
 
 if TYPE_CHECKING:
+    from tusd_py.database.lists import UploadLists
     from tusd_py.database.transfers import TransferRequests
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.ports import AttemptView, ListPosition, TransferOrder, TransferView
@@ -57,9 +58,15 @@ class Catalog:
     """What people and applications ask of uploads. Knows no HTTP, no SQL and no adapter."""
 
     def __init__(
-        self, uploads: PostgresUploads, transfers: TransferRequests, access: Access, changes: ChangeNotifier
+        self,
+        uploads: PostgresUploads,
+        lists: UploadLists,
+        transfers: TransferRequests,
+        access: Access,
+        changes: ChangeNotifier,
     ) -> None:
         self._uploads = uploads
+        self._lists = lists
         self._transfers = transfers
         self._access = access
         self._watch = changes
@@ -95,7 +102,7 @@ class Catalog:
         if not principal.anonymous:
             self._access.permit(principal, Action.LIST, owner)
         hide = HIDDEN_IN_LISTS if state is None else ()
-        return await self._uploads.newest(owner, after=after, limit=limit, hide=hide, state=state)
+        return await self._lists.newest(owner, after=after, limit=limit, hide=hide, state=state)
 
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
         """Return how the upload's jobs went so far, newest first."""
