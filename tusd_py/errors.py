@@ -1,11 +1,12 @@
 """Every error of the package, as a table: a class is a row.
 
-Each carries a stable `code`, an HTTP `status` as a hint for whoever renders it (this module imports no
-HTTP library), whether a retry may help, and the `sentence` that a client reads. What a row leaves out
-is as in its base class. Facts for the log go into `context`, never into the sentence.
+Each has a stable `code`, an HTTP `status` as a hint for whoever renders it (this module imports no HTTP
+library), whether a retry may help, and the `sentence` that a client reads. What a row leaves out is as in
+its base class. Facts for the log go into `context`, never into the sentence.
 
-There is a class for every code, even for those that nobody catches: most are raised in several places,
-and so each status and each sentence is written once.
+There is a class even for an error that nothing catches. Those are few, tests counted, and plain data for
+them would save three lines each and cost a second way to raise an error. `raise InvalidMetadata("...")`
+also reads better where it stands than a constant handed to a class that all of them share.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class WholeChecksumMismatch(ChecksumMismatch):
 
 
 class IncompleteChunk(ProtocolError):
-    code, status = "ERR_UNEXPECTED_EOF", 400
+    code = "ERR_UNEXPECTED_EOF"
     sentence = "The body ended before its checksum could be verified; it was discarded."
 
 
@@ -193,8 +194,9 @@ class EmptyPatchLimit(ProtocolError):
 
 
 class AccessError(TusdError):
-    code, status = "ERR_FORBIDDEN", 403
-    sentence = "Access was refused."
+    """A group; only what is derived from it is raised."""
+
+    status = 403
 
 
 class Unauthenticated(AccessError):
@@ -203,17 +205,17 @@ class Unauthenticated(AccessError):
 
 
 class Forbidden(AccessError):
-    code, status = "ERR_FORBIDDEN", 403
+    code = "ERR_FORBIDDEN"
     sentence = "You are not allowed to do this."
 
 
 class UnknownProfile(AccessError):
-    code, status = "ERR_UNKNOWN_PROFILE", 403
+    code = "ERR_UNKNOWN_PROFILE"
     sentence = "The token names a profile that this server does not have."
 
 
 class OriginNotAllowed(AccessError):
-    code, status = "ERR_ORIGIN_NOT_ALLOWED", 403
+    code = "ERR_ORIGIN_NOT_ALLOWED"
     sentence = "Pages of this origin may not use the server; its operator can name the origin in cors.allow_origins."
 
 
@@ -226,8 +228,9 @@ class HostNotAllowed(AccessError):
 
 
 class StateConflict(TusdError):
-    code, status = "ERR_INVALID_STATE", 409
-    sentence = "The state of the upload does not allow this."
+    """A group; only what is derived from it is raised."""
+
+    status = 409
 
 
 class UploadNotFound(StateConflict):
@@ -241,22 +244,22 @@ class UploadGone(StateConflict):
 
 
 class InvalidTransition(StateConflict):
-    code, status = "ERR_INVALID_TRANSITION", 409
+    code = "ERR_INVALID_TRANSITION"
     sentence = "The state of the upload does not allow this."
 
 
 class TransferInProgress(StateConflict):
-    code, status, retryable = "ERR_TRANSFER_IN_PROGRESS", 409, True
+    code, retryable = "ERR_TRANSFER_IN_PROGRESS", True
     sentence = "The upload is being moved to the store; try again shortly."
 
 
 class PartialInUse(StateConflict):
-    code, status = "ERR_PART_IN_USE", 409
+    code = "ERR_PART_IN_USE"
     sentence = "A pending final upload still needs this partial upload."
 
 
 class NotReady(StateConflict):
-    code, status = "ERR_NOT_READY", 409
+    code = "ERR_NOT_READY"
     sentence = "The upload is not complete yet."
 
 
@@ -299,8 +302,9 @@ class RangeNotSatisfiable(StateConflict):
 
 
 class BodyError(TusdError):
-    code, status, retryable = "ERR_BODY_INTERRUPTED", 500, True
-    sentence = "The body could not be received whole; what arrived was kept."
+    """A group; only what is derived from it is raised."""
+
+    retryable = True
 
 
 class BodyTimedOut(BodyError):
@@ -332,7 +336,7 @@ class ServerDraining(BodyError):
 
 
 class StorageError(TusdError):
-    code, status = "ERR_STORAGE", 500
+    code = "ERR_STORAGE"
     sentence = "The storage failed."
 
 
@@ -347,7 +351,7 @@ class StoreFull(StorageError):
 
 
 class StagingDamaged(StorageError):
-    code, status = "ERR_STAGING_DAMAGED", 500
+    code = "ERR_STAGING_DAMAGED"
     sentence = "The staged bytes of this upload are damaged."
 
 

@@ -19,7 +19,12 @@ classes = inspect.getmembers(errors, lambda it: inspect.isclass(it) and issubcla
 print(json.dumps({name: (it.code, it.status, it.retryable, it.sentence) for name, it in classes}))
 """
 
-EVERY_ERROR = [it for it in vars(errors).values() if isinstance(it, type) and issubclass(it, TusdError)]
+EVERY_CLASS = [it for it in vars(errors).values() if isinstance(it, type) and issubclass(it, TusdError)]
+EVERY_ERROR = [it for it in EVERY_CLASS if "code" in vars(it)]
+
+
+def test_only_a_group_of_errors_has_no_code() -> None:
+    assert set(EVERY_CLASS) - set(EVERY_ERROR) == {errors.AccessError, errors.StateConflict, errors.BodyError}
 
 
 @pytest.mark.parametrize("error", EVERY_ERROR)
