@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-NODE_MODULES := $(addsuffix /node_modules/.done,tests/acceptance/js frontend examples/uppy)
+NODE_MODULES := $(addsuffix /node_modules/.done,tests/process/js frontend examples/uppy)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ format: $(VENV)/.develop ## Fix what ruff can fix, render the example, docs/conf
 	$(BIN)/python -m tusd_py.config.reference > docs/configuration.md.new && mv docs/configuration.md.new docs/configuration.md
 	$(BIN)/python scripts/state_diagram.py --write
 
-coverage: install ## Measure the branch coverage: make coverage ARGS="tests/unit"
+coverage: install ## Measure the branch coverage: make coverage ARGS="tests/protocol"
 	rm -rf .coverage-data
 	-$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine --quiet

@@ -9,7 +9,7 @@ everything is killed, unmounted and mounted again, and each acknowledged byte mu
 room the uploads are then finished and compared as a whole.
 
 Needs root, losetup, mkfs.ext4 and loop devices: `make test` shows the same without them, by
-`tests/acceptance/test_failing_disk.py`. Exit status 0: nothing was lost; 1: something was.
+`tests/process/test_failing_disk.py`. Exit status 0: nothing was lost; 1: something was.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every rule of the protocols that this server keeps: its id, where it comes from, and one sentence.
 
-Tests name the ids in their docstrings; `tests/http/test_coverage_of_rows.py` sees to it that each id is
+Tests name the ids in their docstrings; `tests/test_spec.py` sees to it that each id is
 named and that no test names another. To look one up: `python -m tests.spec CORE-14`.
 
 Sources: "tus" is tus 1.0.0, "draft" is draft-ietf-httpbis-resumable-upload (Resumable Uploads for HTTP),

@@ -1,1 +1,1 @@
-"""Helpers of the acceptance tests: real processes, real clients, and a network that misbehaves."""
+"""What tests share: databases, stores, real processes, real clients, and a network that misbehaves."""

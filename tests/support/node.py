@@ -1,4 +1,4 @@
-"""Runs the Node scripts of tests/acceptance/js: JSON on standard input, one JSON line as the answer."""
+"""Runs the Node scripts of tests/process/js: JSON on standard input, one JSON line as the answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tests.support.process import Child
 from tests.support.tools import ROOT, require_tool
 
-SCRIPTS = ROOT / "tests" / "acceptance" / "js"
+SCRIPTS = ROOT / "tests" / "process" / "js"
 
 
 class NodeRun:

@@ -30,7 +30,7 @@ Config = Mapping[str, Any]
 
 
 class StartServer(Protocol):
-    """Starts a server with a configuration and waits until it serves; a fixture of the acceptance tests."""
+    """Starts a server with a configuration and waits until it serves; a fixture of `tests/process`."""
 
     def __call__(self, config: Config | None = None, *, env: Mapping[str, str] | None = None) -> Server: ...
 

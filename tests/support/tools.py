@@ -1,4 +1,4 @@
-"""The programs the acceptance tests need from outside the package, and what to do without them."""
+"""The programs that tests need from outside the package, and what to do without them."""
 
 from __future__ import annotations
 
