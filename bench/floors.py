@@ -2,8 +2,8 @@
 
 `count` and `answer` are aiohttp servers in a process of their own, with our runner's settings; both speak
 enough tus for the load generator to drive them as it drives the real server. `count` reads the body and
-counts it; `answer` only answers. They tell their address as `tusd-py serve` does, in TUSD_READY_FILE.
-`write_with_dd` and `write_small_files` are the disk's.
+counts it; `answer` only answers. They write their address to TUSD_READY_FILE, as `tusd-py serve` does.
+`write_with_dd` and `write_small_files` are the floors of the disk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def count(request: web.Request) -> web.Response:
 
 
 async def answer(request: web.Request) -> web.Response:
-    """Return as a tus server would, at once."""
+    """Answer as a tus server would, at once."""
     return reply(request.method, SMALL_BYTES)
 
 
