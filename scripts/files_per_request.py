@@ -70,7 +70,7 @@ class Recorder:
 
 
 def serve(config: Config, listening: socket.socket, report: Path) -> None:
-    """Be the HTTP process, under the recorder."""
+    """Run the HTTP process under the recorder."""
     Recorder(report).install()
     run_http(config, sockets=[listening], ready=report.with_suffix(".ready").touch)
 

@@ -84,7 +84,7 @@ def test_every_metric_is_in_operations() -> None:
 
 
 def fields_in(section: str) -> set[str]:
-    """The names in the first column of the tables below a heading of docs/api.md."""
+    """Return the names in the first column of the tables below a heading of docs/api.md."""
     _, _, rest = read(API).partition(f"\n{section}\n")
     text = re.split(r"^##", rest, maxsplit=1, flags=re.MULTILINE)[0]
     return {
@@ -123,12 +123,12 @@ def test_every_error_is_documented_with_its_status_and_sentence() -> None:
 
 
 def answered() -> list[type[TusdError]]:
-    """Every error that a client may be answered with; one without a code of its own is a group."""
+    """Return every error that a client may be answered with; one without a code of its own is a group."""
     return [error for error in tree(TusdError) if "code" in vars(error) and error.code not in NEVER_ANSWERED]
 
 
 def tree(error: type[TusdError]) -> Iterator[type[TusdError]]:
-    """An error and everything that is derived from it in the errors' own module."""
+    """Yield an error and everything that is derived from it in the errors' own module."""
     yield error
     for below in error.__subclasses__():
         if below.__module__ == TusdError.__module__:
@@ -157,7 +157,7 @@ def test_every_configuration_can_be_loaded(text: str, tmp_path: Path) -> None:
 
 
 def exists(key: str) -> bool:
-    """Whether a key such as "storage.s3.bucket" is one of the configuration."""
+    """Return whether a key such as "storage.s3.bucket" is one of the configuration."""
     model: object = Config
     for name in key.split("."):
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
@@ -199,19 +199,19 @@ def test_the_application_of_the_library_page_is_built(tmp_path: Path) -> None:
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its code blocks."""
+    """Return the text of a page without its code blocks."""
     return re.sub(r"^```.*?^```", "", read(page), flags=re.DOTALL | re.MULTILINE)
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     headings = re.findall(r"^#+ +(.*?) *$", prose(page), re.MULTILINE)
     texts = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading) for heading in headings]
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
 
 
 def links(page: Path) -> list[tuple[Path, str]]:
-    """The relative links of a page: where they lead, and the anchor there."""
+    """Return the relative links of a page: where they lead, and the anchor there."""
     found = re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", prose(page))
     return [((page.parent / target).resolve() if target else page, anchor) for target, anchor in found]
 

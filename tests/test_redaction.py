@@ -84,7 +84,7 @@ def test_signatures_are_taken_out_of_queries():
 
 @pytest.fixture(params=["json", "console"])
 def log_of(request, monkeypatch):
-    """Run something that logs and answer all that was written."""
+    """Return a function that runs something that logs, and returns all that was written."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     monkeypatch.setattr(sys, "stderr", output)
     # As they are, to have them back after the test.

@@ -62,7 +62,7 @@ class Complaints:
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_arguments: object) -> None:
-        """Say nothing."""
+        """Write no log line."""
 
 
 @contextlib.contextmanager

@@ -16,13 +16,13 @@ REFUSE_WITH_EPERM = 0x00050001
 
 
 def setting(unit: Path, name: str) -> str:
-    """The value of a setting that stands in the unit once."""
+    """Return the value of a setting that stands in the unit once."""
     (line,) = [line for line in unit.read_text().splitlines() if line.startswith(f"{name}=")]
     return line.partition("=")[2]
 
 
 def system_calls(group: str) -> set[str]:
-    """The names in a group, and in the groups within it, as this systemd knows them."""
+    """Return the names in a group, and in the groups within it, as this systemd knows them."""
     shown = subprocess.run(["systemd-analyze", "syscall-filter", group], capture_output=True, text=True, check=True)
     names: set[str] = set()
     for word in (line.strip() for line in shown.stdout.splitlines()[1:]):

@@ -117,7 +117,7 @@ class CuttingProxy:
         return f"{self.origin}/files/"
 
     def of(self, method: str) -> list[Request]:
-        """The requests of one method so far."""
+        """Return the requests of one method so far."""
         return [request for request in list(self.requests) if request.method == method]
 
     def wait_struck(self, count: int = 1, *, deadline: float = 20) -> None:
@@ -135,7 +135,7 @@ class CuttingProxy:
     # --- what the connections ask ---
 
     def allowance(self) -> int | None:
-        """How many body bytes may still pass before the present fault strikes; None: all."""
+        """Return how many body bytes may still pass before the present fault strikes; None means all."""
         if self.faults and isinstance(fault := self.faults[0], Cut | Stall):
             return max(0, fault.after_bytes - (self.body_bytes - self._counted_from))
         return None
@@ -238,7 +238,7 @@ class _Pair:
         self.abort("rst")
 
     async def _forward(self, data: bytes) -> bool:
-        """Send the data on, up to the byte at which the fault strikes; say whether to go on."""
+        """Send the data on, up to the byte at which the fault strikes; return whether to go on."""
         while data:
             passing = self._requests.passing(data, self._proxy.allowance())
             self._requests.feed(data[:passing])

@@ -27,7 +27,7 @@ async def run_sql(dsn: str, *statements: str) -> None:
 
 @contextlib.contextmanager
 def fresh_database(postgres_dsn: str, template: str) -> Iterator[str]:
-    """A copy of a migrated database, dropped afterwards."""
+    """Provide a copy of a migrated database, and drop it afterwards."""
     name = f"tusd_test_{uuid.uuid4().hex[:12]}"
     asyncio.run(run_sql(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template}"))
     yield dsn_for(postgres_dsn, name)

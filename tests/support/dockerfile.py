@@ -46,7 +46,7 @@ def parse(text: str) -> list[Step]:
 
 
 def one(steps: list[Step], name: str) -> Step:
-    """The only instruction of a name."""
+    """Return the only instruction of a name."""
     (found,) = [step for step in steps if step.name == name]
     return found
 
@@ -91,15 +91,15 @@ class Stage:
     noted: list[str] = field(default_factory=list)
 
     def path(self, inside: str) -> Path:
-        """Where a path of the image lies here."""
+        """Return where a path of the image lies here."""
         return self.root / (inside if inside.startswith("/") else f"{self.workdir}/{inside}").lstrip("/")
 
     def mapped(self, text: str) -> str:
-        """A text with its absolute paths turned into ours."""
+        """Return a text with its absolute paths turned into ours."""
         return _ABSOLUTE.sub(f"{self.root}/", text)
 
     def environment(self) -> dict[str, str]:
-        """The variables of a process in the image."""
+        """Return the variables of a process in the image."""
         own = {name: self.mapped(value) for name, value in self.env.items()}
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TUSD_", "PYTHON"))}
         return kept | own
@@ -191,7 +191,7 @@ class Build:
         self.stage.noted += notes.read_text().replace(str(self.stage.root), "").splitlines()
 
     def _setting(self, step: Step) -> None:
-        """Instructions that say how a container is run; the tests read them themselves."""
+        """Ignore instructions that say how a container is run; the tests read them themselves."""
 
     _volume = _expose = _stopsignal = _healthcheck = _entrypoint = _cmd = _setting
 

@@ -31,7 +31,7 @@ class FailingDisk:
         self._trigger.touch()
 
     def has_failed(self) -> bool:
-        """Whether the sync that was to fail has done so."""
+        """Return whether the sync that was to fail has done so."""
         return not self._trigger.exists()
 
     def break_down(self) -> None:

@@ -38,13 +38,13 @@ def random_file(path: Path, size: int, rng: random.Random) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def files_under(directory: Path) -> list[Path]:
-    """Every file below a directory but for its id; files that vanish meanwhile are left out."""
+    """Return every file below a directory but for its id; files that vanish meanwhile are left out."""
     found: list[Path] = []
     for path in directory.rglob("*"):
         with contextlib.suppress(FileNotFoundError):

@@ -23,11 +23,11 @@ class HttpMeter:
 
     @property
     def in_body(self) -> bool:
-        """Whether body bytes are still to come."""
+        """True while body bytes are still to come."""
         return self._state != "head"
 
     def passing(self, data: bytes, allowance: int | None) -> int:
-        """How many bytes of `data` to take so that at most `allowance` body bytes are among them.
+        """Return how many bytes of `data` to take so that at most `allowance` body bytes are among them.
 
         Heads and chunk framing are not counted, so a body is met only at its beginning: the answer
         ends at the head that is met first, and the caller asks again for the rest.
@@ -39,7 +39,7 @@ class HttpMeter:
         return self._framing(data)
 
     def _framing(self, data: bytes) -> int:
-        """The length of what belongs to the head or framing line at the start of `data`."""
+        """Return the length of what belongs to the head or framing line at the start of `data`."""
         end = b"\r\n\r\n" if self._state == "head" else b"\r\n"
         known = len(self._line)
         found = (self._line + data).find(end)
@@ -87,7 +87,7 @@ class HttpMeter:
 
 
 def body_length(headers: dict[str, str], *, default: int = 0) -> int | None:
-    """The length of the body that a head announces; None: chunked."""
+    """Return the length of the body that a head announces; None: chunked."""
     if "chunked" in headers.get("transfer-encoding", "").lower():
         return None
     return int(headers.get("content-length", default))

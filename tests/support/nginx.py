@@ -54,12 +54,12 @@ class Nginx:
         return f"{self.origin}/files/"
 
     def error_log(self) -> str:
-        """What nginx complained of."""
+        """Return what nginx complained of."""
         return (self.directory / "error.log").read_text(errors="replace")
 
 
 def documented_config(*, listen: int, upstream: int) -> str:
-    """The documented configuration with its two ports replaced, and nothing else."""
+    """Return the documented configuration with its two ports replaced, and nothing else."""
     text = DOCUMENTED.read_text()
     for placeholder, replacement in (
         (LISTEN, f"listen {LOOPBACK}:{listen};"),

@@ -22,7 +22,7 @@ def free_port() -> int:
 
 
 def is_listening(port: int, host: str = LOOPBACK) -> bool:
-    """Say whether something accepts connections on the port."""
+    """Return whether something accepts connections on the port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex((host, port)) == 0

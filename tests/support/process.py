@@ -50,7 +50,7 @@ async def eventually(condition: Callable[[], Awaitable[T | None]], *, deadline: 
 
 
 def is_alive(pid: int) -> bool:
-    """Say whether a process runs; a zombie that only waits to be reaped does not."""
+    """Return whether a process runs; a zombie that only waits to be reaped does not."""
     try:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -106,7 +106,7 @@ class Child:
 
     @property
     def running(self) -> bool:
-        """Whether it was started and has not ended."""
+        """True if it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -115,7 +115,7 @@ class Child:
         return self._started().poll()
 
     def log_text(self) -> str:
-        """All output so far."""
+        """Return all output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def write_stdin(self, data: bytes) -> None:

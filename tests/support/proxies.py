@@ -33,7 +33,7 @@ class Front:
 
 
 def documented(name: str, replacements: dict[str, str]) -> str:
-    """The documented configuration with its two ports replaced, and nothing else."""
+    """Return the documented configuration with its two ports replaced, and nothing else."""
     text = (ROOT / "docs" / "deploy" / name).read_text()
     for placeholder, replacement in replacements.items():
         assert text.count(placeholder) == 1, f"{name} must say {placeholder!r} exactly once"

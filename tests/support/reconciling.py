@@ -39,7 +39,7 @@ class Run:
 
 
 def reconciler(world: World, store: Any = None, *, clock: Any = None, batch: int = 500, **changes: Any) -> Reconciler:
-    """A run; to it everything on disk and in the store is two hours old, unless `clock` is the true one."""
+    """Return a run to which everything on disk and in the store is two hours old, unless `clock` is the true one."""
     chosen = world.store if store is None else store
     values: dict[str, Any] = {
         "staging_id": HERE,
@@ -87,7 +87,7 @@ async def age_rows(world: World) -> None:
 
 
 async def snapshot(world: World) -> dict[str, Any]:
-    """Every row and every file."""
+    """Return every row and every file."""
     tables = {
         table: [tuple(row) for row in await world.sql(f"SELECT * FROM {table} ORDER BY 1, 2")]
         for table in ("uploads", "jobs", "job_attempts", "upload_parts", "transfer_parts", "events")
@@ -96,7 +96,7 @@ async def snapshot(world: World) -> dict[str, Any]:
 
 
 def tree(root: Path) -> dict[str, tuple[int, float, int]]:
-    """Every name below a directory that is no shard, with size, time of change and kind."""
+    """Return every name below a directory that is no shard, with size, time of change and kind."""
     found = {}
     for path in root.rglob("*"):
         facts = path.lstat()

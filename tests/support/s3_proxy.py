@@ -96,7 +96,7 @@ class S3Proxy:
     """The status with which every call is answered."""
 
     def requests(self, operation: str) -> list[UploadStatus]:
-        """The calls of one kind."""
+        """Return the calls of one kind."""
         return [seen for seen in self.seen if seen.operation == operation]
 
     async def answer(self, request: web.Request) -> web.Response:

@@ -42,7 +42,7 @@ class S3Server:
         return f"http://{LOOPBACK}:{self.port}"
 
     def storage_config(self) -> dict[str, Any]:
-        """The `[storage]` table of a server that stores here."""
+        """Return the `[storage]` table of a server that stores here."""
         return {
             "backend": "s3",
             "s3": {
@@ -56,12 +56,12 @@ class S3Server:
         }
 
     def object_keys(self) -> list[str]:
-        """The keys in the bucket."""
+        """Return the keys in the bucket."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def client(self) -> Any:
-        """A plain botocore client of this server."""
+        """Return a plain botocore client of this server."""
         return botocore.session.get_session().create_client(
             "s3", endpoint_url=self.endpoint_url, region_name=REGION,
             aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY,

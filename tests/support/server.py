@@ -198,24 +198,24 @@ class Server:
         return self.child.log_text()
 
     def postmasters(self) -> dict[int, str]:
-        """What the embedded PostgreSQL has noted in the data directory: its process id and status."""
+        """Return what the embedded PostgreSQL has noted in the data directory: its process id and status."""
         notes = [path.read_text().splitlines() for path in self.data_dir.rglob("postmaster.pid")]
         # The file grows line by line; the eighth is the status, "starting" or "ready" and such.
         return {int(lines[0]): lines[7].strip() if len(lines) > 7 else "" for lines in notes if lines}
 
     def postmaster_pids(self) -> list[int]:
-        """The process ids that the embedded PostgreSQL has noted in the data directory."""
+        """Return the process ids that the embedded PostgreSQL has noted in the data directory."""
         return [*self.postmasters()]
 
     def upload_json(self, upload_id: str, *, origin: str | None = None) -> dict[str, Any]:
-        """What the JSON API says of an upload."""
+        """Return what the JSON API says of an upload."""
         url = f"{origin or self.origin}/api/v1/uploads/{upload_id}"
         with urllib.request.urlopen(url, timeout=10) as response:
             body: dict[str, Any] = json.load(response)
         return body
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics by its name and labels."""
+        """Return every sample of /metrics by its name and labels."""
         with urllib.request.urlopen(f"{self.ready.operations_url}/metrics", timeout=10) as response:
             lines = response.read().decode().splitlines()
         samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]

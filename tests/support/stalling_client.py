@@ -126,7 +126,7 @@ class RawConnection:
             return responses
 
     def owner(self, pids: tuple[int, ...], *, deadline: float = 5) -> int:
-        """Which of the processes has accepted this connection."""
+        """Return which of the processes has accepted this connection."""
         local = self._socket.getsockname()[1]
 
         def accepted_by() -> int | None:
@@ -155,7 +155,7 @@ class RawConnection:
         return unsent == 0 and self._unread_at_the_server() == 0
 
     def _unread_at_the_server(self) -> int | None:
-        """The receive queue of the other end, which is a socket of this machine; None: there is none."""
+        """Return the receive queue of the other end, a socket of this machine; None if there is none."""
         local_port = self._socket.getsockname()[1]
         for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
             _number, local, remote, _state, queues, *_rest = line.split()
@@ -171,7 +171,7 @@ class RawConnection:
 
 
 def request(port: int, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-    """One request on a connection of its own."""
+    """Send one request on a connection of its own."""
     with RawConnection(port) as connection:
         return connection.request(method, target, headers, body)
 

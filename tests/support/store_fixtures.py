@@ -115,7 +115,7 @@ async def open_store() -> AsyncIterator[OpenStore]:
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Stage:
-    """Write pieces of content into staged files and answer them as segments."""
+    """Return a function that writes pieces of content into staged files and returns them as segments."""
     directory = tmp_path / "staging"
     directory.mkdir()
 

@@ -13,7 +13,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def upload(**changes: Any) -> Upload:
-    """An upload of 100 bytes of which 70 are there, unless it is said otherwise."""
+    """Return an upload of 100 bytes of which 70 are there, unless told otherwise."""
     facts: dict[str, Any] = {
         "id": UploadId(uuid4()), "owner": None, "staging_id": HERE, "state": State.UPLOADING, "length": 100,
         "offset": 70, "metadata": None, "filename": None, "content_type": None, "concat": None, "concat_header": None,

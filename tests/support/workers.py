@@ -37,7 +37,7 @@ OF_TRANSFER = {"delete_local", "delete_local_after", "requeue_failed_after"}
 
 
 def settings(**changes: Any) -> TransferConfig:
-    """A patient lease and impatient retries. Polling is quick, so that no test waits for it."""
+    """Return a patient lease and impatient retries. Polling is quick, so that no test waits for it."""
     values: dict[str, Any] = {
         "concurrency": 4,
         "lease": 30.0,
@@ -80,7 +80,7 @@ async def working(
     shutdown_timeout: float = 10.0,
     **changes: Any,
 ) -> AsyncIterator[JobRunner]:
-    """A worker that runs meanwhile, and has ended in good order afterwards."""
+    """Run a worker until the block ends; it must end in good order."""
     chosen = settings(**changes)
     queue = jobs if jobs is not None else world.jobs(name, lease=chosen.lease)
     metrics = Metrics()
@@ -140,10 +140,10 @@ class OneByOne(ObjectStore):
         self.aborted: list[tuple[str, str]] = []
 
     async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
-        """Whatever happens before the object is made."""
+        """Do what the test wants before the object is made."""
 
     async def after(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
-        """Whatever happens once it is there."""
+        """Do what the test wants once it is there."""
 
     async def open(self) -> None:
         await self.inner.open()
@@ -242,7 +242,7 @@ class InParts(OneByOne):
         return StoredObject(spec.key, spec.length)
 
     async def sent(self, number: int) -> None:
-        """Whatever happens between a part and its record."""
+        """Do what the test wants between a part and its record."""
 
     async def recorded(self, number: int) -> None:
-        """Whatever happens after its record."""
+        """Do what the test wants after its record."""

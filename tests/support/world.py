@@ -43,7 +43,7 @@ GONE_STATES = ("rejected", "expired", "removing", "removed")
 
 
 def new_upload(**changes: Any) -> NewUpload:
-    """A row to be, of 10 bytes unless told otherwise."""
+    """Return a row to insert, of 10 bytes unless told otherwise."""
     upload_id = UploadId(uuid.uuid4())
     values: dict[str, Any] = {
         "id": upload_id,
@@ -57,7 +57,7 @@ def new_upload(**changes: Any) -> NewUpload:
 
 
 def stored(upload: Upload, **changes: Any) -> StoredObject:
-    """What a store answers for an upload."""
+    """Return what a store answers for an upload."""
     values: dict[str, Any] = {"key": upload.object_key, "length": upload.offset, "etag": "etag"}
     return StoredObject(**(values | changes))
 
@@ -78,12 +78,12 @@ class World:
     tokens: dict[UploadId, TokenHash] = field(default_factory=dict)
 
     def jobs(self, worker: str = "worker-1", *, lease: float = LEASE_SECONDS, staging_id: StagingId = HERE) -> JobQueue:
-        """The queue as one worker sees it."""
+        """Return the queue as one worker sees it."""
         directory = StagingIdentity(staging_id)
         return JobQueue(self.database, directory=directory, worker=worker, lease_seconds=lease)
 
     def outages(self, *, staging_id: StagingId = HERE) -> StoreOutages:
-        """What a worker of the node knows of outages."""
+        """Return what a worker of the node knows of outages."""
         return StoreOutages(self.database, self.notifier, directory=StagingIdentity(staging_id))
 
     def stores(self, store: ObjectStore | None = None, former: Mapping[Place, ObjectStore] | None = None) -> Stores:
@@ -110,7 +110,7 @@ class World:
         return await self.uploads.create(new)
 
     async def part(self, content: bytes | None = None, **changes: Any) -> Upload:
-        """A partial upload, received if there is content."""
+        """Create a partial upload, received if there is content."""
         if content is not None:
             return await self.received(content, concat=Concat.PARTIAL, **changes)
         return await self.create(concat=Concat.PARTIAL, **changes)
@@ -118,7 +118,7 @@ class World:
     async def final(
         self, parts: Sequence[Upload], *, allow_repeated: bool = False, room: Room | None = None, **changes: Any
     ) -> Upload:
-        """A final upload over parts."""
+        """Create a final upload of partial ones."""
         new = new_upload(concat=Concat.FINAL, **({"length": None} | changes))
         tokens = [self.tokens[part.id] for part in parts]
         return await self.uploads.create_final(
@@ -130,11 +130,11 @@ class World:
         return await self.uploads.advance(upload, new_offset, 7, **({"expires_after_seconds": 0} | changes))
 
     async def state(self, upload: Upload) -> State:
-        """The state as recorded now."""
+        """Return the state as recorded now."""
         return (await self.find(upload)).state
 
     async def find(self, upload: Upload) -> Upload:
-        """The upload as recorded now."""
+        """Return the upload as recorded now."""
         found = await self.uploads.find(upload.id)
         assert found is not None
         return found
@@ -149,12 +149,12 @@ class World:
         return row[0]
 
     async def jobs_of(self, upload: Upload, columns: str = "kind, state") -> list[tuple[Any, ...]]:
-        """The jobs of an upload, oldest first."""
+        """Return the jobs of an upload, oldest first."""
         rows = await self.sql(f"SELECT {columns} FROM jobs WHERE upload_id = $1 ORDER BY id", upload.id)
         return [tuple(row) for row in rows]
 
     async def attempts_of(self, upload: Upload) -> list[tuple[str, int, str]]:
-        """The history of an upload's jobs: kind, attempt, outcome."""
+        """Return the history of an upload's jobs: kind, attempt, outcome."""
         rows = await self.sql(
             "SELECT kind, job_attempts.attempt, outcome FROM job_attempts JOIN jobs ON jobs.id = job_id"
             " WHERE upload_id = $1 ORDER BY job_id, job_attempts.attempt",
@@ -163,7 +163,7 @@ class World:
         return [tuple(row) for row in rows]
 
     async def events_of(self, upload: Upload) -> list[str]:
-        """The kinds of an upload's events, oldest first."""
+        """Return the kinds of an upload's events, oldest first."""
         rows = await self.sql("SELECT kind FROM events WHERE upload_id = $1 ORDER BY id", upload.id)
         return [row["kind"] for row in rows]
 
@@ -189,11 +189,11 @@ class World:
         await self.sql("UPDATE jobs SET due_at = now() WHERE finished_at IS NULL AND due_at > now()")
 
     def staged(self, upload: Upload) -> bool:
-        """Whether the upload has a file in staging."""
+        """Return whether the upload has a file in staging."""
         return self.staging.path(upload.id).exists()
 
     def object(self, upload: Upload) -> bytes | None:
-        """What the store holds under the upload's key."""
+        """Return what the store holds under the upload's key."""
         path = self.store.local_path(upload.object_key)
         return path.read_bytes() if path.exists() else None
 
@@ -211,7 +211,7 @@ EMPTY = (
 
 @contextlib.contextmanager
 def shared_database(postgres_dsn: str, template: str) -> Iterator[str]:
-    """A migrated database for many tests, each of which begins with `empty`: ten times as quick."""
+    """Provide a migrated database for many tests, each of which begins with `empty`: ten times as quick."""
     name = f"tusd_shared_{uuid.uuid4().hex[:12]}"
     asyncio.run(run_sql(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template}"))
     yield dsn_for(postgres_dsn, name)
