@@ -85,7 +85,7 @@ def make_http_context(core: Core) -> HttpContext:
         stores=core.stores,
         authenticator=make_authenticator(config),
         cors=CorsPolicy(config.cors),
-        trusted=TrustedProxies(config.server.trusted_proxies),
+        trusted=TrustedProxies(proxies) if (proxies := config.server.trusted_proxies) else None,
         hosts=HostPolicy(public_names(config.server)) if config.auth.mode == "none" else None,
         metrics=core.metrics,
     )

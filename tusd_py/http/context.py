@@ -39,7 +39,8 @@ class HttpContext:
     authenticator: Authenticator | None
     """None where everybody is anonymous: `auth.mode = "none"`."""
     cors: CorsPolicy
-    trusted: TrustedProxies
+    trusted: TrustedProxies | None
+    """The proxies whose headers are believed, None for none."""
     hosts: HostPolicy | None
     """The host names that are answered to; None where authentication protects from foreign pages."""
     metrics: Metrics

@@ -24,6 +24,8 @@ from tusd_py.config.sections import UNIX_PEER
 LOOPBACK_NAME: Final = "localhost"
 """It and every name below it mean this machine (RFC 6761 §6.3)."""
 MAX_HEADER_LENGTH: Final = 8192
+KEPT_DECISIONS: Final = 64
+"""Of the latest hosts. A client may name as many as it likes, each as long as a header can be."""
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 HOST: Final = re.compile(
@@ -84,17 +86,15 @@ def external_base(
     """
     if not trusted.trusts(peer):
         return None
+    said = _forwarding_headers(headers)
     try:
-        elements = _forwarded(headers)
+        elements = _forwarded(said)
+        first = elements[0] if elements else {}
+        scheme = _agreed(_first(said, "x-forwarded-proto"), first.get("proto"), scheme).lower()
+        host = _agreed(_first(said, "x-forwarded-host"), first.get("host"), host).lower()
     except ValueError:
         return None
-    first = elements[0] if elements else {}
-    try:
-        scheme = _agreed(_first(headers, "x-forwarded-proto"), first.get("proto"), scheme).lower()
-        host = _agreed(_first(headers, "x-forwarded-host"), first.get("host"), host).lower()
-    except ValueError:
-        return None
-    prefix = _first(headers, "x-forwarded-prefix") or ""
+    prefix = _first(said, "x-forwarded-prefix") or ""
     if scheme not in _DEFAULT_PORTS or not _is_prefix(prefix) or not (authority := normal_authority(host, scheme)):
         return None
     return ExternalBase(scheme, authority, prefix.rstrip("/"))
@@ -106,10 +106,10 @@ def client_address(headers: Mapping[str, str], peer: str | None, trusted: Truste
     It is the right-most address that is not a trusted proxy: everything to its left was written by
     somebody we do not trust. Where the list cannot be read, the last address that could be stands.
     """
-    address = str(_address(peer.partition("%")[0]) or peer) if peer else None
+    address = peer_address(peer)
     if not trusted.trusts(peer):
         return address
-    for node in reversed(_nodes(headers)):
+    for node in reversed(_nodes(_forwarding_headers(headers))):
         if (found := _node_address(node)) is None:
             return address
         address = str(found)
@@ -118,12 +118,29 @@ def client_address(headers: Mapping[str, str], peer: str | None, trusted: Truste
     return address
 
 
-def _nodes(headers: Mapping[str, str]) -> list[str]:
+@lru_cache(1024)
+def peer_address(peer: str | None) -> str | None:
+    """Return the address at the other end of the connection, None for a unix socket."""
+    return str(_address(peer.partition("%")[0]) or peer) if peer else None
+
+
+def _forwarding_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return `Forwarded` and `X-Forwarded-*` by their names in lower case."""
+    found: dict[str, str] = {}
+    for key, value in headers.items():
+        name = key.lower()
+        if name.startswith(("x-forwarded-", "forwarded")):
+            # Some proxies append a line of their own instead of a value: the first alone would be the client's.
+            found[name] = f"{found[name]},{value}" if name in found else value
+    return found
+
+
+def _nodes(said: Mapping[str, str]) -> list[str]:
     # nginx and others pass on a Forwarded that a client invented, while they do write X-Forwarded-For.
-    if value := _joined(headers, "x-forwarded-for"):
+    if value := said.get("x-forwarded-for"):
         return [node.strip(" \t") for node in value[-MAX_HEADER_LENGTH:].split(",")]
     try:
-        return [element.get("for", "") for element in _forwarded(headers)]
+        return [element.get("for", "") for element in _forwarded(said)]
     except ValueError:
         return []
 
@@ -172,19 +189,13 @@ def _address(text: str) -> _Address | None:
     return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
 
 
-def _first(headers: Mapping[str, str], name: str) -> str | None:
-    value = _joined(headers, name).partition(",")[0].strip(" \t")
-    return value or None
+def _first(said: Mapping[str, str], name: str) -> str | None:
+    return said.get(name, "").partition(",")[0].strip(" \t") or None
 
 
-def _joined(headers: Mapping[str, str], name: str) -> str:
-    # Some proxies append a line of their own instead of a value, and `get` would return the client's.
-    return ",".join(value for key, value in headers.items() if key.lower() == name)
-
-
-def _forwarded(headers: Mapping[str, str]) -> list[dict[str, str]]:
+def _forwarded(said: Mapping[str, str]) -> list[dict[str, str]]:
     """Return the elements of `Forwarded` (RFC 7239 §4). Raises ValueError if it is malformed."""
-    value = _joined(headers, "forwarded")
+    value = said.get("forwarded", "")
     if len(value) > MAX_HEADER_LENGTH:
         raise ValueError("Forwarded is too long")
     elements: list[dict[str, str]] = [{}]
@@ -214,15 +225,18 @@ class HostPolicy:
     def __init__(self, names: Iterable[str] = ()) -> None:
         """Take names besides those of loopback."""
         self._names = frozenset({LOOPBACK_NAME, *(name.lower().rstrip(".") for name in names)})
+        # Few hosts are ever asked for, each many times.
+        self.refuses = lru_cache(KEPT_DECISIONS)(self._refuses)
 
-    def refuses(self, host: str) -> bool:
+    def _refuses(self, host: str) -> bool:
         """Return whether a request for `host`, with or without a port, must be answered with 421.
 
         None is named by clients of HTTP/1.0, which browsers are not.
         """
         if not host:
             return False
-        name = _name(host)
+        match = HOST.fullmatch(host)
+        name = match["name"].lower().rstrip(".") if match else ""
         return not (name in self._names or name.endswith(f".{LOOPBACK_NAME}") or _is_host_address(name))
 
 
@@ -232,14 +246,6 @@ def public_names(server: ServerConfig) -> list[str]:
     return [server.host, *([public] if public else []), *server.allowed_hosts]
 
 
-@lru_cache(1024)
-def _name(host: str) -> str:
-    """Return the host without its port and in lower case, an empty text if it is no host."""
-    match = HOST.fullmatch(host)
-    return match["name"].lower().rstrip(".") if match else ""
-
-
-@lru_cache(1024)
 def _is_host_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))

@@ -40,7 +40,7 @@ from tusd_py.http.context import (
     UPLOAD_ID,
     HttpContext,
 )
-from tusd_py.http.hosts import ExternalBase, client_address, external_base, normal_authority
+from tusd_py.http.hosts import ExternalBase, client_address, external_base, normal_authority, peer_address
 from tusd_py.http.responses import dialect_of, error_response, problem_response
 from tusd_py.logging import redact
 from tusd_py.metrics import METHODS, OTHER, Metrics
@@ -94,13 +94,13 @@ async def request_scope(request: web.Request, handler: Handler) -> web.StreamRes
     status = CLIENT_GONE if isinstance(error, LEFT) else response.status
     _count_request(context.metrics, request, status, seconds)
     if context.config.logging.requests:
-        _log_request(context, request, status, error, seconds)
+        _log_request(request, status, error, seconds)
     return response
 
 
 def refuse_early(context: HttpContext, request: web.Request) -> None:
     """Refuse what needs no handler: foreign hosts and origins, and everything new while the server drains."""
-    if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(context, request))):
+    if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(request))):
         raise HostNotAllowed
     if request.method == "OPTIONS":
         return
@@ -126,16 +126,28 @@ def principal_of(request: web.Request) -> Principal:
     return ANONYMOUS if authenticator is None else authenticator.authenticate(credential)
 
 
-def _named_hosts(context: HttpContext, request: web.Request) -> list[str]:
+def external_base_of(request: web.Request) -> ExternalBase | None:
+    """Return how the client reached us, None if nobody trustworthy says so."""
+    trusted = request.app[CONTEXT].trusted
+    if trusted is None:
+        return None
+    host = request.headers.get("Host", "")
+    return external_base(request.headers, request.remote, request.scheme, host, trusted)
+
+
+def client_of(request: web.Request) -> str | None:
+    """Return the address of the client, None for one on a unix socket."""
+    trusted = request.app[CONTEXT].trusted
+    if trusted is None:
+        return peer_address(request.remote)
+    return client_address(request.headers, request.remote, trusted)
+
+
+def _named_hosts(request: web.Request) -> list[str]:
     """Return what the request calls the server: in Host, and in what a trusted proxy says of it."""
     named = request.headers.getall("Host", [])
-    external = _external_base(context, request)
+    external = external_base_of(request)
     return [*named, external.host] if external is not None else [*named]
-
-
-def _external_base(context: HttpContext, request: web.Request) -> ExternalBase | None:
-    host = request.headers.get("Host", "")
-    return external_base(request.headers, request.remote, request.scheme, host, context.trusted)
 
 
 def _same_origin(context: HttpContext, request: web.Request, origin: str) -> bool:
@@ -147,7 +159,7 @@ def _same_origin(context: HttpContext, request: web.Request, origin: str) -> boo
         scheme, authority = urlsplit(origin)[:2]
     except ValueError:
         return False
-    own = [*_named_hosts(context, request), urlsplit(context.config.server.public_url or "").netloc]
+    own = [*_named_hosts(request), urlsplit(context.config.server.public_url or "").netloc]
     return bool(authority) and authority.lower() in {normal_authority(host.lower(), scheme) for host in own}
 
 
@@ -187,16 +199,14 @@ def _count_request(metrics: Metrics, request: web.Request, status: int, seconds:
     timer.observe(seconds)
 
 
-def _log_request(
-    context: HttpContext, request: web.Request, status: int, error: TusdError | None, seconds: float
-) -> None:
+def _log_request(request: web.Request, status: int, error: TusdError | None, seconds: float) -> None:
     # A host's application may log without our processors.
     facts = {
         "method": request.method,
         "path": redact(request.path),
         "status": status,
         "duration_ms": round(seconds * 1000, 1),
-        "client": client_address(request.headers, request.remote, context.trusted),
+        "client": client_of(request),
     }
     if (upload_id := request.get(UPLOAD_ID)) is not None:
         facts["upload_id"] = str(upload_id)

@@ -13,9 +13,8 @@ from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, UPLOAD_ID, HttpContext
 from tusd_py.http.download_routes import download
-from tusd_py.http.hosts import client_address, external_base
 from tusd_py.http.informational import InformationalResponses
-from tusd_py.http.middleware import principal_of
+from tusd_py.http.middleware import client_of, external_base_of, principal_of
 from tusd_py.http.request_body import FEW_BODIES, RequestBody
 from tusd_py.http.responses import dialect_of, to_response
 from tusd_py.http.trailers import keeps_trailers
@@ -152,8 +151,7 @@ def location(context: HttpContext, request: web.Request, token: str) -> str:
     path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
     if context.config.server.public_url is not None:
         return f"{context.config.server.public_url}{path}"
-    host = request.headers.get("Host", "")
-    base = external_base(request.headers, request.remote, request.scheme, host, context.trusted)
+    base = external_base_of(request)
     return base.url(path) if base is not None else path
 
 
@@ -212,7 +210,7 @@ def _count_client(context: HttpContext, request: web.Request) -> str | None:
     limit = context.config.limits.max_connections_per_client
     if not limit:
         return None
-    client = client_address(request.headers, request.remote, context.trusted) or "unix"
+    client = client_of(request) or "unix"
     if context.clients.get(client, 0) >= limit:
         raise TooManyConnections
     context.clients[client] = context.clients.get(client, 0) + 1
