@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 import pytest
@@ -142,15 +144,17 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[Served]:
+async def serving(config: Config, **context: Any) -> AsyncIterator[Served]:
+    """Serve with a configuration; `context` are fields of the HttpContext that are to be others."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.setblocking(False)
     core = make_core(config, Metrics())
-    web = make_http_context(core)
+    web = dataclasses.replace(make_http_context(core), **context)
     work = make_work(core)
     async with running(core):
-        server = HttpServer(build_application(web), config)
+        # A refused body is not read for as long as in earnest.
+        server = HttpServer(build_application(web), config, lingering_seconds=0.2)
         await server.start([listening])
         host, port = listening.getsockname()
         served = Served(config, core, web, server, work, host, port)
@@ -185,19 +189,13 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.close()
 
 
-@pytest.fixture(autouse=True)
-def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refused body is not waited for as long as in earnest."""
-    monkeypatch.setattr("tusd_py.http.application.LINGERING_SECONDS", 0.2)
-
-
 @pytest.fixture
 async def serve(make_config) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
     """Start servers with a configuration; they are stopped after the test. No worker runs by itself."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(**sections) -> Served:
-            return await stack.enter_async_context(serving(make_config(**sections)))
+        async def start(*, context: dict | None = None, **sections) -> Served:
+            return await stack.enter_async_context(serving(make_config(**sections), **(context or {})))
 
         yield start
 

@@ -256,10 +256,11 @@ async def test_too_much_after_the_announcement_ends_the_upload(announcing):
 
 
 @pytest.fixture
-async def progressing(serve, monkeypatch):
+async def progressing(serve):
     """A server that tells of every checkpoint, and makes many."""
-    monkeypatch.setattr("tusd_py.http.informational.PROGRESS_SECONDS", 0.0)
-    return await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
+    return await serve(
+        rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01}, context={"progress_seconds": 0.0}
+    )
 
 
 @pytest.mark.parametrize("version", [5, 6, 7, 8])
@@ -303,10 +304,11 @@ async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing, ver
     assert (await connection.response("PATCH")).interim == []
 
 
-async def test_progress_is_not_told_at_every_checkpoint(serve, monkeypatch):
+async def test_progress_is_not_told_at_every_checkpoint(serve):
     """RC-13 RA-09"""
-    monkeypatch.setattr("tusd_py.http.informational.PROGRESS_SECONDS", 3600.0)
-    served = await serve(rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01})
+    served = await serve(
+        rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01}, context={"progress_seconds": 3600.0}
+    )
     client = Client(served, 8)
     path = await client.created()
     connection = await client.begin("PATCH", path, client.append_fields(0, complete=True), b"h", announced=3)

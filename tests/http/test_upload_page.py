@@ -163,13 +163,8 @@ def test_no_script_names_an_address_from_the_root():
 # --- where Uppy comes from ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def unbuilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_page, "_BUILT", ())
-
-
-async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(unbuilt, serve):
-    served = await serve()
+async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(serve, tmp_path):
+    served = await serve(context={"page_assets": tmp_path})
     response = await served.request("GET", "/")
 
     settings = Addresses(response.body.decode()).settings

@@ -60,7 +60,7 @@ def build_application(context: HttpContext) -> web.Application:
         app.router.add_route("*", path, handler, expect_handler=defer_continue)
     for route in (
         *api.routes(downloads=context.config.downloads.enabled),
-        *upload_page.routes(context.config, context.features),
+        *upload_page.routes(context),
     ):
         kwargs = route.kwargs | {"expect_handler": defer_continue}
         web.RouteDef(route.method, route.path, route.handler, kwargs).register(app.router)
@@ -94,10 +94,11 @@ async def defer_continue(_: web.Request) -> None:
     """
 
 
-def make_runner(app: web.Application, config: Config) -> ConnectionRunner:
+def make_runner(app: web.Application, config: Config, *, lingering_seconds: float) -> ConnectionRunner:
     """Build what serves the application."""
     kind = TrailerConnection if config.tus.checksum_trailer else Connection
-    return ConnectionRunner(app, config, app[CONTEXT].metrics, kind=kind, **runner_options(config))
+    options = runner_options(config) | {"lingering_time": lingering_seconds}
+    return ConnectionRunner(app, config, app[CONTEXT].metrics, kind=kind, **options)
 
 
 def runner_options(config: Config) -> dict[str, Any]:

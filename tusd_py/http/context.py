@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -49,6 +50,10 @@ class HttpContext:
     draining: bool = False
     clients: dict[str, int] = field(default_factory=dict)
     """Bodies under way per client address."""
+    progress_seconds: float = 1.0
+    """Shortest time between two reports of how much of a body is durable."""
+    page_assets: Path = Path(__file__).resolve().parents[1] / "web" / "assets"
+    """Where Uppy is, if it was built."""
 
 
 CONTEXT: Final = web.AppKey("web", HttpContext)

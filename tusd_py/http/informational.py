@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tusd_py.uploads.creation import Created
 
 REASON: Final = "Upload Resumption Supported"
-PROGRESS_SECONDS: Final = 1.0
-"""Shortest time between two reports."""
 
 
 class InformationalResponses:
@@ -45,7 +43,7 @@ class InformationalResponses:
     def progress(self, upload: Upload) -> None:
         """Send how much is durable, now and then."""
         now = time.monotonic()
-        if now - self._told_at >= PROGRESS_SECONDS:
+        if now - self._told_at >= self._context.progress_seconds:
             self._told_at = now
             self._send(upload)
 

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import web
 
 from tusd_py.errors import ServerDraining
-from tusd_py.http.application import make_runner
+from tusd_py.http.application import LINGERING_SECONDS, make_runner
 from tusd_py.http.context import CONTEXT
 from tusd_py.http.listener import Listener
 
@@ -27,10 +27,10 @@ DRAIN_POLL_SECONDS: Final = 0.02
 class HttpServer:
     """Serves an application on sockets that somebody else bound."""
 
-    def __init__(self, app: web.Application, config: Config) -> None:
+    def __init__(self, app: web.Application, config: Config, *, lingering_seconds: float = LINGERING_SECONDS) -> None:
         self._app = app
         self._config = config
-        self._runner = make_runner(app, config)
+        self._runner = make_runner(app, config, lingering_seconds=lingering_seconds)
         self._listeners: list[Listener] = []
 
     async def start(self, sockets: Sequence[socket.socket]) -> None:

@@ -18,7 +18,7 @@ from aiohttp import ETag, web
 
 from tusd_py.config.checks import is_loopback
 from tusd_py.errors import UploadNotFound
-from tusd_py.http.context import KIND, PROBLEM
+from tusd_py.http.context import KIND, PROBLEM, HttpContext
 from tusd_py.protocol import fields
 
 if TYPE_CHECKING:
@@ -77,12 +77,12 @@ def wanted(config: Config) -> bool:
     return config.server.page == "on"
 
 
-def routes(config: Config, features: Features) -> list[web.RouteDef]:
+def routes(context: HttpContext) -> list[web.RouteDef]:
     """Return the routes of the page and its assets, none where it is not wanted."""
-    if not wanted(config):
+    if not wanted(context.config):
         return []
-    assets = _read(_WEB, _OWN) | _read(_WEB / "assets", _BUILT)
-    page = _page(LOCAL if assets.keys() >= {"uppy.js", "uppy.css"} else CDN, config, features)
+    assets = _read(_WEB, _OWN) | _read(context.page_assets, _BUILT)
+    page = _page(LOCAL if assets.keys() >= {"uppy.js", "uppy.css"} else CDN, context.config, context.features)
 
     async def show_page(request: web.Request) -> web.Response:
         return _answer(request, page)
