@@ -154,15 +154,12 @@ async def test_a_file_without_transaction_may_be_run_again_after_a_failure(empty
     assert await query(empty_dsn, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'a_b'::regclass") == [(True,)]
 
 
-async def test_a_migrator_gives_up_waiting_for_another(
-    empty_dsn: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(runner, "_LOCK_POLL_SECONDS", 0.01)
+async def test_a_migrator_gives_up_waiting_for_another(empty_dsn: str, folder: Path) -> None:
     other = await asyncpg.connect(empty_dsn)
     await other.execute("SELECT pg_advisory_lock($1)", runner._LOCK_KEY)
 
     with pytest.raises(MigrationError, match="still running"):
-        await migrate(empty_dsn, folder, timeout_seconds=0.05)
+        await migrate(empty_dsn, folder, timeout_seconds=0.05, poll_seconds=0.01)
 
     await other.close()
     assert await migrate(empty_dsn, folder) == ["0001_create_a", "0002_add_b"]

@@ -15,7 +15,6 @@ from tests.support.process import wait_until
 from tests.support.workers import is_true, reaches, working
 from tests.support.world import HERE, THERE, World, open_world
 from tusd_py.config.sections import DatabaseConfig
-from tusd_py.database import notifier as wakeups_module
 from tusd_py.database import pool as module
 from tusd_py.database.migrate import migrate
 from tusd_py.database.notifier import NOTIFY, Notifier
@@ -219,10 +218,7 @@ async def test_a_failed_transaction_leaves_nothing_behind(world: World) -> None:
     assert await world.uploads.find(upload.id) == upload
 
 
-async def test_the_worker_outlives_its_database(
-    server: EmbeddedPostgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tusd_py.worker.runner.DATABASE_PAUSE_SECONDS", 0.05)
+async def test_the_worker_outlives_its_database(server: EmbeddedPostgres, tmp_path: Path) -> None:
     async with open_world(server.dsn, tmp_path, connect_timeout=2) as world, working(world):
         before = await world.received()
         await reaches(world, before, State.STORED)
@@ -269,11 +265,10 @@ async def test_with_no_statement_cache_nothing_is_kept_prepared(server: Embedded
 
 
 @pytest.fixture
-async def heard(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[str]]:
+async def heard(server: EmbeddedPostgres) -> AsyncIterator[list[str]]:
     """What a listener on `CHANNEL` was told."""
-    monkeypatch.setattr(module, "RECONNECT_SECONDS", (0.01, 0.05))
     payloads: list[str] = []
-    notifications = Notifications(server.dsn, CONFIG)
+    notifications = Notifications(server.dsn, CONFIG, reconnect_seconds=(0.01, 0.05))
     notifications.subscribe(CHANNEL, payloads.append)
     await notifications.open()
     yield payloads
@@ -319,14 +314,15 @@ async def test_a_listener_whose_connection_is_cut_comes_back(database: Database,
     await is_true(lambda: heard == ["", ""], "it listens again")
 
 
-async def test_a_listener_notices_that_the_other_side_is_gone_without_a_word(
-    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RECONNECT_SECONDS", (0.01,))
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.01)
-    monkeypatch.setattr(module, "PROBE", "SELECT pg_sleep(30)")  # no answer, as from a host that is down
+async def test_a_listener_notices_that_the_other_side_is_gone_without_a_word(server: EmbeddedPostgres) -> None:
     payloads: list[str] = []
-    notifications = Notifications(server.dsn, DatabaseConfig(command_timeout=0.05))
+    notifications = Notifications(
+        server.dsn,
+        DatabaseConfig(command_timeout=0.05),
+        reconnect_seconds=(0.01,),
+        probe_seconds=0.01,
+        probe="SELECT pg_sleep(30)",  # no answer, as from a host that is down
+    )
     notifications.subscribe(CHANNEL, payloads.append)
     await notifications.open()
 
@@ -335,12 +331,10 @@ async def test_a_listener_notices_that_the_other_side_is_gone_without_a_word(
     await notifications.close()
 
 
-async def test_a_listener_is_patient_with_whatever_the_server_says(
-    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "RECONNECT_SECONDS", (0.01,))
+async def test_a_listener_is_patient_with_whatever_the_server_says(server: EmbeddedPostgres) -> None:
     payloads: list[str] = []
-    notifications = Notifications(server.dsn.replace("/postgres?", "/not_there_yet?"), CONFIG)
+    dsn = server.dsn.replace("/postgres?", "/not_there_yet?")
+    notifications = Notifications(dsn, CONFIG, reconnect_seconds=(0.01,))
     notifications.subscribe(CHANNEL, payloads.append)
     await notifications.open()
     database = Database(server.dsn, CONFIG)
@@ -379,12 +373,9 @@ async def test_who_listens_to_nothing_opens_no_connection(server: EmbeddedPostgr
 # --- wake-ups --------------------------------------------------------------------------------------
 
 
-async def test_many_wakeups_become_one_notification(
-    database: Database, heard: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(wakeups_module, "JOBS_CHANNEL", CHANNEL)
+async def test_many_wakeups_become_one_notification(database: Database, heard: list[str]) -> None:
     await is_true(lambda: heard == [""], "it listens")
-    notifier = Notifier(database)
+    notifier = Notifier(database, jobs_channel=CHANNEL)
 
     for _ in range(100):
         notifier.notify_workers(HERE)
@@ -397,10 +388,9 @@ async def test_many_wakeups_become_one_notification(
 
 
 async def test_a_wakeup_that_fails_hurts_nobody_and_the_next_one_is_sent(
-    server: EmbeddedPostgres, database: Database, heard: list[str], monkeypatch: pytest.MonkeyPatch
+    server: EmbeddedPostgres, database: Database, heard: list[str]
 ) -> None:
-    monkeypatch.setattr(wakeups_module, "JOBS_CHANNEL", CHANNEL)
-    notifier = Notifier(database)
+    notifier = Notifier(database, jobs_channel=CHANNEL)
     server.stop()
     notifier.notify_workers(HERE)
     await notifier.close()

@@ -25,9 +25,10 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
-from tusd_py.worker.cleanup import Cleanup
+from tusd_py.worker.cleanup import BATCH, Cleanup
 from tusd_py.worker.context import JobContext
-from tusd_py.worker.outages import OutageDetector
+from tusd_py.worker.outages import PROBE_SECONDS, OutageDetector
+from tusd_py.worker.postponed import POSTPONE_SECONDS
 from tusd_py.worker.runner import JobRunner
 
 SOON = 8.0
@@ -52,7 +53,13 @@ def settings(**changes: Any) -> TransferConfig:
 
 
 def make_cleanup(
-    world: World, *, records: CleanupRecords | None = None, metrics: Metrics | None = None, **changes: Any
+    world: World,
+    *,
+    records: CleanupRecords | None = None,
+    metrics: Metrics | None = None,
+    batch: int = BATCH,
+    postpone_seconds: float = POSTPONE_SECONDS,
+    **changes: Any,
 ) -> Cleanup:
     """Cleanup that removes staged copies at once and everything else after an hour; a month for what is unclaimed."""
     values: dict[str, Any] = {
@@ -62,7 +69,15 @@ def make_cleanup(
     } | changes
     transfer = TransferConfig.model_construct(**{name: values.pop(name) for name in changes if name in OF_TRANSFER})
     config = CleanupConfig.model_construct(**values)
-    return Cleanup(records or world.cleanup, world.staging, config, transfer, metrics or Metrics())
+    return Cleanup(
+        records or world.cleanup,
+        world.staging,
+        config,
+        transfer,
+        metrics or Metrics(),
+        batch=batch,
+        postpone_seconds=postpone_seconds,
+    )
 
 
 @contextlib.asynccontextmanager
@@ -78,6 +93,7 @@ async def working(
     object_parameters: Mapping[str, Mapping[str, str]] | None = None,
     dead_workers: Sequence[str] = (),
     shutdown_timeout: float = 10.0,
+    probe_seconds: float = PROBE_SECONDS,
     **changes: Any,
 ) -> AsyncIterator[JobRunner]:
     """Run a worker until the block ends; it must end in good order."""
@@ -97,8 +113,10 @@ async def working(
         digests=digests,
         object_parameters=object_parameters or {},
     )
-    detector = OutageDetector(world.outages(), stores.current, poll_seconds=chosen.poll_interval)
-    runner = JobRunner(context, detector, chosen, shutdown_timeout=shutdown_timeout)
+    detector = OutageDetector(
+        world.outages(), stores.current, poll_seconds=chosen.poll_interval, probe_seconds=probe_seconds
+    )
+    runner = JobRunner(context, detector, chosen, shutdown_timeout=shutdown_timeout, database_pause_seconds=0.02)
     runner.take_over(dead_workers)
     task = asyncio.create_task(runner.run())
     try:

@@ -22,7 +22,6 @@ from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
 from tusd_py.staging.identity import ID_FILE, write_id
-from tusd_py.worker import cleanup as module
 from tusd_py.worker.cleanup import Cleanup
 
 OLD = 7200.0
@@ -34,10 +33,10 @@ def impatient(world: World) -> CleanupRecords:
     return CleanupRecords(world.database, world.notifier, directory=directory, uncommitted_after_seconds=3600)
 
 
-def counted(world: World) -> tuple[Cleanup, Metrics]:
+def counted(world: World, **changes: Any) -> tuple[Cleanup, Metrics]:
     """Cleanup, and what it counts."""
     metrics = Metrics()
-    return make_cleanup(world, metrics=metrics), metrics
+    return make_cleanup(world, metrics=metrics, **changes), metrics
 
 
 def failures(metrics: Metrics, kind: str) -> float | None:
@@ -94,15 +93,12 @@ async def test_an_upload_that_receives_bytes_at_this_moment_may_finish(world: Wo
     assert await world.state(busy) is State.EXPIRED
 
 
-async def test_uploads_that_are_busy_do_not_keep_others_from_expiring(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+async def test_uploads_that_are_busy_do_not_keep_others_from_expiring(world: World) -> None:
     uploads = [await world.create() for _ in range(5)]
     await world.run_out_of_time(*uploads)
     files = [await world.staging.open(upload.id, create=True) for upload in uploads[:3]]
 
-    done = await make_cleanup(world).once()
+    done = await make_cleanup(world, batch=2).once()
 
     assert done["expired"] == 2
     assert [await world.state(upload) for upload in uploads[3:]] == [State.EXPIRED] * 2
@@ -324,15 +320,12 @@ async def test_a_final_that_is_being_made_is_seen_by_the_sweep(world: World) -> 
 # --- letting go of staged copies -------------------------------------------------------------------
 
 
-async def test_staged_copies_of_stored_uploads_go_after_their_time(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+async def test_staged_copies_of_stored_uploads_go_after_their_time(world: World) -> None:
     uploads = [await put_in_store(world, await world.received()) for _ in range(5)]
 
-    early = await make_cleanup(world, delete_local_after=3600).once()
-    kept = await make_cleanup(world, delete_local=False).once()
-    done = await make_cleanup(world).once()
+    early = await make_cleanup(world, batch=2, delete_local_after=3600).once()
+    kept = await make_cleanup(world, batch=2, delete_local=False).once()
+    done = await make_cleanup(world, batch=2).once()
 
     assert (early["local_purged"], kept["local_purged"], done["local_purged"]) == (0, 0, 5)
     for upload in uploads:
@@ -578,14 +571,13 @@ async def test_the_row_of_a_part_stays_while_a_final_names_it_and_then_goes(worl
     assert (done["parts_released"], done["rows_purged"]) == (1, 2)
 
 
-async def test_many_rows_go_in_one_pass(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+async def test_many_rows_go_in_one_pass(world: World) -> None:
     for _ in range(5):
         upload = await removed(world, await world.completed())
         await age(world, upload, "gone_at")
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    done = await make_cleanup(world).once()
+    done = await make_cleanup(world, batch=2).once()
 
     assert done["rows_purged"] == 5
     assert done["events_purged"] == 10
@@ -629,35 +621,31 @@ def unclaimed(world: World, path: Path) -> Path:
     return world.root / "staging" / "unclaimed" / path.name
 
 
-async def test_old_files_that_no_upload_claims_are_set_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+async def test_old_files_that_no_upload_claims_are_set_aside(world: World) -> None:
     orphans = [put_file(world, str(uuid.uuid4())) for _ in range(5)]
     young = put_file(world, str(uuid.uuid4()), old=False)
 
-    done = await make_cleanup(world).once()
+    done = await make_cleanup(world, batch=2).once()
 
     assert done["files_set_aside"] == 5
     assert not any(path.exists() for path in orphans)
     assert all(unclaimed(world, path).read_bytes() == b"orphan" for path in orphans)
     assert young.exists()
-    assert (await make_cleanup(world).once())["unclaimed_removed"] == 0
+    assert (await make_cleanup(world, batch=2).once())["unclaimed_removed"] == 0
 
 
-async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 2)
+async def test_what_was_set_aside_long_ago_is_removed_unless_its_upload_is_back(world: World) -> None:
     orphans = [unclaimed(world, put_file(world, str(uuid.uuid4()))) for _ in range(5)]
     back = await world.received()
     os.utime(world.staging.path(back.id), (0, 0))
     await world.sql("UPDATE uploads SET local_present = false")
-    assert (await make_cleanup(world).once())["files_set_aside"] == 6
+    assert (await make_cleanup(world, batch=2).once())["files_set_aside"] == 6
     await world.sql("UPDATE uploads SET local_present = true")
     young, *old = orphans
     for path in (*old, unclaimed(world, world.staging.path(back.id))):
         os.utime(path, (time.time() - 31 * DAY, time.time() - 31 * DAY))
 
-    done = await make_cleanup(world).once()
+    done = await make_cleanup(world, batch=2).once()
 
     assert done["unclaimed_removed"] == 4
     assert not any(path.exists() for path in old)
@@ -700,14 +688,11 @@ def spoil(world: World, upload: Upload) -> Path:
     return path
 
 
-async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 1)
+async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring(world: World) -> None:
     uploads = [await world.create(offset=4) for _ in range(3)]
     await world.run_out_of_time(*uploads)
     spoil(world, uploads[0])
-    cleanup, metrics = counted(world)
+    cleanup, metrics = counted(world, batch=1)
 
     first, second = await cleanup.once(), await cleanup.once()
 
@@ -716,13 +701,10 @@ async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring
     assert failures(metrics, "expired") == 1  # and not tried again at once
 
 
-async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_purged(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BATCH", 1)
+async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_purged(world: World) -> None:
     uploads = [await put_in_store(world, await world.received()) for _ in range(3)]
     spoiled = spoil(world, uploads[0])
-    cleanup, metrics = counted(world)
+    cleanup, metrics = counted(world, batch=1)
 
     first, second = await cleanup.once(), await cleanup.once()
 
@@ -732,7 +714,7 @@ async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_p
     assert failures(metrics, "local_purged") == 1
 
 
-async def test_what_could_not_be_dealt_with_is_tried_again_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_could_not_be_dealt_with_is_tried_again_later(world: World) -> None:
     upload = await put_in_store(world, await world.received())
     spoiled = spoil(world, upload)
     cleanup, metrics = counted(world)
@@ -740,8 +722,7 @@ async def test_what_could_not_be_dealt_with_is_tried_again_later(world: World, m
     shutil.rmtree(spoiled)
     assert (await cleanup.once())["local_purged"] == 0
 
-    monkeypatch.setattr("tusd_py.worker.postponed.POSTPONE_SECONDS", 0.0)
-    cleanup, _ = counted(world)
+    cleanup, _ = counted(world, postpone_seconds=0.0)
 
     assert (await cleanup.once())["local_purged"] == 1
     assert failures(metrics, "local_purged") == 1

@@ -17,7 +17,6 @@ from tusd_py.database.jobs import JobQueue
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.ports import Job
 from tusd_py.protocol.upload import State
-from tusd_py.worker import runner as runner_module
 
 LEASE = 3600.0
 DEADLINE = 60.0
@@ -92,7 +91,7 @@ async def test_a_cancelled_transfer_gives_way_once_the_database_is_back(own_worl
     assert world.object(upload) is None
 
 
-async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_claim_whose_answer_was_lost_is_made_again(world: World) -> None:
     class Unanswered(JobQueue):
         claims = 0
 
@@ -103,7 +102,6 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(world: World, monkeyp
                 raise DatabaseUnavailable
             return jobs
 
-    monkeypatch.setattr(runner_module, "DATABASE_PAUSE_SECONDS", 0.02)
     upload = await world.received()
     jobs = Unanswered(world.database, directory=world.staging.identity, worker="worker-1", lease_seconds=LEASE)
 

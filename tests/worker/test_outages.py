@@ -20,7 +20,6 @@ from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, Tran
 from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
-from tusd_py.worker import outages
 from tusd_py.worker.outages import OutageDetector
 
 AWAY = Outage(blocked=False, code="ERR_STORE_UNAVAILABLE", sentence="The store is not reachable.")
@@ -235,8 +234,7 @@ async def test_a_wrong_key_that_is_right_by_the_time_of_the_probe_is_tried_again
     assert [outcome for _, _, outcome in await world.attempts_of(upload)] == ["retry", "succeeded"]
 
 
-async def test_a_probe_without_an_answer_is_an_outage(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outages, "PROBE_SECONDS", 0.05)
+async def test_a_probe_without_an_answer_is_an_outage(world: World) -> None:
     upload = await world.received()
 
     class Silent(Failing):
@@ -247,7 +245,7 @@ async def test_a_probe_without_an_answer_is_an_outage(world: World, monkeypatch:
                 await asyncio.Event().wait()
 
     store = Silent(world.store, TransientStoreError())
-    async with working(world, store, **NO_RETRY):
+    async with working(world, store, probe_seconds=0.05, **NO_RETRY):
         await is_true(lambda: outage_lasts(world), "the outage is noticed")
         store.silent = False
         await reaches(world, upload, State.STORED, deadline=DEADLINE)

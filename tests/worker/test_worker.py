@@ -336,8 +336,7 @@ class Flaky(JobQueue):
         return recorded
 
 
-async def test_without_its_database_the_worker_waits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tusd_py.worker.runner.DATABASE_PAUSE_SECONDS", 0.02)
+async def test_without_its_database_the_worker_waits(world: World) -> None:
     upload = await world.received()
     jobs = Flaky(world)
     jobs.away = {"claim"}

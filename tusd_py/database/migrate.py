@@ -34,7 +34,7 @@ _NO_TRANSACTION: Final = "-- no-transaction"
 _STATEMENT_END: Final = re.compile(r"(?<=;)[ \t]*\n")
 _LOCK_KEY: Final = 0x74757364
 """Advisory lock of the migrators: "tusd" in ASCII."""
-_LOCK_POLL_SECONDS: Final = 0.1
+LOCK_POLL_SECONDS: Final = 0.1
 
 HISTORY: Final = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -64,7 +64,7 @@ class Migration:
 
     @property
     def sha256(self) -> str:
-        """The digest The database keeps."""
+        """The digest that the database keeps."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
@@ -108,7 +108,13 @@ def pending(known: Sequence[Migration], applied: Sequence[tuple[int, str, str]])
     return [migration for migration in known if migration.version not in done]
 
 
-async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: float = 120) -> list[str]:
+async def migrate(
+    dsn: str,
+    directory: Path | None = None,
+    *,
+    timeout_seconds: float = 120,
+    poll_seconds: float = LOCK_POLL_SECONDS,
+) -> list[str]:
     """Apply what is missing and return the names applied. Safe to run from many processes at once.
 
     Needs a direct connection: an advisory lock means nothing through a transaction pooler.
@@ -124,7 +130,7 @@ async def migrate(dsn: str, directory: Path | None = None, *, timeout_seconds: f
         try:
             if connection.get_server_version() < OLDEST_SERVER:
                 raise MigrationError(f"PostgreSQL {OLDEST_SERVER[0]} or newer is needed.")
-            await _lock(connection, timeout_seconds)
+            await _lock(connection, timeout_seconds, poll_seconds)
             return await _apply(connection, known)
         finally:
             await connection.close(timeout=5)
@@ -141,14 +147,14 @@ async def check_schema(dsn: str) -> list[str]:
     return [migration.name for migration in pending(load_migrations(), applied)]
 
 
-async def _lock(connection: asyncpg.Connection[asyncpg.Record], timeout_seconds: float) -> None:
+async def _lock(connection: asyncpg.Connection[asyncpg.Record], timeout_seconds: float, poll_seconds: float) -> None:
     # Polled: a migrator that waits inside pg_advisory_lock() holds a snapshot, for which another one's
     # CREATE INDEX CONCURRENTLY waits in turn, and both are stuck.
     deadline = time.monotonic() + timeout_seconds
     while not await connection.fetchval(TRY_LOCK, _LOCK_KEY):
         if time.monotonic() > deadline:
             raise MigrationError("Another migration is still running.")
-        await asyncio.sleep(_LOCK_POLL_SECONDS)
+        await asyncio.sleep(poll_seconds)
 
 
 async def _applied(connection: asyncpg.Connection[asyncpg.Record]) -> list[tuple[int, str, str]]:

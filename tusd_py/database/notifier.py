@@ -36,8 +36,9 @@ IDS_PER_NOTIFICATION: Final = 200
 class Notifier:
     """Wakes the workers beside a staging directory, and tells who waits for uploads that they have changed."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, jobs_channel: str = JOBS_CHANNEL) -> None:
         self._database = database
+        self._jobs_channel = jobs_channel
         self._directories: set[StagingId | None] = set()
         self._uploads: set[UploadId] = set()
         self._task: asyncio.Task[None] | None = None
@@ -74,6 +75,6 @@ class Notifier:
         directories, self._directories = self._directories, set()
         upload_ids, self._uploads = [str(upload_id) for upload_id in self._uploads], set()
         for staging_id in directories:
-            yield JOBS_CHANNEL, "" if staging_id is None else str(staging_id)
+            yield self._jobs_channel, "" if staging_id is None else str(staging_id)
         for start in range(0, len(upload_ids), IDS_PER_NOTIFICATION):
             yield UPLOADS_CHANNEL, ",".join(upload_ids[start : start + IDS_PER_NOTIFICATION])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import asyncpg
@@ -222,9 +222,21 @@ class Notifications:
     with an empty payload, so that it looks at once.
     """
 
-    def __init__(self, dsn: str, config: DatabaseConfig) -> None:
+    def __init__(
+        self,
+        dsn: str,
+        config: DatabaseConfig,
+        *,
+        reconnect_seconds: Sequence[float] = RECONNECT_SECONDS,
+        probe_seconds: float = PROBE_SECONDS,
+        probe: str = PROBE,
+    ) -> None:
+        """`probe` is the statement that shows whether the other side is still there, sent every `probe_seconds`."""
         self._dsn = dsn
         self._config = config
+        self._reconnect_seconds = reconnect_seconds
+        self._probe_seconds = probe_seconds
+        self._probe = probe
         self._listeners: dict[str, Listener] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -253,7 +265,7 @@ class Notifications:
             except (*UNAVAILABLE, asyncpg.PostgresError) as error:
                 # Whatever it is, a password being changed or a database being restored: it will pass.
                 log.warning("listen_connection_failed", error=str(error), attempt=failures + 1)
-            await asyncio.sleep(RECONNECT_SECONDS[min(failures, len(RECONNECT_SECONDS) - 1)])
+            await asyncio.sleep(self._reconnect_seconds[min(failures, len(self._reconnect_seconds) - 1)])
             failures += 1
 
     async def _listen_once(self) -> None:
@@ -268,8 +280,8 @@ class Notifications:
                 await connection.add_listener(channel, self._deliver(callback))
             for callback in self._listeners.values():
                 callback("")
-            while not await _happens(lost, PROBE_SECONDS):
-                await connection.execute(PROBE)
+            while not await _happens(lost, self._probe_seconds):
+                await connection.execute(self._probe)
             log.warning("listen_connection_lost")
         finally:
             await self._discard(connection)

@@ -18,7 +18,7 @@ import structlog
 
 from tusd_py.errors import StagingMismatch, StagingMissing, StorageError, TusdError
 from tusd_py.protocol.upload import RECEIVING, Upload, UploadId
-from tusd_py.worker.postponed import Postponed
+from tusd_py.worker.postponed import POSTPONE_SECONDS, Postponed
 
 if TYPE_CHECKING:
     from tusd_py.config import CleanupConfig, TransferConfig
@@ -36,24 +36,28 @@ LOCKED_AT_ONCE: Final = 100
 class Cleanup:
     """The periodic cleanup beside one staging directory."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- its collaborators
         self,
         records: CleanupRecords,
         staging: Staging,
         config: CleanupConfig,
         transfer: TransferConfig,
         metrics: Metrics,
+        *,
+        batch: int = BATCH,
+        postpone_seconds: float = POSTPONE_SECONDS,
     ) -> None:
         self._records = records
+        self._batch = batch
         self._staging = staging
         self._config = config
         self._transfer = transfer
         self._metrics = metrics
-        self._not_expired = Postponed("expired", metrics)
-        self._not_purged = Postponed("local_purged", metrics)
-        self._gone_not_removed = Postponed("gone_copies_removed", metrics)
-        self._not_set_aside = Postponed("files_set_aside", metrics)
-        self._not_removed = Postponed("unclaimed_removed", metrics)
+        self._not_expired = Postponed("expired", metrics, postpone_seconds)
+        self._not_purged = Postponed("local_purged", metrics, postpone_seconds)
+        self._gone_not_removed = Postponed("gone_copies_removed", metrics, postpone_seconds)
+        self._not_set_aside = Postponed("files_set_aside", metrics, postpone_seconds)
+        self._not_removed = Postponed("unclaimed_removed", metrics, postpone_seconds)
 
     async def run(self) -> None:
         """Make a pass every `interval` seconds, forever."""
@@ -71,10 +75,10 @@ class Cleanup:
             "local_purged": self.purge_local,
             "gone_copies_removed": self.remove_gone_copies,
             "requeued": self._requeue_failed,
-            "jobs_requeued": lambda: _until_done(lambda: records.requeue_orphaned(BATCH)),
-            "parts_released": lambda: _until_done(lambda: records.release_parts(BATCH)),
-            "rows_purged": lambda: _until_done(lambda: records.purge_rows(config.deleted_retention, BATCH)),
-            "events_purged": lambda: _until_done(lambda: records.purge_events(config.events_after, BATCH)),
+            "jobs_requeued": lambda: self._until_done(lambda: records.requeue_orphaned(self._batch)),
+            "parts_released": lambda: self._until_done(lambda: records.release_parts(self._batch)),
+            "rows_purged": lambda: self._until_done(lambda: records.purge_rows(config.deleted_retention, self._batch)),
+            "events_purged": lambda: self._until_done(lambda: records.purge_events(config.events_after, self._batch)),
             "files_set_aside": self.set_orphans_aside,
             "unclaimed_removed": self.remove_unclaimed,
         }
@@ -112,7 +116,7 @@ class Cleanup:
         """Expire overdue uploads, except those that are receiving bytes at this moment."""
         count = 0
         skip = self._not_expired.current()
-        while uploads := await self._records.overdue(BATCH, skip=list(skip)):
+        while uploads := await self._records.overdue(self._batch, skip=list(skip)):
             for upload in uploads:
                 try:
                     expired = await self._expire_one(upload)
@@ -146,7 +150,7 @@ class Cleanup:
             return 0
         after, count = self._transfer.delete_local_after, 0
         skip = self._not_purged.current()
-        while upload_ids := await self._records.purgeable(after, BATCH, skip=list(skip)):
+        while upload_ids := await self._records.purgeable(after, self._batch, skip=list(skip)):
             removed, failed = await remove_staged_copies(self._staging, self._records, upload_ids)
             self._not_purged.add(failed)
             # Files that are locked by somebody else are skipped as well: the next pass finds them again.
@@ -158,7 +162,7 @@ class Cleanup:
         """Remove the staged copies of uploads whose removal waits for the store's return."""
         count = 0
         skip = self._gone_not_removed.current()
-        while upload_ids := await self._records.gone_copies(BATCH, skip=list(skip)):
+        while upload_ids := await self._records.gone_copies(self._batch, skip=list(skip)):
             failed = await self._staging.try_remove(upload_ids)
             self._gone_not_removed.add(failed)
             removed = [each for each in upload_ids if each not in failed]
@@ -169,7 +173,7 @@ class Cleanup:
 
     async def _requeue_failed(self) -> int:
         after = self._transfer.requeue_failed_after
-        return await _until_done(lambda: self._records.requeue_failed(after, BATCH)) if after else 0
+        return await self._until_done(lambda: self._records.requeue_failed(after, self._batch)) if after else 0
 
     async def set_orphans_aside(self) -> int:
         """Set aside old staging files that belong to no upload.
@@ -180,7 +184,7 @@ class Cleanup:
         count = 0
         skip = self._not_set_aside.current()
         files = self._old_files(time.time() - self._config.orphans_after)
-        while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, BATCH))):
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(files, self._batch))):
             kept = await self._records.with_files(batch)
             count += await self._set_aside([UploadId(each) for each in batch if each not in kept | skip])
         return count
@@ -206,7 +210,7 @@ class Cleanup:
         skip = self._not_removed.current()
         before = time.time() - self._config.unclaimed_after
         files = (file.upload_id for file in self._staging.unclaimed() if file.modified_at < before)
-        while batch := await asyncio.to_thread(lambda: list(itertools.islice(filter(None, files), BATCH))):
+        while batch := await asyncio.to_thread(lambda: list(itertools.islice(filter(None, files), self._batch))):
             await self._require_identity()
             kept = await self._records.with_files(batch)
             unclaimed = [each for each in batch if each not in kept | skip]
@@ -229,6 +233,15 @@ class Cleanup:
         if foreign:
             # This server never creates such names, so it does not remove them.
             log.warning("foreign_staging_files", count=foreign)
+
+    async def _until_done(self, step: Callable[[], Awaitable[int]]) -> int:
+        """Repeat a step of bounded size until it finds less than it could have dealt with."""
+        total = 0
+        while True:
+            count = await step()
+            total += count
+            if count < self._batch:
+                return total
 
 
 async def remove_staged_copies(
@@ -259,13 +272,3 @@ def _parse_id(name: str) -> UUID | None:
     except ValueError:
         return None
     return upload_id if str(upload_id) == name else None
-
-
-async def _until_done(step: Callable[[], Awaitable[int]]) -> int:
-    """Repeat a step of bounded size until it finds less than it could have dealt with."""
-    total = 0
-    while True:
-        count = await step()
-        total += count
-        if count < BATCH:
-            return total

@@ -34,11 +34,19 @@ SHORTEST_PAUSE_SECONDS: Final = 0.05
 class OutageDetector:
     """Whether the store is away, as one worker process sees it."""
 
-    def __init__(self, outages: StoreOutages, store: ObjectStore, *, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        outages: StoreOutages,
+        store: ObjectStore,
+        *,
+        poll_seconds: float,
+        probe_seconds: float = PROBE_SECONDS,
+    ) -> None:
         """`poll_seconds` is how often to check whether another worker has declared an outage."""
         self._outages = outages
         self._store = store
         self._poll_seconds = poll_seconds
+        self._probe_seconds = probe_seconds
         self._turn = asyncio.Lock()
         self._reached_at = float("-inf")
         self._declared = asyncio.Event()
@@ -73,7 +81,7 @@ class OutageDetector:
 
     async def _look(self) -> float | None:
         """Probe if it is our turn; return the seconds to wait before the next call, None if the store is back."""
-        turn = await self._outages.take_probe(for_seconds=PROBE_SECONDS, at_once=not self._started)
+        turn = await self._outages.take_probe(for_seconds=self._probe_seconds, at_once=not self._started)
         self._started = True
         if turn is None:
             return self._poll_seconds
@@ -94,10 +102,10 @@ class OutageDetector:
     async def _probe(self) -> StorageError | None:
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
+            async with asyncio.timeout(self._probe_seconds):
                 await self._store.probe(writing=True)
         except TimeoutError:
-            return TransientStoreError(reason=f"no answer within {PROBE_SECONDS:g} s")
+            return TransientStoreError(reason=f"no answer within {self._probe_seconds:g} s")
         except StorageError as error:
             return error
         except Exception as error:

@@ -27,8 +27,16 @@ MOST: Final = 100_000
 class Postponed:
     """The uploads that one step of cleanup skips for now."""
 
-    def __init__(self, step: str, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        step: str,
+        metrics: Metrics,
+        seconds: float = POSTPONE_SECONDS,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._step = step
+        self._seconds = seconds
         self._failures = metrics.cleanup_failures.labels(step)
         self._clock = clock
         self._until: dict[UploadId, float] = {}
@@ -37,7 +45,7 @@ class Postponed:
         """Count and log these failures, and skip the uploads for a while."""
         if not failed:
             return
-        until = self._clock() + POSTPONE_SECONDS
+        until = self._clock() + self._seconds
         self._until |= dict.fromkeys(list(failed)[: MOST - len(self._until)], until)
         self._failures.inc(len(failed))
         first, error = next(iter(failed.items()))
@@ -47,7 +55,7 @@ class Postponed:
             count=len(failed),
             first=str(first),
             reason=str(error),
-            again_in_seconds=POSTPONE_SECONDS,
+            again_in_seconds=self._seconds,
         )
 
     def current(self) -> set[UploadId]:

@@ -77,7 +77,13 @@ class JobRunner:
     """Runs the jobs of one worker process until it is told to stop."""
 
     def __init__(
-        self, context: JobContext, outages: OutageDetector, config: TransferConfig, *, shutdown_timeout: float
+        self,
+        context: JobContext,
+        outages: OutageDetector,
+        config: TransferConfig,
+        *,
+        shutdown_timeout: float,
+        database_pause_seconds: float = DATABASE_PAUSE_SECONDS,
     ) -> None:
         """`shutdown_timeout` is how many seconds running jobs have to end once the worker is told to stop."""
         self._context = context
@@ -85,6 +91,7 @@ class JobRunner:
         self._outages = outages
         self._config = config
         self._shutdown_timeout = shutdown_timeout
+        self._database_pause_seconds = database_pause_seconds
         self._outcomes = JobOutcomes(context, outages, config)
         self._batch = TransferBatch(context)
         self._handlers: Mapping[JobKind, JobHandler[Any]] = {
@@ -141,7 +148,7 @@ class JobRunner:
                 log.warning("claim_failed", reason=str(error))
                 # The claim may have come through, and only its answer not.
                 self._lost_track = True
-                wait = DATABASE_PAUSE_SECONDS
+                wait = self._database_pause_seconds
             if wait > 0:
                 # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
                 with contextlib.suppress(TimeoutError):
