@@ -44,8 +44,8 @@ from tusd_py.errors import (
     TransientStoreError,
 )
 from tusd_py.ports import DownloadHeaders, LocalFile, ObjectSpec, PresignedUrl, Segment
-from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3.client import Bucket
+from tusd_py.stores.s3.source import RangeBody
 from tusd_py.stores.s3.store import PROBE_NAME
 
 Content = Callable[[int], bytes]

@@ -102,7 +102,7 @@ async def test_what_a_server_refuses_is_left_out_and_remembered(
 
     assert await detector.with_fallbacks(server.call) == "done"
     assert server.asked == asked
-    assert (detector.features.sends_crc64nvme, detector.features.precondition) == left
+    assert (detector.capabilities.sends_crc64nvme, detector.capabilities.precondition) == left
 
     await detector.with_fallbacks(server.call)
     assert server.asked == asked + 1
@@ -116,7 +116,7 @@ async def test_other_refusals_are_no_reason_to_leave_anything_out() -> None:
         await detector.with_fallbacks(server.call)
 
     assert server.asked == 1
-    assert detector.features == Capabilities.at_start(OTHER)
+    assert detector.capabilities == Capabilities.at_start(OTHER)
 
 
 async def test_a_call_that_fails_anyway_teaches_nothing() -> None:
@@ -129,7 +129,7 @@ async def test_a_call_that_fails_anyway_teaches_nothing() -> None:
     with pytest.raises(TransientStoreError):
         await detector.with_fallbacks(fail)
 
-    assert detector.features == Capabilities.at_start(OTHER)
+    assert detector.capabilities == Capabilities.at_start(OTHER)
 
 
 async def test_a_checksum_by_wish_is_not_given_up() -> None:

@@ -14,11 +14,11 @@ from tusd_py.ports import ObjectSpec
 from tusd_py.stores.ranges import RangeChecksums
 from tusd_py.stores.s3.parameters import (
     FILENAME_KEY,
+    checksum_parameters,
     object_metadata,
     object_parameters,
-    plain_md5,
-    sum_parameters,
 )
+from tusd_py.stores.s3.responses import plain_md5
 
 AWS = S3StoreConfig(bucket="b")
 
@@ -131,12 +131,12 @@ def test_without_signatures_an_object_says_itself_that_it_is_to_be_saved(filenam
 def test_sums_are_named_as_s3_does() -> None:
     sums = RangeChecksums(3, 1, b"\x01" * 16, b"\x02" * 32)
 
-    assert sum_parameters(sums, crc64nvme=True) == {
+    assert checksum_parameters(sums, crc64nvme=True) == {
         "ChecksumCRC64NVME": "AAAAAAAAAAE=",
         "ContentMD5": "AQEBAQEBAQEBAQEBAQEBAQ==",
         "ChecksumSHA256": "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=",
     }
-    assert sum_parameters(RangeChecksums(3, 1), crc64nvme=False) == {}
+    assert checksum_parameters(RangeChecksums(3, 1), crc64nvme=False) == {}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class ObjectDigest:
         self._hashed_bytes = 0
         self._crc = crc64.EMPTY
 
-    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
+    async def checksums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
         """Read a range, return its checksums, and update the hashes if they have not had it yet.
 
         Raises:
@@ -80,10 +80,10 @@ class ObjectDigest:
             await self._read_and_hash(self._hashed_bytes, start - self._hashed_bytes, md5=False, sha256=False)
 
     async def _read_and_hash(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
-        sums = await self._read(start, length, tuple(self._hashes.values()), md5=md5, sha256=sha256)
-        self._crc = crc64.combine(self._crc, sums.crc64nvme, length)
+        checksums = await self._read(start, length, tuple(self._hashes.values()), md5=md5, sha256=sha256)
+        self._crc = crc64.combine(self._crc, checksums.crc64nvme, length)
         self._hashed_bytes = start + length
-        return sums
+        return checksums
 
     async def _read(
         self, start: int, length: int, hashes: Sequence[Hash], *, md5: bool, sha256: bool

@@ -79,8 +79,8 @@ class Capabilities:
 class CapabilityDetector:
     """What this process knows of its store; shared by all its transfers."""
 
-    def __init__(self, features: Capabilities) -> None:
-        self.features = features
+    def __init__(self, capabilities: Capabilities) -> None:
+        self.capabilities = capabilities
 
     async def with_fallbacks(self, call: Callable[[Capabilities], Awaitable[T]]) -> T:
         """Make a call, without what the store refuses, and remember what that was.
@@ -88,19 +88,19 @@ class CapabilityDetector:
         Raises:
             StorageError: as `call` raises it, once there is nothing left to leave out.
         """
-        variants = list(self.features.variants())
-        for features in variants:
+        variants = list(self.capabilities.variants())
+        for capabilities in variants:
             try:
-                result = await call(features)
+                result = await call(capabilities)
             except PermanentStoreError as error:
-                if features is variants[-1] or code_of(error) not in UNSUPPORTED:
+                if capabilities is variants[-1] or code_of(error) not in UNSUPPORTED:
                     raise
             else:
-                if features is not variants[0]:
-                    self.features = features
+                if capabilities is not variants[0]:
+                    self.capabilities = capabilities
                 return result
         raise AssertionError("there is always a variant")
 
     def record(self, *, verifies_crc64nvme: bool) -> None:
         """Take note of whether the store returned our checksum."""
-        self.features = self.features.with_verified_checksum(verifies_crc64nvme=verifies_crc64nvme)
+        self.capabilities = self.capabilities.with_verified_checksum(verifies_crc64nvme=verifies_crc64nvme)

@@ -5,7 +5,8 @@ There is no policy here: what is sent when, and what a response means, is decide
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
@@ -14,10 +15,10 @@ from aiobotocore.session import AioSession
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
-from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3.client_config import client_config
 from tusd_py.stores.s3.errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
 from tusd_py.stores.s3.responses import Head, ListedPart, MultipartInfo, parse_crc, parse_multipart_checksum
+from tusd_py.stores.s3.source import RangeBody
 
 Parameters = Mapping[str, Any]
 
@@ -281,15 +282,12 @@ class Bucket:
         return url
 
 
-class _body_failures:  # noqa: N801 - used as a function
+@contextlib.contextmanager
+def _body_failures(body: RangeBody) -> Iterator[None]:
     """Raise what went wrong with the staged bytes instead of the lost connection it looks like."""
-
-    def __init__(self, body: RangeBody) -> None:
-        self._body = body
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._body.failure and isinstance(error, TransientStoreError):
-            raise self._body.failure from error
+    try:
+        yield
+    except TransientStoreError as error:
+        if body.failure:
+            raise body.failure from error
+        raise

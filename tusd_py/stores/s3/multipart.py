@@ -1,51 +1,42 @@
 """One object sent in parts, so that a killed worker's successor continues where it stopped.
 
-The order that makes it safe: the multipart id is recorded before a part is sent, a part is recorded
-once the store acknowledged it, and the object is completed only when the checksums of all parts
-combine to the one from the client's socket. On a later try the transfer state and the store are compared;
-only what both know counts as sent.
+Two records say how far a multipart upload has come: our transfer state, in the database, and the store's own
+list of parts. Either may know of more than the other, for a worker can be killed between any two calls. So:
+
+1. The multipart id is recorded before a part is sent. What is recorded nowhere can never be aborted; what a
+   worker began and did not live to record is found under the upload's key (`Bucket.abort_strays`).
+2. A part is recorded once the store has acknowledged it.
+3. On the next try both are compared. A part counts as sent if both know it alike. One that only the store
+   has is read from the staged copy and sent again, unless the store's checksum shows that it is the same.
+   One that only the record has is sent again.
+4. The object is completed when the checksums of all parts combine to that of the upload, which was computed
+   as the bytes came from the client. A store that can is told the checksum of the whole, and verifies it itself.
+5. After a failure what the store holds stays for the next try. It is dropped if it can never become the
+   object: staged bytes that are not the client's, parts of another size, parts that the store refuses to
+   join, a transfer that was refused for good.
+
+An eager transfer is the same without step 4: what is durable of an upload is sent in whole parts, and the
+transfer later finds them sent.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
 from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StorageError, TransientStoreError
-from tusd_py.ports import ObjectSpec, PartRecord, Segment, TransferState
-from tusd_py.stores.digests import ObjectDigest
-from tusd_py.stores.ranges import RangeBody, RangeChecksums
-from tusd_py.stores.rate_limit import RateLimiter
+from tusd_py.ports import ObjectSpec, PartRecord, TransferState
+from tusd_py.stores.ranges import RangeChecksums
 from tusd_py.stores.s3.capabilities import Capabilities, CapabilityDetector
 from tusd_py.stores.s3.client import Bucket, Parameters
 from tusd_py.stores.s3.errors import UNUSABLE_PARTS, code_of
-from tusd_py.stores.s3.parameters import plain_md5, sum_parameters
+from tusd_py.stores.s3.parameters import checksum_parameters
 from tusd_py.stores.s3.part_plan import Part, PartPlan
 from tusd_py.stores.s3.responses import ListedPart, MultipartInfo
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the bytes come from, and the threads that read them."""
-
-    segments: Sequence[Segment]
-    executor: Executor
-    digest: ObjectDigest
-    """Every read of the staged bytes goes through it."""
-    limiter: RateLimiter | None = None
-    """Its share of a limited line; None: as fast as it goes."""
-
-    async def sums(self, start: int, length: int, *, md5: bool, sha256: bool) -> RangeChecksums:
-        """Read a range in a thread and return its checksums."""
-        return await self.digest.sums(start, length, md5=md5, sha256=sha256)
-
-    def body(self, start: int, length: int) -> RangeBody:
-        """Return a range as the body of a request; the caller closes it."""
-        return RangeBody(self.segments, start, length, self.executor, self.limiter)
+from tusd_py.stores.s3.source import Source
 
 
 @dataclass(slots=True)
@@ -62,10 +53,10 @@ class MultipartTransfer:
     concurrency: int
     _crc: int = crc64.EMPTY
     _done: dict[int, PartRecord] = field(default_factory=dict)
-    _sums: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    _checksums: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """The checksums of done parts as S3 names them, for CompleteMultipartUpload."""
 
-    async def run(self, parameters: Parameters, *, replaces: str | None) -> None:
+    async def put(self, parameters: Parameters, *, replaces: str | None) -> None:
         """Bring the object into the store, over the one of the ETag `replaces` if there is one.
 
         Raises:
@@ -83,11 +74,11 @@ class MultipartTransfer:
         await self.transfer_state.progress(self.spec.length)
         await self._complete(upload, replaces=replaces)
 
-    async def eager(self, parameters: Parameters, durable: int) -> None:
+    async def put_parts(self, parameters: Parameters, durable: int) -> None:
         """Send the parts that end within the first `durable` bytes, and complete nothing.
 
         Raises:
-            StorageError: as `run`; what the store holds is kept.
+            StorageError: as `put`; what the store holds is kept.
         """
         upload = await self._resume() or await self._begin(parameters)
         await self._send_missing(upload, durable)
@@ -97,7 +88,7 @@ class MultipartTransfer:
         await self.bucket.abort_multipart(self.key, multipart_id)
         await self.transfer_state.record_multipart(None)
 
-    # --- beginning, or going on ----------------------------------------------------------------
+    # --- beginning, or continuing ------------------------------------------------------------------------
 
     async def _resume(self) -> MultipartInfo | None:
         multipart_id = await self.transfer_state.multipart_id()
@@ -123,7 +114,7 @@ class MultipartTransfer:
 
     def _recall(self, record: PartRecord, listed: ListedPart | None) -> None:
         """Count a recorded part as done if the store still has the very same."""
-        sha256 = self.detector.features.sends_sha256
+        sha256 = self.detector.capabilities.sends_sha256
         if (
             listed is None
             or record.crc64nvme is None
@@ -133,12 +124,12 @@ class MultipartTransfer:
         ):
             return
         self._done[record.number] = record
-        self._sums[record.number] = _listed_sums(listed)
+        self._checksums[record.number] = _listed_checksums(listed)
 
     async def _begin(self, parameters: Parameters) -> MultipartInfo:
         await self.bucket.abort_strays(self.key)
         upload = await self.detector.with_fallbacks(
-            lambda features: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(features)})
+            lambda capabilities: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(capabilities)})
         )
         try:
             await self.transfer_state.record_multipart(upload.multipart_id)
@@ -150,7 +141,7 @@ class MultipartTransfer:
             self.detector.record(verifies_crc64nvme=False)
         return upload
 
-    # --- parts ---------------------------------------------------------------------------------
+    # --- parts -------------------------------------------------------------------------------------------
 
     async def _send_missing(self, upload: MultipartInfo, durable: int) -> None:
         whole = (part for part in self.plan.parts() if part.start + part.length <= durable)
@@ -165,20 +156,21 @@ class MultipartTransfer:
         await _all_or_none([send_next() for _ in range(count)])
 
     async def _send(self, upload: MultipartInfo, part: Part) -> None:
-        features = self.detector.features
+        capabilities = self.detector.capabilities
         listed = upload.parts.get(part.number)
         # An acknowledged part that was not recorded can be recognised by its MD5, if by nothing else.
-        md5 = features.sends_md5 or (listed is not None and listed.crc64nvme is None)
-        sums = await self.source.sums(part.start, part.length, md5=md5, sha256=features.sends_sha256)
-        if listed is not None and _is_same(listed, sums, sha256=features.sends_sha256):
-            etag, named = listed.etag, _listed_sums(listed)
+        md5 = capabilities.sends_md5 or (listed is not None and listed.crc64nvme is None)
+        found = await self.source.checksums(part.start, part.length, md5=md5, sha256=capabilities.sends_sha256)
+        if listed is not None and _is_same(listed, found, sha256=capabilities.sends_sha256):
+            etag, parameters = listed.etag, _listed_checksums(listed)
         else:
-            named = sum_parameters(sums, crc64nvme=upload.crc64nvme or features.setting == "crc64nvme")
-            etag = await self._upload(upload, part, named)
-        record = PartRecord(part.number, part.length, etag, sums.crc64nvme)
+            with_crc = upload.crc64nvme or capabilities.setting == "crc64nvme"
+            parameters = checksum_parameters(found, crc64nvme=with_crc)
+            etag = await self._upload(upload, part, parameters)
+        record = PartRecord(part.number, part.length, etag, found.crc64nvme)
         await self.transfer_state.record_part(record)
         self._done[part.number] = record
-        self._sums[part.number] = {name: value for name, value in named.items() if name != "ContentMD5"}
+        self._checksums[part.number] = {name: value for name, value in parameters.items() if name != "ContentMD5"}
         await self.transfer_state.progress(sum(done.length for done in self._done.values()))
 
     async def _upload(self, upload: MultipartInfo, part: Part, parameters: Parameters) -> str:
@@ -201,10 +193,10 @@ class MultipartTransfer:
             raise StagingDamaged(key=self.spec.key, expected=self.spec.crc64nvme, found=crc)
         self._crc = crc
 
-    # --- the end -------------------------------------------------------------------------------
+    # --- completing --------------------------------------------------------------------------------------
 
     async def _complete(self, upload: MultipartInfo, *, replaces: str | None) -> None:
-        parts = [(record, self._sums[number]) for number, record in sorted(self._done.items())]
+        parts = [(record, self._checksums[number]) for number, record in sorted(self._done.items())]
         whole: dict[str, Any] = {}
         if upload.full_object:
             whole = {
@@ -214,11 +206,11 @@ class MultipartTransfer:
             }
         try:
             await self.detector.with_fallbacks(
-                lambda features: self.bucket.complete_multipart(
+                lambda capabilities: self.bucket.complete_multipart(
                     self.key,
                     upload.multipart_id,
                     parts,
-                    {**whole, **features.precondition_for(replaces)},
+                    {**whole, **capabilities.precondition_for(replaces)},
                 )
             )
         except StorageError as error:
@@ -229,15 +221,15 @@ class MultipartTransfer:
             raise TransientStoreError("The parts have to be sent again.", **error.context) from error
 
 
-def _algorithm(features: Capabilities) -> Parameters:
-    if features.sends_sha256:
+def _algorithm(capabilities: Capabilities) -> Parameters:
+    if capabilities.sends_sha256:
         return {"ChecksumAlgorithm": "SHA256"}
-    if features.sends_crc64nvme:
+    if capabilities.sends_crc64nvme:
         return {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
     return {}
 
 
-def _listed_sums(listed: ListedPart) -> dict[str, str]:
+def _listed_checksums(listed: ListedPart) -> dict[str, str]:
     named = {}
     if listed.crc64nvme is not None:
         named["ChecksumCRC64NVME"] = crc64.to_base64(listed.crc64nvme)
@@ -246,12 +238,12 @@ def _listed_sums(listed: ListedPart) -> dict[str, str]:
     return named
 
 
-def _is_same(listed: ListedPart, sums: RangeChecksums, *, sha256: bool) -> bool:
-    if listed.length != sums.length or (sha256 and listed.sha256 is None):
+def _is_same(listed: ListedPart, staged: RangeChecksums, *, sha256: bool) -> bool:
+    if listed.length != staged.length or (sha256 and listed.sha256 is None):
         return False
     if listed.crc64nvme is not None:
-        return listed.crc64nvme == sums.crc64nvme
-    return plain_md5(listed.etag) == sums.md5
+        return listed.crc64nvme == staged.crc64nvme
+    return listed.md5 == staged.md5
 
 
 async def _all_or_none(coroutines: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -12,7 +12,7 @@ from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.ports import ObjectSpec
 from tusd_py.stores.ranges import RangeChecksums
-from tusd_py.stores.s3.responses import UPLOAD_ID_KEY, Head
+from tusd_py.stores.s3.responses import UPLOAD_ID_KEY
 
 _TABLES: Final = ("Metadata", "Tagging")
 FILENAME_KEY: Final = "tusd-filename"
@@ -20,7 +20,6 @@ _MAX_METADATA_BYTES: Final = 2000
 """S3 takes 2 KiB, names and values together."""
 _MAX_FILENAME_BYTES: Final = 1024
 _METADATA_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_PLAIN_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]:
@@ -78,27 +77,13 @@ def _encoded(text: str, limit: int | None = None) -> str:
     return encoded
 
 
-# --- checksums -------------------------------------------------------------------------------------
-
-
-def sum_parameters(sums: RangeChecksums, *, crc64nvme: bool) -> dict[str, str]:
+def checksum_parameters(checksums: RangeChecksums, *, crc64nvme: bool) -> dict[str, str]:
     """Return the checksums of a body as S3 names them."""
     named = {}
     if crc64nvme:
-        named["ChecksumCRC64NVME"] = crc64.to_base64(sums.crc64nvme)
-    if sums.md5 is not None:
-        named["ContentMD5"] = base64.b64encode(sums.md5).decode("ascii")
-    if sums.sha256 is not None:
-        named["ChecksumSHA256"] = base64.b64encode(sums.sha256).decode("ascii")
+        named["ChecksumCRC64NVME"] = crc64.to_base64(checksums.crc64nvme)
+    if checksums.md5 is not None:
+        named["ContentMD5"] = base64.b64encode(checksums.md5).decode("ascii")
+    if checksums.sha256 is not None:
+        named["ChecksumSHA256"] = base64.b64encode(checksums.sha256).decode("ascii")
     return named
-
-
-def plain_md5(etag: str) -> bytes | None:
-    """Return the MD5 in an ETag that has the form of one, None for a multipart object's."""
-    match = _PLAIN_MD5.fullmatch(etag)
-    return bytes.fromhex(match[1]) if match else None
-
-
-def matches(head: Head, spec: ObjectSpec) -> bool:
-    """Say whether an object has the length and, where both are known, the checksum of `spec`."""
-    return head.length == spec.length and (None in {head.crc64nvme, spec.crc64nvme} or head.crc64nvme == spec.crc64nvme)

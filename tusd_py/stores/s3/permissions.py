@@ -22,12 +22,12 @@ import structlog
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import ObjectLocked, PermanentStoreError, StorageError
 from tusd_py.ports import CheckResult, ObjectSpec, Outcome, Segment
-from tusd_py.stores.ranges import RangeBody
 from tusd_py.stores.s3.client import Bucket
 from tusd_py.stores.s3.errors import DENIED, UNSUPPORTED, code_of
 from tusd_py.stores.s3.parameters import object_parameters
 from tusd_py.stores.s3.removal import delete_exactly
 from tusd_py.stores.s3.responses import Head
+from tusd_py.stores.s3.source import RangeBody
 
 log = structlog.get_logger(__name__)
 

@@ -31,7 +31,7 @@ async def remove_object(bucket: Bucket, key: str, identity: ObjectIdentity) -> b
     """
     head, version_id = await bucket.head(key), identity.version_id
     for _ in range(_TRIES):
-        if head is None or not is_of(head, identity):
+        if head is None or not head.belongs_to(identity):
             break
         version_id = head.version_id or version_id
         await _delete(bucket, key, head)
@@ -41,15 +41,6 @@ async def remove_object(bucket: Bucket, key: str, identity: ObjectIdentity) -> b
     if version_id is not None or (head is not None and head.version_id is not None):
         await _remove_versions(bucket, key, identity)
     return head is None
-
-
-def is_of(head: Head, identity: ObjectIdentity) -> bool:
-    """Return whether an object is the upload's."""
-    if head.upload_id is not None or head.length != identity.length:
-        return head.upload_id == identity.upload_id
-    if head.etag and identity.etag and head.etag.strip('"') == identity.etag.strip('"'):
-        return True
-    return head.crc64nvme is not None and head.crc64nvme == identity.crc64nvme
 
 
 async def _remove_versions(bucket: Bucket, key: str, identity: ObjectIdentity) -> None:
@@ -63,7 +54,7 @@ async def _remove_versions(bucket: Bucket, key: str, identity: ObjectIdentity) -
         found = [identity.version_id] if identity.version_id is not None else []
     for version_id in found:
         head = await bucket.head(key, version_id)
-        if head is not None and is_of(head, identity):
+        if head is not None and head.belongs_to(identity):
             await delete_exactly(bucket, key, head, {"VersionId": version_id})
 
 

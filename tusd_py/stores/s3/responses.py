@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from tusd_py import crc64
+from tusd_py.ports import ObjectIdentity, ObjectSpec, StoredObject
 
 UPLOAD_ID_KEY: Final = "tusd-upload-id"
 """The metadata under which an object carries our own id."""
 _FULL_OBJECT: Final = "FULL_OBJECT"
 _CRC64NVME: Final = "CRC64NVME"
+_PLAIN_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,28 @@ class Head:
             locked=_lock(response),
         )
 
+    @property
+    def md5(self) -> bytes | None:
+        """The MD5 in the ETag, if it has the form of one."""
+        return plain_md5(self.etag)
+
+    def matches(self, spec: ObjectSpec) -> bool:
+        """Return whether length and, where both are known, checksum are those of `spec`."""
+        known = None not in {self.crc64nvme, spec.crc64nvme}
+        return self.length == spec.length and (not known or self.crc64nvme == spec.crc64nvme)
+
+    def belongs_to(self, identity: ObjectIdentity) -> bool:
+        """Return whether the object is the upload's: it carries its id, or no id and its bytes."""
+        if self.upload_id is not None or self.length != identity.length:
+            return self.upload_id == identity.upload_id
+        if self.etag and identity.etag and self.etag.strip('"') == identity.etag.strip('"'):
+            return True
+        return self.crc64nvme is not None and self.crc64nvme == identity.crc64nvme
+
+    def stored(self, key: str) -> StoredObject:
+        """Return it as the port does, under its key without our prefix."""
+        return StoredObject(key, self.length, self.etag, self.version_id, self.crc64nvme, self.upload_id)
+
 
 @dataclass(frozen=True, slots=True)
 class ListedPart:
@@ -57,6 +82,11 @@ class ListedPart:
     def parse(cls, part: Mapping[str, Any]) -> ListedPart:
         """Build it from an entry of the response."""
         return cls(part["Size"], part["ETag"], parse_crc(part), part.get("ChecksumSHA256"))
+
+    @property
+    def md5(self) -> bytes | None:
+        """The MD5 in the ETag, if it has the form of one."""
+        return plain_md5(self.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +120,9 @@ def parse_crc(response: Mapping[str, Any]) -> int | None:
         return crc64.from_base64(response["ChecksumCRC64NVME"])
     except (KeyError, ValueError):  # absent, or a composite such as "…-3"
         return None
+
+
+def plain_md5(etag: str) -> bytes | None:
+    """Return the MD5 in an ETag that has the form of one, None for a multipart object's."""
+    match = _PLAIN_MD5.fullmatch(etag)
+    return bytes.fromhex(match[1]) if match else None
