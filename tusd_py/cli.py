@@ -250,8 +250,8 @@ def _refuse_new_database(config: Config) -> None:
 
 def check_config(options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked, or try everything that it names."""
-    from tusd_py.config.checks import warnings
     from tusd_py.config.render import render_effective
+    from tusd_py.config.validation import warnings
     from tusd_py.logging import configure_logging
 
     config = configuration(options)
@@ -298,7 +298,7 @@ def _database(config: Config) -> Iterator[Config]:
 def _warn(config: Config) -> None:
     import structlog
 
-    from tusd_py.config.checks import warnings
+    from tusd_py.config.validation import warnings
 
     log = structlog.get_logger(__name__)
     for warning in warnings(config):

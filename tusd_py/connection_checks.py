@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.app import database_dsn, make_former_store, make_store
-from tusd_py.config.places import place_of
+from tusd_py.config.place import place_of
 from tusd_py.database.checks import DatabaseCheck
 from tusd_py.errors import TusdError
 from tusd_py.ports import CheckResult, Outcome

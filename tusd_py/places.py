@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.errors import DatabaseUnavailable, StorageError, StoreNotConfigured
 from tusd_py.ports import BatchStore, MeasuredStore, PartStore
 

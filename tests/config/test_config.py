@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tusd_py.config import Config, ProfileConfig, load_config
-from tusd_py.config.checks import cross_problems, is_loopback, warnings
 from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.example import render_example
-from tusd_py.config.places import Place, place_of
+from tusd_py.config.place import Place, place_of
 from tusd_py.config.render import MASK, render_effective
-from tusd_py.config.sections import ProfileObjectParameters
+from tusd_py.config.sections import ProfileObjectParameters, is_loopback
 from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
+from tusd_py.config.validation import cross_field_problems, warnings
 from tusd_py.errors import ConfigError
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -756,7 +756,7 @@ def test_keys_that_do_not_go_together_are_refused(overrides: dict[str, Any], pro
     ],
 )
 def test_keys_that_go_together_are_accepted(overrides: dict[str, Any]) -> None:
-    assert cross_problems(load_config(None, overrides)) == []
+    assert cross_field_problems(load_config(None, overrides)) == []
 
 
 def in_s3(template: str, location: str) -> dict[str, Any]:
@@ -784,7 +784,7 @@ def test_keys_that_no_store_takes_are_refused(storage: dict[str, Any], problem: 
     "storage", [{"storage": {"key_template": "a" * 215 + "{id}"}}, in_s3("a" * 887 + "{id}", "b" * 100)]
 )
 def test_the_longest_keys_are_accepted(storage: dict[str, Any]) -> None:
-    assert cross_problems(load_config(None, storage)) == []
+    assert cross_field_problems(load_config(None, storage)) == []
 
 
 def test_every_problem_of_the_store_is_named_at_once() -> None:
@@ -839,13 +839,13 @@ def test_parameters_of_objects_are_named_as_s3_does(write: Files, written: str, 
     path = write(f"[storage]\n{written}")
     config = load_config(path)
 
-    assert config.storage.s3.named().get(key) == expected
+    assert config.storage.s3.s3_parameters().get(key) == expected
     assert load_config(write(render_effective(config), "effective.toml")) == config
 
 
 def test_the_parameters_of_a_profile_say_only_what_is_set() -> None:
-    assert ProfileObjectParameters().named() == {}
-    assert ProfileObjectParameters(storage_class="GLACIER_IR", cache_control="no-store").named() == {
+    assert ProfileObjectParameters().s3_parameters() == {}
+    assert ProfileObjectParameters(storage_class="GLACIER_IR", cache_control="no-store").s3_parameters() == {
         "CacheControl": "no-store",
         "StorageClass": "GLACIER_IR",
     }
@@ -927,7 +927,7 @@ def test_there_is_always_the_profile_of_those_who_name_none(write: Files) -> Non
 def test_the_profile_of_those_who_name_none_can_be_configured(write: Files) -> None:
     config = load_config(write('[profiles.default]\nobject_parameters = { cache_control = "no-store" }'))
 
-    assert config.profiles["default"].object_parameters.named() == {"CacheControl": "no-store"}
+    assert config.profiles["default"].object_parameters.s3_parameters() == {"CacheControl": "no-store"}
 
 
 def test_a_profile_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from tests.support.databases import dsn_for, run_sql
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database import migrate as runner
 from tusd_py.database.migrate import Migration, check_schema, load_migrations, migrate, migrations_directory, pending

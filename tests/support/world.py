@@ -14,7 +14,7 @@ import asyncpg
 
 from tests.support.databases import dsn_for, run_sql
 from tusd_py import crc64
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue

@@ -11,7 +11,7 @@ import pytest
 from tests.support.workers import SOON, InParts, is_true, reaches, working
 from tests.support.world import HERE, World, open_world
 from tusd_py import crc64
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, TransientStoreError

@@ -14,7 +14,7 @@ import pytest
 from tests.support.reconciling import reconcile
 from tests.support.workers import OneByOne, is_true, reaches, working
 from tests.support.world import World
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.database.places import PlaceRecords
 from tusd_py.errors import StoreNotConfigured
 from tusd_py.places import Stores

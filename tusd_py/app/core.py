@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.app.identity import identify
 from tusd_py.config import Config
-from tusd_py.config.places import place_of, store_directory
+from tusd_py.config.place import place_of
 from tusd_py.database.notifier import Notifier
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database, Notifications
@@ -78,7 +78,7 @@ def make_former_store(config: Config, former: FormerStoreConfig) -> ObjectStore:
     from tusd_py.stores.filesystem import FilesystemStore
 
     # Nothing new comes into it, and a directory that is missing is one that is not mounted.
-    return FilesystemStore(store_directory(config, former), make_root=False)
+    return FilesystemStore(config.directory_of(former), make_root=False)
 
 
 def make_stores(config: Config, database: Database) -> Stores:

@@ -47,7 +47,9 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         metrics=core.metrics,
         digests=config.integrity.digests,
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
-        object_parameters={name: profile.object_parameters.named() for name, profile in config.profiles.items()},
+        object_parameters={
+            name: profile.object_parameters.s3_parameters() for name, profile in config.profiles.items()
+        },
     )
     outages = StoreOutages(core.database, core.notifier, directory=core.identity)
     detector = OutageDetector(outages, core.stores.current, poll_seconds=transfer.poll_interval)

@@ -1,6 +1,7 @@
 """The configuration: one TOML file, `TUSD_…` environment variables, all problems at once."""
 
-from tusd_py.config.load import Config, load_config
+from tusd_py.config.load import load_config
+from tusd_py.config.model import Config
 from tusd_py.config.sections import (
     AuthConfig,
     CleanupConfig,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from tusd_py.config.load import Config
+from tusd_py.config.model import Config
 from tusd_py.config.render import render_lines
 
 HEADER: Final = """\

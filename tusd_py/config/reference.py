@@ -12,7 +12,7 @@ from typing import Final, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tusd_py.config.load import Config
+from tusd_py.config.model import Config
 from tusd_py.config.render import readable, tables_of, toml_value
 
 HEADER: Final = """\

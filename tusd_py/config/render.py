@@ -15,7 +15,7 @@ from typing import Final
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from tusd_py.config.load import Config
+from tusd_py.config.model import Config
 from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
 
 MASK: Final = "**********"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.config.places import Place
+from tusd_py.config.place import Place
 from tusd_py.errors import StoreNotConfigured
 
 if TYPE_CHECKING:

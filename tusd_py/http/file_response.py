@@ -73,7 +73,7 @@ async def send_segments(
 
 def _fields(headers: DownloadHeaders) -> dict[str, str]:
     """Return the header fields of a response with the bytes themselves."""
-    return headers.named() | {"Content-Security-Policy": SANDBOX, "Cache-Control": "private, no-cache"}
+    return headers.as_dict() | {"Content-Security-Policy": SANDBOX, "Cache-Control": "private, no-cache"}
 
 
 class _StoredFile(web.FileResponse):

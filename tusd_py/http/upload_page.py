@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import ETag, web
 
-from tusd_py.config.checks import is_loopback
+from tusd_py.config.sections import is_loopback
 from tusd_py.errors import UploadNotFound
 from tusd_py.http.context import KIND, PROBLEM, HttpContext
 from tusd_py.protocol import fields

@@ -126,7 +126,7 @@ class DownloadHeaders:
     content_encoding: str | None = None
     content_language: str | None = None
 
-    def named(self) -> dict[str, str]:
+    def as_dict(self) -> dict[str, str]:
         """Return the headers by their names; what is not known is left out."""
         headers = {
             "Content-Type": self.content_type,

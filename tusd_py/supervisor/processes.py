@@ -27,8 +27,7 @@ from prometheus_client.registry import Collector
 
 from tusd_py import __version__
 from tusd_py.app import make_core, make_http_context, make_store, make_work, run_work, running
-from tusd_py.config.checks import is_loopback
-from tusd_py.config.sections import FEW_CONNECTIONS
+from tusd_py.config.sections import FEW_CONNECTIONS, is_loopback
 from tusd_py.database.outages import read_outage
 from tusd_py.database.pool import Database
 from tusd_py.database.stats import ping, read_stats

@@ -17,7 +17,7 @@ from tusd_py.config.sections.object_parameters import ObjectParameters, ProfileO
 from tusd_py.config.sections.operations import OperationsConfig
 from tusd_py.config.sections.profiles import ProfileConfig, Profiles
 from tusd_py.config.sections.rufh import RufhConfig
-from tusd_py.config.sections.server import UNIX_PEER, ServerConfig
+from tusd_py.config.sections.server import UNIX_PEER, ServerConfig, is_loopback
 from tusd_py.config.sections.staging import StagingConfig
 from tusd_py.config.sections.storage import FilesystemStoreConfig, FormerStoreConfig, StorageConfig
 from tusd_py.config.sections.storage_s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
@@ -53,4 +53,5 @@ __all__ = [
     "StorageConfig",
     "TransferConfig",
     "TusConfig",
+    "is_loopback",
 ]

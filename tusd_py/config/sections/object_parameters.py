@@ -49,7 +49,7 @@ class ObjectHeaders(Section):
         default=None, description="S3 Bucket Keys, which make sse = aws:kms cheaper"
     )
 
-    def named(self) -> dict[str, Any]:
+    def s3_parameters(self) -> dict[str, Any]:
         """Return what is set, by the names of S3. Tags and metadata stay tables, to be merged."""
         named = {
             "CacheControl": self.cache_control,
@@ -79,9 +79,9 @@ class ProfileObjectParameters(ObjectHeaders):
     sse: Literal["", "AES256", "aws:kms"] = Field(default="", description="server-side encryption")
     sse_kms_key_id: str = Field(default="", description="key for aws:kms")
 
-    def named(self) -> dict[str, Any]:
+    def s3_parameters(self) -> dict[str, Any]:
         """Return what is set, by the names of S3."""
-        return super().named() | shorthand(self)
+        return super().s3_parameters() | placement_parameters(self)
 
 
 class Placement(Protocol):
@@ -93,7 +93,7 @@ class Placement(Protocol):
     sse_kms_key_id: str
 
 
-def shorthand(settings: Placement) -> dict[str, Any]:
+def placement_parameters(settings: Placement) -> dict[str, Any]:
     """Return those of them that are set, by the names of S3."""
     named = {
         "ACL": settings.acl,

@@ -19,7 +19,7 @@ from tusd_py.config.sections.base import (
     PositiveSeconds,
     Section,
 )
-from tusd_py.config.sections.object_parameters import ObjectParameters, shorthand
+from tusd_py.config.sections.object_parameters import ObjectParameters, placement_parameters
 from tusd_py.config.units import Bytes
 
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?")
@@ -122,6 +122,6 @@ class S3StoreConfig(Section):
     proxies: S3ProxiesConfig = Field(default_factory=S3ProxiesConfig)
     client: S3ClientConfig = Field(default_factory=S3ClientConfig, description="timeouts and pools")
 
-    def named(self) -> dict[str, Any]:
+    def s3_parameters(self) -> dict[str, Any]:
         """Return what is sent with every object, by the names of S3."""
-        return self.object_parameters.named() | shorthand(self)
+        return self.object_parameters.s3_parameters() | placement_parameters(self)

@@ -10,7 +10,7 @@ from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Trigger
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
-    from tusd_py.config.places import Place
+    from tusd_py.config.place import Place
     from tusd_py.ports import AttemptView, TransferView
     from tusd_py.protocol.upload import Upload
 

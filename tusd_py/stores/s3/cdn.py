@@ -45,7 +45,7 @@ class CdnUrls:
         if self._signer is None:
             return url
         # These reach S3 where the distribution forwards query strings, and are signed in any case.
-        overrides = {f"response-{name.lower()}": value for name, value in headers.named().items()}
+        overrides = {f"response-{name.lower()}": value for name, value in headers.as_dict().items()}
         expires = datetime.now(UTC) + timedelta(seconds=expires_seconds)
         signed: str = self._signer.generate_presigned_url(
             f"{url}?{urlencode(overrides, quote_via=quote)}", date_less_than=expires

@@ -28,8 +28,8 @@ def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]
     What the configuration says of all objects is merged with what the spec says of this one: tags and
     metadata one by one, everything else as a whole.
     """
-    named = {"ContentType": spec.content_type, **config.named(), **spec.parameters}
-    tables = {name: config.named().get(name, {}) | spec.parameters.get(name, {}) for name in _TABLES}
+    named = {"ContentType": spec.content_type, **config.s3_parameters(), **spec.parameters}
+    tables = {name: config.s3_parameters().get(name, {}) | spec.parameters.get(name, {}) for name in _TABLES}
     # Facts about these very bytes: no setting for all objects knows better.
     coding = {"ContentEncoding": spec.content_encoding, "ContentLanguage": spec.content_language}
     named |= {name: value for name, value in coding.items() if value is not None}

@@ -159,7 +159,7 @@ class S3Store(ObjectStore, PartStore, ListableStore):
         if self._cdn is not None:
             return self._cdn.sign(self._prefix + key, headers, expires_seconds=expires_seconds)
         # All of them: some stores forget the type of an object, and none knows the disposition.
-        parameters = {f"Response{name.replace('-', '')}": value for name, value in headers.named().items()}
+        parameters = {f"Response{name.replace('-', '')}": value for name, value in headers.as_dict().items()}
         return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:

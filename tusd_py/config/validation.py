@@ -1,22 +1,18 @@
-"""Checks that need more than one key at once. Pure: nothing is opened or connected."""
+"""Problems that only several keys together show. Pure: nothing is opened or connected."""
 
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import re
 import string
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Collection, Iterator
+from typing import Final
 
 from tusd_py.config.dsn import dsn_problem
-from tusd_py.config.places import place_of
-from tusd_py.config.s3_checks import s3_connections, s3_problems, s3_warnings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-    from tusd_py.config.load import Config
-    from tusd_py.config.sections import CorsConfig, JwtConfig
+from tusd_py.config.model import Config
+from tusd_py.config.place import place_of
+from tusd_py.config.s3_validation import s3_pool_problems, s3_problems, s3_warnings
+from tusd_py.config.sections import CorsConfig, JwtConfig, is_loopback
 
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
@@ -34,7 +30,7 @@ _ANY_HOST: Final = re.compile(r"[^:]+://[*.-]+(?::[0-9*]+)?")
 _FIELD_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'+.^_`|~-]+")
 
 
-def cross_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
+def cross_field_problems(config: Config, broken: Collection[str] = ()) -> list[str]:
     """Return every problem between keys as `key.path: message`, none if there is none.
 
     Checks that read one of the `broken` sections are left out: those hold defaults instead of what
@@ -55,16 +51,6 @@ def _open_to_pages(config: Config) -> Iterator[str]:
             'cors.allow_origins: "*" with auth.mode = "none": every web page that somebody opens who can reach the '
             "server can list, download and delete all uploads; name the origins of your own pages"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _event_loop(config: Config) -> Iterator[str]:
@@ -216,7 +202,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"cors"}), _cors),
     (frozenset({"storage"}), _storage),
     (frozenset({"storage", "data_dir"}), _former_stores),
-    (frozenset({"storage", "transfer"}), s3_connections),
+    (frozenset({"storage", "transfer"}), s3_pool_problems),
     (frozenset({"server", "operations"}), _listeners),
     (frozenset({"database"}), _database),
     (frozenset({"transfer"}), _transfer),

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from tusd_py.config.load import Config
-    from tusd_py.config.sections import FormerStoreConfig, StorageConfig
+from tusd_py.config.model import Config
+from tusd_py.config.sections import FormerStoreConfig, StorageConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +34,9 @@ def place_of(config: Config, storage: StorageConfig | FormerStoreConfig) -> Plac
     if storage.backend == "s3":
         s3 = storage.s3
         return Place("s3", _endpoint(s3.endpoint_url), s3.bucket, s3.location.strip("/"))
-    data, directory = os.path.abspath(config.data_dir), os.path.abspath(store_directory(config, storage))  # noqa: PTH100
+    data, directory = os.path.abspath(config.data_dir), os.path.abspath(config.directory_of(storage))  # noqa: PTH100
     inside = os.path.relpath(directory, data)
     return Place("filesystem", directory=directory if inside.split("/")[0] == ".." else inside)
-
-
-def store_directory(config: Config, storage: StorageConfig | FormerStoreConfig) -> Path:
-    """Return the root of the filesystem store that `storage` configures."""
-    return (storage.filesystem.directory or config.data_dir / "store").absolute()
 
 
 def _endpoint(url: str | None) -> str:

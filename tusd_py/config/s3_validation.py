@@ -1,15 +1,13 @@
-"""Checks between the keys of `[storage.s3]`. Pure, but for looking whether a file exists."""
+"""The same for the keys of `[storage.s3]`. Pure, but for looking whether a file exists."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tusd_py.config.load import Config
-    from tusd_py.config.sections import S3StoreConfig
+from tusd_py.config.model import Config
+from tusd_py.config.sections import S3StoreConfig
 
 _PUBLIC_ONLY: Final = "only where everybody may download everything; here auth.mode asks for credentials"
 
@@ -20,7 +18,7 @@ def s3_problems(config: Config, s3: S3StoreConfig, *, path: str = "storage.s3") 
         yield f"{path}{problem}"
 
 
-def s3_connections(config: Config) -> Iterator[str]:
+def s3_pool_problems(config: Config) -> Iterator[str]:
     """Yield a problem unless there is a connection for each part that is sent at once.
 
     A part that waits for a connection would look like one that the server does not accept.
