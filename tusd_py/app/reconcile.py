@@ -8,7 +8,7 @@ from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.errors import StorageError
 from tusd_py.reconcile.compare import Scope, key_pattern
 from tusd_py.reconcile.findings import Report
-from tusd_py.reconcile.run import ReconcilableStore, Reconciler
+from tusd_py.reconcile.run import Reconciler
 from tusd_py.staging import DirectoryScan
 
 
@@ -30,7 +30,6 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
 
     Raises:
         DatabaseUnavailable: it is not known what is where.
-        StorageError: a store cannot list what it holds.
     """
     config, stores = core.config, await core.stores.configured()
     records = ReconcileRecords(core.database, core.notifier, directory=core.identity)
@@ -41,8 +40,6 @@ async def make_reconcilers(core: Core) -> tuple[dict[str, Reconciler], Report]:
         report.failed_checks[f"uploads in {place}"] = f"{count} are stored there: configure it as [[storage.former]]"
     reconcilers = {}
     for store, ids in stores.items():
-        if not isinstance(store, ReconcilableStore):
-            raise StorageError("This store cannot be compared: it does not list its objects.", store=store.name)
         current = store is core.stores.current
         scope = Scope(
             staging_id=core.identity.id,

@@ -5,6 +5,20 @@ checker reports a missing method where the adapter is built. Nothing here import
 """
 
 from tusd_py.ports.checks import Checkable, CheckResult, Outcome
+from tusd_py.ports.objects import (
+    NO_DIGESTS,
+    Digests,
+    DownloadHeaders,
+    ListedObject,
+    LocalFile,
+    ObjectIdentity,
+    ObjectSpec,
+    PartRecord,
+    PresignedUrl,
+    Segment,
+    StoredObject,
+    UnfinishedObject,
+)
 from tusd_py.ports.queue import (
     LARGE_BYTES,
     Job,
@@ -24,26 +38,7 @@ from tusd_py.ports.records import (
 )
 from tusd_py.ports.requests import Authenticator, Body
 from tusd_py.ports.staging import StagedFile, Staging, StagingFile, StagingIdentity
-from tusd_py.ports.stores import (
-    NO_DIGESTS,
-    BatchStore,
-    Digests,
-    DownloadHeaders,
-    ListableStore,
-    ListedObject,
-    LocalFile,
-    MeasuredStore,
-    ObjectIdentity,
-    ObjectSpec,
-    ObjectStore,
-    PartRecord,
-    PartStore,
-    PresignedUrl,
-    Segment,
-    StoredObject,
-    TransferState,
-    UnfinishedObject,
-)
+from tusd_py.ports.stores import BatchStore, MeasuredStore, ObjectStore, PartStore, TransferState
 
 __all__ = [
     "LARGE_BYTES",
@@ -60,7 +55,6 @@ __all__ = [
     "JobKind",
     "JobState",
     "ListPosition",
-    "ListableStore",
     "ListedObject",
     "LocalFile",
     "MeasuredStore",

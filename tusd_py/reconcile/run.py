@@ -21,12 +21,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from tusd_py.errors import PermanentStoreError, StorageError
-from tusd_py.ports import ListableStore, ListedObject, ObjectStore, UnfinishedObject
+from tusd_py.ports import ListedObject, ObjectStore, UnfinishedObject
 from tusd_py.protocol.upload import Concat
 from tusd_py.reconcile.compare import (
     ObjectFacts,
@@ -58,11 +58,6 @@ FEWEST_SAMPLED: Final = 5
 """Of fewer stored uploads, all may really have lost their objects."""
 
 
-@runtime_checkable
-class ReconcilableStore(ObjectStore, ListableStore, Protocol):
-    """A store that can be compared."""
-
-
 class Reconciler:
     """One run on one node; use it once."""
 
@@ -70,7 +65,7 @@ class Reconciler:
         self,
         records: ReconcileRecords,
         staging: DirectoryScan,
-        store: ReconcilableStore,
+        store: ObjectStore,
         scope: Scope,
         *,
         batch: int = BATCH,

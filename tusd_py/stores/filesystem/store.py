@@ -26,7 +26,6 @@ from tusd_py.ports import (
     CheckResult,
     Digests,
     DownloadHeaders,
-    ListableStore,
     ListedObject,
     LocalFile,
     MeasuredStore,
@@ -52,7 +51,7 @@ Ts = TypeVarTuple("Ts")
 _LISTED_AT_ONCE: Final = 500
 
 
-class FilesystemStore(ObjectStore, MeasuredStore, BatchStore, ListableStore):
+class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
     """Objects as files below `root`.
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced

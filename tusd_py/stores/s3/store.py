@@ -31,7 +31,6 @@ from tusd_py.errors import PermanentStoreError, StagingDamaged, StorageError
 from tusd_py.ports import (
     CheckResult,
     DownloadHeaders,
-    ListableStore,
     ListedObject,
     ObjectIdentity,
     ObjectSpec,
@@ -62,7 +61,7 @@ _READ_THREADS: Final = 8
 """They mostly wait for the disk; eight keep a fast one busy and hold 8 MiB."""
 
 
-class S3Store(ObjectStore, PartStore, ListableStore):
+class S3Store(ObjectStore, PartStore):
     """Objects in one bucket."""
 
     name = "s3"
