@@ -13,7 +13,7 @@ import pytest
 from tests.support.reconciling import reconciler
 from tests.support.world import HERE, World
 from tusd_py.reconcile.findings import Kind
-from tusd_py.stores.filesystem import listing as file_listing
+from tusd_py.stores.filesystem import FilesystemStore
 
 BATCH = 50
 FEW, MANY = 300, 3000
@@ -70,9 +70,17 @@ class Pages:
         setattr(owner, name, watched)
 
 
-async def looked_at(world: World) -> tuple[Any, Pages]:
+@pytest.fixture
+async def store(world: World) -> AsyncIterator[FilesystemStore]:
+    """The store of the world, listed in small pages."""
+    store = FilesystemStore(world.root / "store", page_size=BATCH)
+    yield store
+    await store.close()
+
+
+async def looked_at(world: World, store: FilesystemStore) -> tuple[Any, Pages]:
     """A run: its report, and the most that it held at any tenth of its questions."""
-    one = reconciler(world, batch=BATCH, delete_local=False)
+    one = reconciler(world, store, batch=BATCH, delete_local=False)
     pages = Pages(one)
     gc.collect()
     tracemalloc.start(FRAMES)
@@ -84,18 +92,13 @@ async def looked_at(world: World) -> tuple[Any, Pages]:
     return one.report, pages
 
 
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_listing, "NAMES_AT_ONCE", BATCH)
-
-
-async def test_memory_does_not_grow_with_the_number_of_uploads(world: World) -> None:
+async def test_memory_does_not_grow_with_the_number_of_uploads(world: World, store: FilesystemStore) -> None:
     await fill(world, FEW)
-    report, few = await looked_at(world)
+    report, few = await looked_at(world, store)
     assert (report.uploads, report.objects, report.files, report.left) == (FEW, FEW, FEW // 2, 0)
 
     await fill(world, MANY - FEW)
-    report, many = await looked_at(world)
+    report, many = await looked_at(world, store)
 
     assert (report.uploads, report.objects, report.files, report.left) == (MANY, MANY, MANY // 2, 0)
     assert many.largest <= BATCH
@@ -104,22 +107,22 @@ async def test_memory_does_not_grow_with_the_number_of_uploads(world: World) -> 
     assert 0 < many.held < few.held + 50 * (MANY - FEW)
 
 
-async def test_one_of_thousands_is_found(world: World) -> None:
+async def test_one_of_thousands_is_found(world: World, store: FilesystemStore) -> None:
     ids = await fill(world, 1000)
     (world.root / "store" / "uploads" / str(ids[500])).unlink()
     name = str(ids[1])
     (world.root / "staging" / name[-2:] / name).unlink()
 
-    one = reconciler(world, batch=BATCH, delete_local=False)
+    one = reconciler(world, store, batch=BATCH, delete_local=False)
     found = [(outcome.finding.kind, outcome.finding.subject) async for outcome in one.run(repair=False)]
 
     assert sorted(found) == [(Kind.COPY_NOT_THERE, str(ids[1])), (Kind.OBJECT_MISSING, str(ids[500]))]
 
 
-async def test_a_listing_out_of_order_costs_looks_and_makes_no_finding(world: World) -> None:
+async def test_a_listing_out_of_order_costs_looks_and_makes_no_finding(world: World, store: FilesystemStore) -> None:
     """Some stores say that they sort and do not."""
     await fill(world, 120)
-    one = reconciler(world, batch=BATCH, delete_local=False)
+    one = reconciler(world, store, batch=BATCH, delete_local=False)
     listing = one._store.list_objects
 
     async def reversed_listing() -> AsyncIterator[Any]:

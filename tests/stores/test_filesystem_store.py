@@ -25,7 +25,7 @@ from tusd_py.errors import (
 )
 from tusd_py.ports import BatchStore, ObjectIdentity, ObjectSpec, PartRecord, Segment, StoredObject, TransferState
 from tusd_py.stores.filesystem import FilesystemStore, exclusive_name
-from tusd_py.stores.filesystem import copy as file_copy
+from tusd_py.stores.filesystem.copy import FileCopy
 from tusd_py.stores.filesystem.tree import FileTree
 from tusd_py.stores.ranges import RangeReader
 
@@ -79,6 +79,15 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 async def store(root: Path) -> AsyncIterator[FilesystemStore]:
     store = FilesystemStore(root)
+    await store.open()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def small_steps(root: Path) -> AsyncIterator[FilesystemStore]:
+    """The same store, recording the progress of a copy after every four bytes."""
+    store = FilesystemStore(root, copy_step=4)
     await store.open()
     yield store
     await store.close()
@@ -247,13 +256,10 @@ async def test_a_copy_is_synced_before_it_gets_its_name(
 
 
 @pytest.mark.usefixtures("other_disk")
-async def test_progress_is_told_between_hops(
-    store: FilesystemStore, stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(file_copy, "HOP_BYTES", 4)
+async def test_progress_is_told_between_steps(small_steps: FilesystemStore, stage: Stage) -> None:
     transfer_state = QuietTransferState()
 
-    await store.put(spec_of(b"0123456789"), [stage(b"0123456789")], transfer_state)
+    await small_steps.put(spec_of(b"0123456789"), [stage(b"0123456789")], transfer_state)
 
     assert transfer_state.told == [4, 8, 10]
 
@@ -261,12 +267,10 @@ async def test_progress_is_told_between_hops(
 @pytest.mark.usefixtures("other_disk")
 @pytest.mark.parametrize("cancel_at", [4, 10])
 async def test_a_cancelled_copy_leaves_nothing(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, cancel_at: int
+    small_steps: FilesystemStore, stage: Stage, root: Path, cancel_at: int
 ) -> None:
-    monkeypatch.setattr(file_copy, "HOP_BYTES", 4)
-
     with pytest.raises(TransferCancelled):
-        await store.put(spec_of(b"0123456789", "a"), [stage(b"0123456789")], QuietTransferState(cancel_at))
+        await small_steps.put(spec_of(b"0123456789", "a"), [stage(b"0123456789")], QuietTransferState(cancel_at))
 
     assert names(root) == []
 
@@ -454,13 +458,13 @@ async def test_a_worker_killed_right_after_publishing_leaves_nothing(
 
 def appears_before_publishing(monkeypatch: pytest.MonkeyPatch, root: Path, content: bytes) -> None:
     """Put a file there between the look and the copy's own name."""
-    publish = file_copy.FileCopy.publish
+    publish = FileCopy.publish
 
-    def late(copy: file_copy.FileCopy) -> None:
+    def late(copy: FileCopy) -> None:
         (root / KEY).write_bytes(content)
         publish(copy)
 
-    monkeypatch.setattr(file_copy.FileCopy, "publish", late)
+    monkeypatch.setattr(FileCopy, "publish", late)
 
 
 async def put_or_error(

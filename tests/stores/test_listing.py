@@ -14,8 +14,6 @@ import pytest
 from tests.stores.test_object_store import KEY, TWO_PARTS, OpenStore, Stage, spec_of
 from tests.support.destinations import Crash, Destination, FilesystemDestination, MemoryTransferState, S3Destination
 from tusd_py.errors import PermanentStoreError, TransientStoreError
-from tusd_py.stores.filesystem import listing as file_listing
-from tusd_py.stores.s3 import listing as s3_listing
 from tusd_py.stores.s3.client import Bucket
 
 Content = Callable[[int], bytes]
@@ -33,18 +31,16 @@ def keys_for(destination: Destination) -> list[str]:
 
 
 @pytest.fixture(params=[1, 2, 1000])
-def page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+def page_size(request: pytest.FixtureRequest) -> int:
     """Let pages be that small."""
     size: int = request.param
-    monkeypatch.setattr(s3_listing, "PAGE", size)
-    monkeypatch.setattr(file_listing, "NAMES_AT_ONCE", size)
     return size
 
 
 async def test_every_object_is_listed_once_and_in_order(
-    destination: Destination, open_store: OpenStore, stage: Stage, page: int
+    destination: Destination, open_store: OpenStore, stage: Stage, page_size: int
 ) -> None:
-    store = await open_store(destination)
+    store = await open_store(destination, page_size=page_size)
     keys = keys_for(destination)
     for number, key in enumerate(reversed(keys)):
         data = b"x" * number
@@ -73,9 +69,9 @@ async def test_nothing_is_listed_of_an_empty_store(destination: Destination, ope
 
 
 async def test_unfinished_uploads_are_listed_and_aborted_one_by_one(
-    s3: S3Destination, open_store: OpenStore, page: int
+    s3: S3Destination, open_store: OpenStore, page_size: int
 ) -> None:
-    store = await open_store(s3)
+    store = await open_store(s3, page_size=page_size)
     client, bucket = s3.client, s3.account.bucket
     keys = ["a", "b", "b", "b/c", "d"]
     ids = [client.create_multipart_upload(Bucket=bucket, Key=f"{s3.prefix}/{key}")["UploadId"] for key in keys]

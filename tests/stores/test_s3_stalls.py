@@ -15,7 +15,7 @@ from tests.support.destinations import PART, MemoryTransferState, S3Account, S3D
 from tests.support.ports import LOOPBACK
 from tusd_py.errors import TransientStoreError
 from tusd_py.ports import Segment
-from tusd_py.stores.s3 import S3Store
+from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
 
 Content = Callable[[int], bytes]
 Stage = Callable[..., list[Segment]]
@@ -80,25 +80,25 @@ async def test_a_server_that_stops_reading_ends_the_try(
     assert server.puts == 1
 
 
-class Slow:
+class SlowLimiter(RateLimiter):
     """A line on which every block takes its time, though the server takes all that comes."""
 
     block_bytes = PART // 4
 
-    async def acquire(self, _: int) -> None:
+    async def acquire(self, count: int) -> None:
         await asyncio.sleep(1.5)
 
 
+class SlowLine(Bandwidth):
+    def limiter(self) -> RateLimiter:
+        return SlowLimiter(self)
+
+
 async def test_our_own_slowness_is_not_the_servers(
-    moto: S3Destination, open_store: OpenStore, stage: Stage, content: Content, monkeypatch: pytest.MonkeyPatch
+    moto: S3Destination, open_store: OpenStore, stage: Stage, content: Content
 ) -> None:
     data = content(PART)
-    store = await open_store(moto, client=PATIENCE | {"read_timeout": "1s"})
-    assert isinstance(store, S3Store)
-    monkeypatch.setattr("tusd_py.stores.rate_limit.Bandwidth.limiter", lambda _: Slow())
-    from tusd_py.stores.rate_limit import Bandwidth
-
-    store._bandwidth = Bandwidth(2**20)
+    store = await open_store(moto, client=PATIENCE | {"read_timeout": "1s"}, bandwidth=SlowLine(2**20))
     started = time.monotonic()
 
     await store.put(spec_of(data, "slow"), stage(data), MemoryTransferState())

@@ -23,8 +23,10 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
 from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferState
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.stores.rate_limit import Bandwidth
 from tusd_py.stores.s3 import S3Store
 from tusd_py.stores.s3.client import Bucket
+from tusd_py.stores.s3.listing import PAGE_SIZE
 
 MIB = 2**20
 PART = 5 * MIB
@@ -214,8 +216,8 @@ class S3Destination:
     def abilities(self) -> Abilities:
         return self.account.abilities
 
-    def store(self, **changes: Any) -> S3Store:
-        return S3Store(self.config(**changes))
+    def store(self, *, page_size: int = PAGE_SIZE, bandwidth: Bandwidth | None = None, **changes: Any) -> S3Store:
+        return S3Store(self.config(**changes), bandwidth=bandwidth, page_size=page_size)
 
     def config(self, **changes: Any) -> S3StoreConfig:
         """Return the configuration of a store here, with changes."""

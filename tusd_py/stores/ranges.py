@@ -19,7 +19,7 @@ from tusd_py import crc64
 from tusd_py.errors import StagingDamaged, StagingMissing, TransientStoreError
 from tusd_py.ports import ObjectSpec, Segment
 
-STEP_BYTES: Final = 2**20
+READ_BYTES: Final = 2**20
 """What a thread reads at once: large enough that the hop and the system call do not matter."""
 
 
@@ -190,7 +190,7 @@ def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
     crc = crc64.EMPTY
     md5_hash = hashlib.md5(usedforsecurity=False) if md5 else None
     sha256_hash = hashlib.sha256() if sha256 else None
-    buffer = memoryview(bytearray(min(STEP_BYTES, length)))
+    buffer = memoryview(bytearray(min(READ_BYTES, length)))
     offset = 0
     with RangeReader(segments, start, length) as reader:
         while offset < length:

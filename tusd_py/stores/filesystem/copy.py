@@ -22,10 +22,10 @@ from tusd_py.ports import Digests, ObjectSpec, Segment
 from tusd_py.stores.digests import digests_of, new_hashes
 from tusd_py.stores.filesystem.exclusive_name import give_name
 from tusd_py.stores.filesystem.tree import TEMPORARY_SUFFIX, FileTree
-from tusd_py.stores.ranges import STEP_BYTES, RangeReader
+from tusd_py.stores.ranges import READ_BYTES, RangeReader
 
 _INCOMPLETE: Final = re.compile(r"[0-9a-f]{16}")
-HOP_BYTES: Final = 64 * 2**20
+STEP_BYTES: Final = 64 * 2**20
 """Copied by one call of `step`: between two, progress is recorded and a cancellation takes effect."""
 
 
@@ -79,8 +79,8 @@ class FileCopy:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._descriptor = os.open(self._incomplete, flags, 0o600)
 
-    def step(self, most_bytes: int | None = None) -> bool:
-        """Copy the next 64 MiB, or less; return whether all is copied and matches its checksum.
+    def step(self, most_bytes: int) -> bool:
+        """Copy the next `most_bytes`, or what is left; return whether all is copied and matches its checksum.
 
         Raises:
             StagingDamaged: a file is missing or short, or the bytes are not those of the client.
@@ -88,10 +88,10 @@ class FileCopy:
         with self._lock:
             if self._descriptor is None:  # discarded by a caller that was cancelled
                 return True
-            hop_end = min(self.copied + (most_bytes or HOP_BYTES), self._spec.length)
-            buffer = memoryview(bytearray(min(STEP_BYTES, hop_end - self.copied)))
-            while self.copied < hop_end:
-                room = buffer[: hop_end - self.copied]
+            end = min(self.copied + most_bytes, self._spec.length)
+            buffer = memoryview(bytearray(min(READ_BYTES, end - self.copied)))
+            while self.copied < end:
+                room = buffer[: end - self.copied]
                 chunk = room[: self._reader.read_into(room, self.copied)]
                 self._crc = crc64.update(chunk, self._crc)
                 for running in self._hashes.values():
@@ -141,7 +141,7 @@ def copy_at_once(tree: FileTree, path: Path, spec: ObjectSpec, segments: Sequenc
     copy = FileCopy(tree, path, spec, segments)
     try:
         copy.begin()
-        while not copy.step():
+        while not copy.step(STEP_BYTES):
             pass
         copy.publish()
     finally:

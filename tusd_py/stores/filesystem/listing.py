@@ -17,51 +17,52 @@ from typing import Final
 from tusd_py.ports import ListedObject, UnfinishedObject
 from tusd_py.stores.filesystem.tree import TEMPORARY_SUFFIX
 
-NAMES_AT_ONCE: Final = 10_000
+PAGE_SIZE: Final = 10_000
+"""Names of one directory that are held at once."""
 
 
-def objects(root: Path) -> Iterator[ListedObject]:
+def objects(root: Path, page_size: int) -> Iterator[ListedObject]:
     """Yield every regular file but the incomplete ones."""
-    for key, path in _walk(str(root), ""):
+    for key, path in _walk(str(root), "", page_size):
         if (facts := _regular(path)) is not None:
             yield ListedObject(key, facts.st_size, facts.st_mtime)
 
 
-def incomplete(root: Path) -> Iterator[UnfinishedObject]:
+def incomplete(root: Path, page_size: int) -> Iterator[UnfinishedObject]:
     """Yield every file that `FileCopy` began and did not publish."""
-    for key, directory in _walk(str(root), "", temporary=True):
-        for name, _ in _sorted_names(directory):
+    for key, directory in _walk(str(root), "", page_size, temporary=True):
+        for name, _ in _sorted_names(directory, page_size):
             if (facts := _regular(f"{directory}/{name}")) is not None:
                 yield UnfinishedObject(key.removesuffix(TEMPORARY_SUFFIX), name, facts.st_mtime)
 
 
-def _walk(directory: str, prefix: str, *, temporary: bool = False) -> Iterator[tuple[str, str]]:
+def _walk(directory: str, prefix: str, page_size: int, *, temporary: bool = False) -> Iterator[tuple[str, str]]:
     """Yield files, or with `temporary` the directories that hold incomplete ones, each with its key."""
-    for name, is_directory in _sorted_names(directory):
+    for name, is_directory in _sorted_names(directory, page_size):
         # No Path: it interns every name, in a table that grows with their number.
         key, path = prefix + name, f"{directory}/{name}"
         if is_directory and name.endswith(TEMPORARY_SUFFIX):
             if temporary:
                 yield key, path
         elif is_directory:
-            yield from _walk(path, f"{key}/", temporary=temporary)
+            yield from _walk(path, f"{key}/", page_size, temporary=temporary)
         elif not temporary:
             yield key, path
 
 
-def _sorted_names(directory: str) -> Iterator[tuple[str, bool]]:
+def _sorted_names(directory: str, page_size: int) -> Iterator[tuple[str, bool]]:
     # A directory sorts as its objects' keys do, with a slash behind its name: "a.b" before "a/c".
     last = ""
     while True:
         try:
             with os.scandir(directory) as entries:
                 names = (f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name for entry in entries)
-                found = heapq.nsmallest(NAMES_AT_ONCE, (name for name in names if name > last))
+                found = heapq.nsmallest(page_size, (name for name in names if name > last))
         except (FileNotFoundError, NotADirectoryError):
             return  # pruned since its name was read
         for name in found:
             yield name.removesuffix("/"), name.endswith("/")
-        if len(found) < NAMES_AT_ONCE:
+        if len(found) < page_size:
             return
         last = found[-1]
 

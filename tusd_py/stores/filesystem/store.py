@@ -39,7 +39,7 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.concat import Room
 from tusd_py.stores.filesystem import listing
-from tusd_py.stores.filesystem.copy import FileCopy
+from tusd_py.stores.filesystem.copy import STEP_BYTES, FileCopy
 from tusd_py.stores.filesystem.objects import FileObjects, Pace, publish_once
 from tusd_py.stores.filesystem.tree import FileTree, sync_path, translated
 from tusd_py.stores.ranges import nonempty
@@ -49,6 +49,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 _LISTED_AT_ONCE: Final = 500
+_THREADS: Final = 4
 
 
 class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
@@ -56,26 +57,30 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
 
     `sync_linked` is for staging that acknowledges from the page cache: a linked file is then synced
     before it counts as stored; otherwise its bytes are known to be on the disk already. `bandwidth`
-    limits copies; a link moves no bytes. Without `make_root` the root must be there when it is opened.
+    limits copies; a link moves no bytes. Without `make_root` the root must be there when it is opened. A copy
+    records its progress after each `copy_step` bytes, and a listing holds `page_size` names of a directory.
     """
 
     name = "filesystem"
     keeps_ids = False
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- what it may be told, each by name
         self,
         root: Path,
         *,
         sync_linked: bool = False,
         bandwidth: Bandwidth | None = None,
-        threads: int = 4,
         make_root: bool = True,
+        copy_step: int = STEP_BYTES,
+        page_size: int = listing.PAGE_SIZE,
     ) -> None:
         self._tree = FileTree(root)
         self._make_root = make_root
+        self._copy_step = copy_step
+        self._page_size = page_size
         self._bandwidth = bandwidth
         self._objects = FileObjects(self._tree, sync_linked=sync_linked)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="filesystem-store")
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="filesystem-store")
 
     async def open(self) -> None:
         await self._run(self._tree.open if self._make_root else self._tree.probe)
@@ -126,10 +131,10 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
         return self._tree.path(key)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        return self._in_pages(listing.objects(self._tree.root))
+        return self._in_pages(listing.objects(self._tree.root, self._page_size))
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        return self._in_pages(listing.incomplete(self._tree.root))
+        return self._in_pages(listing.incomplete(self._tree.root, self._page_size))
 
     async def _in_pages(self, found: Iterator[T]) -> AsyncIterator[T]:
         await self._run(self._tree.probe)
@@ -161,7 +166,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
 
     async def _step(self, copy: FileCopy, spec: ObjectSpec, limiter: RateLimiter | None) -> bool:
         if limiter is None:
-            return await self._run(copy.step)
+            return await self._run(copy.step, self._copy_step)
         await limiter.acquire(min(limiter.block_bytes, spec.length - copy.copied))
         return await self._run(copy.step, limiter.block_bytes)
 

@@ -12,15 +12,15 @@ from tusd_py.errors import TransientStoreError
 from tusd_py.ports import ListedObject, UnfinishedObject
 from tusd_py.stores.s3.client import Bucket
 
-PAGE: Final = 1000
+PAGE_SIZE: Final = 1000
 """S3 returns no more in one page."""
 
 
-async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
+async def objects(bucket: Bucket, prefix: str, page_size: int) -> AsyncIterator[ListedObject]:
     """Yield all objects below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
-        page = await bucket.objects_page(prefix, {"MaxKeys": PAGE, **position})
+        page = await bucket.objects_page(prefix, {"MaxKeys": page_size, **position})
         for entry in page.get("Contents", ()):
             if entry["Key"].startswith(prefix):
                 yield ListedObject(
@@ -34,11 +34,11 @@ async def objects(bucket: Bucket, prefix: str) -> AsyncIterator[ListedObject]:
         position = _moved(position, {"ContinuationToken": page.get("NextContinuationToken")})
 
 
-async def multiparts(bucket: Bucket, prefix: str) -> AsyncIterator[UnfinishedObject]:
+async def multiparts(bucket: Bucket, prefix: str, page_size: int) -> AsyncIterator[UnfinishedObject]:
     """Yield all unfinished multipart uploads below the prefix, with keys without it."""
     position: dict[str, Any] = {}
     while True:
-        page = await bucket.multiparts_page(prefix, {"MaxUploads": PAGE, **position})
+        page = await bucket.multiparts_page(prefix, {"MaxUploads": page_size, **position})
         for entry in page.get("Uploads", ()):
             if entry["Key"].startswith(prefix):  # not every server heeds it
                 yield UnfinishedObject(

@@ -67,9 +67,12 @@ class S3Store(ObjectStore, PartStore):
     name = "s3"
     keeps_ids = True
 
-    def __init__(self, config: S3StoreConfig, *, bandwidth: Bandwidth | None = None) -> None:
+    def __init__(
+        self, config: S3StoreConfig, *, bandwidth: Bandwidth | None = None, page_size: int = listing.PAGE_SIZE
+    ) -> None:
         self._config = config
         self._bandwidth = bandwidth
+        self._page_size = page_size
         self._prefix = f"{config.location.strip('/')}/" if config.location.strip("/") else ""
         self._bucket = Bucket(config)
         self._cdn = CdnUrls(config) if config.custom_domain else None
@@ -162,7 +165,7 @@ class S3Store(ObjectStore, PartStore):
         return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
-        return listing.objects(self._bucket, self._prefix)
+        return listing.objects(self._bucket, self._prefix, self._page_size)
 
     def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
-        return listing.multiparts(self._bucket, self._prefix)
+        return listing.multiparts(self._bucket, self._prefix, self._page_size)
