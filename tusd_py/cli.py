@@ -174,7 +174,7 @@ def migrate(options: argparse.Namespace) -> int:
 def transfer(options: argparse.Namespace) -> int:
     """Queue one transfer and follow it, or queue all failed ones. A running worker does the work."""
     config = configuration(options)
-    from tusd_py.commands import requeue_failed, transfer_one
+    from tusd_py.commands.transfer import requeue_failed, transfer_one
     from tusd_py.logging import configure_logging
 
     configure_logging(config.logging)
@@ -206,7 +206,7 @@ def reconcile(options: argparse.Namespace) -> int:
     try:
         _refuse_new_database(config)
         with _database(config) as usable:
-            from tusd_py.commands import reconcile_node
+            from tusd_py.commands.reconcile import reconcile_node
 
             report = asyncio.run(reconcile_node(usable, repair=options.repair, as_json=options.json, say=_say))
             if report.failed_checks:
@@ -233,7 +233,7 @@ def staging(options: argparse.Namespace) -> int:
     configure_logging(config.logging)
     _refuse_new_database(config)
     with _database(config) as usable:
-        from tusd_py.commands import adopt_staging
+        from tusd_py.commands.staging import adopt_staging
 
         def confirm() -> bool:
             return options.yes or (sys.stdin.isatty() and input("Do it? [y/N] ").strip().lower() in {"y", "yes"})
@@ -267,7 +267,7 @@ def check_config(options: argparse.Namespace) -> int:
 
 
 def _connect(config: Config, timeout_seconds: float, *, quiet: bool) -> int:
-    from tusd_py.connection_checks import run_checks
+    from tusd_py.commands.connection_checks import run_checks
     from tusd_py.ports import Outcome
 
     def show(result: CheckResult) -> None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from tests.http.support import OFFSET_TYPE
-from tusd_py.commands import reconcile_node
+from tusd_py.commands.reconcile import reconcile_node
 from tusd_py.errors import StoreNotConfigured
 
 BODY = {"Content-Type": OFFSET_TYPE}

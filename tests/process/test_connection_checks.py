@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from tests.support.ports import LOOPBACK, free_port
+from tusd_py.commands.connection_checks import run_checks
 from tusd_py.config import Config
-from tusd_py.connection_checks import run_checks
 from tusd_py.ports import CheckResult, Outcome
 from tusd_py.staging import writers
 

@@ -182,6 +182,16 @@ async def running(core: Core) -> AsyncIterator[None]:
         yield
 
 
+async def identify_staging(config: Config) -> None:
+    """Have the staging directory and the database agree before anything is started; see `identify`."""
+    records = make_records(config)
+    await records.database.open()
+    try:
+        await identify(records)
+    finally:
+        await records.database.close()
+
+
 async def _watch_pool(core: Core) -> None:
     # Looked at now and then: gauges that processes share are files, and cannot ask when they are read.
     while True:

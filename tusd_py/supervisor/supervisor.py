@@ -307,6 +307,6 @@ def migrate_database(config: Config) -> None:
 
 def identify_staging_directory(config: Config) -> None:
     """Have the staging directory and the database agree on who they are."""
-    from tusd_py.commands import identify_staging
+    from tusd_py.app import identify_staging
 
     asyncio.run(identify_staging(config))

@@ -1,4 +1,4 @@
-"""Commands that work on uploads, whether a server runs or not."""
+"""`tusd-py transfer`: queue one transfer and follow it, or queue failed ones again. A worker does the work."""
 
 from __future__ import annotations
 
@@ -7,32 +7,16 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
-from tusd_py.app import (
-    adopt,
-    identify,
-    make_catalog,
-    make_cleanup_records,
-    make_core,
-    make_reconcilers,
-    make_records,
-    plan_adoption,
-    reachable,
-    require_directories,
-    running,
-)
+from tusd_py.app import identify, make_catalog, make_cleanup_records, make_records, reachable
 from tusd_py.authorization import ANONYMOUS
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.stats import read_stats
-from tusd_py.metrics import Metrics
 from tusd_py.ports import JobState
-from tusd_py.protocol.upload import StagingId, State, UploadId
+from tusd_py.protocol.upload import State, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.ports import TransferView
-    from tusd_py.reconcile.findings import Report
     from tusd_py.uploads.catalog import Catalog, UploadStatus
 
 UNCLAIMED_SECONDS: Final = 5.0
@@ -117,59 +101,3 @@ async def requeue_failed(config: Config, say: Callable[[str], None]) -> None:
         say("the store refuses this server; they start once that is fixed")
     elif figures.store_away_seconds:
         say("the store is unreachable; they start once it is back")
-
-
-async def identify_staging(config: Config) -> None:
-    """Have the staging directory and the database agree before anything is started; see `identify`."""
-    records = make_records(config)
-    await records.database.open()
-    try:
-        await identify(records)
-    finally:
-        await records.database.close()
-
-
-async def adopt_staging(
-    config: Config, wanted: StagingId | None, *, confirm: Callable[[], bool], say: Callable[[str], None]
-) -> bool:
-    """Report what is in the staging directory and whose it is; if confirmed, bind it to the database.
-
-    Raises:
-        StagingMismatch, StorageError, DatabaseUnavailable: nothing was changed.
-    """
-    records = make_records(config)
-    await records.database.open()
-    try:
-        adoption = await plan_adoption(records, wanted)
-        for line in adoption.describe():
-            say(line)
-        if not confirm():
-            say('nothing was changed; run it with "--yes" to continue')
-            return False
-        await adopt(records, adoption)
-        say(f"the staging directory has the id {adoption.chosen}; restart the servers that use it")
-        return True
-    finally:
-        await records.database.close()
-
-
-async def reconcile_node(config: Config, *, repair: bool, as_json: bool, say: Callable[[str], None]) -> Report:
-    """Compare the database, staging and store of this node; report each finding, then the summary.
-
-    Raises:
-        DatabaseUnavailable, StorageError: nothing could be compared.
-    """
-    core = make_core(config, Metrics())
-    require_directories(config)
-    async with running(core):
-        reconcilers, report = await make_reconcilers(core)
-        for where, reconciler in reconcilers.items():
-            async for outcome in reconciler.run(repair=repair):
-                say(_json(outcome.as_json()) if as_json else outcome.as_text(repair=repair))
-            report.add(reconciler.report, where=where)
-    say(_json({"summary": report.as_json()}) if as_json else report.as_text())
-    return report
-
-
-def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
