@@ -1,6 +1,9 @@
 """The `tusd-py` command. Exit status: 0 done, 1 failed, 2 the configuration or the call is wrong.
 
 `reconcile`: 0 no findings, or all repaired; 1 findings are left; 2 not everything could be compared.
+
+What a command needs is imported by it: `serve` forks, and must not have loaded what its children set up, and
+the others start faster.
 """
 
 from __future__ import annotations
@@ -14,25 +17,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import structlog
+
 from tusd_py import __version__
 from tusd_py.config import Config, load_config
+from tusd_py.config.render import render_effective
 from tusd_py.config.units import parse_duration
+from tusd_py.config.validation import warnings
+from tusd_py.embedded_postgres import EmbeddedPostgres
 from tusd_py.errors import ConfigError, DatabaseUnavailable, TusdError
+from tusd_py.logging import configure_logging
 from tusd_py.protocol.upload import StagingId, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.ports import CheckResult
 
+log = structlog.get_logger(__name__)
+
 OK, FAILED, USAGE = 0, 1, 2
 CONNECT_SECONDS = 60.0
+
+Command = Callable[[Config, argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = _parser().parse_args(arguments)
-    command: Callable[[argparse.Namespace], int] = options.command
+    command: Command = options.command
     try:
-        return command(options)
+        config = load_config(options.config, _overrides(options))
+        configure_logging(config.logging)
+        return command(config, options)
     except ConfigError as error:
         for problem in error.problems:
             print(f"tusd-py: {problem}", file=sys.stderr)
@@ -42,33 +57,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED
 
 
+# --- arguments ---------------------------------------------------------------------------------------
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tusd-py", description="Resumable uploads: tus in, S3 out.")
+    parser = argparse.ArgumentParser(
+        prog="tusd-py",
+        description="Receive resumable uploads over tus, and move them to S3 or to a directory.",
+        epilog='"tusd-py COMMAND --help" lists the options of a command.',
+    )
     parser.add_argument("--version", action="version", version=f"tusd_py {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, add_arguments, text in (
-        ("serve", serve, _add_listener, "serve uploads and move them to the store"),
+        ("serve", serve, _add_listener, "receive uploads and move them to the store"),
         ("worker", worker, None, "only move finished uploads to the store"),
         ("migrate", migrate, None, "bring the database schema up to date"),
-        (
-            "transfer",
-            transfer,
-            _add_transfer,
-            "queue one transfer and follow it, or queue failed ones again",
-        ),
+        ("transfer", transfer, _add_transfer, "queue the transfer of an upload and follow it, or queue failed ones"),
         ("reconcile", reconcile, _add_reconcile, "compare database, staging directory and store; repair what is safe"),
-        (
-            "staging",
-            staging,
-            _add_staging,
-            "show whose files the staging directory holds, and bind it to this database",
-        ),
+        ("staging", staging, _add_staging, "show what the staging directory holds; bind it to the database"),
         ("check-config", check_config, _add_check, "print the effective configuration, or every problem with it"),
     ):
-        sub = commands.add_parser(name, help=text, description=text)
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.set_defaults(command=command)
         sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
-        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="directory of all data")
+        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="directory for everything that the server keeps")
         if add_arguments is not None:
             add_arguments(sub)
     return parser
@@ -76,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_listener(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", help="address to listen on")
-    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 picks a free one")
 
 
 def _add_transfer(parser: argparse.ArgumentParser) -> None:
@@ -85,14 +97,16 @@ def _add_transfer(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--failed", action="store_true", help="queue every failed transfer of this node again, without waiting"
     )
-    longest = 'longest wait, for example "90s" (default: 10m)'
+    longest = 'longest time to follow it, for example "90s" (default: 10m)'
     parser.add_argument("--timeout", type=_duration, default=600.0, metavar="TIME", help=longest)
 
 
 def _add_reconcile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repair", action="store_true", help="repair what is safe; without it, only report")
     parser.add_argument("--json", action="store_true", help="print each finding as a line of JSON, then the summary")
-    parser.add_argument("--margin", metavar="TIME", help="ignore what is younger (default: cleanup.reconcile_margin)")
+    parser.add_argument(
+        "--margin", metavar="TIME", help="ignore what is younger than this (default: cleanup.reconcile_margin)"
+    )
 
 
 def _add_staging(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +125,15 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     _add_listener(parser)
 
 
-def configuration(options: argparse.Namespace) -> Config:
-    """Load the configuration that the command line asks for. Raises `ConfigError`."""
+def _duration(text: str) -> float:
+    try:
+        return float(parse_duration(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what the command line sets of the configuration."""
     overrides: dict[str, Any] = {}
     if options.data_dir is not None:
         overrides["data_dir"] = options.data_dir
@@ -121,27 +142,23 @@ def configuration(options: argparse.Namespace) -> Config:
         overrides["server"] = server
     if getattr(options, "margin", None) is not None:
         overrides["cleanup"] = {"reconcile_margin": options.margin}
-    return load_config(options.config, overrides)
+    return overrides
 
 
-def serve(options: argparse.Namespace) -> int:
+# --- commands ------------------------------------------------------------------------------------------
+
+
+def serve(config: Config, _: argparse.Namespace) -> int:
     """Run the whole service under one supervisor."""
-    config = configuration(options)
-    from tusd_py.logging import configure_logging
     from tusd_py.supervisor.supervisor import Supervisor
 
-    configure_logging(config.logging)
-    _warn(config)
+    _log_warnings(config)
     return Supervisor(config).run()
 
 
-def worker(options: argparse.Namespace) -> int:
+def worker(config: Config, _: argparse.Namespace) -> int:
     """Run one worker in this process."""
-    config = configuration(options)
-    from tusd_py.logging import configure_logging
-
-    configure_logging(config.logging)
-    _warn(config)
+    _log_warnings(config)
     with _database(config) as usable:
         from tusd_py.app import database_dsn
         from tusd_py.database.rights import check_rights
@@ -154,14 +171,11 @@ def worker(options: argparse.Namespace) -> int:
     return OK
 
 
-def migrate(options: argparse.Namespace) -> int:
+def migrate(config: Config, _: argparse.Namespace) -> int:
     """Apply the migrations that the schema lacks."""
-    config = configuration(options)
     from tusd_py.app import database_dsn
     from tusd_py.database.migrate import migrate as apply
-    from tusd_py.logging import configure_logging
 
-    configure_logging(config.logging)
     with _database(config) as usable:
         names = asyncio.run(apply(database_dsn(usable)))
     for name in names:
@@ -171,38 +185,21 @@ def migrate(options: argparse.Namespace) -> int:
     return OK
 
 
-def transfer(options: argparse.Namespace) -> int:
+def transfer(config: Config, options: argparse.Namespace) -> int:
     """Queue one transfer and follow it, or queue all failed ones. A running worker does the work."""
-    config = configuration(options)
     from tusd_py.commands.transfer import requeue_failed, transfer_one
-    from tusd_py.logging import configure_logging
 
-    configure_logging(config.logging)
     with _database(config) as usable:
         if options.failed:
             asyncio.run(requeue_failed(usable, _say))
             return OK
         upload_id = UploadId(options.id)
-        return OK if asyncio.run(transfer_one(usable, upload_id, timeout_seconds=options.timeout, say=_say)) else FAILED
+        stored = asyncio.run(transfer_one(usable, upload_id, timeout_seconds=options.timeout, say=_say))
+    return OK if stored else FAILED
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _duration(text: str) -> float:
-    try:
-        return float(parse_duration(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def reconcile(options: argparse.Namespace) -> int:
+def reconcile(config: Config, options: argparse.Namespace) -> int:
     """Compare the database, the staging directory and the store. Exit status: see the module."""
-    config = configuration(options)
-    from tusd_py.logging import configure_logging
-
-    configure_logging(config.logging)
     try:
         _refuse_new_database(config)
         with _database(config) as usable:
@@ -216,21 +213,15 @@ def reconcile(options: argparse.Namespace) -> int:
         raise
     except TusdError as error:
         print(f"tusd-py: {error}", file=sys.stderr)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         # The interpreter would exit with 1, which means findings.
-        import structlog
-
-        structlog.get_logger(__name__).exception("reconcile_died")
+        log.exception("reconcile_died")
         print(f"tusd-py: {type(error).__name__}: {error}", file=sys.stderr)
     return USAGE
 
 
-def staging(options: argparse.Namespace) -> int:
+def staging(config: Config, options: argparse.Namespace) -> int:
     """Show what is in the staging directory, and bind it to the database."""
-    config = configuration(options)
-    from tusd_py.logging import configure_logging
-
-    configure_logging(config.logging)
     _refuse_new_database(config)
     with _database(config) as usable:
         from tusd_py.commands.staging import adopt_staging
@@ -242,20 +233,8 @@ def staging(options: argparse.Namespace) -> int:
         return OK if asyncio.run(adopt_staging(usable, wanted, confirm=confirm, say=_say)) else FAILED
 
 
-def _refuse_new_database(config: Config) -> None:
-    """Raise if the embedded database does not exist yet: compared with an empty one, every file is an orphan."""
-    if config.database.dsn is None and not (config.data_dir / "postgres").is_dir():
-        raise ConfigError([f"database.dsn: not set, and there is no database in {config.data_dir} either"])
-
-
-def check_config(options: argparse.Namespace) -> int:
+def check_config(config: Config, options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked, or try everything that it names."""
-    from tusd_py.config.render import render_effective
-    from tusd_py.config.validation import warnings
-    from tusd_py.logging import configure_logging
-
-    config = configuration(options)
-    configure_logging(config.logging)
     for warning in () if options.quiet else warnings(config):
         print(f"tusd-py: warning: {warning}", file=sys.stderr)
     if options.connect:
@@ -284,8 +263,6 @@ def _database(config: Config) -> Iterator[Config]:
     if config.database.dsn is not None:
         yield config
         return
-    from tusd_py.embedded_postgres import EmbeddedPostgres
-
     config.data_dir.mkdir(parents=True, exist_ok=True)
     postgres = EmbeddedPostgres(config.data_dir / "postgres", user=config.database.embedded_user)
     postgres.start()
@@ -295,12 +272,17 @@ def _database(config: Config) -> Iterator[Config]:
         postgres.stop()
 
 
-def _warn(config: Config) -> None:
-    import structlog
+def _refuse_new_database(config: Config) -> None:
+    """Raise if the embedded database does not exist yet: compared with an empty one, every file is an orphan."""
+    if config.database.dsn is None and not (config.data_dir / "postgres").is_dir():
+        raise ConfigError([f"database.dsn: not set, and there is no database in {config.data_dir} either"])
 
-    from tusd_py.config.validation import warnings
 
-    log = structlog.get_logger(__name__)
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _log_warnings(config: Config) -> None:
     for warning in warnings(config):
         log.warning("configuration", reason=warning)
     if config.auth.mode == "none":
@@ -309,7 +291,3 @@ def _warn(config: Config) -> None:
             host=config.server.host,
             reason='auth.mode is "none": whoever reaches the server may upload',
         )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
