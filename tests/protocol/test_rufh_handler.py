@@ -20,10 +20,9 @@ from tusd_py.errors import (
 )
 from tusd_py.protocol import negotiation, tus_v1
 from tusd_py.protocol.checksum import DigestSet
-from tusd_py.protocol.commands import Append
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.negotiation import NEWEST_RUFH, UNDECLARED, choose
-from tusd_py.protocol.upload import State, UploadProtocol, plan_append
+from tusd_py.protocol.upload import Append, State, UploadProtocol, plan_append
 
 ALL = Features.derive(max_size=10**9, max_append_size=10**6, expires_after_seconds=60)
 NAMES = st.sampled_from([

@@ -21,12 +21,12 @@ from tusd_py.errors import (
     UnsupportedVersion,
     UploadTooLarge,
 )
-from tusd_py.protocol.commands import Append
 from tusd_py.protocol.fields import MAX_INTEGER
 from tusd_py.protocol.upload import (
     GONE,
     RECEIVING,
     TRANSITIONS,
+    Append,
     Concat,
     Event,
     State,

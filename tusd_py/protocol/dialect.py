@@ -12,10 +12,10 @@ from typing import Final, Protocol
 
 from tusd_py.errors import MethodNotAllowed, TusdError
 from tusd_py.protocol import fields
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers
-from tusd_py.protocol.upload import Upload, UploadProtocol
+from tusd_py.protocol.upload import Append, Upload, UploadProtocol
 
 RETRY_AFTER_SECONDS: Final = "1"
 

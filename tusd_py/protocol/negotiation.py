@@ -7,7 +7,7 @@ from typing import Final
 
 from tusd_py.errors import InvalidMethodOverride, ProtocolError, TusdError
 from tusd_py.protocol import fields, tus_v1
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.dialect import Dialect, Reply
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers, content_length
@@ -15,7 +15,7 @@ from tusd_py.protocol.rufh import structured
 from tusd_py.protocol.rufh.dialect import Rufh
 from tusd_py.protocol.rufh.render import render_options as render_rufh_options
 from tusd_py.protocol.rufh.versions import NEWEST, VERSIONS
-from tusd_py.protocol.upload import Upload, UploadProtocol
+from tusd_py.protocol.upload import Append, Upload, UploadProtocol
 
 
 class Undeclared(Dialect):

@@ -31,12 +31,12 @@ from tusd_py.errors import (
 )
 from tusd_py.protocol import fields
 from tusd_py.protocol.checksum import ALGORITHMS, Checksum, parse_checksum
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.dialect import Reply, error_headers
 from tusd_py.protocol.features import EXTENSIONS, Features
 from tusd_py.protocol.fields import Headers, content_length, parse_integer, single
 from tusd_py.protocol.metadata import parse_metadata
-from tusd_py.protocol.upload import RECEIVING, Concat, Upload, UploadProtocol
+from tusd_py.protocol.upload import RECEIVING, Append, Concat, Upload, UploadProtocol
 
 version_headers: Final[Mapping[str, str]] = {fields.TUS_RESUMABLE: fields.TUS_VERSION}
 supports_interim: Final = False

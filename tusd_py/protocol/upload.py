@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NewType
+from typing import Final, NewType
 from uuid import UUID
 
 from tusd_py.errors import (
@@ -19,21 +19,19 @@ from tusd_py.errors import (
     LengthConflict,
     LengthExceeded,
     OffsetMismatch,
+    ProtocolError,
     ProtocolMismatch,
     UnsupportedVersion,
     UploadCompleted,
     UploadTooLarge,
 )
+from tusd_py.protocol.checksum import Checksum, DigestSet
 from tusd_py.protocol.fields import MAX_INTEGER
 
-if TYPE_CHECKING:
-    from tusd_py.protocol.checksum import DigestSet
-    from tusd_py.protocol.commands import Append
-
 UploadId = NewType("UploadId", UUID)
+"""Public and stable: downloads, API, logs, events."""
 StagingId = NewType("StagingId", UUID)
 """The id of a staging directory, kept in it and in the database."""
-"""Public and stable: downloads, API, logs, events."""
 TokenHash = NewType("TokenHash", bytes)
 """SHA-256 of the token in the tus URL. The token itself is a write capability and is not kept."""
 
@@ -200,6 +198,35 @@ class Upload:
     def gone(self, now: datetime) -> bool:
         """Return whether nobody may use the upload any more, reaped or merely overdue."""
         return self.state in GONE or (self.expires_at is not None and self.expires_at <= now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Append:
+    """What a PATCH asks for, free of any dialect's header names: to append its body at an offset."""
+
+    offset: int
+    content_length: int | None
+    """Bytes of the body, None for a chunked one."""
+    length: int | None = None
+    """Declares the length of an upload created without one."""
+    checksum: Checksum | DigestSet | None = None
+    checksum_in_trailer: bool = False
+    completes: bool | None = None
+    """Whether the upload is complete after this body; None where reaching the length decides that."""
+    max_body_bytes: int | None = None
+    """Most bytes of this one body."""
+    want_repr_digest: str | None = None
+    """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
+    fail_on_overrun: bool = False
+    """An upload that is sent more than its length is given up."""
+    protocol: UploadProtocol = UploadProtocol.TUS
+    """The protocol that the request was written in."""
+    header_error: ProtocolError | None = None
+    """A malformed header: it counts only once the upload is found, before its offset is looked at."""
+    deferred_error: ProtocolError | None = None
+    """A malformed header of an extension: it counts only once the offset is known to be right."""
+    url_sent_only_on_success: bool = False
+    """The client learns the URL from the answer: what is cut short, nobody will ever resume."""
 
 
 @dataclass(frozen=True, slots=True)

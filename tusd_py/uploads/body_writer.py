@@ -29,13 +29,12 @@ from tusd_py.errors import (
 )
 from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher, parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
-from tusd_py.protocol.upload import GONE, RECEIVING, AppendPlan, Upload
+from tusd_py.protocol.upload import GONE, RECEIVING, Append, AppendPlan, Upload
 from tusd_py.uploads.buffers import AppendSettings, Block, BufferBudget, RateGuard
 
 if TYPE_CHECKING:
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.ports import Body, StagingFile
-    from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
 

@@ -24,10 +24,10 @@ from tusd_py.errors import (
 )
 from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
-from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
+from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Upload, UploadId
 from tusd_py.uploads.access import Access, UploadSettings, hash_token
 from tusd_py.uploads.body_writer import orphan_seconds
 from tusd_py.uploads.buffers import Block

@@ -27,6 +27,7 @@ from tusd_py.errors import (
 )
 from tusd_py.protocol.upload import (
     RECEIVING,
+    Append,
     AppendPlan,
     Concat,
     Upload,
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.locks import LocalLocks
     from tusd_py.ports import Body, Staging, StagingFile
-    from tusd_py.protocol.commands import Append
 
 log = structlog.get_logger(__name__)
 

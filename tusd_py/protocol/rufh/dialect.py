@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from tusd_py.errors import ProtocolError, TusdError
 from tusd_py.protocol import fields
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.dialect import Dialect, Reply
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers
 from tusd_py.protocol.rufh import parse, render
 from tusd_py.protocol.rufh.versions import Version
-from tusd_py.protocol.upload import RECEIVING, Upload, UploadProtocol
+from tusd_py.protocol.upload import RECEIVING, Append, Upload, UploadProtocol
 
 
 class Rufh(Dialect):

@@ -17,14 +17,14 @@ from tusd_py.errors import (
     UploadTooLarge,
 )
 from tusd_py.protocol import fields
-from tusd_py.protocol.commands import Append, Create
+from tusd_py.protocol.create import Create
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.fields import Headers, content_length, single
 from tusd_py.protocol.metadata import parse_metadata
 from tusd_py.protocol.rufh import structured
 from tusd_py.protocol.rufh.digests import parse_digests, parse_wanted
 from tusd_py.protocol.rufh.versions import Version
-from tusd_py.protocol.upload import UploadProtocol
+from tusd_py.protocol.upload import Append, UploadProtocol
 
 _FILENAME: Final = re.compile(
     r""";\s*(?P<coded>filename\*)\s*=\s*UTF-8'[^']*'(?P<value>[^;\s]*)"""

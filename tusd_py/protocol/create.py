@@ -1,4 +1,4 @@
-"""What a client can ask for, free of any dialect's header names."""
+"""What the creation of an upload asks for, free of any dialect's header names."""
 
 from __future__ import annotations
 
@@ -36,38 +36,9 @@ class Create:
     repr_digest: DigestSet | None = None
     """What all bytes of the upload together must have, verified when it is complete."""
     want_repr_digest: str | None = None
-    """See `Append.want_repr_digest`."""
+    """See `upload.Append.want_repr_digest`."""
     protocol: UploadProtocol = UploadProtocol.TUS
     completes: bool | None = None
-    """See `Append.completes`."""
+    """See `upload.Append.completes`."""
     max_body_bytes: int | None = None
-    """See `Append.max_body_bytes`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Append:
-    """Append a body at an offset."""
-
-    offset: int
-    content_length: int | None
-    """Bytes of the body, None for a chunked one."""
-    length: int | None = None
-    """Declares the length of an upload created without one."""
-    checksum: Checksum | DigestSet | None = None
-    checksum_in_trailer: bool = False
-    completes: bool | None = None
-    """Whether the upload is complete after this body; None where reaching the length decides that."""
-    max_body_bytes: int | None = None
-    """Most bytes of this one body."""
-    want_repr_digest: str | None = None
-    """Algorithm of a digest of all bytes, which the client wants to be told once they are here."""
-    fail_on_overrun: bool = False
-    """An upload that is sent more than its length is given up."""
-    protocol: UploadProtocol = UploadProtocol.TUS
-    """The protocol that the request was written in."""
-    header_error: ProtocolError | None = None
-    """A malformed header: it counts only once the upload is found, before its offset is looked at."""
-    deferred_error: ProtocolError | None = None
-    """A malformed header of an extension: it counts only once the offset is known to be right."""
-    url_sent_only_on_success: bool = False
-    """The client learns the URL from the answer: what is cut short, nobody will ever resume."""
+    """See `upload.Append.max_body_bytes`."""
