@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.http.cors import CorsPolicy
     from tusd_py.http.hosts import HostPolicy, TrustedProxies
-    from tusd_py.http.request_body import RequestBody
     from tusd_py.metrics import Metrics
     from tusd_py.places import Stores
-    from tusd_py.ports import Authenticator
+    from tusd_py.ports import Authenticator, Body
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features
     from tusd_py.uploads.catalog import Catalog
@@ -45,7 +44,7 @@ class HttpContext:
     hosts: HostPolicy | None
     """The host names that are answered to; None where authentication protects from foreign pages."""
     metrics: Metrics
-    bodies: set[RequestBody] = field(default_factory=set)
+    bodies: set[Body] = field(default_factory=set)
     """Bodies being received, for the drain."""
     draining: bool = False
     clients: dict[str, int] = field(default_factory=dict)
