@@ -6,12 +6,15 @@ Who the principal is was decided before (`tusd_py.auth`); the rules come from th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tusd_py.errors import Forbidden, Unauthenticated, UnknownProfile, UploadNotFound
 from tusd_py.protocol.upload import DEFAULT_PROFILE
+
+if TYPE_CHECKING:
+    from tusd_py.config import JwtConfig, ProfileConfig
 
 OWNER: Final = "owner"
 PUBLIC: Final = "public"
@@ -51,23 +54,24 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says about who may do what. Nobody holds an empty scope."""
+    """What the configuration says about who may do what."""
 
-    create_scope: str = ""
-    """The scope that a token needs to create uploads; empty: none."""
-    read_any_scope: str = ""
-    admin_scope: str = ""
-    downloads: Mapping[str, str] = field(default_factory=lambda: {DEFAULT_PROFILE: OWNER})
-    """Who may download, by profile: "owner", "public", or a scope."""
+    scopes: JwtConfig
+    """Nobody holds an empty scope."""
+    profiles: Mapping[str, ProfileConfig]
 
     @property
-    def serves_nobody_in_particular(self) -> bool:
-        """Whether there are uploads that everybody may download."""
-        return PUBLIC in self.downloads.values()
+    def has_public_uploads(self) -> bool:
+        """Whether there may be uploads that everybody may download."""
+        return any(profile.perm_download == PUBLIC for profile in self.profiles.values())
 
     def may_download(self, profile: str) -> str:
         """Return who may download the uploads of a profile; a profile that is no longer configured is private."""
-        return self.downloads.get(profile, OWNER)
+        return self.profiles[profile].perm_download if profile in self.profiles else OWNER
+
+    def is_operator(self, principal: Principal) -> bool:
+        """Return whether `principal` may see what is for operators."""
+        return principal.anonymous or bool({self.scopes.admin_scope} - {""} & principal.scopes)
 
 
 ANONYMOUS: Final = Principal(subject=None, scopes=frozenset(), anonymous=True)
@@ -110,9 +114,9 @@ def authorize(
 
 
 def _authorize_creation(principal: Principal, rules: Rules) -> None:
-    if rules.create_scope and rules.create_scope not in principal.scopes:
-        raise Forbidden(action="create", subject=principal.subject, missing_scope=rules.create_scope)
-    if principal.profile not in rules.downloads:
+    if rules.scopes.create_scope and rules.scopes.create_scope not in principal.scopes:
+        raise Forbidden(action="create", subject=principal.subject, missing_scope=rules.scopes.create_scope)
+    if principal.profile not in rules.profiles:
         raise UnknownProfile(subject=principal.subject, profile=principal.profile)
 
 
@@ -120,9 +124,9 @@ def _may_any(principal: Principal, action: Action, rules: Rules, profile: str) -
     """Return whether one of the scopes allows this on any upload, whoever owns it."""
     scopes = set()
     if action in _READING:
-        scopes.add(rules.read_any_scope)
+        scopes.add(rules.scopes.read_any_scope)
     if action in _MANAGING:
-        scopes.add(rules.admin_scope)
+        scopes.add(rules.scopes.admin_scope)
     if action is Action.DOWNLOAD and rules.may_download(profile) != OWNER:
         scopes.add(rules.may_download(profile))
     return bool((scopes - {""}) & principal.scopes)

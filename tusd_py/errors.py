@@ -27,9 +27,6 @@ class TusdError(Exception):
     retry_after_seconds: ClassVar[float | None] = None
     """For the worker: when a job that failed so is tried again. None: as for any other error."""
 
-    upload: Any = None
-    """The upload as it stands now, set by a service so that a reply can tell the true offset."""
-
     def __init__(self, detail: str | None = None, **context: Any) -> None:
         """`detail` replaces the sentence for the client; `context` is for the log only."""
         self.detail = detail or self.sentence

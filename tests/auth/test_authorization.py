@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tusd_py.authorization import ANONYMOUS, UNAUTHENTICATED, Action, Principal, Rules, authorize
+from tusd_py.config import JwtConfig, ProfileConfig
 from tusd_py.errors import Forbidden, TusdError, Unauthenticated, UnknownProfile, UploadNotFound
 
 CREATE_SCOPE = "files:create"
@@ -63,6 +64,12 @@ CASES = [
 ]
 
 
+def make_rules(downloads: dict[str, str] | None = None, **scopes: Any) -> Rules:
+    """Rules with these scopes, and profiles by who may download; only the default one unless they are given."""
+    profiles = {name: ProfileConfig(perm_download=who) for name, who in (downloads or {"default": "owner"}).items()}
+    return Rules(JwtConfig(**scopes), profiles)
+
+
 def outcome_of(
     principal: Principal,
     action: Action,
@@ -71,7 +78,7 @@ def outcome_of(
     profile: str = "default",
     **rules: Any,
 ) -> type[TusdError] | None:
-    held = Rules(**({"read_any_scope": READ_ANY, "admin_scope": ADMIN_SCOPE} | rules))
+    held = make_rules(**({"read_any_scope": READ_ANY, "admin_scope": ADMIN_SCOPE} | rules))
     try:
         authorize(principal, action, owner, held, profile=profile)
     except TusdError as error:
@@ -125,7 +132,7 @@ def test_creating_needs_the_scope_if_there_is_one(
 
 def test_the_reason_stays_in_the_log() -> None:
     with pytest.raises(UploadNotFound) as refusal:
-        authorize(STRANGER, Action.WRITE, "alice", Rules())
+        authorize(STRANGER, Action.WRITE, "alice", make_rules())
 
     assert refusal.value.context == {"action": "write", "subject": "mallory"}
     assert refusal.value.detail == "There is no such upload."

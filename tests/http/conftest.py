@@ -24,7 +24,8 @@ from tusd_py.http.context import HttpContext
 from tusd_py.http.server import HttpServer
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Upload
-from tusd_py.uploads.access import hash_token
+from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.service import Timing, hash_token
 
 
 @dataclass(slots=True)
@@ -144,13 +145,15 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(config: Config, **context: Any) -> AsyncIterator[Served]:
+async def serving(
+    config: Config, *, changes: ChangeNotifier | None = None, timing: Timing | None = None, **context: Any
+) -> AsyncIterator[Served]:
     """Serve with a configuration; `context` are fields of the HttpContext that are to be others."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.setblocking(False)
     core = make_core(config, Metrics())
-    web = dataclasses.replace(make_http_context(core), **context)
+    web = dataclasses.replace(make_http_context(core, changes=changes, timing=timing), **context)
     work = make_work(core)
     async with running(core):
         # A refused body is not read for as long as in earnest.
@@ -194,8 +197,15 @@ async def serve(make_config) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
     """Start servers with a configuration; they are stopped after the test. No worker runs by itself."""
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(*, context: dict | None = None, **sections) -> Served:
-            return await stack.enter_async_context(serving(make_config(**sections), **(context or {})))
+        async def start(
+            *,
+            context: dict | None = None,
+            changes: ChangeNotifier | None = None,
+            timing: Timing | None = None,
+            **sections: Any,
+        ) -> Served:
+            serves = serving(make_config(**sections), changes=changes, timing=timing, **(context or {}))
+            return await stack.enter_async_context(serves)
 
         yield start
 

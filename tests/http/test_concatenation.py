@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -348,8 +347,8 @@ async def test_the_reserve_is_kept_in_the_store_as_well(serve):
     served = await serve(staging={"reserve": 0})
     path = await part(served, b"hello")
     facts = os.statvfs(served.config.store_directory)
-    own = served.web.creator
-    own._settings = replace(own._settings, reserve=facts.f_bavail * facts.f_frsize * 2)
+    reserved = served.config.staging.model_copy(update={"reserve": facts.f_bavail * facts.f_frsize * 2})
+    served.web.uploads.config = served.config.model_copy(update={"staging": reserved})
 
     assert (await concatenate(served, path)).status in {413, 507}
 

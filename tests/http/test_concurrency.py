@@ -61,7 +61,7 @@ async def test_a_patch_at_the_right_offset_goes_on_from_an_append_that_has_broug
     """LOCK-02 LOCK-06"""
     path = await served.create(5)
     silent = await served.begin(path, 0, b"", ("Content-Length", "5"))
-    await eventually(lambda: served.web.uploads._locks._entries)
+    await eventually(lambda: served.web.uploads.locks._entries)
 
     assert (await served.patch(path, 0, b"hello")).status == 204
     with pytest.raises(ConnectionLost):
@@ -108,7 +108,7 @@ async def test_a_body_that_had_arrived_whole_is_answered_in_spite_of_a_newcomer(
 
     async def slow(*arguments, **keywords):
         asking.append(asyncio.create_task(served.head(path)))
-        await eventually(lambda: any(entry.waiters for entry in served.web.uploads._locks._entries.values()))
+        await eventually(lambda: any(entry.waiters for entry in served.web.uploads.locks._entries.values()))
         return await advance(*arguments, **keywords)
 
     monkeypatch.setattr(served.core.uploads, "advance", slow)
@@ -151,13 +151,13 @@ async def test_of_many_newcomers_each_gets_its_turn(served):
     offsets = await asyncio.gather(*(served.offset(path) for _ in range(20)))
 
     assert offsets == [5] * 20
-    assert served.web.uploads._locks._entries == {}
+    assert served.web.uploads.locks._entries == {}
 
 
 async def test_a_newcomer_that_goes_away_leaves_the_queue(served):
     """LOCK-02"""
     path = await served.create(100)
-    locks = served.web.uploads._locks
+    locks = served.web.uploads.locks
     upload_id = (await served.upload(path)).id
     stopped = asyncio.Event()
     async with locks.hold(upload_id, stopped.set):
@@ -194,7 +194,7 @@ async def test_a_holder_of_this_process_that_does_not_let_go_locks_as_well(serve
     """LOCK-04 CORE-12"""
     served = await serve(staging={"lock_timeout": 0.3})
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
-    async with served.web.uploads._locks.hold((await served.upload(path)).id, lambda: None):
+    async with served.web.uploads.locks.hold((await served.upload(path)).id, lambda: None):
         refused = await served.request(
             method, path, patch_head(2) if method == "PATCH" else {}, b"llo" * (method == "PATCH")
         )
@@ -217,7 +217,7 @@ async def test_another_process_is_asked_and_its_offset_is_believed(served, monke
             await served.core.database.execute("UPDATE uploads SET upload_offset = 5")
             os.close(fd)
 
-    monkeypatch.setattr(served.web.uploads._locks, "_ask_others", other_process_stops)
+    monkeypatch.setattr(served.web.uploads.locks, "_ask_others", other_process_stops)
     for expected, request in [(409, served.patch(path, 2, b"LLO")), (409, served.patch(path, 0, b"X"))]:
         await served.core.database.execute("UPDATE uploads SET upload_offset = 2")
         fd = locked(served, upload)
@@ -256,7 +256,7 @@ async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_n
             begin()
         return found
 
-    monkeypatch.setattr(served.web.uploads._locks, "_ask_others", other_process_stops)
+    monkeypatch.setattr(served.web.uploads.locks, "_ask_others", other_process_stops)
     monkeypatch.setattr(served.core.uploads, "find", find_and_begin)
     begin()
 

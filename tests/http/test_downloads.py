@@ -10,6 +10,7 @@ import pytest
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
 from tusd_py.ports import DownloadHeaders, ObjectStore, PresignedUrl
+from tusd_py.uploads.locate import locate_bytes
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DATA = b"0123456789"
@@ -266,11 +267,10 @@ async def test_without_a_redirect_the_url_of_the_store_is_told(served, monkeypat
 
 async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):
     path, _ = await uploaded(served)
-    locate = served.web.locator.locate
     calls = []
 
-    async def then_transferred(upload, headers, *, method):
-        located = await locate(upload, headers, method=method)
+    async def then_transferred(service, upload, headers, *, method):
+        located = await locate_bytes(service, upload, headers, method=method)
         if not calls:
             calls.append(upload.id)
             async with served.working():
@@ -278,7 +278,7 @@ async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(
                 await eventually(lambda: not served.core.staging.path(upload.id).exists())
         return located
 
-    monkeypatch.setattr(served.web.locator, "locate", then_transferred)
+    monkeypatch.setattr("tusd_py.http.download_routes.locate_bytes", then_transferred)
 
     got = await served.request("GET", path)
 

@@ -16,6 +16,7 @@ import pytest
 from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
 from tusd_py.errors import DatabaseUnavailable, OffsetConflict, StagingFull, StorageError
+from tusd_py.uploads.service import Timing
 
 BODY = {"Content-Type": OFFSET_TYPE}
 MIB = 2**20
@@ -90,9 +91,15 @@ async def database(dsn):
 
 
 @pytest.fixture
-async def served_through(serve, database):
+def timing():
+    """The times of a server; those in earnest unless a test says otherwise."""
+    return Timing()
+
+
+@pytest.fixture
+async def served_through(serve, database, timing):
     quick = {"dsn": database.dsn, "connect_timeout": 0.5, "command_timeout": 1}
-    return await serve(database=quick, operations={"enabled": False})
+    return await serve(timing=timing, database=quick, operations={"enabled": False})
 
 
 async def test_without_its_database_a_head_is_locked_and_the_rest_unavailable(served_through, database):
@@ -151,9 +158,9 @@ async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(ser
     assert await served.staged(path) == b"helloworld"
 
 
-async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(served_through, database, monkeypatch):
+@pytest.mark.parametrize("timing", [Timing(advance_retry_seconds=(0.05, 0.1))])
+async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(served_through, database):
     """GEN-16"""
-    monkeypatch.setattr("tusd_py.uploads.body_writer.ADVANCE_RETRY_SECONDS", (0.05, 0.1))
     served = served_through
     path = await served.create(10, BODY, b"he")
     connection = await served.begin(path, 2, b"llo", ("Content-Length", "8"))
@@ -590,7 +597,7 @@ async def test_a_cancelled_handler_keeps_its_bytes(serve):
     for protocol in served.server._runner.server.connections:
         protocol._task_handler.cancel()
     await eventually(lambda: not served.web.bodies)
-    await eventually(lambda: not served.web.uploads._locks._entries)
+    await eventually(lambda: not served.web.uploads.locks._entries)
 
     assert await served.offset(path) == len(data)
     assert await served.staged(path) == data

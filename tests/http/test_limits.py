@@ -12,6 +12,7 @@ from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, pat
 from tests.support.raw_http import ConnectionLost
 from tusd_py.http.application import READ_BUFFER_BYTES
 from tusd_py.http.request_body import FEW_BODIES, WIDE_BUFFER_BYTES
+from tusd_py.uploads.service import Timing
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DEFER = {"Upload-Defer-Length": "1"}
@@ -46,10 +47,9 @@ async def test_metadata_is_bounded(serve, size, status):
     assert response.status == status
 
 
-async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve, monkeypatch):
+async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve):
     """CORE-21"""
-    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.3)
-    served = await serve(limits={"min_rate": 1000})
+    served = await serve(timing=Timing(rate_window_seconds=0.3), limits={"min_rate": 1000})
     path = await served.create(1000)
     connection = await served.begin(path, 0, b"x", ("Content-Length", "1000"))
 
@@ -69,10 +69,9 @@ async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve, monkeypat
     assert await served.staged(path) == b"x" * offset
 
 
-async def test_the_last_byte_of_a_slow_body_counts(serve, monkeypatch):
+async def test_the_last_byte_of_a_slow_body_counts(serve):
     """CORE-21 CORE-25"""
-    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.2)
-    served = await serve(limits={"min_rate": 1000})
+    served = await serve(timing=Timing(rate_window_seconds=0.2), limits={"min_rate": 1000})
     path = await served.create(5)
     connection = await served.begin(path, 0, b"hello", ("Transfer-Encoding", "chunked"))
     await asyncio.sleep(0.3)
@@ -82,10 +81,9 @@ async def test_the_last_byte_of_a_slow_body_counts(serve, monkeypatch):
     assert (await connection.response()).status == 204
 
 
-async def test_a_quick_body_is_quick_enough(serve, monkeypatch):
+async def test_a_quick_body_is_quick_enough(serve):
     """CORE-25"""
-    monkeypatch.setattr("tusd_py.uploads.buffers.RATE_WINDOW_SECONDS", 0.000001)
-    served = await serve(limits={"min_rate": 1})
+    served = await serve(timing=Timing(rate_window_seconds=0.000001), limits={"min_rate": 1})
     path = await served.create(3_000_000)
 
     assert (await served.patch(path, 0, b"x" * 3_000_000)).status == 204

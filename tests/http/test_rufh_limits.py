@@ -14,6 +14,7 @@ from tests.http.support import chunked, eventually
 from tests.support.raw_http import ConnectionLost
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.protocol.upload import State
+from tusd_py.uploads.service import Timing
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 WEEK = 7 * 86400
@@ -166,9 +167,15 @@ async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served):
 
 
 @pytest.fixture
-async def announcing(serve):
+def timing():
+    """The times of a server; those in earnest unless a test says otherwise."""
+    return Timing()
+
+
+@pytest.fixture
+async def announcing(serve, timing):
     """A server that sends 104."""
-    return await serve(rufh={"interim_104": True})
+    return await serve(timing=timing, rufh={"interim_104": True})
 
 
 @pytest.mark.parametrize("version", [3, 4, 5, 6, 7, 8])
@@ -219,6 +226,7 @@ async def test_what_was_announced_is_kept_and_continued(announcing, version):
     assert await announcing.staged(path) == b"hello"
 
 
+@pytest.mark.parametrize("timing", [Timing(advance_retry_seconds=())])
 async def test_a_failure_after_the_announcement_closes_the_connection(announcing, monkeypatch):
     """RC-15 RC-09"""
     client = Client(announcing, 8)
@@ -230,7 +238,6 @@ async def test_a_failure_after_the_announcement_closes_the_connection(announcing
         raise DatabaseUnavailable
 
     with monkeypatch.context() as broken:
-        broken.setattr("tusd_py.uploads.body_writer.ADVANCE_RETRY_SECONDS", ())
         broken.setattr(announcing.core.uploads, "advance", away)
         await connection.send(b"lo")
         with pytest.raises(ConnectionLost):

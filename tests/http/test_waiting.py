@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from functools import partial
 
 import pytest
 
@@ -12,17 +13,23 @@ from tests.http.support import OFFSET_TYPE, eventually
 from tests.http.test_auth import SECRET, bearer
 from tusd_py.errors import TransientStoreError
 from tusd_py.protocol.upload import State
-from tusd_py.uploads import catalog, changes
+from tusd_py.uploads.changes import ChangeNotifier
 
 JSON = ("Content-Type", "application/json")
 BODY = {"Content-Type": OFFSET_TYPE}
 MANUAL = {"transfer": {"trigger": "manual"}}
 
 
-@pytest.fixture(autouse=True)
-def no_net(monkeypatch):
-    """Polling comes too late for every test here: what arrives came by a notification."""
-    monkeypatch.setattr(catalog, "LOOK_SECONDS", 3600.0)
+@pytest.fixture
+def changes():
+    """Polling comes too late for every test that does not say otherwise: what arrives came by a notification."""
+    return ChangeNotifier(look_seconds=3600.0)
+
+
+@pytest.fixture
+def serve(serve, changes):
+    """Start servers whose requests wait for `changes`."""
+    return partial(serve, changes=changes)
 
 
 async def waiting(served, upload_id, seconds=30, headers=()):
@@ -195,9 +202,9 @@ async def test_other_uploads_wake_nobody(complete):
     assert (await answer(waiter))["state"] == "removing"
 
 
-async def test_a_notification_that_is_lost_costs_one_look(complete, monkeypatch):
+@pytest.mark.parametrize("changes", [ChangeNotifier(look_seconds=0.05)])
+async def test_a_notification_that_is_lost_costs_one_look(complete):
     served, _, upload_id = complete
-    monkeypatch.setattr(catalog, "LOOK_SECONDS", 0.05)
     waiter = await waiting(served, upload_id)
 
     await served.core.database.execute("UPDATE uploads SET committed_at = now() WHERE id = $1", upload_id)
@@ -219,9 +226,9 @@ async def test_a_listener_that_comes_back_looks_at_once(complete):
     assert (await answer(waiter))["committed_at"] is not None
 
 
-async def test_a_client_that_goes_away_is_not_waited_for(complete, monkeypatch):
+@pytest.mark.parametrize("changes", [ChangeNotifier(look_seconds=0.05)])
+async def test_a_client_that_goes_away_is_not_waited_for(complete):
     served, _, upload_id = complete
-    monkeypatch.setattr(catalog, "LOOK_SECONDS", 0.05)
     connection = await served.connect()
     await connection.send_head("GET", f"/api/v1/uploads/{upload_id}?wait=60", [])
     await eventually(lambda: served.web.changes.waiting == 1)
@@ -241,9 +248,9 @@ async def test_a_drain_answers_all_who_wait(complete):
     assert [(await answer(waiter))["state"] for waiter in waiters] == ["completed"] * 3
 
 
-async def test_who_would_be_one_too_many_is_answered_at_once(complete, monkeypatch):
+@pytest.mark.parametrize("changes", [ChangeNotifier(max_waiting=2, look_seconds=3600.0)])
+async def test_who_would_be_one_too_many_is_answered_at_once(complete):
     served, _, upload_id = complete
-    monkeypatch.setattr(changes, "MAX_WAITING", 2)
     kept = await waiting(served, upload_id, 60)
 
     late = await answer(asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait=60", [])))

@@ -22,7 +22,7 @@ from tests.support.files import files_under
 from tests.support.process import wait_until
 from tests.support.s3_servers import S3_SERVERS, S3Server
 from tests.support.server import Server, StartServer
-from tusd_py.uploads.catalog import LOOK_SECONDS
+from tusd_py.uploads.changes import LOOK_SECONDS
 
 pytestmark = pytest.mark.acceptance
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tusd_py.config import StagingConfig
 from tusd_py.errors import BodyTooSlow
 from tusd_py.uploads.body_writer import ORPHAN_SECONDS, finished, orphan_seconds
 from tusd_py.uploads.buffers import (
     MANY_CHUNKS,
     MIN_BLOCK_BYTES,
     RATE_WINDOW_SECONDS,
-    AppendSettings,
     Block,
     BufferBudget,
     RateGuard,
@@ -23,17 +23,9 @@ from tusd_py.uploads.buffers import (
 MIB = 2**20
 
 
-def settings(**changes):
-    facts = {
-        "max_size": None, "block_size": MIB, "buffer_budget": 16 * MIB, "checkpoint_bytes": 64 * MIB,
-        "checkpoint_seconds": 5.0, "expires_after_seconds": 86400.0, "min_rate": 0,
-    }  # fmt: skip
-    return AppendSettings(**facts | changes)
-
-
 @pytest.mark.parametrize(("bodies", "block"), [(0, MIB), (1, MIB), (8, MIB), (16, MIB // 2), (10_000, MIN_BLOCK_BYTES)])
 def test_many_bodies_mean_small_blocks(bodies, block):
-    budget = BufferBudget(settings())
+    budget = BufferBudget(StagingConfig(block_size=MIB, buffer_budget=16 * MIB))
     for _ in range(bodies):
         budget.__enter__()
 
@@ -99,7 +91,7 @@ def test_time_that_the_disk_took_is_not_the_clients():
 @pytest.mark.parametrize(("after", "seconds"), [(0.0, 0.0), (60.0, 60.0), (1e6, ORPHAN_SECONDS)])
 def test_nobody_waits_long_for_an_upload_without_a_url(after, seconds):
     """CWU-03"""
-    assert orphan_seconds(settings(expires_after_seconds=after)) == seconds
+    assert orphan_seconds(after) == seconds
 
 
 async def test_work_is_finished_even_if_nobody_waits_for_it_any_more():

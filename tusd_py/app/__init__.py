@@ -12,7 +12,7 @@ from tusd_py.app.core import (
     reachable,
     running,
 )
-from tusd_py.app.http import derive_features, make_catalog, make_http_context, upload_settings
+from tusd_py.app.http import derive_features, make_http_context, make_upload_service
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.library import create_app
 from tusd_py.app.reconcile import make_reconcilers, require_directories
@@ -28,7 +28,6 @@ __all__ = [
     "derive_features",
     "identify",
     "identify_staging",
-    "make_catalog",
     "make_cleanup_records",
     "make_core",
     "make_former_store",
@@ -36,11 +35,11 @@ __all__ = [
     "make_reconcilers",
     "make_records",
     "make_store",
+    "make_upload_service",
     "make_work",
     "plan_adoption",
     "reachable",
     "require_directories",
     "run_work",
     "running",
-    "upload_settings",
 ]

@@ -7,17 +7,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.app import identify, make_catalog, make_cleanup_records, make_records, reachable
+from tusd_py.app import identify, make_cleanup_records, make_core, make_records, make_upload_service, reachable
 from tusd_py.authorization import ANONYMOUS
 from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.stats import read_stats
+from tusd_py.metrics import Metrics
 from tusd_py.ports import JobState
 from tusd_py.protocol.upload import State, UploadId
+from tusd_py.uploads.waiting import look_at_upload
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.ports import TransferView
-    from tusd_py.uploads.catalog import Catalog, UploadStatus
+    from tusd_py.uploads.service import UploadService
+    from tusd_py.uploads.waiting import UploadStatus
 
 UNCLAIMED_SECONDS: Final = 5.0
 """A transfer that is not claimed for so long suggests that no worker runs."""
@@ -34,18 +37,22 @@ async def transfer_one(
     Raises:
         UploadNotFound, NotReady, InvalidTransition, DatabaseUnavailable.
     """
-    records = make_records(config)
-    catalog = make_catalog(records)
-    async with reachable(records):
-        await catalog.request_transfer(ANONYMOUS, upload_id)
+    core = make_core(config, Metrics())
+    uploads = make_upload_service(core)
+    async with reachable(core):
+        await uploads.request_transfer(ANONYMOUS, upload_id)
         deadline = asyncio.get_running_loop().time() + timeout_seconds
-        return await _follow(catalog, StagingDirectories(records.database), upload_id, deadline, say)
+        return await _follow(uploads, StagingDirectories(core.database), upload_id, deadline, say)
 
 
 async def _follow(
-    catalog: Catalog, directories: StagingDirectories, upload_id: UploadId, deadline: float, say: Callable[[str], None]
+    uploads: UploadService,
+    directories: StagingDirectories,
+    upload_id: UploadId,
+    deadline: float,
+    say: Callable[[str], None],
 ) -> bool:
-    seen = await catalog.look(ANONYMOUS, upload_id)
+    seen = await look_at_upload(uploads, ANONYMOUS, upload_id)
     say(_describe(seen))
     warned = False
     while not seen.settled:
@@ -54,7 +61,7 @@ async def _follow(
             say("timed out; the transfer continues in the background")
             return False
         before = seen
-        seen = await catalog.look(ANONYMOUS, upload_id, wait_seconds=min(left, UNCLAIMED_SECONDS))
+        seen = await look_at_upload(uploads, ANONYMOUS, upload_id, wait_seconds=min(left, UNCLAIMED_SECONDS))
         if seen.mark != before.mark:
             say(_describe(seen))
         elif not warned and _is_unclaimed(seen.transfer):

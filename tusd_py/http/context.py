@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from tusd_py.ports import Authenticator, Body
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features
-    from tusd_py.uploads.catalog import Catalog
+    from tusd_py.protocol.upload import Upload
     from tusd_py.uploads.changes import ChangeNotifier
-    from tusd_py.uploads.creation import Creator
-    from tusd_py.uploads.locate import Locator
     from tusd_py.uploads.service import UploadService
 
 
@@ -31,9 +29,6 @@ class HttpContext:
     config: Config
     features: Features
     uploads: UploadService
-    creator: Creator
-    catalog: Catalog
-    locator: Locator
     changes: ChangeNotifier
     stores: Stores
     authenticator: Authenticator | None
@@ -58,6 +53,8 @@ class HttpContext:
 CONTEXT: Final = web.AppKey("web", HttpContext)
 UPLOAD_ID: Final = web.RequestKey("upload_id", object)
 """The public id of the upload that a request was about, for the log."""
+RECORDED: Final[web.RequestKey[Upload]] = web.RequestKey("recorded")
+"""The upload as it is after a request that failed, whose reply tells the true offset."""
 BYTES_IN: Final = web.RequestKey("bytes_in", int)
 KIND: Final = web.RequestKey("kind", str)
 """What the request does, one of `metrics.REQUEST_KINDS`; without it "other"."""

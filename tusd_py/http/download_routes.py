@@ -17,7 +17,7 @@ from tusd_py.http.content_disposition import content_disposition, safe_content_t
 from tusd_py.http.context import CONTEXT, PUBLIC, UPLOAD_ID, HttpContext
 from tusd_py.http.file_response import send_file, send_segments
 from tusd_py.ports import DownloadHeaders, LocalFile, PresignedUrl
-from tusd_py.uploads.locate import StagedFiles
+from tusd_py.uploads.locate import StagedFiles, locate_bytes
 
 if TYPE_CHECKING:
     from tusd_py.protocol.upload import Upload
@@ -29,20 +29,20 @@ async def download(request: web.Request, upload: Upload, *, redirect: bool = Tru
     Without `redirect` a URL of the store is returned by a 204 instead: a page that sends `Authorization`
     cannot follow a redirect, for the store would be sent it too.
 
-    Raises: see `Locator.locate`.
+    Raises: see `locate_bytes`.
     """
     context = request.app[CONTEXT]
     request[UPLOAD_ID] = upload.id
     request[PUBLIC] = _is_public(context, upload)
     headers = _representation_headers(context, upload)
-    location = await context.locator.locate(upload, headers, method=request.method)
+    location = await locate_bytes(context.uploads, upload, headers, method=request.method)
     if isinstance(location, StagedFiles):
         try:
             return await _send_staged(request, location, headers)
         except StagingMissing:
             # A transfer may have finished in between and removed the staged copy: then the store has it.
             upload = await context.uploads.refresh(upload.id)
-            location = await context.locator.locate(upload, headers, method=request.method)
+            location = await locate_bytes(context.uploads, upload, headers, method=request.method)
     match location:
         case StagedFiles():
             return await _send_staged(request, location, headers)

@@ -20,7 +20,7 @@ from tusd_py.errors import (
     TusdError,
     UploadLocked,
 )
-from tusd_py.http.context import CLOSE, CONTEXT, DIALECT
+from tusd_py.http.context import CLOSE, CONTEXT, DIALECT, RECORDED
 from tusd_py.protocol import negotiation
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     if isinstance(error, DROPPED) or (dialect.supports_interim and method in SENDING and _unlucky(error)):
         request[CLOSE] = True
     shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
-    response = to_response(dialect.render_error(shown, method, features))
+    response = to_response(dialect.render_error(shown, method, features, request.get(RECORDED)))
     if isinstance(error, ServerDraining) or request.get(CLOSE):
         response.force_close()
     _tell_length(response, error)

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from tusd_py.authorization import Action, Principal
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
-from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, UPLOAD_ID, HttpContext
+from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, RECORDED, UPLOAD_ID, HttpContext
 from tusd_py.http.download_routes import download
 from tusd_py.http.informational import InformationalResponses
 from tusd_py.http.middleware import client_of, external_base_of, principal_of
@@ -20,6 +20,8 @@ from tusd_py.http.responses import dialect_of, to_response
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.protocol.features import CREATION_METHODS
 from tusd_py.protocol.negotiation import effective_method, read_append, render_options
+from tusd_py.uploads.append import AppendFailed, append_body
+from tusd_py.uploads.creation import begin_upload, create_upload, receive_first_body
 
 if TYPE_CHECKING:
     from tusd_py.protocol.features import Features
@@ -96,11 +98,11 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
     with _receiving(context, request) as body:
         interim = body.interim = _interim(context, request, locate)
         if interim is None or not command.has_body:
-            created = await context.creator.create(principal, command, body)
+            created = await create_upload(context.uploads, principal, command, body)
         else:
-            created = await context.creator.begin(principal, command, body)
+            created = await begin_upload(context.uploads, principal, command, body)
             interim.announce(created)
-            created = await context.creator.receive(created, command, body)
+            created = await receive_first_body(context.uploads, created, command, body)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     if created.upload.complete:
@@ -117,7 +119,7 @@ async def status(context: HttpContext, request: web.Request, principal: Principa
 
 async def retrieve(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.StreamResponse:
     """GET: the bytes, or what the dialect says of an upload that is not complete."""
-    upload = await context.uploads.load(principal, token, Action.DOWNLOAD)
+    upload = await context.uploads.get_by_token(principal, token, Action.DOWNLOAD)
     dialect = dialect_of(request)
     if (unfinished := dialect.render_unfinished(upload, context.features)) is not None:
         return to_response(unfinished)
@@ -131,7 +133,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
     command = read_append(dialect, request.headers, _features(context, request))
     with _receiving(context, request) as body:
         body.interim = _interim(context, request, partial(location, context, request))
-        appended = await context.uploads.append(principal, token, command, body)
+        appended = await append_body(context.uploads, principal, token, command, body)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
         context.metrics.uploads_completed.inc()
@@ -190,9 +192,15 @@ def _receiving(context: HttpContext, request: web.Request) -> Iterator[RequestBo
     context.metrics.bodies_open.inc()
     try:
         yield body
+    except AppendFailed as failed:
+        if failed.upload is not None:
+            request[RECORDED] = failed.upload
+        if isinstance(failed.error, BodyError):
+            context.metrics.bodies_ended.labels(failed.error.code).inc()
+            request[UPLOAD_ID] = None if failed.upload is None else failed.upload.id
+        raise failed.error from failed.error.__cause__
     except BodyError as error:
         context.metrics.bodies_ended.labels(error.code).inc()
-        request[UPLOAD_ID] = getattr(error.upload, "id", None)
         raise
     finally:
         context.metrics.bodies_open.dec()

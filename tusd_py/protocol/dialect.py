@@ -81,7 +81,7 @@ class Dialect(Protocol):
     def render_terminated(self) -> Reply:
         """Return a DELETE."""
 
-    def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
+    def render_error(self, error: TusdError, method: str, features: Features, recorded: Upload | None = None) -> Reply:
         """Return an error, with the headers that let a client recover."""
 
 

@@ -68,8 +68,8 @@ class Undeclared(Dialect):
     def render_terminated(self) -> Reply:
         return tus_v1.render_terminated()
 
-    def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
-        return tus_v1.render_error(error, method, features)
+    def render_error(self, error: TusdError, method: str, features: Features, recorded: Upload | None = None) -> Reply:
+        return tus_v1.render_error(error, method, features, recorded)
 
 
 OVERRIDABLE: Final = frozenset({"PATCH", "DELETE", "HEAD"})

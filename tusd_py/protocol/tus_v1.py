@@ -301,17 +301,17 @@ def render_terminated() -> Reply:
     return Reply(204)
 
 
-def render_error(error: TusdError, method: str, features: Features) -> Reply:
+def render_error(error: TusdError, method: str, features: Features, recorded: Upload | None = None) -> Reply:
     """Return an error as `CODE: sentence`, with the headers that let a client recover."""
     headers = error_headers(error)
     if isinstance(error, UnsupportedVersion):
         headers[fields.TUS_VERSION_HEADER] = fields.TUS_VERSION
     if isinstance(error, UploadTooLarge) and features.max_size is not None:
         headers[fields.TUS_MAX_SIZE] = str(features.max_size)
-    if isinstance(error.upload, Upload) and method == "PATCH" and not error.upload.pending_final:
+    if recorded is not None and method == "PATCH" and not recorded.pending_final:
         # TUSKit trusts this header whatever the status, so it is the true offset or it is absent.
-        headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)
-        headers |= _expires(error.upload)
+        headers[fields.UPLOAD_OFFSET] = str(recorded.offset)
+        headers |= _expires(recorded)
     return Reply(error.status, headers, None if method == "HEAD" else f"{error.code}: {error.detail}\n")
 
 

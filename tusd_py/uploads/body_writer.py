@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -30,17 +29,16 @@ from tusd_py.errors import (
 from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher, parse_checksum
 from tusd_py.protocol.fields import UPLOAD_CHECKSUM
 from tusd_py.protocol.upload import GONE, RECEIVING, Append, AppendPlan, Upload
-from tusd_py.uploads.buffers import AppendSettings, Block, BufferBudget, RateGuard
+from tusd_py.uploads.buffers import Block, RateGuard
 
 if TYPE_CHECKING:
-    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.ports import Body, StagingFile
+    from tusd_py.uploads.service import UploadService
 
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 
-ADVANCE_RETRY_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
 ORPHAN_SECONDS: Final = 3600.0
 """Life of an upload whose URL nobody learned, because the request that made it was cut short."""
 
@@ -64,25 +62,20 @@ class Received:
 class BodyWriter:
     """One body on its way to the disk."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 -- the collaborators of one loop
-        self,
-        uploads: PostgresUploads,
-        file: StagingFile,
-        upload: Upload,
-        plan: AppendPlan,
-        append: Append,
-        body: Body,
-        budget: BufferBudget,
-        settings: AppendSettings,
+    def __init__(  # noqa: PLR0913, PLR0917 -- what it works with, and what it is about
+        self, service: UploadService, file: StagingFile, upload: Upload, plan: AppendPlan, append: Append, body: Body
     ) -> None:
-        self._uploads = uploads
+        config, timing = service.config, service.timing
+        self._uploads = service.uploads
         self._file = file
         self._upload = upload
         self._plan = plan
         self._append = append
         self._body = body
-        self._budget = budget
-        self._settings = settings
+        self._budget = service.budget
+        self._config = config.staging
+        self._clock = timing.clock
+        self._retry_seconds = timing.advance_retry_seconds
         self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
         self._length = plan.length
@@ -97,12 +90,13 @@ class BodyWriter:
         self._synced = (self._written, self._crc)
         """Up to where the bytes are durable, and their checksum."""
         self._writing: asyncio.Future[None] | None = None
-        self._expires_after_seconds = settings.expires_after_seconds
+        self._lifetime = service.expires_after_seconds
+        self._expires_after_seconds = self._lifetime
         if append.url_sent_only_on_success:
-            self._expires_after_seconds = orphan_seconds(settings)
-        self._checkpoint_at_bytes = upload.offset + settings.checkpoint_bytes
-        self._checkpoint_at = time.monotonic() + settings.checkpoint_seconds
-        self._rate = RateGuard(settings.min_rate)
+            self._expires_after_seconds = orphan_seconds(self._lifetime)
+        self._checkpoint_at_bytes = upload.offset + self._config.checkpoint_bytes
+        self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
+        self._rate = RateGuard(config.limits.min_rate, timing.rate_window_seconds)
 
     async def run(self) -> Received:
         """Receive until the body ends, then make durable what counts.
@@ -116,14 +110,14 @@ class BodyWriter:
         except BaseException as error:  # noqa: BLE001 -- returned below, once the bytes are safe
             ending = error
         else:
-            self._expires_after_seconds = self._settings.expires_after_seconds
+            self._expires_after_seconds = self._lifetime
         return await finished(self._settle(ending))
 
     async def _receive(self) -> None:
         while True:
-            asked_at = time.monotonic()
+            asked_at = self._clock()
             chunk = await self._body.read(self._seconds_to_checkpoint())
-            waited = time.monotonic() - asked_at
+            waited = self._clock() - asked_at
             if chunk is None:
                 await self._start_writing(checkpoint=True)
                 self._rate.count(0, waited)
@@ -143,7 +137,7 @@ class BodyWriter:
         dirty = self._block.size or self._written > self._upload.offset
         if self._whole or not dirty:
             return None
-        return max(0.001, self._checkpoint_at - time.monotonic())
+        return max(0.001, self._checkpoint_at - self._clock())
 
     async def _ends_with(self, chunk: bytes) -> bool:
         """Hold back the read that reaches the limit of a chunked body until its end is seen.
@@ -171,8 +165,8 @@ class BodyWriter:
         await self._finish_writing()
         chunks = self._block.cut(self._written)
         if checkpoint:
-            self._checkpoint_at_bytes = self._written + self._block.size + self._settings.checkpoint_bytes
-            self._checkpoint_at = time.monotonic() + self._settings.checkpoint_seconds
+            self._checkpoint_at_bytes = self._written + self._block.size + self._config.checkpoint_bytes
+            self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
         self._writing = asyncio.ensure_future(self._write(chunks, checkpoint=checkpoint))
 
     async def _write(self, chunks: list[bytes | memoryview], *, checkpoint: bool) -> None:
@@ -242,7 +236,7 @@ class BodyWriter:
     async def _finalise(self) -> None:
         """Record the offset up to which everything is durable, waiting a while for a database that is away."""
         await self._look_at_the_whole()
-        for delay in (*ADVANCE_RETRY_SECONDS, None):
+        for delay in (*self._retry_seconds, None):
             try:
                 await self._advance()
             except DatabaseUnavailable:
@@ -359,9 +353,9 @@ class BodyWriter:
         return self._upload
 
 
-def orphan_seconds(settings: AppendSettings) -> float:
+def orphan_seconds(expires_after_seconds: float) -> float:
     """Return how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
-    return min(ORPHAN_SECONDS, settings.expires_after_seconds)
+    return min(ORPHAN_SECONDS, expires_after_seconds)
 
 
 async def finished(work: Coroutine[Any, Any, _T]) -> _T:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from tusd_py.errors import BodyTooSlow
+
+if TYPE_CHECKING:
+    from tusd_py.config import StagingConfig
 
 PAGE_BYTES: Final = 4096
 MIN_BLOCK_BYTES: Final = 64 * 1024
 MANY_CHUNKS: Final = 512
 RATE_WINDOW_SECONDS: Final = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class AppendSettings:
-    """What the loop needs to know of the configuration."""
-
-    max_size: int | None
-    block_size: int
-    buffer_budget: int
-    checkpoint_bytes: int
-    checkpoint_seconds: float
-    expires_after_seconds: float
-    min_rate: int
 
 
 class BufferBudget:
@@ -33,8 +22,8 @@ class BufferBudget:
     a slow client cannot starve a fast one.
     """
 
-    def __init__(self, settings: AppendSettings) -> None:
-        self._settings = settings
+    def __init__(self, config: StagingConfig) -> None:
+        self._config = config
         self._active = 0
 
     def __enter__(self) -> Self:
@@ -47,8 +36,8 @@ class BufferBudget:
     @property
     def block_bytes(self) -> int:
         """How much to gather before it is written."""
-        share = self._settings.buffer_budget // (2 * max(1, self._active))
-        return max(MIN_BLOCK_BYTES, min(self._settings.block_size, share))
+        share = self._config.buffer_budget // (2 * max(1, self._active))
+        return max(MIN_BLOCK_BYTES, min(self._config.block_size, share))
 
 
 class Block:
@@ -92,8 +81,9 @@ class RateGuard:
     A window is made of the time in which we waited for the client: a slow disk is not its fault.
     """
 
-    def __init__(self, min_rate: int) -> None:
+    def __init__(self, min_rate: int, window_seconds: float = RATE_WINDOW_SECONDS) -> None:
         self._min_rate = min_rate
+        self._window_seconds = window_seconds
         self._waited = 0.0
         self._bytes = 0
 
@@ -103,7 +93,7 @@ class RateGuard:
             return
         self._bytes += size
         self._waited += waited_seconds
-        if self._waited >= RATE_WINDOW_SECONDS:
+        if self._waited >= self._window_seconds:
             if self._bytes < self._min_rate * self._waited:
                 raise BodyTooSlow
             self._waited, self._bytes = 0.0, 0

@@ -1,4 +1,4 @@
-"""Waiting for an upload to change: who waits, and who is to be woken by a notification."""
+"""Who waits for which upload to change, and who is to be woken by a notification."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-MAX_WAITING: Final = 10_000
-"""Per process. Whoever comes on top of that is answered at once."""
+LOOK_SECONDS: Final = 5.0
+"""Between two looks at an upload that somebody waits for, should a notification get lost."""
 
 
 class ChangeNotifier:
     """Those who wait within one process. Holds nothing but memory: no connection, no task."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_waiting: int = 10_000, look_seconds: float = LOOK_SECONDS) -> None:
+        """Whoever comes on top of `max_waiting` is answered at once."""
+        self.look_seconds = look_seconds
+        self._max_waiting = max_waiting
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._count = 0
         self._closed = False
@@ -27,7 +30,7 @@ class ChangeNotifier:
     @property
     def full(self) -> bool:
         """Return whether nobody can wait any more."""
-        return self._closed or self._count >= MAX_WAITING
+        return self._closed or self._count >= self._max_waiting
 
     @property
     def closed(self) -> bool:

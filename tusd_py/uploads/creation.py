@@ -27,17 +27,15 @@ from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher
 from tusd_py.protocol.create import Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
-from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Upload, UploadId
-from tusd_py.uploads.access import Access, UploadSettings, hash_token
+from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Trigger, Upload, UploadId
+from tusd_py.uploads.append import AppendFailed, receive_body
 from tusd_py.uploads.body_writer import orphan_seconds
 from tusd_py.uploads.buffers import Block
+from tusd_py.uploads.service import UploadService, hash_token
 
 if TYPE_CHECKING:
-    from tusd_py.database.uploads import PostgresUploads
-    from tusd_py.places import Stores
-    from tusd_py.ports import Body, Staging
+    from tusd_py.ports import Body
     from tusd_py.protocol.concat import Room
-    from tusd_py.uploads.service import UploadService
 
 log = structlog.get_logger(__name__)
 
@@ -59,186 +57,180 @@ def render_key(template: str, upload_id: UploadId, owner: str | None, now: datet
     return template.format(id=upload_id, yyyy=f"{now:%Y}", mm=f"{now:%m}", dd=f"{now:%d}", owner_hash=owner_hash)
 
 
-class Creator:
-    """Creates uploads."""
+async def create_upload(service: UploadService, principal: Principal, command: Create, body: Body) -> Created:
+    """Create an upload, with the bytes that came along. Its client learns the URL only if all goes well.
 
-    def __init__(  # noqa: PLR0913 -- its collaborators
-        self,
-        uploads: PostgresUploads,
-        staging: Staging,
-        service: UploadService,
-        access: Access,
-        *,
-        stores: Stores,
-        settings: UploadSettings,
-    ) -> None:
-        self._uploads = uploads
-        self._staging = staging
-        self._service = service
-        self._access = access
-        self._stores = stores
-        self._settings = settings
+    Raises:
+        AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
+        BodyError, AppendFailed: bytes that came along were cut short; what arrived of a large body is kept.
+    """
+    new, token = await _prepare(service, principal, command, body)
+    if command.concat is Concat.FINAL:
+        upload = await service.uploads.create_final(
+            new,
+            [hash_token(part) if is_upload_token(part) else TokenHash(b"") for part in command.parts],
+            allow_unfinished=service.features.offers("concatenation-unfinished"),
+            allow_repeated=service.config.limits.allow_repeated_partials,
+            room=await _room(service),
+        )
+    elif command.has_body and _is_small(service, command):
+        upload = await _create_small(service, new, command, body)
+    elif command.has_body:
+        upload = await _create_streamed(service, new, command, body)
+    elif new.length == 0 and new.completes:
+        # Complete at once: the transfer finds an empty file, like any other.
+        upload = await _create_stored(service, new, command, [])
+    else:
+        upload = await service.uploads.create(new)
+    log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
+    return Created(upload, token)
 
-    async def create(self, principal: Principal, command: Create, body: Body) -> Created:
-        """Create an upload, with the bytes that came along. Its client learns the URL only if all goes well.
 
-        Raises:
-            AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
-            BodyError: bytes that came along were cut short; what arrived of a large body is kept.
-        """
-        new, token = await self._prepare(principal, command, body)
-        if command.concat is Concat.FINAL:
-            upload = await self._uploads.create_final(
-                new,
-                [hash_token(part) if is_upload_token(part) else TokenHash(b"") for part in command.parts],
-                allow_unfinished=self._settings.allow_unfinished_parts,
-                allow_repeated=self._settings.allow_repeated_parts,
-                room=await self._room(),
-            )
-        elif command.has_body:
-            upload = await self._create_with_body(new, command, body)
-        elif new.length == 0 and new.completes:
-            # Complete at once: the transfer finds an empty file, like any other.
-            upload = await self._create_stored(new, command, [])
-        else:
-            upload = await self._uploads.create(new)
-        log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-        return Created(upload, token)
+async def begin_upload(service: UploadService, principal: Principal, command: Create, body: Body) -> Created:
+    """Create an upload whose client is told the URL before its bytes are read, which `receive_first_body` does then.
 
-    async def begin(self, principal: Principal, command: Create, body: Body) -> Created:
-        """Create an upload whose client is told the URL before its bytes are read, which `receive` does then.
+    Raises:
+        AccessError, ProtocolError, StagingFull: nothing was created.
+    """
+    new, token = await _prepare(service, principal, command, body)
+    return Created(await service.uploads.create(new), token)
 
-        Raises:
-            AccessError, ProtocolError, StagingFull: nothing was created.
-        """
-        new, token = await self._prepare(principal, command, body)
-        return Created(await self._uploads.create(new), token)
 
-    async def receive(self, begun: Created, command: Create, body: Body) -> Created:
-        """Receive the bytes of an upload that has begun; they are kept as those of a PATCH are.
+async def receive_first_body(service: UploadService, begun: Created, command: Create, body: Body) -> Created:
+    """Receive the bytes of an upload that has begun; they are kept as those of a PATCH are.
 
-        Raises:
-            see `UploadService.receive`.
-        """
-        upload = await self._receive(begun.upload, command, body, url_sent_only_on_success=False)
-        log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-        return Created(upload, begun.token)
+    Raises:
+        AppendFailed: see `receive_body`.
+    """
+    append = _first_append(begun.upload, command, url_sent_only_on_success=False)
+    upload = await receive_body(service, begun.upload, append, body)
+    log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
+    return Created(upload, begun.token)
 
-    async def _prepare(self, principal: Principal, command: Create, body: Body) -> tuple[NewUpload, str]:
-        """Return the row to be and the token of its URL. Raises unless it may be created."""
-        self._access.permit(principal, Action.CREATE)
-        if command.unwanted_body is not None:
-            await self._demand_no_byte(body, command.unwanted_body)
-        if command.concat is not Concat.FINAL:
-            self._staging.check_space(max(command.length or 0, command.content_length or 0))
-        return await self._new_upload(principal, command)
 
-    @staticmethod
-    async def _demand_no_byte(body: Body, refusal: TusdError) -> None:
+async def _prepare(service: UploadService, principal: Principal, command: Create, body: Body) -> tuple[NewUpload, str]:
+    """Return the row to be and the token of its URL. Raises unless it may be created."""
+    service.permit(principal, Action.CREATE)
+    if command.unwanted_body is not None:
         await body.accept()
         if await body.read():
-            raise refusal
+            raise command.unwanted_body
+    if command.concat is not Concat.FINAL:
+        service.staging.check_space(max(command.length or 0, command.content_length or 0))
+    return await _new_upload(service, principal, command)
 
-    async def _new_upload(self, principal: Principal, command: Create) -> tuple[NewUpload, str]:
-        upload_id = self._staging.new_id()
-        token = secrets.token_urlsafe(TOKEN_BYTES)
-        new = NewUpload(
-            id=upload_id,
-            token_hash=hash_token(token),
-            owner=principal.subject,
-            staging_id=self._staging.identity.id,
-            length=command.length,
-            metadata=command.metadata,
-            filename=file_name(command.pairs),
-            content_type=file_type(command.pairs),
-            content_encoding=command.content_encoding,
-            content_language=command.content_language,
-            concat=command.concat,
-            concat_header=command.concat_header,
-            repr_digest=command.repr_digest,
-            protocol=command.protocol,
-            completes=command.completes is not False,
-            object_key=render_key(self._settings.key_template, upload_id, principal.subject, datetime.now(UTC)),
-            place_id=await self._stores.current_id(),
-            profile=principal.profile,
-            trigger=self._settings.triggers[principal.profile],
-            expires_after_seconds=self._settings.append.expires_after_seconds,
-        )
-        return new, token
 
-    async def _room(self) -> Room | None:
-        """Return what the store can take, None where that has no end or is not known just now."""
-        if self._stores.measured is None:
-            return None
-        try:
-            return (await self._stores.measured.room()).less(self._settings.reserve)
-        except StorageError as error:
-            # Nobody has to wait for a store that is away; the transfer will.
-            log.warning("store_room_unknown", reason=str(error))
-            return None
+async def _new_upload(service: UploadService, principal: Principal, command: Create) -> tuple[NewUpload, str]:
+    config = service.config
+    upload_id = service.staging.new_id()
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    new = NewUpload(
+        id=upload_id,
+        token_hash=hash_token(token),
+        owner=principal.subject,
+        staging_id=service.staging.identity.id,
+        length=command.length,
+        metadata=command.metadata,
+        filename=file_name(command.pairs),
+        content_type=file_type(command.pairs),
+        content_encoding=command.content_encoding,
+        content_language=command.content_language,
+        concat=command.concat,
+        concat_header=command.concat_header,
+        repr_digest=command.repr_digest,
+        protocol=command.protocol,
+        completes=command.completes is not False,
+        object_key=render_key(config.storage.key_template, upload_id, principal.subject, datetime.now(UTC)),
+        place_id=await service.stores.current_id(),
+        profile=principal.profile,
+        trigger=Trigger(config.profiles[principal.profile].trigger or config.transfer.trigger),
+        expires_after_seconds=service.expires_after_seconds,
+    )
+    return new, token
 
-    async def _create_with_body(self, new: NewUpload, command: Create, body: Body) -> Upload:
-        with self._service.budget as budget:
-            small = command.content_length is not None and command.content_length <= budget.block_bytes
-            if small and not command.checksum_in_trailer:
-                return await self._create_small(new, command, body)
-        return await self._create_streamed(new, command, body)
 
-    async def _create_small(self, new: NewUpload, command: Create, body: Body) -> Upload:
-        """Receive first and record once. A body that is cut short leaves nothing behind.
+async def _room(service: UploadService) -> Room | None:
+    """Return what the store can take, None where that has no end or is not known just now."""
+    if service.stores.measured is None:
+        return None
+    try:
+        return (await service.stores.measured.room()).less(service.config.staging.reserve)
+    except StorageError as error:
+        # Nobody has to wait for a store that is away; the transfer will.
+        log.warning("store_room_unknown", reason=str(error))
+        return None
 
-        Nobody has been told the URL yet, so nobody could resume what would be kept.
-        """
+
+def _is_small(service: UploadService, command: Create) -> bool:
+    """Return whether a body fits into one block, and can be verified before it is written."""
+    if command.content_length is None or command.checksum_in_trailer:
+        return False
+    with service.budget as budget:
+        return command.content_length <= budget.block_bytes
+
+
+async def _create_small(service: UploadService, new: NewUpload, command: Create, body: Body) -> Upload:
+    """Receive first and record once. A body that is cut short leaves nothing behind.
+
+    Nobody has been told the URL yet, so nobody could resume what would be kept.
+    """
+    with service.budget:
         await body.accept()
         block = Block()
         while chunk := await body.read():
             block.append(chunk)
         if command.checksum is not None and not await asyncio.to_thread(_matches, command.checksum, block.chunks):
             raise ChecksumMismatch
-        return await self._create_stored(new, command, block.chunks)
+        return await _create_stored(service, new, command, block.chunks)
 
-    async def _create_stored(self, new: NewUpload, command: Create, chunks: Sequence[bytes | memoryview]) -> Upload:
-        received = replace(new, offset=sum(map(len, chunks)))
-        digest: DigestSet | None = None
-        if received.state is State.COMPLETED and (command.repr_digest or command.want_repr_digest):
-            digest = await asyncio.to_thread(_look_at_the_whole, command, chunks)
-        crc = await self._staging.store_small(new.id, chunks)
-        try:
-            upload = await self._uploads.create(replace(received, crc64nvme=crc))
-        except (DatabaseUnavailable, asyncio.CancelledError):
-            # The row may have been written before the connection went away; the cleanup finds out.
-            raise
-        except BaseException:
-            await asyncio.shield(self._staging.remove([new.id]))
-            raise
-        return upload if digest is None else replace(upload, repr_digest=digest)
 
-    async def _create_streamed(self, new: NewUpload, command: Create, body: Body) -> Upload:
-        orphaned = replace(new, expires_after_seconds=orphan_seconds(self._settings.append))
-        upload = await self._uploads.create(orphaned)
-        try:
-            return await self._receive(upload, command, body, url_sent_only_on_success=True)
-        except TusdError as error:
-            if not isinstance(error, BodyError) or command.checksum or command.checksum_in_trailer:
-                # Refused as a whole: the client gets no URL, so nothing may stay behind.
-                with contextlib.suppress(TusdError):
-                    await self._uploads.remove(upload.id)
-            raise
+async def _create_stored(
+    service: UploadService, new: NewUpload, command: Create, chunks: Sequence[bytes | memoryview]
+) -> Upload:
+    received = replace(new, offset=sum(map(len, chunks)))
+    digest: DigestSet | None = None
+    if received.state is State.COMPLETED and (command.repr_digest or command.want_repr_digest):
+        digest = await asyncio.to_thread(_look_at_the_whole, command, chunks)
+    crc = await service.staging.store_small(new.id, chunks)
+    try:
+        upload = await service.uploads.create(replace(received, crc64nvme=crc))
+    except (DatabaseUnavailable, asyncio.CancelledError):
+        # The row may have been written before the connection went away; the cleanup finds out.
+        raise
+    except BaseException:
+        await asyncio.shield(service.staging.remove([new.id]))
+        raise
+    return upload if digest is None else replace(upload, repr_digest=digest)
 
-    async def _receive(self, upload: Upload, command: Create, body: Body, *, url_sent_only_on_success: bool) -> Upload:
-        append = Append(
-            protocol=upload.protocol,
-            offset=0,
-            content_length=command.content_length,
-            checksum=command.checksum,
-            checksum_in_trailer=command.checksum_in_trailer,
-            completes=command.completes,
-            want_repr_digest=command.want_repr_digest,
-            max_body_bytes=command.max_body_bytes,
-            fail_on_overrun=not url_sent_only_on_success,
-            url_sent_only_on_success=url_sent_only_on_success,
-        )
-        return await self._service.receive(upload, append, body)
+
+async def _create_streamed(service: UploadService, new: NewUpload, command: Create, body: Body) -> Upload:
+    orphaned = replace(new, expires_after_seconds=orphan_seconds(service.expires_after_seconds))
+    upload = await service.uploads.create(orphaned)
+    append = _first_append(upload, command, url_sent_only_on_success=True)
+    try:
+        return await receive_body(service, upload, append, body)
+    except (AppendFailed, TusdError) as failed:
+        cut_short = isinstance(failed, AppendFailed) and isinstance(failed.error, BodyError)
+        if not cut_short or command.checksum or command.checksum_in_trailer:
+            # Refused as a whole: the client gets no URL, so nothing may stay behind.
+            with contextlib.suppress(TusdError):
+                await service.uploads.remove(upload.id)
+        raise
+
+
+def _first_append(upload: Upload, command: Create, *, url_sent_only_on_success: bool) -> Append:
+    return Append(
+        protocol=upload.protocol,
+        offset=0,
+        content_length=command.content_length,
+        checksum=command.checksum,
+        checksum_in_trailer=command.checksum_in_trailer,
+        completes=command.completes,
+        want_repr_digest=command.want_repr_digest,
+        max_body_bytes=command.max_body_bytes,
+        fail_on_overrun=not url_sent_only_on_success,
+        url_sent_only_on_success=url_sent_only_on_success,
+    )
 
 
 def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> DigestSet | None:

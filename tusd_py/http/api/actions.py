@@ -25,7 +25,7 @@ def routes() -> list[web.RouteDef]:
 async def commit(request: web.Request) -> web.Response:
     """Record that the application keeps the upload. Again and again answers the same."""
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    upload = await request.app[CONTEXT].catalog.commit(principal_of(request), upload_id)
+    upload = await request.app[CONTEXT].uploads.commit(principal_of(request), upload_id)
     return json_response(
         {
             "id": str(upload.id),
@@ -40,7 +40,7 @@ async def commit(request: web.Request) -> web.Response:
 async def transfer(request: web.Request) -> web.Response:
     """Have the upload transferred: 202 with the transfer that is to be watched, 200 if it is stored."""
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    order = await request.app[CONTEXT].catalog.request_transfer(principal_of(request), upload_id)
+    order = await request.app[CONTEXT].uploads.request_transfer(principal_of(request), upload_id)
     stored = order.upload.state is State.STORED
     return json_response(
         {

@@ -26,7 +26,9 @@ async def download_by_id(request: web.Request) -> web.StreamResponse:
     `?redirect=0` tells a URL of the store by a 204 instead of a redirect to it.
     """
     redirect = flag(request, "redirect", default=True)
-    upload = await request.app[CONTEXT].catalog.view(_reader(request), upload_id_of(request), Action.DOWNLOAD)
+    upload = await request.app[CONTEXT].uploads.get_by_id(
+        _reader(request), upload_id_of(request), Action.DOWNLOAD, gone_too=True
+    )
     return await download(request, upload, redirect=redirect)
 
 
@@ -35,6 +37,6 @@ def _reader(request: web.Request) -> Principal:
     try:
         return principal_of(request)
     except Unauthenticated:
-        if not request.app[CONTEXT].catalog.has_public_uploads:
+        if not request.app[CONTEXT].uploads.rules.has_public_uploads:
             raise
         return UNAUTHENTICATED

@@ -22,6 +22,7 @@ from tusd_py.http.context import CONTEXT, UPLOAD_ID
 from tusd_py.http.middleware import principal_of
 from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
+from tusd_py.uploads.waiting import look_at_upload
 
 MAX_PAGE: Final = 200
 DEFAULT_PAGE: Final = 50
@@ -49,7 +50,7 @@ async def list_uploads(request: web.Request) -> web.Response:
     """
     principal = principal_of(request)
     limit = whole_number(request, "limit", default=DEFAULT_PAGE, least=1, most=MAX_PAGE)
-    uploads = await request.app[CONTEXT].catalog.newest(
+    uploads = await request.app[CONTEXT].uploads.newest(
         principal,
         after=list_position(request, "after"),
         limit=limit,
@@ -66,7 +67,8 @@ async def show_upload(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    seen = await context.catalog.look(
+    seen = await look_at_upload(
+        context.uploads,
         principal,
         upload_id,
         wait_seconds=whole_number(request, "wait", default=0, least=0, most=MAX_WAIT_SECONDS),
@@ -88,16 +90,16 @@ async def remove_upload(request: web.Request) -> web.Response:
 
 async def list_attempts(request: web.Request) -> web.Response:
     """Return every claim of the upload's jobs and how it ended, newest first."""
-    catalog, principal = request.app[CONTEXT].catalog, principal_of(request)
+    service, principal = request.app[CONTEXT].uploads, principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    operator = catalog.operates(principal)
-    attempts = await catalog.attempts(principal, upload_id)
+    operator = service.rules.is_operator(principal)
+    attempts = await service.attempts(principal, upload_id)
     return json_response({"attempts": [attempt_view(attempt, operator=operator) for attempt in attempts]})
 
 
 async def _view(request: web.Request, principal: Principal, upload: Upload) -> dict[str, Any]:
     context = request.app[CONTEXT]
-    operator = context.catalog.operates(principal)
+    operator = context.uploads.rules.is_operator(principal)
     place = await context.stores.place(upload.place_id) if operator and upload.remote_present else None
     return upload_view(upload, context.config, place=place, prefix=prefix_of(request))
 

@@ -70,5 +70,5 @@ class Rufh(Dialect):
         """Return 204, which was the only right answer through -08."""
         return Reply(204)
 
-    def render_error(self, error: TusdError, method: str, features: Features) -> Reply:
-        return render.render_error(error, method, features, self._version)
+    def render_error(self, error: TusdError, method: str, features: Features, recorded: Upload | None = None) -> Reply:
+        return render.render_error(error, method, features, self._version, recorded)

@@ -121,7 +121,9 @@ def render_appended(upload: Upload, features: Features, version: Version) -> Rep
     return Reply(status, upload_headers(upload, features, version))
 
 
-def render_error(error: TusdError, method: str, features: Features, version: Version) -> Reply:
+def render_error(
+    error: TusdError, method: str, features: Features, version: Version, recorded: Upload | None = None
+) -> Reply:
     """Return an error as problem details (RFC 9457)."""
     status = _STATUSES.get(type(error), error.status)
     headers = error_headers(error)
@@ -133,8 +135,8 @@ def render_error(error: TusdError, method: str, features: Features, version: Ver
         headers |= limits(features, version)
     if isinstance(error, InvalidContentType):
         headers[fields.ACCEPT_PATCH] = fields.PARTIAL_MEDIA_TYPE
-    if isinstance(error.upload, Upload) and method == "PATCH":
-        headers[fields.UPLOAD_OFFSET] = str(error.upload.offset)
+    if recorded is not None and method == "PATCH":
+        headers[fields.UPLOAD_OFFSET] = str(recorded.offset)
     body = None if method == "HEAD" else json.dumps(_problem(error, status)) + "\n"
     return Reply(status, headers, body, PROBLEM_MEDIA_TYPE)
 

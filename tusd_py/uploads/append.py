@@ -1,0 +1,210 @@
+"""The walk of a PATCH: every step from the look-up to the recorded offset, in `receive_body`."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tusd_py.authorization import Action, Principal
+from tusd_py.errors import (
+    DatabaseUnavailable,
+    EmptyPatchLimit,
+    LengthExceeded,
+    OffsetConflict,
+    StagingDamaged,
+    TakenOver,
+    TusdError,
+    UploadGone,
+    UploadLocked,
+    UploadNotFound,
+    WholeChecksumMismatch,
+)
+from tusd_py.protocol.upload import RECEIVING, Append, AppendPlan, Upload, check_append, plan_append
+from tusd_py.uploads.body_writer import BodyWriter, Received
+from tusd_py.uploads.service import UploadService, receives_bytes
+
+if TYPE_CHECKING:
+    from tusd_py.ports import Body, StagingFile
+
+log = structlog.get_logger(__name__)
+
+MAX_COUNTED_UPLOADS: Final = 10_000
+UNCERTAIN: Final = (DatabaseUnavailable, OffsetConflict, StagingDamaged, UploadGone, UploadLocked, UploadNotFound)
+"""After these nobody knows the offset at which the client may go on: it is not told any."""
+
+
+class AppendFailed(Exception):
+    """An append that ended by `error`, with `upload` as it is recorded now; None if that is not known."""
+
+    def __init__(self, upload: Upload | None, error: TusdError) -> None:
+        super().__init__(str(error))
+        self.upload = upload
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """The upload as an append left it, and whether it was the one that completed it."""
+
+    upload: Upload
+    completed: bool
+
+
+async def append_body(
+    service: UploadService, principal: Principal, token: str, command: Append, body: Body
+) -> Appended:
+    """Append the body of a PATCH.
+
+    Raises:
+        UploadNotFound, UploadGone, AccessError: for this client there is no such upload.
+        WrongNode: its bytes are in another staging directory; nothing was opened or changed.
+        AppendFailed: see `receive_body`; and by `EmptyPatchLimit`, after too many without a byte.
+    """
+    upload = await service.get_by_token(principal, token, Action.WRITE)
+    if receives_bytes(upload):
+        service.demand_staged_here(upload)
+    after = await receive_body(service, upload, command, body)
+    completed = after.complete and not upload.complete
+    if completed:
+        log.info("upload_completed", upload_id=str(after.id), length=after.length)
+    _limit_empty_patches(service, after, moved=after.offset != command.offset)
+    return Appended(after, completed)
+
+
+async def receive_body(service: UploadService, upload: Upload, command: Append, body: Body) -> Upload:
+    """Append a body and return the upload as it is then recorded.
+
+    The steps and their order are those of docs/architecture.md. Until `body.accept()` a refusal costs
+    the client no byte; from there on whatever arrived is kept, or discarded as a whole under a checksum.
+
+    Raises:
+        AppendFailed: by one of these.
+            ProtocolError: refused before a byte was read, or too large, or a wrong checksum.
+            StagingFull, UploadTooLarge: there is no room for it.
+            UploadLocked: another request did not let go in time.
+            BodyError: the body was cut short; what arrived is kept.
+            StorageError, DatabaseUnavailable: what was acknowledged before is kept.
+    """
+    max_size = service.features.max_size
+    received, file_may_be_new = Received(None), False
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            check_append(upload, command)
+            _check_space(service, upload, command)
+            if await held.enter_async_context(service.locks.hold(upload.id, lambda: body.interrupt(TakenOver()))):
+                upload = await service.refresh(upload.id)
+            if command.offset != upload.offset:
+                # The client is told the true offset, so whoever may still be moving it is ended first.
+                upload = await service.settle(upload)
+            plan = plan_append(upload, command, max_size=max_size)
+            if upload.state not in RECEIVING or plan.changes_nothing(upload, command):
+                return await _expect_no_byte(upload, plan, body)
+            file = await _open(service, upload)
+            held.push_async_callback(file.close)
+            file_may_be_new = upload.offset == 0
+            if file.size != upload.offset:
+                upload = await _reread(service, upload, file)
+                plan = plan_append(upload, command, max_size=max_size)
+                if upload.state not in RECEIVING:
+                    return await _expect_no_byte(upload, plan, body)
+                await file.truncate(upload.offset)
+            if plan.length is not None and plan.length not in {upload.length, upload.offset}:
+                # Before the body, which may never end. A length that is reached already is recorded
+                # together with what follows from that.
+                upload = await service.uploads.declare_length(upload, plan.length)
+            await body.accept()
+            with service.budget:
+                received = await BodyWriter(service, file, upload, plan, command, body).run()
+            return received.result()
+        except TusdError as error:
+            recorded = received.upload or (None if isinstance(error, UNCERTAIN) else upload)
+            if file_may_be_new and isinstance(error, UploadNotFound | UploadGone):
+                # Removed while we were waiting: the file may be one that our opening made anew.
+                await service.staging.remove([upload.id])
+            if isinstance(error, StagingDamaged) and received.error is None:
+                await _report_damage(service, upload, error)
+            await _remove_if_hopeless(service, upload, command, error)
+            raise AppendFailed(recorded, error) from error
+
+
+def _check_space(service: UploadService, upload: Upload, command: Append) -> None:
+    wanted = command.content_length or 0
+    if upload.length is None and command.length is not None:
+        wanted = max(wanted, command.length - upload.offset)
+    if wanted:
+        service.staging.check_space(wanted)
+
+
+async def _expect_no_byte(upload: Upload, plan: AppendPlan, body: Body) -> Upload:
+    # A client that lost the reply to its last byte sends an empty body and must see success.
+    if body.length is None:
+        await body.accept()
+        if await body.read():
+            raise plan.too_large
+    return upload
+
+
+async def _open(service: UploadService, upload: Upload) -> StagingFile:
+    """Open the staging file once no other process writes to it.
+
+    Raises:
+        UploadLocked: the other process did not let go in time.
+        StagingMissing: bytes were acknowledged, and the file is not there.
+    """
+
+    async def attempt() -> StagingFile | None:
+        return await service.staging.open(upload.id, create=upload.offset == 0)
+
+    try:
+        return await service.locks.wait_for_file_lock(upload.id, attempt)
+    except StagingDamaged:
+        # Unless the upload was removed meanwhile, and its file with it.
+        await service.refresh(upload.id)
+        raise
+
+
+async def _reread(service: UploadService, upload: Upload, file: StagingFile) -> Upload:
+    """Return the row of a file that does not agree with it, once more.
+
+    Another process moved the upload since our look, or there is a torn tail of a crash.
+    """
+    upload = await service.refresh(upload.id)
+    if file.size > upload.offset and upload.state in RECEIVING:
+        # An UPDATE of whoever wrote the tail may still wait inside the database. It comes before this
+        # one, and tells a greater offset, or finds no row any more.
+        upload = await service.uploads.become_writer(upload.id) or await service.refresh(upload.id)
+    return upload
+
+
+async def _report_damage(service: UploadService, upload: Upload, error: StagingDamaged) -> None:
+    log.error("staging_damaged", upload_id=str(upload.id), offset=upload.offset, reason=str(error))
+    with contextlib.suppress(DatabaseUnavailable):
+        # The owner reads it: no path.
+        await service.uploads.record_damage(upload.id, error.detail)
+
+
+async def _remove_if_hopeless(service: UploadService, upload: Upload, command: Append, error: TusdError) -> None:
+    """Give up an upload of which nothing can become any more."""
+    overrun = isinstance(error, LengthExceeded) and command.fail_on_overrun
+    if upload.state in RECEIVING and (overrun or isinstance(error, WholeChecksumMismatch)):
+        await service.uploads.remove(upload.id)
+
+
+def _limit_empty_patches(service: UploadService, upload: Upload, *, moved: bool) -> None:
+    """Stop clients that ask for ever without sending anything, which released ones do.
+
+    Counted by what arrived and not by Content-Length, which a chunked body lacks.
+    """
+    counts = service.empty_patches
+    count = counts.pop(upload.id, 0) + 1
+    if moved:
+        return
+    # Kept when it refuses as well: only bytes begin the count anew.
+    counts[upload.id] = count
+    if len(counts) > MAX_COUNTED_UPLOADS:
+        del counts[next(iter(counts))]
+    if count > service.config.limits.max_empty_patches:
+        raise AppendFailed(upload, EmptyPatchLimit())
