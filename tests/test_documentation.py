@@ -241,6 +241,23 @@ def test_every_page_can_be_reached_from_the_index() -> None:
     assert {page for page in PAGES if page != ROOT / "README.md"} <= seen
 
 
+def test_every_function_that_a_walk_names_exists() -> None:
+    walks = re.findall(r"^## The walk of.*?(?=^## )", read(DOCUMENT), re.DOTALL | re.MULTILINE)
+    named = {name.rstrip("/") for walk in walks for name in re.findall(r"`([A-Za-z_/]+(?:\.[A-Za-z_]+)*)`", walk)}
+    package = ROOT / "tusd_py"
+    words = {word for path in package.rglob("*.py") for word in re.findall(r"\w+", read(path))}
+
+    def is_there(name: str) -> bool:
+        module, _, attribute = name.partition(".")
+        path = package / f"{module}.py"
+        if "/" in name and attribute and path.exists():
+            return re.search(rf"^ *(?:async def|def|class) {attribute}\b", read(path), re.MULTILINE) is not None
+        return path.exists() or (package / module).is_dir() or name.rpartition(".")[2] in words
+
+    assert len(walks) == 3
+    assert {name for name in named if not is_there(name)} == set()
+
+
 @pytest.mark.parametrize("name", ["CONTRIBUTING.md", "docs/development.md", "docs/architecture.md"])
 def test_every_path_that_is_named_exists(name: str) -> None:
     text = prose(ROOT / name)
