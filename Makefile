@@ -36,6 +36,7 @@ format: $(VENV)/.develop ## Fix what ruff can fix, render the example, docs/conf
 
 coverage: install ## Measure the branch coverage: make coverage ARGS="tests/protocol"
 	rm -rf .coverage-data
+	mkdir -m 1777 .coverage-data # for the processes of other users that tests start
 	-$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage html --quiet
