@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from tests.support.world import THERE, World, stored
-from tusd_py.database.jobs import KEPT_ATTEMPTS
+from tusd_py.database.job_results import KEPT_ATTEMPTS
 from tusd_py.errors import TransferCancelled, TransientStoreError
 from tusd_py.ports import LARGE_BYTES, Digests, Job, PartRecord
 from tusd_py.protocol.upload import Concat, State, Upload

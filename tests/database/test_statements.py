@@ -20,8 +20,8 @@ import tusd_py.database
 from tests.support.databases import dsn_for, run_sql
 from tests.support.world import HERE, World
 from tusd_py.database import (
-    cleanup,
     concatenation,
+    job_results,
     jobs,
     lists,
     reconcile,
@@ -31,6 +31,10 @@ from tusd_py.database import (
     transfers,
     uploads,
 )
+from tusd_py.database.cleanup import CleanupRecords
+from tusd_py.database.jobs import JobQueue
+from tusd_py.database.pool import Statement
+from tusd_py.database.transfer_state import PostgresTransferState
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
@@ -47,14 +51,23 @@ def modules() -> Iterator[Any]:
         yield importlib.import_module(f"tusd_py.database.{module.name}")
 
 
+def constants(module: Any) -> Iterator[tuple[str, Any]]:
+    """Those of a module and of its classes."""
+    for name, value in vars(module).items():
+        yield name, value
+        if isinstance(value, type) and value.__module__ == module.__name__:
+            yield from vars(value).items()
+
+
 def statements() -> dict[str, str]:
     """Every constant that is a whole statement; fragments begin otherwise or are private."""
     found = {}
     for module in modules():
-        for name, value in vars(module).items():
+        for name, value in constants(module):
             several = tuple(value.values()) if isinstance(value, dict) else value
-            texts = several if isinstance(several, tuple) else (value,)
-            for number, text in enumerate(texts):
+            values = several if isinstance(several, tuple) else (value,)
+            for number, one in enumerate(values):
+                text = one.text if isinstance(one, Statement) else one
                 if not name.startswith("_") and isinstance(text, str) and IS_STATEMENT.match(text):
                     found[f"{module.__name__.rpartition('.')[2]}.{name}" + (f"[{number}]" if number else "")] = text
     return found
@@ -78,6 +91,18 @@ def test_the_statements_are_found() -> None:
         "pool.PROBE",
     } <= names
     assert len(names) > 45
+
+
+def test_a_statement_names_its_arguments() -> None:
+    statement = Statement("SELECT :b::int, :a, :b FROM t WHERE x = ANY (:names::text[])")
+
+    assert statement(a=1, b=2, names=["x"]) == ("SELECT $1::int, $2, $1 FROM t WHERE x = ANY ($3::text[])", 2, 1, ["x"])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"a": 1, "b": 2}, {"b": 2}])
+def test_a_statement_takes_exactly_its_arguments(arguments: dict[str, int]) -> None:
+    with pytest.raises(TypeError, match="takes a, not"):
+        Statement("SELECT :a")(**arguments)
 
 
 @pytest.mark.parametrize("name", sorted(statements()))
@@ -146,7 +171,7 @@ def test_statements_are_constants_and_not_written_where_they_are_run() -> None:
 
 def test_the_queue_tells_the_time_by_the_database() -> None:
     """No statement of the queue takes a moment from the program, only durations."""
-    for module in (jobs, transfer_state, termination):
+    for module in (jobs, job_results, transfer_state, termination):
         text = Path(module.__file__).read_text(encoding="utf-8")
         assert "datetime" not in text, module.__name__
         assert not re.search(r"time\.time\(|timestamptz", text), module.__name__
@@ -177,6 +202,12 @@ SELECT id, 'transfer', staging_id, CASE WHEN state = 'transfer_failed' THEN 'que
 """
 
 
+def bound(call: tuple[Any, ...]) -> tuple[str, list[Any]]:
+    """The text of a statement and its arguments."""
+    statement, *arguments = call
+    return statement, arguments
+
+
 TOKEN = b"0" * 32
 UNAUTHENTICATED = "00000000-0000-0000-0000-000000000000"
 PLANS = {
@@ -189,15 +220,41 @@ PLANS = {
     "latest_transfer": (transfers.LATEST_TRANSFER, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
     "commit": (transfers.COMMIT, [UNAUTHENTICATED], "uploads_pkey"),
     "attempts": (transfers.ATTEMPTS, [UNAUTHENTICATED, 100], "jobs_upload|jobs_pkey|jobs_live"),
-    "claim": (jobs.CLAIM, [HERE, 64, LARGE_BYTES, 4, "w", 30.0, sources(Event.TRANSFER), 2], "jobs_due"),
-    "renew": (jobs.RENEW, [[1, 2], [1, 1], "w", 30.0], "jobs_pkey"),
-    "next_due": (jobs.NEXT_DUE, [HERE, True, LARGE_BYTES], "jobs_due"),
+    "claim": (
+        *bound(
+            JobQueue.CLAIM(
+                staging_id=HERE,
+                worker="w",
+                lease_seconds=30.0,
+                limit=64,
+                large_limit=4,
+                large_bytes=LARGE_BYTES,
+                eager_limit=2,
+                transfer_states=sources(Event.TRANSFER),
+            )
+        ),
+        "jobs_due",
+    ),
+    "renew": (*bound(JobQueue.RENEW(job_ids=[1, 2], attempts=[1, 1], worker="w", lease_seconds=30.0)), "jobs_pkey"),
+    "next_due": (*bound(JobQueue.NEXT_DUE(staging_id=HERE, large=True, large_bytes=LARGE_BYTES)), "jobs_due"),
     "lock_transfer": (termination.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
-    "overdue": (cleanup.OVERDUE, [HERE, 60.0, 500, []], "uploads_unsettled"),
-    "purgeable": (cleanup.PURGEABLE, [HERE, 60.0, 500, []], "uploads_purgeable"),
-    "requeue_failed": (cleanup.REQUEUE_FAILED, [HERE, 60.0, 500], "uploads_unsettled"),
-    "requeue_orphaned": (cleanup.REQUEUE_ORPHANED, [HERE, 500], "uploads_unsettled"),
-    "purge_rows": (cleanup.PURGE_ROWS, [60.0, 500], "uploads_gone"),
+    "overdue": (
+        *bound(CleanupRecords.OVERDUE(staging_id=HERE, uncommitted_after=60.0, limit=500, skip=[])),
+        "uploads_unsettled",
+    ),
+    "purgeable": (
+        *bound(CleanupRecords.PURGEABLE(staging_id=HERE, older_than=60.0, limit=500, skip=[])),
+        "uploads_purgeable",
+    ),
+    "requeue_failed": (
+        *bound(CleanupRecords.REQUEUE_FAILED(staging_id=HERE, older_than=60.0, limit=500)),
+        "uploads_unsettled",
+    ),
+    "requeue_orphaned": (
+        *bound(CleanupRecords.REQUEUE_ORPHANED(staging_id=HERE, limit=500)),
+        "uploads_unsettled",
+    ),
+    "purge_rows": (*bound(CleanupRecords.PURGE_ROWS(older_than=60.0, limit=500)), "uploads_gone"),
     "reconcile_page": (reconcile.PAGE, ["key/2", 500, [1]], "uploads_object_key_place"),
     "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"], [1]], "uploads_object_key_place"),
     "reconcile_by_id": (reconcile.BY_ID, [[UNAUTHENTICATED]], "uploads_pkey"),
@@ -330,7 +387,8 @@ async def test_progress_is_written_without_touching_an_index(world: World) -> No
     async with world.database.transaction() as connection:
         before = await connection.fetchrow(UPDATES, "jobs")
         for done in range(8):
-            await connection.execute(transfer_state.PROGRESS, job.id, job.attempt, "worker-1", done)
+            fence = {"job_id": job.id, "attempt": job.attempt, "worker": "worker-1"}
+            await connection.execute(*PostgresTransferState.PROGRESS(**fence, bytes_done=done))
         after = await connection.fetchrow(UPDATES, "jobs")
 
     assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

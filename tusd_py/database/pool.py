@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -61,6 +62,30 @@ PROBE: Final = "SELECT 1"
 PROBE_SECONDS: Final = 30.0
 """A connection that only listens would not notice that the other side has vanished without a word."""
 RECONNECT_SECONDS: Final = (0.05, 0.2, 0.5, 1.0, 2.0)
+
+
+_ARGUMENT: Final = re.compile(r"(?<![:\w]):([a-z_]\w*)")
+
+
+class Statement:
+    """SQL whose arguments have names: `:upload_id` becomes `$1`, or `$2`, …, which is what PostgreSQL takes.
+
+    Call it with all of them, and hand on what it returns: `database.fetch(*FIND(upload_id=…))`.
+    """
+
+    def __init__(self, sql: str) -> None:
+        self.names = tuple(dict.fromkeys(_ARGUMENT.findall(sql)))
+        self.text = _ARGUMENT.sub(lambda match: f"${self.names.index(match[1]) + 1}", sql)
+
+    def __call__(self, **arguments: Any) -> tuple[Any, ...]:
+        """Return the SQL and its arguments in their order.
+
+        Raises:
+            TypeError: an argument is missing, or unknown.
+        """
+        if arguments.keys() != set(self.names):
+            raise TypeError(f"the statement takes {', '.join(self.names)}, not {', '.join(arguments)}")
+        return self.text, *(arguments[name] for name in self.names)
 
 
 @contextlib.contextmanager

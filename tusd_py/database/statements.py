@@ -15,8 +15,10 @@ UPLOAD_COLUMNS: Final = (
 IN_RECEIVING: Final = "('created', 'uploading')"
 LIVE: Final = str(tuple(state.value for state in queue.LIVE))
 """States of a job that is not over, for `IN`."""
-STORE_THERE: Final = "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = $1 AND ended_at IS NULL)"
-"""No outage lasts beside the staging directory that is the first argument of a statement."""
+STORE_THERE: Final = (
+    "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = :staging_id AND ended_at IS NULL)"
+)
+"""No outage lasts beside the staging directory that is an argument of the statement."""
 NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
 """States of a final upload that still reads its parts. A stored one reads the store instead."""
 
@@ -60,12 +62,24 @@ def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 
 
-def record_attempt(outcome: str, source: str, *, worker: str = "$3", code: str = "NULL", error: str = "NULL") -> str:
+def our_jobs() -> str:
+    """Return the statement that locks those of a worker's jobs that are still its own, and returns their ids."""
+    return """
+SELECT jobs.id FROM jobs JOIN unnest(:job_ids::bigint[], :attempts::int[]) AS held (id, attempt) USING (id, attempt)
+ WHERE jobs.worker = :worker AND jobs.state = 'running' AND NOT jobs.cancel_requested
+ ORDER BY jobs.id FOR NO KEY UPDATE OF jobs
+"""
+
+
+def record_attempt(
+    outcome: str, source: str, *, worker: str = ":worker", code: str = "NULL", error: str = "NULL"
+) -> str:
     """Return the statement that records how the latest attempt of each job in `source` ended."""
     return f"""
     INSERT INTO job_attempts (job_id, attempt, worker, outcome, error_code, error, started_at)
     SELECT id, attempt, {worker}, {outcome}, {code}, {error}, started_at FROM {source}
     ON CONFLICT DO NOTHING
+    RETURNING job_id AS id
 """  # noqa: S608
 
 
