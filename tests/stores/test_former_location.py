@@ -9,8 +9,8 @@ from tests.support.destinations import PART, S3Destination, fetch
 from tests.support.workers import reaches, working
 from tests.support.world import World
 from tusd_py.config.place import Place
+from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
-from tusd_py.places import Stores
 from tusd_py.ports import DownloadHeaders, PresignedUrl
 from tusd_py.protocol.upload import State
 

@@ -10,10 +10,10 @@ from typing import Any
 from tests.support.process import eventually
 from tests.support.world import World
 from tusd_py.config import CleanupConfig, TransferConfig
+from tusd_py.configured_stores import Stores
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.metrics import Metrics
-from tusd_py.places import Stores
 from tusd_py.ports import (
     ObjectIdentity,
     ObjectSpec,

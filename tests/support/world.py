@@ -16,6 +16,7 @@ from tests.support.databases import dsn_for, run_sql
 from tusd_py import crc64
 from tusd_py.config.place import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
+from tusd_py.configured_stores import Stores
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import Notifier
@@ -26,7 +27,6 @@ from tusd_py.database.staging_directories import StagingDirectories
 from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.metrics import Metrics
-from tusd_py.places import Stores
 from tusd_py.ports import NewUpload, ObjectStore, StagingIdentity, StoredObject
 from tusd_py.protocol.concat import Room
 from tusd_py.protocol.upload import Concat, StagingId, State, TokenHash, Upload, UploadId

@@ -12,11 +12,11 @@ from tests.support.workers import SOON, InParts, is_true, reaches, working
 from tests.support.world import HERE, World, open_world
 from tusd_py import crc64
 from tusd_py.config.place import Place
+from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.metrics import Metrics
-from tusd_py.places import Stores
 from tusd_py.ports import Job, ObjectSpec, PartRecord, PartStore, Segment, TransferState
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadProtocol
 from tusd_py.stores.filesystem import FilesystemStore

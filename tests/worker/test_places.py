@@ -15,9 +15,9 @@ from tests.support.reconciling import reconcile
 from tests.support.workers import OneByOne, is_true, reaches, working
 from tests.support.world import World
 from tusd_py.config.place import Place
+from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
 from tusd_py.errors import StoreNotConfigured
-from tusd_py.places import Stores
 from tusd_py.ports import ObjectStore
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.reconcile.findings import Kind, Result

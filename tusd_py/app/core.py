@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tusd_py.app.identity import identify
 from tusd_py.config import Config
 from tusd_py.config.place import place_of
+from tusd_py.configured_stores import Stores
 from tusd_py.database.notifier import Notifier
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database, Notifications
@@ -18,7 +19,6 @@ from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
-from tusd_py.places import Stores
 from tusd_py.ports import StagingIdentity
 from tusd_py.staging import StagingArea
 from tusd_py.stores.rate_limit import Bandwidth

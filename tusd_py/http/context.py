@@ -10,10 +10,10 @@ from aiohttp import web
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.configured_stores import Stores
     from tusd_py.http.cors import CorsPolicy
     from tusd_py.http.hosts import HostPolicy, TrustedProxies
     from tusd_py.metrics import Metrics
-    from tusd_py.places import Stores
     from tusd_py.ports import Authenticator, Body
     from tusd_py.protocol.dialect import Dialect
     from tusd_py.protocol.features import Features

@@ -50,11 +50,11 @@ class TransferState(Protocol):
 
 @runtime_checkable
 class ObjectStore(Checkable, Protocol):
-    """A destination for finished uploads. What only some can do has ports of its own; `places.Stores` asks once."""
+    """A destination for finished uploads. For what only some can do, `configured_stores.Stores` asks once."""
 
     name: str
     keeps_ids: bool
-    """Whether an object carries the id of its upload, so that `stat` proves whose it is."""
+    """True if an object carries the id of its upload, so that `stat` proves whose it is."""
 
     async def open(self) -> None:
         """Acquire clients and check the cheap preconditions. Called once per process."""

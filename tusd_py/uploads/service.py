@@ -33,11 +33,11 @@ from tusd_py.uploads.buffers import RATE_WINDOW_SECONDS, BufferBudget
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
+    from tusd_py.configured_stores import Stores
     from tusd_py.database.lists import UploadLists
     from tusd_py.database.transfers import TransferRequests
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.locks import LocalLocks
-    from tusd_py.places import Stores
     from tusd_py.ports import AttemptView, ListPosition, Staging, TransferOrder
     from tusd_py.protocol.features import Features
     from tusd_py.uploads.changes import ChangeNotifier

@@ -14,11 +14,11 @@ from tusd_py.ports import Job, JobKind, ObjectIdentity, ObjectSpec, Segment, Sto
 from tusd_py.worker.metered import MeteredTransferState
 
 if TYPE_CHECKING:
+    from tusd_py.configured_stores import Stores
     from tusd_py.database.cleanup import CleanupRecords
     from tusd_py.database.jobs import JobQueue
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.metrics import Metrics
-    from tusd_py.places import Stores
     from tusd_py.ports import ObjectStore, Staging
     from tusd_py.protocol.upload import Upload
 
