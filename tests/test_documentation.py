@@ -23,7 +23,7 @@ from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.ports import AttemptView, JobKind, QueueStats
 from tusd_py.protocol.upload import State
-from tusd_py.stores.s3.permissions import OF_BUCKET
+from tusd_py.stores.s3.permissions import BUCKET_ACTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api.md"
@@ -60,7 +60,7 @@ def test_the_documented_policy_is_what_is_tried() -> None:
     allowed = {action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]}
 
     assert set(allowed) == set((ACTIONS | OF_VERSIONS).values())
-    assert {action for action, resource in allowed.items() if not resource.endswith("/*")} == OF_BUCKET
+    assert {action for action, resource in allowed.items() if not resource.endswith("/*")} == BUCKET_ACTIONS
 
 
 def test_the_configuration_page_is_what_the_renderer_writes(monkeypatch: pytest.MonkeyPatch) -> None:

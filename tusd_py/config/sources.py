@@ -38,7 +38,7 @@ _sources: ContextVar[Sources] = ContextVar("_sources", default=_NO_FILE)
 
 @contextlib.contextmanager
 def reading(sources: Sources) -> Iterator[None]:
-    """Let what is built meanwhile read these."""
+    """Make these the sources of every configuration that is built inside the block."""
     token = _sources.set(sources)
     try:
         yield

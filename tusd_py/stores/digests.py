@@ -28,7 +28,7 @@ class Hash(HashProgress, Protocol):
 
 
 def new_hashes(names: Collection[str]) -> dict[str, Hash]:
-    """Return an empty hash for each of `sha256` and `md5` that is wanted."""
+    """Return an empty hash for each name: `sha256`, `md5`."""
     return {name: hashlib.new(name, usedforsecurity=False) for name in sorted(names)}
 
 

@@ -1,7 +1,15 @@
 """Reading staged bytes: any range of the segments of an upload, as if they were one file.
 
-Files are opened for a range and closed with it, one at a time, so a thousand segments cost one file
-descriptor. Reads are positioned, hence nothing here shares a file position between threads.
+The bytes of an upload are one staged file, or in a concatenation those of its partial uploads in order. What a
+store is sent, an object or a part of it, begins and ends anywhere in them. So every read is of a range:
+
+- `file_ranges` maps it to pieces of files. An empty segment has no file.
+- `RangeReader` reads it. Files are opened for a range and closed with it, one at a time, so a thousand segments
+  cost one file descriptor. Reads are positioned, so threads share no file position.
+- `checksum_range` reads it once and returns every checksum that is needed of it.
+
+These bytes were acknowledged to the client. So a file that is missing or too short is damage (`StagingDamaged`),
+which is never filled or skipped. Any other error of a read is transient: the disk may recover.
 """
 
 from __future__ import annotations
@@ -20,7 +28,7 @@ from tusd_py.errors import StagingDamaged, StagingMissing, TransientStoreError
 from tusd_py.ports import ObjectSpec, Segment
 
 READ_BYTES: Final = 2**20
-"""What a thread reads at once: large enough that the hop and the system call do not matter."""
+"""What a thread reads at once: large enough that switching threads and the system call do not matter."""
 
 
 def nonempty(segments: Sequence[Segment]) -> list[Segment]:
@@ -114,7 +122,7 @@ class RangeReader:
     def _read_piece(self, piece: FileRange, buffer: memoryview, offset: int, flags: int) -> int:
         position = piece.start + offset
         with self._lock:
-            if self._closed:  # an abandoned read in a thread must not open the file anew
+            if self._closed:  # an abandoned read in a thread must not open the file again
                 raise ValueError("read from a closed range")
             descriptor = self._descriptor(piece.path)
             try:
@@ -171,7 +179,7 @@ class HashProgress(Protocol):
         """Take the next bytes."""
 
 
-def checksum_range(  # noqa: PLR0913 -- one read, and all that is wanted of it
+def checksum_range(  # noqa: PLR0913 -- one read, and everything that is computed from it
     segments: Sequence[Segment],
     start: int,
     length: int,

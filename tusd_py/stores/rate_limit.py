@@ -35,7 +35,7 @@ class Bandwidth:
         return RateLimiter(self)
 
     def enqueue(self, limiter: RateLimiter) -> None:
-        """Let a limiter take its turn; it is queued once, however much it asks for."""
+        """Queue a limiter for its turn; it is queued once, however much it asks for."""
         if limiter not in self._waiting:
             self._waiting.append(limiter)
         if self._timer is None:
@@ -71,7 +71,7 @@ class RateLimiter:
 
     @property
     def wants_more(self) -> bool:
-        """Whether a sender still waits."""
+        """True while a sender waits."""
         return bool(self._asked)
 
     async def acquire(self, count: int) -> None:
@@ -82,7 +82,7 @@ class RateLimiter:
         await allowed
 
     def grant(self) -> int:
-        """Let the first waiting sender continue; return how many bytes it sends."""
+        """Release the first waiting sender and return how many bytes it sends; 0 if none waits."""
         while self._asked:
             count, allowed = self._asked.popleft()
             if not allowed.done():  # by a cancellation

@@ -1,4 +1,4 @@
-"""What lies below the root of the filesystem store, in the order of keys, without gathering it.
+"""List what lies below the root of the filesystem store, in the order of keys, in bounded memory.
 
 A directory may hold any number of objects. It is read as often as it takes, each time for the next
 few thousand names, so that memory does not grow with it. Symbolic links are neither followed nor

@@ -34,7 +34,8 @@ from tusd_py.stores.filesystem.tree import FileTree, sync_path, translated
 from tusd_py.stores.ranges import checksum_range, nonempty, require_length
 
 T = TypeVar("T")
-Pace = Callable[[int], None]
+Throttle = Callable[[int], None]
+"""Called with a number of bytes before they are copied; waits as long as a limited rate demands."""
 
 _TRIES: Final = 3
 """Of linking into a directory that another process may prune at the same moment."""
@@ -54,20 +55,20 @@ class FileObjects:
         """Store without copying and return the digests; None where that cannot be done."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
-            digests = self._in_place(path, spec, segments)
+            digests = self._find_or_link(path, spec, segments)
             if digests is not None:
                 sync_path(path.parent)
             return digests
 
     def put_batch(
-        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]], pace: Pace
+        self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]], throttle: Throttle
     ) -> list[StoredObject | StorageError]:
-        """Store many, each as `put` would; `pace` is called with the bytes about to be copied."""
+        """Store many, each as `put` would; `throttle` is called before each copy."""
         results: list[StoredObject | StorageError] = []
         unsynced: dict[Path, list[int]] = {}
         for index, (spec, segments) in enumerate(items):
             try:
-                directory, digests = self._put_unsynced(spec, segments, pace)
+                directory, digests = self._put_unsynced(spec, segments, throttle)
             except StorageError as error:
                 results.append(error)
             else:
@@ -83,24 +84,24 @@ class FileObjects:
                     results[index] = error
         return results
 
-    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], pace: Pace) -> tuple[Path, Digests]:
+    def _put_unsynced(self, spec: ObjectSpec, segments: Sequence[Segment], throttle: Throttle) -> tuple[Path, Digests]:
         """Store, and return which directory is to be synced."""
         with translated(spec.key):
             path = self._tree.path(spec.key)
-            digests = self._in_place(path, spec, segments)
+            digests = self._find_or_link(path, spec, segments)
             if digests is None:
-                pace(spec.length)
+                throttle(spec.length)
                 copy = partial(copy_at_once, self._tree, path, spec, nonempty(segments))
                 # None: another worker's copy of the same upload was there first.
                 digests = publish_once(copy, path, spec, segments) or _digests(Segment(path, spec.length), spec)
             return path.parent, digests
 
-    def _in_place(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
-        """Return the digests of an object in its place, linked there now or by an earlier try."""
+    def _find_or_link(self, path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> Digests | None:
+        """Return the digests of an object that an earlier try has put there, or that is linked now; None: copy it."""
         require_length(spec, segments)
         pieces = nonempty(segments)
         for _ in range(_TRIES):
-            if _is_there(path, spec, pieces):
+            if _holds(path, spec, pieces):
                 discard_leftovers(path)
                 digests = _digests(Segment(path, spec.length), spec)
                 break
@@ -143,7 +144,7 @@ class FileObjects:
     def stored(self, spec: ObjectSpec, digests: Digests) -> StoredObject:
         """Return what is to be recorded of an object that is in its place."""
         with translated(spec.key):
-            return StoredObject(spec.key, spec.length, _tag(self._tree.path(spec.key).stat()), digests=digests)
+            return StoredObject(spec.key, spec.length, _etag(self._tree.path(spec.key).stat()), digests=digests)
 
     def stat(self, key: str) -> StoredObject | None:
         """See `ObjectStore.stat`."""
@@ -153,13 +154,13 @@ class FileObjects:
             except (FileNotFoundError, NotADirectoryError):
                 self._tree.probe()  # on a disk that is not mounted nothing is missing
                 return None
-        return StoredObject(key, found.st_size, _tag(found)) if stat.S_ISREG(found.st_mode) else None
+        return StoredObject(key, found.st_size, _etag(found)) if stat.S_ISREG(found.st_mode) else None
 
     def locate(self, key: str) -> LocalFile:
         """See `ObjectStore.locate`."""
         path = self._tree.path(key)
         try:
-            return LocalFile(path, _tag(path.stat()))
+            return LocalFile(path, _etag(path.stat()))
         except (FileNotFoundError, NotADirectoryError) as error:
             self._tree.probe()  # on a disk that is not mounted nothing is missing
             raise StoredObjectMissing(key=key) from error
@@ -177,7 +178,7 @@ class FileObjects:
         with translated(identity.key):
             discard_leftovers(path)
             try:
-                ours = _is_of(path, identity)
+                ours = _belongs_to(path, identity)
                 if ours:
                     path.unlink()
                     # The name must not come back with a power cut: nothing would remove it then.
@@ -190,7 +191,7 @@ class FileObjects:
 
 
 def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
-    """Read one file for the digests that are wanted; being read, it is compared as well."""
+    """Return the digests that `spec` asks for. Reading the file for them, compare its checksum as well."""
     if not spec.digests:
         return NO_DIGESTS
     hashes = new_hashes(spec.digests)
@@ -201,20 +202,20 @@ def _digests(piece: Segment, spec: ObjectSpec) -> Digests:
 
 
 def publish_once(publish: Callable[[], T], path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> T | None:
-    """Return what `publish` returns, None if this very object is in its place already.
+    """Return what `publish` returns, None if the object got its name meanwhile.
 
     Raises:
-        PermanentStoreError: something else has taken its place since `in_place` was asked.
+        PermanentStoreError: something else has taken its place meanwhile.
     """
     try:
         return publish()
     except FileExistsError:
-        if _is_there(path, spec, nonempty(segments)):
+        if _holds(path, spec, nonempty(segments)):
             return None
         raise  # and gone again: for the next try
 
 
-def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
+def _holds(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool:
     """Return whether the file holds this very object already.
 
     Raises:
@@ -236,7 +237,7 @@ def _is_there(path: Path, spec: ObjectSpec, segments: Sequence[Segment]) -> bool
     return True
 
 
-def _is_of(path: Path, identity: ObjectIdentity) -> bool:
+def _belongs_to(path: Path, identity: ObjectIdentity) -> bool:
     """Return whether the file is the upload's: by its time of writing, else by its bytes.
 
     Raises:
@@ -245,15 +246,15 @@ def _is_of(path: Path, identity: ObjectIdentity) -> bool:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_size != identity.length:
         return False
-    if _tag(found) == identity.etag:
+    if _etag(found) == identity.etag:
         return True
     crc = checksum_range([Segment(path, identity.length)], 0, identity.length).crc64nvme
     # Reading may take long, and the file may have been replaced meanwhile.
-    return crc == identity.crc64nvme and _tag(path.lstat()) == _tag(found)
+    return crc == identity.crc64nvme and _etag(path.lstat()) == _etag(found)
 
 
-def _tag(facts: os.stat_result) -> str:
-    """Return what changes with a file's bytes, and stays when it is moved or copied with its times."""
+def _etag(facts: os.stat_result) -> str:
+    """Return a text that changes with a file's bytes, and stays when it is moved or copied with its times."""
     return f"{facts.st_mtime_ns:x}-{facts.st_size:x}"
 
 

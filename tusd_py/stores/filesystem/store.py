@@ -1,7 +1,7 @@
 """The destination on a disk: one file per object, its key being its path below the root.
 
 A staged file on the same file system is linked, which costs the same whatever its size and reads
-nothing, unless digests are wanted. Anything else is copied beside its place, verified on the way,
+nothing, unless digests are configured. Anything else is copied beside its place, verified on the way,
 synced and given its name. Nothing is reported as stored before the directory that names it is synced, and a
 file that is not ours is never replaced.
 
@@ -40,7 +40,7 @@ from tusd_py.ports import (
 from tusd_py.protocol.concat import Room
 from tusd_py.stores.filesystem import listing
 from tusd_py.stores.filesystem.copy import STEP_BYTES, FileCopy
-from tusd_py.stores.filesystem.objects import FileObjects, Pace, publish_once
+from tusd_py.stores.filesystem.objects import FileObjects, Throttle, publish_once
 from tusd_py.stores.filesystem.tree import FileTree, sync_path, translated
 from tusd_py.stores.ranges import nonempty
 from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
@@ -64,7 +64,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
     name = "filesystem"
     keeps_ids = False
 
-    def __init__(  # noqa: PLR0913 -- what it may be told, each by name
+    def __init__(  # noqa: PLR0913 -- settings, each by name
         self,
         root: Path,
         *,
@@ -100,7 +100,7 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
     async def put_batch(
         self, items: Sequence[tuple[ObjectSpec, Sequence[Segment]]]
     ) -> list[StoredObject | StorageError]:
-        return await self._run(self._objects.put_batch, items, self._pace())
+        return await self._run(self._objects.put_batch, items, self._throttle())
 
     async def stat(self, key: str) -> StoredObject | None:
         return await self._run(self._objects.stat, key)
@@ -170,8 +170,8 @@ class FilesystemStore(ObjectStore, MeasuredStore, BatchStore):
         await limiter.acquire(min(limiter.block_bytes, spec.length - copy.copied))
         return await self._run(copy.step, limiter.block_bytes)
 
-    def _pace(self) -> Pace:
-        """Return what a thread calls before it copies so many bytes."""
+    def _throttle(self) -> Throttle:
+        """Return what a thread of the batch calls before each copy."""
         if self._bandwidth is None:
             return _unlimited
         limiter, loop = self._bandwidth.limiter(), asyncio.get_running_loop()

@@ -1,7 +1,7 @@
 """The directories of the filesystem store: where a key lies, and that its name survives a power cut.
 
-Two rules live here: no key leads out of the root, and the root itself is never made anew after the
-start, so that a disk that is not mounted is noticed instead of written beside.
+Two rules live here: no key leads out of the root, and the root itself is created at the start only,
+so that a disk that is not mounted is noticed, and nothing is written below its empty mount point.
 """
 
 from __future__ import annotations

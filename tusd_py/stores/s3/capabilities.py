@@ -1,4 +1,4 @@
-"""What a store understands, learnt from its responses and remembered by the process.
+"""What a store understands, found out from its responses and remembered by the process.
 
 A store cannot be asked beforehand: some accept checksums that they never verify. So an unknown one
 gets CRC64NVME and Content-MD5 until it has returned the former, which only those do that know it.
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What this process sends to its store, and has learnt from the store's responses."""
+    """What this process sends to its store, as far as the store has shown what it understands."""
 
-    setting: str
+    checksum_setting: str
     """`storage.s3.checksum`."""
     crc64nvme: bool | None
-    """Whether the store verifies it; None: nothing is known yet."""
+    """True if the store verifies it; None: nothing is known yet."""
     precondition: bool
-    """Whether If-None-Match and If-Match are sent; a store that ignores it does no harm."""
+    """True while If-None-Match and If-Match are sent; a store that ignores them does no harm."""
 
     @classmethod
     def at_start(cls, config: S3StoreConfig) -> Capabilities:
@@ -39,18 +39,18 @@ class Capabilities:
 
     @property
     def sends_crc64nvme(self) -> bool:
-        """Whether the checksum is sent: also to a store that has not shown yet what it does."""
+        """True if the checksum is sent, also to a store that has not shown yet what it does with it."""
         return self.crc64nvme is not False
 
     @property
     def sends_md5(self) -> bool:
-        """Whether Content-MD5 is sent: if configured, or until CRC64NVME is known to be verified."""
-        return self.setting == "md5" or (self.setting == "auto" and self.crc64nvme is not True)
+        """True if Content-MD5 is sent: if configured, or until CRC64NVME is known to be verified."""
+        return self.checksum_setting == "md5" or (self.checksum_setting == "auto" and self.crc64nvme is not True)
 
     @property
     def sends_sha256(self) -> bool:
-        """Whether SHA-256 is sent."""
-        return self.setting == "sha256"
+        """True if SHA-256 is sent."""
+        return self.checksum_setting == "sha256"
 
     def with_verified_checksum(self, *, verifies_crc64nvme: bool) -> Capabilities:
         """Return what is known after the store returned our checksum, or did not."""
@@ -83,7 +83,7 @@ class CapabilityDetector:
         self.capabilities = capabilities
 
     async def with_fallbacks(self, call: Callable[[Capabilities], Awaitable[T]]) -> T:
-        """Make a call, without what the store refuses, and remember what that was.
+        """Make a call; if the store refuses a header, repeat it without, and remember that.
 
         Raises:
             StorageError: as `call` raises it, once there is nothing left to leave out.
@@ -102,5 +102,5 @@ class CapabilityDetector:
         raise AssertionError("there is always a variant")
 
     def record(self, *, verifies_crc64nvme: bool) -> None:
-        """Take note of whether the store returned our checksum."""
+        """Remember that the store returned our checksum, or did not."""
         self.capabilities = self.capabilities.with_verified_checksum(verifies_crc64nvme=verifies_crc64nvme)

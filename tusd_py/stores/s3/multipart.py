@@ -10,7 +10,7 @@ list of parts. Either may know of more than the other, for a worker can be kille
    has is read from the staged copy and sent again, unless the store's checksum shows that it is the same.
    One that only the record has is sent again.
 4. The object is completed when the checksums of all parts combine to that of the upload, which was computed
-   as the bytes came from the client. A store that can is told the checksum of the whole, and verifies it itself.
+   as the bytes came from the client. A store that supports it verifies that checksum itself (`FULL_OBJECT`).
 5. After a failure what the store holds stays for the next try. It is dropped if it can never become the
    object: staged bytes that are not the client's, parts of another size, parts that the store refuses to
    join, a transfer that was refused for good.
@@ -164,7 +164,7 @@ class MultipartTransfer:
         if listed is not None and _is_same(listed, found, sha256=capabilities.sends_sha256):
             etag, parameters = listed.etag, _listed_checksums(listed)
         else:
-            with_crc = upload.crc64nvme or capabilities.setting == "crc64nvme"
+            with_crc = upload.crc64nvme or capabilities.checksum_setting == "crc64nvme"
             parameters = checksum_parameters(found, crc64nvme=with_crc)
             etag = await self._upload(upload, part, parameters)
         record = PartRecord(part.number, part.length, etag, found.crc64nvme)

@@ -37,7 +37,7 @@ class PartPlan:
 
     @property
     def single(self) -> bool:
-        """Whether the object goes in one PUT, without a multipart upload."""
+        """True if the object goes in one PUT, without a multipart upload."""
         return self.part_size is None
 
     @property

@@ -35,7 +35,7 @@ CLEANUP_SECONDS: Final = 5.0
 _CONTENT: Final = b"Written and removed by tusd-py check-config --connect.\n"
 _CHECKSUM: Final = {"ContentMD5": base64.b64encode(hashlib.md5(_CONTENT).digest()).decode("ascii")}  # noqa: S324
 _NO_UPLOAD: Final = "tusd-py-check"
-OF_BUCKET: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads", "s3:ListBucketVersions"})
+BUCKET_ACTIONS: Final = frozenset({"s3:ListBucket", "s3:ListBucketMultipartUploads", "s3:ListBucketVersions"})
 """Rights on the bucket itself; the others are on its objects."""
 
 Step = tuple[str, str, Callable[[], Awaitable[None]]]
@@ -52,7 +52,7 @@ class PermissionCheck:
         self._file = directory / "sample"
         self._name = f"tusd-py-check-{secrets.token_hex(8)}"
         self._key = prefix + self._name
-        self._there = False
+        self._object_exists = False
         self._head: Head | None = None
         self._multipart_id: str | None = None
 
@@ -65,9 +65,9 @@ class PermissionCheck:
                 if reason:
                     yield CheckResult(f"{action} ({what})", Outcome.SKIPPED)
                     continue
-                result, go_on = await self._try(action, what, call)
+                result, goes_on = await self._try(action, what, call)
                 yield result
-                reason = "" if go_on else result.detail
+                reason = "" if goes_on else result.detail
         finally:
             left = await self._clean_up()
             if left:  # logged as well: after a cancellation no result is read
@@ -99,7 +99,7 @@ class PermissionCheck:
                 # Then nothing finds what a killed worker began and could not record.
                 return CheckResult(subject, detail="not known to this store; a lifecycle rule must abort strays"), True
             if isinstance(error, ObjectLocked):
-                self._there = False  # not to be tried again: it stays until the lock ends
+                self._object_exists = False  # not to be tried again: it stays until the lock ends
                 return CheckResult(subject, detail="allowed, but object lock keeps the sample"), True
             if code_of(error) in DENIED:
                 return CheckResult(subject, Outcome.FAILED, self._remedy(action)), True
@@ -109,11 +109,11 @@ class PermissionCheck:
     def _remedy(self, action: str) -> str:
         actions = [action]
         if action == "s3:PutObject":
-            actions += [name for name, needed in self._beside_put().items() if needed]
-        resource = self._config.bucket if action in OF_BUCKET else f"{self._config.bucket}/{self._prefix}*"
+            actions += [name for name, needed in self._needed_with_put().items() if needed]
+        resource = self._config.bucket if action in BUCKET_ACTIONS else f"{self._config.bucket}/{self._prefix}*"
         return f"denied: allow {', '.join(actions)} on arn:aws:s3:::{resource}"
 
-    def _beside_put(self) -> Mapping[str, bool]:
+    def _needed_with_put(self) -> Mapping[str, bool]:
         kms = self._config.sse == "aws:kms"
         return {
             "s3:PutObjectTagging": bool(self._config.object_parameters.tagging),
@@ -134,12 +134,12 @@ class PermissionCheck:
 
     async def _put(self) -> None:
         with contextlib.closing(self._body()) as body:
-            self._there = True  # whatever happens to the reply
+            self._object_exists = True  # whatever happens to the reply
             try:
                 # A bucket with object lock takes nothing without a checksum.
                 await self._bucket.put(self._key, body, {**self._parameters(), **_CHECKSUM})
             except PermanentStoreError:
-                self._there = False
+                self._object_exists = False
                 raise
 
     async def _get(self) -> None:
@@ -173,7 +173,7 @@ class PermissionCheck:
             await self._bucket.delete(self._key)
         else:
             await delete_exactly(self._bucket, self._key, self._head, {"VersionId": self._head.version_id})
-        self._there = False
+        self._object_exists = False
 
     def _body(self) -> RangeBody:
         return RangeBody([Segment(self._file, len(_CONTENT))], 0, len(_CONTENT), self._executor)
@@ -184,7 +184,7 @@ class PermissionCheck:
     async def _clean_up(self) -> str:
         """Remove what is still there, also after a cancellation; return what could not be removed."""
         left = []
-        for there, call in ((self._multipart_id, self._abort), (self._there, self._delete)):
+        for there, call in ((self._multipart_id, self._abort), (self._object_exists, self._delete)):
             if there:
                 try:
                     async with asyncio.timeout(CLEANUP_SECONDS):
