@@ -179,7 +179,7 @@ class Bucket:
         parameters: Parameters,
     ) -> None:
         """Make one object of the parts, each given with its checksums as S3 names them."""
-        listed = [{"PartNumber": part.number, "ETag": part.etag, **sums} for part, sums in parts]
+        listed = [{"PartNumber": part.number, "ETag": part.etag, **checksums} for part, checksums in parts]
         with translated("CompleteMultipartUpload", key=key):
             await self._client.complete_multipart_upload(
                 Bucket=self._config.bucket,

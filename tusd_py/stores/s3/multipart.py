@@ -68,7 +68,7 @@ class MultipartTransfer:
             await self._send_missing(upload, self.plan.length)
             self._verify()
         except StagingDamaged:
-            await self.discard(upload.multipart_id)
+            await self._discard(upload.multipart_id)
             raise
         # Also a fence: a worker that lost its lease stops before the object becomes visible.
         await self.transfer_state.progress(self.spec.length)
@@ -83,7 +83,7 @@ class MultipartTransfer:
         upload = await self._resume() or await self._begin(parameters)
         await self._send_missing(upload, durable)
 
-    async def discard(self, multipart_id: str) -> None:
+    async def _discard(self, multipart_id: str) -> None:
         """Drop the multipart upload at the store, then in the transfer state."""
         await self.bucket.abort_multipart(self.key, multipart_id)
         await self.transfer_state.record_multipart(None)
@@ -100,7 +100,7 @@ class MultipartTransfer:
             await self.transfer_state.record_multipart(None)
             return None
         if not self._follows_plan(upload):  # the configured sizes have changed since
-            await self.discard(multipart_id)
+            await self._discard(multipart_id)
             return None
         for record in recorded:
             self._recall(record, upload.parts.get(record.number))
@@ -134,7 +134,7 @@ class MultipartTransfer:
         try:
             await self.transfer_state.record_multipart(upload.multipart_id)
         except StorageError:
-            # It is recorded nowhere, so nothing else could ever abort it.
+            # It is recorded nowhere; there may be no later try that finds it.
             await self.bucket.abort_multipart(self.key, upload.multipart_id)
             raise
         if not upload.crc64nvme:
@@ -216,7 +216,7 @@ class MultipartTransfer:
         except StorageError as error:
             if code_of(error) not in UNUSABLE_PARTS:
                 raise
-            await self.discard(upload.multipart_id)
+            await self._discard(upload.multipart_id)
             # The code stays, since NoSuchUpload may also mean that an earlier call succeeded.
             raise TransientStoreError("The parts have to be sent again.", **error.context) from error
 
@@ -230,12 +230,12 @@ def _algorithm(capabilities: Capabilities) -> Parameters:
 
 
 def _listed_checksums(listed: ListedPart) -> dict[str, str]:
-    named = {}
+    parameters = {}
     if listed.crc64nvme is not None:
-        named["ChecksumCRC64NVME"] = crc64.to_base64(listed.crc64nvme)
+        parameters["ChecksumCRC64NVME"] = crc64.to_base64(listed.crc64nvme)
     if listed.sha256 is not None:
-        named["ChecksumSHA256"] = listed.sha256
-    return named
+        parameters["ChecksumSHA256"] = listed.sha256
+    return parameters
 
 
 def _is_same(listed: ListedPart, staged: RangeChecksums, *, sha256: bool) -> bool:

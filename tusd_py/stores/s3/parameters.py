@@ -28,17 +28,17 @@ def object_parameters(config: S3StoreConfig, spec: ObjectSpec) -> dict[str, Any]
     What the configuration says of all objects is merged with what the spec says of this one: tags and
     metadata one by one, everything else as a whole.
     """
-    named = {"ContentType": spec.content_type, **config.s3_parameters(), **spec.parameters}
+    parameters = {"ContentType": spec.content_type, **config.s3_parameters(), **spec.parameters}
     tables = {name: config.s3_parameters().get(name, {}) | spec.parameters.get(name, {}) for name in _TABLES}
     # Facts about these very bytes: no setting for all objects knows better.
     coding = {"ContentEncoding": spec.content_encoding, "ContentLanguage": spec.content_language}
-    named |= {name: value for name, value in coding.items() if value is not None}
-    named["Metadata"] = object_metadata(spec, tables["Metadata"])
-    named["Tagging"] = urlencode(tables["Tagging"], quote_via=quote)
+    parameters |= {name: value for name, value in coding.items() if value is not None}
+    parameters["Metadata"] = object_metadata(spec, tables["Metadata"])
+    parameters["Tagging"] = urlencode(tables["Tagging"], quote_via=quote)
     if not config.querystring_auth:
         # A link without a signature cannot say how the object is to be treated: it says so itself.
-        named.setdefault("ContentDisposition", _attachment(spec.filename))
-    return {name: value for name, value in named.items() if value != ""}
+        parameters.setdefault("ContentDisposition", _attachment(spec.filename))
+    return {name: value for name, value in parameters.items() if value != ""}
 
 
 def _attachment(filename: str | None) -> str:
@@ -79,11 +79,11 @@ def _encoded(text: str, limit: int | None = None) -> str:
 
 def checksum_parameters(checksums: RangeChecksums, *, crc64nvme: bool) -> dict[str, str]:
     """Return the checksums of a body as S3 names them."""
-    named = {}
+    parameters = {}
     if crc64nvme:
-        named["ChecksumCRC64NVME"] = crc64.to_base64(checksums.crc64nvme)
+        parameters["ChecksumCRC64NVME"] = crc64.to_base64(checksums.crc64nvme)
     if checksums.md5 is not None:
-        named["ContentMD5"] = base64.b64encode(checksums.md5).decode("ascii")
+        parameters["ContentMD5"] = base64.b64encode(checksums.md5).decode("ascii")
     if checksums.sha256 is not None:
-        named["ChecksumSHA256"] = base64.b64encode(checksums.sha256).decode("ascii")
-    return named
+        parameters["ChecksumSHA256"] = base64.b64encode(checksums.sha256).decode("ascii")
+    return parameters
