@@ -137,7 +137,7 @@ async def test_foreign_parts_do_not_exist(guarded):
     mixed = await guarded.request("POST", "/files/", bearer() | {"Upload-Concat": f"final;{hers} {his}"})
 
     assert [own.status, mixed.status] == [201, 400]
-    assert b"Part 2 of Upload-Concat does not exist" in mixed.body
+    assert b"Upload 2 of Upload-Concat does not exist" in mixed.body
 
 
 async def test_a_list_shows_only_ones_own(guarded):

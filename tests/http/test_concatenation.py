@@ -182,7 +182,7 @@ async def test_only_parts_are_concatenated_and_the_message_tells_which_is_none(s
     for bad in (plain, final, deleted):
         response = await concatenate(served, good, bad)
         assert response.status == 400
-        assert b"Part 2" in response.body
+        assert b"Upload 2" in response.body
 
 
 async def test_non_ascii_in_the_list_is_refused(served):
@@ -214,8 +214,8 @@ async def test_a_part_stands_once_in_a_list_however_it_is_written(served):
     refused = await concatenate(served, path, other, f"https://elsewhere.example{path}")
 
     assert (refused.status, refused.body.split(b":")[0]) == (400, b"ERR_INVALID_CONCAT")
-    assert b"Part 3 " in refused.body
-    assert b"part 1 " in refused.body
+    assert b"Upload 3 " in refused.body
+    assert b"upload 1 " in refused.body
     assert await served.core.database.fetch("SELECT id FROM uploads WHERE concat = 'final'") == []
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support.uploads import HERE, NOW, upload
 from tusd_py.crc64 import combine, update
 from tusd_py.errors import InvalidConcat, PartialNotFinished, StoreFull, UploadTooLarge, WrongNode
-from tusd_py.protocol.concat import Room, join_parts, resolve_parts
+from tusd_py.protocol.concat import Room, join_partials, resolve_partials
 from tusd_py.protocol.upload import Concat, StagingId, State
 
 
@@ -29,13 +29,13 @@ def resolve(*parts, **changes):
         "owner": None, "staging_id": HERE, "allow_unfinished": True, "allow_repeated": False, "max_size": None,
         "now": NOW,
     }  # fmt: skip
-    return resolve_parts(parts, **facts | changes)
+    return resolve_partials(parts, **facts | changes)
 
 
 @given(st.lists(st.binary(), max_size=6))
 def test_parts_add_up(pieces):
     """CAT-03"""
-    joined = join_parts([part(piece) for piece in pieces], combine)
+    joined = join_partials([part(piece) for piece in pieces], combine)
 
     assert (joined.complete, joined.length) == (True, sum(map(len, pieces)))
     assert joined.crc64nvme == update(b"".join(pieces))
@@ -43,14 +43,14 @@ def test_parts_add_up(pieces):
 
 def test_an_unfinished_part_leaves_everything_open_but_the_length():
     """CATU-02"""
-    joined = join_parts([part(b"a"), part(b"b", state=State.UPLOADING, length=5)], combine)
+    joined = join_partials([part(b"a"), part(b"b", state=State.UPLOADING, length=5)], combine)
 
     assert (joined.complete, joined.length, joined.crc64nvme) == (False, 6, None)
-    assert join_parts([part(length=None)], combine).length is None
+    assert join_partials([part(length=None)], combine).length is None
 
 
 def test_an_unknown_checksum_makes_the_whole_unknown():
-    joined = join_parts([part(b"a"), part(b"b", crc64nvme=None), part(b"c")], combine)
+    joined = join_partials([part(b"a"), part(b"b", crc64nvme=None), part(b"c")], combine)
 
     assert (joined.complete, joined.length, joined.crc64nvme) == (True, 3, None)
 
@@ -68,7 +68,7 @@ def test_an_unknown_checksum_makes_the_whole_unknown():
 )
 def test_what_is_no_part_of_ones_own_is_refused_by_its_place(bad):
     """CAT-06"""
-    with pytest.raises(InvalidConcat, match="Part 2 "):
+    with pytest.raises(InvalidConcat, match="Upload 2 "):
         resolve(part(), bad, part())
 
 
@@ -82,7 +82,7 @@ def test_a_part_is_named_once_unless_more_is_allowed():
     """CAT-07"""
     one, other = part(b"a"), part(b"b")
 
-    with pytest.raises(InvalidConcat, match=r"Part 3 .* part 1 again"):
+    with pytest.raises(InvalidConcat, match=r"Upload 3 .* upload 1 again"):
         resolve(one, other, one)
     assert resolve(one, other, one, allow_repeated=True) == [one, other, one]
 

@@ -59,7 +59,7 @@ def test_any_headers_are_understood_or_refused(headers, method):
 def test_any_part_url_yields_a_segment_or_a_refusal(url):
     """CAT-05 CAT-06"""
     try:
-        token = tus_v1.part_token(url, "/files")
+        token = tus_v1.partial_token(url, "/files")
     except InvalidConcat:
         return
     assert "/" not in token
@@ -80,7 +80,7 @@ def test_any_part_url_yields_a_segment_or_a_refusal(url):
 )
 def test_the_part_is_found_behind_any_prefix(url):
     """CAT-05"""
-    assert tus_v1.part_token(url, "/files") == "T"
+    assert tus_v1.partial_token(url, "/files") == "T"
 
 
 def test_extensions_stand_and_fall_together():

@@ -33,7 +33,7 @@ def derive_features(config: Config) -> Features:
         expires=config.tus.expire_after > 0,
         max_size=config.limits.max_size,
         max_metadata=config.limits.max_metadata,
-        max_parts=config.limits.max_parts,
+        max_partials=config.limits.max_parts,
         base_path=config.server.base_path,
         downloads=config.downloads.enabled,
         rufh=config.rufh.enabled,

@@ -25,7 +25,7 @@ from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
 from tusd_py.ports import NewUpload
 from tusd_py.protocol.checksum import DigestSet
-from tusd_py.protocol.concat import join_parts, known_length, resolve_parts
+from tusd_py.protocol.concat import join_partials, known_length, resolve_partials
 from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId, UploadProtocol
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class PostgresUploads:
             if row["state"] != State.COMPLETED:
                 return row, []
             async for final_id, partials in pending_finals(connection, row["id"]):
-                joined = join_parts([upload_from_row(partial) for partial in partials], combine)
+                joined = join_partials([upload_from_row(partial) for partial in partials], combine)
                 if joined.complete and joined.length is not None:
                     crc = signed(joined.crc64nvme)
                     await settle_final(connection, final_id, joined.length, crc, max_size=self._max_size)
@@ -208,7 +208,7 @@ class PostgresUploads:
         """
         async with self._database.transaction() as connection:
             rows = await lock_partials(connection, parts, in_turn_for=None if room is None else new.place_id)
-            partials = resolve_parts(
+            partials = resolve_partials(
                 [None if row is None else upload_from_row(row) for row in rows],
                 owner=new.owner,
                 staging_id=new.staging_id,
@@ -219,7 +219,7 @@ class PostgresUploads:
             )
             if room is not None:
                 room.check(known_length(partials), promised=await promised_bytes(connection, new.place_id))
-            row = await connection.fetchrow(CREATE, *_create_arguments(new.joined(join_parts(partials, combine))))
+            row = await connection.fetchrow(CREATE, *_create_arguments(new.joined(join_partials(partials, combine))))
             assert row is not None  # an INSERT … RETURNING either raises or returns its row
             await link_partials(connection, row, [partial.id for partial in partials])
         return self._announce(upload_from_row(row))

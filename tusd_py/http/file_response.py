@@ -158,7 +158,7 @@ def _pieces(segments: Sequence[Segment], start: int, stop: int) -> list[tuple[Se
 async def _opened(segments: Sequence[Segment]) -> AsyncIterator[list[AsyncBufferedReader]]:
     """Open files before the headers are sent: what is removed later is still read.
 
-    Only so many of them, since a concatenation may have more parts than a process may have files.
+    Only so many of them, since a concatenation may have more partial uploads than a process may have files.
     """
     async with contextlib.AsyncExitStack() as stack:
         yield [await stack.enter_async_context(_open(segment)) for segment in segments[:FILES_OPENED_FIRST]]

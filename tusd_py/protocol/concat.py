@@ -1,4 +1,4 @@
-"""Concatenation as rows: which parts a final upload may have, and what they add up to. Pure."""
+"""Concatenation as rows: which partial uploads a final one may have, and what they add up to. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CombineCrc = Callable[[int, int, int], int]
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """Parts taken together. `length` is None until every part's length is known."""
+    """Partial uploads taken together. `length` is None until the length of each is known."""
 
     complete: bool
     length: int | None
@@ -46,20 +46,20 @@ class Room:
             raise StoreFull(wanted=length, free_bytes=self.free, promised=promised)
 
 
-def join_parts(parts: Sequence[Upload], combine: CombineCrc) -> Joined:
+def join_partials(partials: Sequence[Upload], combine: CombineCrc) -> Joined:
     """Add up lengths and checksums in the order of the list."""
-    lengths = [part.length for part in parts]
+    lengths = [partial.length for partial in partials]
     known = [length for length in lengths if length is not None]
     length = sum(known) if len(known) == len(lengths) else None
-    complete = all(part.state is State.COMPLETED for part in parts)
+    complete = all(partial.state is State.COMPLETED for partial in partials)
     crc: int | None = 0
-    for part in parts if complete else ():
-        crc = None if crc is None or part.crc64nvme is None else combine(crc, part.crc64nvme, part.offset)
+    for partial in partials if complete else ():
+        crc = None if crc is None or partial.crc64nvme is None else combine(crc, partial.crc64nvme, partial.offset)
     return Joined(complete, length, crc if complete else None)
 
 
-def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all are keywords
-    parts: Sequence[Upload | None],
+def resolve_partials(  # noqa: PLR0913 -- the rules need that many facts, and all are keywords
+    partials: Sequence[Upload | None],
     *,
     owner: str | None,
     staging_id: StagingId,
@@ -68,43 +68,43 @@ def resolve_parts(  # noqa: PLR0913 -- the rules need that many facts, and all a
     max_size: int | None,
     now: datetime,
 ) -> list[Upload]:
-    """Return the parts if a final upload may be made of them (tus 1.0.0 §concatenation).
+    """Return the partial uploads if a final one may be made of them (tus 1.0.0 §concatenation).
 
     Raises:
-        InvalidConcat: a part is unknown, gone, somebody else's, no partial upload, or named twice.
-        WrongNode: a part lies in another staging directory.
-        PartialNotFinished: a part is incomplete and the server does not wait for parts.
+        InvalidConcat: one is unknown, gone, somebody else's, not partial, or named twice.
+        WrongNode: one lies in another staging directory.
+        PartialNotFinished: one is incomplete and the server does not wait for it.
         UploadTooLarge: together they are larger than `max_size`.
     """
-    usable = [_usable(position, part, owner, now) for position, part in enumerate(parts, 1)]
+    usable = [_usable(position, partial, owner, now) for position, partial in enumerate(partials, 1)]
     if not allow_repeated:
         _demand_each_once(usable)
-    if any(part.staging_id != staging_id for part in usable):
+    if any(partial.staging_id != staging_id for partial in usable):
         raise WrongNode
-    if not allow_unfinished and any(part.state is not State.COMPLETED for part in usable):
+    if not allow_unfinished and any(partial.state is not State.COMPLETED for partial in usable):
         raise PartialNotFinished
     if max_size is not None and known_length(usable) > max_size:
         raise UploadTooLarge
     return usable
 
 
-def known_length(parts: Sequence[Upload]) -> int:
-    """Return how many bytes the parts will have together at least."""
-    return sum(part.length if part.length is not None else part.offset for part in parts)
+def known_length(partials: Sequence[Upload]) -> int:
+    """Return how many bytes the partial uploads will have together at least."""
+    return sum(partial.length if partial.length is not None else partial.offset for partial in partials)
 
 
-def _demand_each_once(parts: Sequence[Upload]) -> None:
+def _demand_each_once(partials: Sequence[Upload]) -> None:
     # A few kilobytes of request would otherwise make an object of any size.
     first: dict[UploadId, int] = {}
-    for position, part in enumerate(parts, 1):
-        if (before := first.setdefault(part.id, position)) != position:
-            raise InvalidConcat(f"Part {position} of Upload-Concat is part {before} again; each may be named once.")
+    for position, partial in enumerate(partials, 1):
+        if (before := first.setdefault(partial.id, position)) != position:
+            raise InvalidConcat(f"Upload {position} of Upload-Concat is upload {before} again; each may be named once.")
 
 
-def _usable(position: int, part: Upload | None, owner: str | None, now: datetime) -> Upload:
-    # Unknown, gone and foreign parts look the same from outside.
-    if part is None or part.gone(now) or part.owner != owner:
-        raise InvalidConcat(f"Part {position} of Upload-Concat does not exist.")
-    if part.concat is not Concat.PARTIAL:
-        raise InvalidConcat(f"Part {position} of Upload-Concat is not a partial upload.")
-    return part
+def _usable(position: int, partial: Upload | None, owner: str | None, now: datetime) -> Upload:
+    # Unknown, gone and foreign uploads look the same from outside.
+    if partial is None or partial.gone(now) or partial.owner != owner:
+        raise InvalidConcat(f"Upload {position} of Upload-Concat does not exist.")
+    if partial.concat is not Concat.PARTIAL:
+        raise InvalidConcat(f"Upload {position} of Upload-Concat is not a partial upload.")
+    return partial

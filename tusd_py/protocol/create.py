@@ -23,7 +23,7 @@ class Create:
     """In which languages they are, as a list of language tags."""
     concat: Concat | None = None
     concat_header: str | None = None
-    parts: tuple[str, ...] = ()
+    partials: tuple[str, ...] = ()
     """Tokens of the partial uploads of a final one, in order."""
     has_body: bool = False
     """The request carries bytes that belong to the upload."""

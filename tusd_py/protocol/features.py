@@ -28,7 +28,7 @@ class Features:
     extensions: frozenset[str]
     max_size: int | None = None
     max_metadata: int = 16384
-    max_parts: int = 1000
+    max_partials: int = 1000
     base_path: str = "/files"
     rufh: bool = True
     """The dialect of the IETF is spoken as well."""
@@ -48,7 +48,7 @@ class Features:
         expires: bool = True,
         max_size: int = 0,
         max_metadata: int = 16384,
-        max_parts: int = 1000,
+        max_partials: int = 1000,
         base_path: str = "/files",
         downloads: bool = True,
         rufh: bool = True,
@@ -69,7 +69,7 @@ class Features:
             frozenset(extensions),
             max_size=max_size or None,
             max_metadata=max_metadata,
-            max_parts=max_parts,
+            max_partials=max_partials,
             base_path=base_path,
             rufh=rufh,
             max_append_size=max_append_size or None,

@@ -69,7 +69,7 @@ def parse_create(headers: Headers, features: Features) -> Create:
     Raises:
         ProtocolError: a subclass naming what is wrong; nothing was changed.
     """
-    concat, concat_header, parts = _parse_concat(headers, features)
+    concat, concat_header, partials = _parse_concat(headers, features)
     length = _parse_creation_length(headers, features, concat)
     if length is not None and features.max_size is not None and length > features.max_size:
         raise UploadTooLarge
@@ -91,7 +91,7 @@ def parse_create(headers: Headers, features: Features) -> Create:
         pairs=pairs,
         concat=concat,
         concat_header=concat_header,
-        parts=parts,
+        partials=partials,
         has_body=has_body,
         content_length=body_length,
         unwanted_body=unwanted,
@@ -133,8 +133,8 @@ def parse_append(headers: Headers, features: Features) -> Append:
     return replace(append, length=length, checksum=checksum, checksum_in_trailer=in_trailer)
 
 
-def part_token(url: str, base_path: str) -> str:
-    """Return the token in a part's URL, whatever host and prefix it was given under.
+def partial_token(url: str, base_path: str) -> str:
+    """Return the token in the URL of a partial upload, whatever host and prefix it was given under.
 
     The URL is never fetched. Behind a proxy that strips or adds a prefix the path differs from ours,
     so the segment after the last base path counts, or else the last segment.
@@ -147,8 +147,8 @@ def part_token(url: str, base_path: str) -> str:
     except ValueError:
         raise InvalidConcat from None
     if "," in path:
-        # A list with the wrong separator: of all its parts only the last would be found.
-        raise InvalidConcat("Upload-Concat separates its parts by spaces.")
+        # A list with the wrong separator: of all uploads in it only the last would be found.
+        raise InvalidConcat("Upload-Concat separates its URLs by spaces.")
     marker = f"{base_path}/"
     _, found, rest = path.rpartition(marker)
     return rest.split("/", 1)[0] if found else path.rstrip("/").rpartition("/")[2]
@@ -190,7 +190,7 @@ def _parse_length(headers: Headers) -> int | None:
 def _parse_creation_length(headers: Headers, features: Features, concat: Concat | None) -> int | None:
     length = _parse_length(headers)
     if length is not None and concat is Concat.FINAL:
-        raise InvalidUploadLength("A final upload has the length of its parts; send no Upload-Length.")
+        raise InvalidUploadLength("A final upload has the length of its partial uploads; send no Upload-Length.")
     deferred = _only(headers, fields.UPLOAD_DEFER_LENGTH, InvalidDeferLength)
     if deferred is not None:
         if deferred != "1" or length is not None or concat is Concat.FINAL:
@@ -216,9 +216,9 @@ def _parse_concat(headers: Headers, features: Features) -> tuple[Concat | None, 
     # HEAD repeats the value as it came, so nothing may stand in it that a header cannot hold.
     if keyword != "final" or not semicolon or not urls or not fields.is_printable(value):
         raise InvalidConcat
-    if len(urls) > features.max_parts:
-        raise InvalidConcat(f"Upload-Concat names more than {features.max_parts} parts.")
-    return Concat.FINAL, value, tuple(part_token(url, features.base_path) for url in urls)
+    if len(urls) > features.max_partials:
+        raise InvalidConcat(f"Upload-Concat names more than {features.max_partials} partial uploads.")
+    return Concat.FINAL, value, tuple(partial_token(url, features.base_path) for url in urls)
 
 
 def _parse_checksum(headers: Headers, features: Features) -> tuple[Checksum | None, bool]:

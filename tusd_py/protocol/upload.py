@@ -118,7 +118,7 @@ def sources(event: Event) -> list[str]:
 
 
 class Concat(StrEnum):
-    """The part an upload plays in a concatenation."""
+    """The role of an upload in a concatenation."""
 
     PARTIAL = "partial"
     FINAL = "final"
@@ -192,7 +192,7 @@ class Upload:
 
     @property
     def pending_final(self) -> bool:
-        """Return whether this is a final upload that still waits for its parts."""
+        """Return whether this is a final upload that still waits for its partial uploads."""
         return self.concat is Concat.FINAL and self.state in RECEIVING
 
     def gone(self, now: datetime) -> bool:

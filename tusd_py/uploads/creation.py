@@ -68,7 +68,7 @@ async def create_upload(service: UploadService, principal: Principal, command: C
     if command.concat is Concat.FINAL:
         upload = await service.uploads.create_final(
             new,
-            [hash_token(part) if is_upload_token(part) else TokenHash(b"") for part in command.parts],
+            [hash_token(each) if is_upload_token(each) else TokenHash(b"") for each in command.partials],
             allow_unfinished=service.features.offers("concatenation-unfinished"),
             allow_repeated=service.config.limits.allow_repeated_partials,
             room=await _room(service),
