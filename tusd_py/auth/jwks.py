@@ -42,7 +42,7 @@ class Key:
 
 
 class KeySource(Protocol):
-    """Where keys come from."""
+    """Keys that are configured or that may change."""
 
     def keys(self) -> Sequence[Key]:
         """Return the current keys: the same object until one of them changes, then another."""

@@ -25,7 +25,7 @@ READ_BUFFER_BYTES: Final = 256 * 1024
 MAX_HEADER_FIELD_BYTES: Final = 64 * 1024
 """A longer line is refused by the parser, outside our reach: room for Upload-Metadata and -Concat."""
 LINGERING_SECONDS: Final = 2.0
-"""How long a refused body is read and thrown away, so that the client gets to see the refusal."""
+"""Seconds for which a refused body is read and thrown away, so that the client gets to see the refusal."""
 
 
 class ServerLog(logging.LoggerAdapter[logging.Logger]):
@@ -95,7 +95,7 @@ async def defer_continue(_: web.Request) -> None:
 
 
 def make_runner(app: web.Application, config: Config, *, lingering_seconds: float) -> ConnectionRunner:
-    """Build what serves the application."""
+    """Build the runner that serves the application."""
     kind = TrailerConnection if config.tus.checksum_trailer else Connection
     options = runner_options(config) | {"lingering_time": lingering_seconds}
     return ConnectionRunner(app, config, app[CONTEXT].metrics, kind=kind, **options)

@@ -133,7 +133,7 @@ class ConnectionServer(web.Server):
 
     @property
     def connection_count(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._connections)
 
 
@@ -161,6 +161,6 @@ class ConnectionRunner(web.AppRunner):
 
     @property
     def connection_server(self) -> ConnectionServer:
-        """What makes the connections, once the runner is set up."""
+        """The server that makes the connections; there is one once the runner is set up."""
         assert isinstance(self.server, ConnectionServer)
         return self.server

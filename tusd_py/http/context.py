@@ -1,4 +1,4 @@
-"""What the handlers find on the application and the request, with its type."""
+"""Typed keys of what the handlers find on the application and on the request."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class HttpContext:
     progress_seconds: float = 1.0
     """Shortest time between two reports of how much of a body is durable."""
     page_assets: Path = Path(__file__).resolve().parents[1] / "web" / "assets"
-    """Where Uppy is, if it was built."""
+    """The directory of Uppy, if it was built."""
 
 
 CONTEXT: Final = web.AppKey("web", HttpContext)

@@ -1,4 +1,4 @@
-"""Which host a request is for, and which client it comes from. Pure.
+"""Decide which host a request is for and which client it comes from. Pure.
 
 The names that are answered to: DNS rebinding. A page of evil.example lets its own name point to 127.0.0.1. To
 the browser the server is then the page's own origin, and no rule about other origins applies. What gives the
@@ -46,7 +46,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class ExternalBase:
-    """How clients reach the server."""
+    """The origin, and the path below it, at which clients reach the server."""
 
     scheme: str
     host: str

@@ -57,7 +57,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class InternalError(TusdError):
-    """What nobody foresaw."""
+    """An exception that no code of ours expects."""
 
     sentence = "Something went wrong in the server; the log knows what."
 

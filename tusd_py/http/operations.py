@@ -34,7 +34,7 @@ class Check:
 
 
 class Readiness:
-    """What the checks of a node say."""
+    """The results of the checks of a node."""
 
     def __init__(self, checks: Mapping[str, Check]) -> None:
         self._checks = checks

@@ -108,7 +108,7 @@ class RequestBody(Body):
         return chunk
 
     async def _silence(self, idle_until: float) -> bytes | None:
-        """Find out why nothing came: an interruption, the end of the caller's wait, or the client's timeout."""
+        """Handle a read that brought nothing: an interruption, the caller's wait or the client's timeout."""
         if self._interruption is not None:
             return await self._last(self._interruption)
         if time.monotonic() < idle_until:

@@ -43,7 +43,7 @@ def dialect_of(request: web.Request) -> Dialect:
 
 
 def to_response(reply: Reply) -> web.Response:
-    """Make a response of a reply."""
+    """Return the response that a reply describes."""
     if reply.body is None:
         return web.Response(status=reply.status, reason=REASONS.get(reply.status), headers=reply.headers)
     return web.Response(

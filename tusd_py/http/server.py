@@ -49,7 +49,7 @@ class HttpServer:
     async def drain(self) -> None:
         """Stop accepting, end the bodies, keep their bytes, answer, then close.
 
-        aiohttp's own clean-up starves running bodies: it version_headers connections as closing first, and
+        aiohttp's own clean-up starves running bodies: it marks connections as closing first, and
         then waits for bytes that it no longer reads. So the bodies are ended before it runs.
         """
         context = self._app[CONTEXT]

@@ -43,7 +43,7 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Uppy:
-    """Where the page gets Uppy from."""
+    """The source from which the page loads Uppy."""
 
     script: str
     style: str

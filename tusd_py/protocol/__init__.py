@@ -1,1 +1,1 @@
-"""What a client may ask and what it is answered: pure, and of the standard library alone."""
+"""Requests and replies of the protocols: pure, and of the standard library alone."""

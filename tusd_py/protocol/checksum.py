@@ -14,7 +14,7 @@ from tusd_py.errors import InvalidChecksum
 
 
 class Hasher(Protocol):
-    """What `hashlib` objects are."""
+    """The interface of `hashlib` objects."""
 
     def update(self, data: bytes | memoryview, /) -> None:
         """Feed bytes."""

@@ -24,7 +24,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a store can take: `free` bytes now, `size` bytes if nothing else were in it."""
+    """The room in a store: `free` bytes now, `size` bytes if nothing else were in it."""
 
     free: int
     size: int

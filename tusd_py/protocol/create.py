@@ -1,4 +1,4 @@
-"""What the creation of an upload asks for, free of any dialect's header names."""
+"""A creation, free of any dialect's header names."""
 
 from __future__ import annotations
 

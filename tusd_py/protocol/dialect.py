@@ -1,4 +1,4 @@
-"""What every dialect does: request headers to a command, an outcome to a reply.
+"""The interface of every dialect: request headers to a command, an outcome to a reply.
 
 The HTTP side picks one dialect per request and asks it, so that no rule of a protocol is ever an
 `if` in a handler. A module of functions is a dialect as good as an object.

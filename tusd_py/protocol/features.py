@@ -1,4 +1,4 @@
-"""What this server offers, whatever dialect it is asked in. Pure."""
+"""The features of this server, in every dialect. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CREATION_METHODS: Final = ("OPTIONS", "POST")
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What this server offers: derived once from configuration and capabilities."""
+    """The features of this server, derived once from the configuration."""
 
     extensions: frozenset[str]
     max_size: int | None = None
@@ -35,7 +35,7 @@ class Features:
     max_append_size: int | None = None
     """Most bytes of one request in that dialect."""
     max_age_seconds: int | None = None
-    """How long an unfinished upload is kept after its last byte."""
+    """Seconds for which an unfinished upload is kept after its last byte."""
     upload_methods: tuple[str, ...] = UPLOAD_METHODS
     """The methods of an upload's URL."""
 
@@ -55,7 +55,7 @@ class Features:
         max_append_size: int = 0,
         expires_after_seconds: float = 0,
     ) -> Features:
-        """Take away what is switched off, and with it whatever cannot stand without it."""
+        """Return all features but those switched off, and those that depend on them."""
         extensions = set(EXTENSIONS) - set(disabled)
         if not expires:
             extensions.discard("expiration")

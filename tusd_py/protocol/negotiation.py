@@ -1,4 +1,4 @@
-"""Which dialect a request speaks: a few looks at its headers, and the upload where these do not say."""
+"""Choose the dialect of a request, by its headers; where these do not say, the upload decides."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Undeclared(Dialect):
 
     @property
     def version_headers(self) -> Mapping[str, str]:
-        """Those of tus: OPTIONS and errors are answered in it."""
+        """The headers of tus, in which OPTIONS and errors are answered."""
         return tus_v1.version_headers
 
     @property
     def supports_interim(self) -> bool:
-        """Never: nobody said that an interim response is understood."""
+        """Return false: nobody said that an interim response is understood."""
         return False
 
     def check_request(self, method: str, headers: Headers) -> None:
@@ -48,7 +48,7 @@ class Undeclared(Dialect):
         return tus_v1.parse_append(headers, features)
 
     def render_interim(self, _upload: Upload, _location: str | None, _features: Features) -> None:
-        """Return None: nobody said that an interim response is understood."""
+        """Return None; see `supports_interim`."""
 
     def render_created(self, upload: Upload, location: str, features: Features) -> Reply:
         return tus_v1.render_created(upload, location, features)
@@ -128,7 +128,7 @@ def _is_marked(method: str, headers: Headers) -> bool:
 
 
 def read_append(dialect: Dialect, headers: Headers, features: Features) -> Append:
-    """Return the command of a PATCH. Whether its upload exists counts first, so what is malformed travels in it."""
+    """Return the command of a PATCH. It carries a malformed header, before which an unknown upload counts."""
     try:
         return dialect.parse_append(headers, features)
     except ProtocolError as error:

@@ -42,7 +42,7 @@ DEFAULT_PROFILE: Final = "default"
 
 
 class State(StrEnum):
-    """Where an upload stands."""
+    """The states of an upload."""
 
     CREATED = "created"
     UPLOADING = "uploading"
@@ -57,7 +57,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What moves an upload from one state to the next."""
+    """The events that move an upload from one state to the next."""
 
     APPEND = "append"
     COMPLETE = "complete"
@@ -132,7 +132,7 @@ class UploadProtocol(StrEnum):
 
 
 class Trigger(StrEnum):
-    """What begins the transfer of an upload. Decided when it is created, whatever is configured later."""
+    """The event that begins the transfer of an upload. Fixed at its creation, whatever is configured later."""
 
     COMPLETE = "complete"
     COMMIT = "commit"
@@ -202,7 +202,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Append:
-    """What a PATCH asks for, free of any dialect's header names: to append its body at an offset."""
+    """A PATCH, free of any dialect's header names: append its body at an offset."""
 
     offset: int
     content_length: int | None
@@ -212,7 +212,7 @@ class Append:
     checksum: Checksum | DigestSet | None = None
     checksum_in_trailer: bool = False
     completes: bool | None = None
-    """Whether the upload is complete after this body; None where reaching the length decides that."""
+    """True: the upload is complete after this body. False: more follows. None: the length decides."""
     max_body_bytes: int | None = None
     """Most bytes of this one body."""
     want_repr_digest: str | None = None
@@ -231,7 +231,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class AppendPlan:
-    """What one PATCH may write."""
+    """The bytes that one PATCH may write."""
 
     start: int
     max_bytes: int

@@ -1,4 +1,4 @@
-"""What an application has done with an upload: kept, or moved to the store."""
+"""Actions on an upload: keep it, or move it to the store."""
 
 from __future__ import annotations
 

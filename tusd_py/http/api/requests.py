@@ -1,4 +1,4 @@
-"""What every resource of the API does with a request: methods, who is asking, ids and parameters."""
+"""Shared by all resources of the API: methods, who is asking, ids and parameters."""
 
 from __future__ import annotations
 

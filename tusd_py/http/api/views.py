@@ -1,4 +1,4 @@
-"""What the JSON API says of an upload, its transfer and its history."""
+"""Uploads, their transfers and their history as JSON."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """How one interop version differs."""
+    """The differences of one interop version."""
 
     number: int | None
-    """What `Upload-Draft-Interop-Version` says; None where a request does not, or names an unknown one."""
+    """The value of `Upload-Draft-Interop-Version`; None where a request has none, or an unknown one."""
     says_incomplete: bool = False
     """The field is `Upload-Incomplete`, and means the opposite (-01)."""
     typed_appends: bool = True
