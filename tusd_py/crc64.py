@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Final
 
 from awscrt import checksums
@@ -19,17 +20,14 @@ EMPTY: Final = 0
 _SIZE_BYTES: Final = 8
 
 
-def update(data: bytes | bytearray | memoryview, running: int = EMPTY) -> int:
-    """Return the CRC of everything that led to `running`, followed by `data`.
+update: Final[Callable[..., int]] = checksums.crc64nvme
+"""`update(data, running=EMPTY)`: the CRC of everything that led to `running`, followed by `data`.
 
-    Releases the GIL on large buffers, so threads run side by side.
-    """
-    return checksums.crc64nvme(data, running)  # type: ignore[no-any-return]
+Releases the GIL on large buffers, so threads run side by side.
+"""
 
-
-def combine(first: int, second: int, second_length: int) -> int:
-    """Return the CRC of two pieces in a row; `second_length` is the second one's length in bytes."""
-    return checksums.combine_crc64nvme(first, second, second_length)  # type: ignore[no-any-return]
+combine: Final[Callable[[int, int, int], int]] = checksums.combine_crc64nvme
+"""`combine(first, second, second_length)`: the CRC of two pieces in a row, the second one so many bytes long."""
 
 
 def to_base64(value: int) -> str:
