@@ -73,7 +73,7 @@ async def identify(records: Records) -> None:
     except DatabaseUnavailable as away:
         # The directory was accepted before, and whatever removes something asks again.
         log.warning("staging_directory_not_confirmed", staging_id=str(staging_id), reason=str(away))
-    records.identity.confirm(staging_id)
+    records.identity.id = staging_id
 
 
 async def _begin(records: Records, directories: StagingDirectories) -> StagingId:

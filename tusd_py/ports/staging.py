@@ -8,34 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from tusd_py.errors import StagingMismatch, StorageError, WrongNode
-from tusd_py.protocol.upload import StagingId, Upload, UploadId
+from tusd_py.errors import StorageError
+from tusd_py.protocol.upload import StagingId, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.protocol.checksum import Hasher
 
 
 class StagingIdentity:
-    """The id of this process's staging directory, known once directory and database agree on it at the start."""
+    """Which staging directory is this process's: found out at the start, when directory and database agree on it."""
+
+    id: StagingId
+    """There is none before that."""
 
     def __init__(self, staging_id: StagingId | None = None) -> None:
-        self._id = staging_id
-
-    @property
-    def id(self) -> StagingId:
-        """The id of the directory."""
-        if self._id is None:
-            raise StagingMismatch("The staging directory has not been identified yet.")
-        return self._id
-
-    def confirm(self, staging_id: StagingId) -> None:
-        """Set the id, from here on."""
-        self._id = staging_id
-
-    def require(self, upload: Upload) -> None:
-        """Raise `WrongNode` if another directory holds the bytes of an upload."""
-        if upload.staging_id != self.id:
-            raise WrongNode(upload_id=str(upload.id), staging_id=str(upload.staging_id))
+        if staging_id is not None:
+            self.id = staging_id
 
 
 @dataclass(frozen=True, slots=True)
