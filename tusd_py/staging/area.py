@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ from tusd_py.staging.locked_file import (
     checksum,
     create_locked,
     open_locked,
+    translated,
     translated_errors,
 )
 from tusd_py.staging.locking import locked_files
@@ -157,15 +159,23 @@ class StagingArea(Staging):
             return create_locked(path, self._syncs)
 
     def probe(self, upload_id: UploadId) -> int | None:
-        with translated_errors():
-            try:
-                opened = open_locked(self._name(upload_id), shared=True)
-            except FileNotFoundError:
-                return 0
-        if opened is None:
+        try:
+            fd = os.open(self._name(upload_id), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise translated(error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            facts = os.fstat(fd)
+        except BlockingIOError:
             return None
-        os.close(opened[0])
-        return opened[1]
+        except OSError as error:
+            raise translated(error) from error
+        finally:
+            os.close(fd)
+        # Without a link it was removed between open and lock.
+        return facts.st_size if facts.st_nlink else 0
 
     def locked(
         self, upload_ids: Sequence[UploadId], failed: dict[UploadId, StorageError] | None = None

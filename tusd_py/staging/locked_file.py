@@ -34,12 +34,17 @@ def translated_errors() -> Iterator[None]:
     """Raise an OSError as one of the errors of staging."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise StagingMissing(path=error.filename) from error
     except OSError as error:
-        if error.errno in _FULL:
-            raise StagingFull(cause=str(error)) from error
-        raise StorageError(cause=str(error)) from error
+        raise translated(error) from error
+
+
+def translated(error: OSError) -> StorageError:
+    """Return the error of staging that an OSError is."""
+    if isinstance(error, FileNotFoundError):
+        return StagingMissing(path=error.filename)
+    if error.errno in _FULL:
+        return StagingFull(cause=str(error))
+    return StorageError(cause=str(error))
 
 
 class LockedFile(StagingFile):
@@ -127,11 +132,11 @@ class LockedFile(StagingFile):
             self._calling.add_done_callback(lambda _: os.close(fd))
 
     async def _call(self, call: Callable[_P, _T], /, *arguments: _P.args, **keywords: _P.kwargs) -> _T:
-        def translated() -> _T:
+        def translating() -> _T:
             with translated_errors():
                 return call(*arguments, **keywords)
 
-        calling = self._calling = asyncio.ensure_future(self._run(translated))
+        calling = self._calling = asyncio.ensure_future(self._run(translating))
         return await asyncio.shield(calling)
 
 
@@ -149,12 +154,9 @@ def checksum(chunks: Sequence[bytes | memoryview], running: int) -> int:
     return running
 
 
-def open_locked(path: str, *, shared: bool = False) -> tuple[int, int] | None:
-    """Open and lock a file; return its descriptor and size, None while another holds it.
-
-    With `shared` others may lock it like this as well, and none can write.
-    """
-    return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+def open_locked(path: str) -> tuple[int, int] | None:
+    """Open and lock a file; return its descriptor and size, None while another holds it."""
+    return _locked(os.open(path, os.O_RDWR | os.O_CLOEXEC), path)
 
 
 def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
@@ -168,7 +170,7 @@ def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     except FileExistsError:
         return None
     try:
-        created = _locked(fd, path, fcntl.LOCK_EX)
+        created = _locked(fd, path)
     except FileNotFoundError:
         # Between the two calls another process took it for a leftover.
         return None
@@ -183,9 +185,9 @@ def create_locked(path: str, syncs: Syncs | None) -> tuple[int, int] | None:
     return created
 
 
-def _locked(fd: int, path: str, kind: int) -> tuple[int, int] | None:
+def _locked(fd: int, path: str) -> tuple[int, int] | None:
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         facts = os.fstat(fd)
         if facts.st_nlink == 0:
             # Removed between open and lock: what is locked has no name any more.
