@@ -1,7 +1,7 @@
 # Everything goes through a virtual environment in .venv; nothing is installed anywhere else, but for
 # the Debian packages that `make system` asks for and that `make test` installs when it may.
 .DEFAULT_GOAL := help
-.PHONY: help serve wheel test check format coverage bench system install clean
+.PHONY: help serve wheel test unit check format coverage bench system install clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,6 +20,10 @@ wheel: $(BIN)/python ## Build dist/tusd_py-*.whl, with the upload page in it; ne
 
 test: install ## Set up everything that the tests need, and run all of them
 	@PYTEST_ARGUMENTS="$(ARGS)" scripts/test
+
+# Only the files that carry the mark are read: collecting all of them takes longer than running these.
+unit: $(VENV)/.develop ## Run the tests that need no server, no database and no process, in seconds
+	@$(BIN)/python -m pytest -q -m unit $$(grep -rl --include='test_*.py' 'pytest\.mark\.unit' tests) $(ARGS)
 
 check: $(VENV)/.develop ## Lint, types and import rules, without changing anything
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from tusd_py import crc64
 
+pytestmark = pytest.mark.unit
+
 CHECK = 0xAE8B14860A799888
 
 

@@ -25,6 +25,8 @@ from tusd_py.ports import AttemptView, JobKind, QueueStats
 from tusd_py.protocol.upload import State
 from tusd_py.stores.s3.permissions import BUCKET_ACTIONS
 
+pytestmark = pytest.mark.unit
+
 ROOT = Path(__file__).resolve().parents[1]
 API = ROOT / "docs" / "api.md"
 PAGES = sorted(

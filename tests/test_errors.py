@@ -12,6 +12,8 @@ from tests.support.tools import ROOT
 from tusd_py import errors
 from tusd_py.errors import ConfigError, TusdError
 
+pytestmark = pytest.mark.unit
+
 DUMP = """
 import inspect, json
 from tusd_py import errors

@@ -22,6 +22,8 @@ from tusd_py.config import LoggingConfig
 from tusd_py.logging import configure_logging, redact
 from tusd_py.protocol.fields import is_upload_token
 
+pytestmark = pytest.mark.unit
+
 BASE64URL = string.ascii_letters + string.digits + "-_"
 TOKENS = st.text(BASE64URL, min_size=22, max_size=64).filter(is_upload_token)
 RANDOM_TOKENS = st.binary(min_size=24, max_size=24).map(lambda random: base64.urlsafe_b64encode(random).decode())

@@ -10,6 +10,8 @@ from tusd_py.authorization import ANONYMOUS, UNAUTHENTICATED, Action, Principal,
 from tusd_py.config import JwtConfig, ProfileConfig
 from tusd_py.errors import Forbidden, TusdError, Unauthenticated, UnknownProfile, UploadNotFound
 
+pytestmark = pytest.mark.unit
+
 CREATE_SCOPE = "files:create"
 READ_ANY = "files:read:any"
 ADMIN_SCOPE = "files:admin"

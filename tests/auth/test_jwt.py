@@ -21,6 +21,8 @@ from tusd_py.auth.jwt import MAX_TOKEN_LENGTH, JwtAuthenticator
 from tusd_py.config import JwtConfig
 from tusd_py.errors import ConfigError, Unauthenticated
 
+pytestmark = pytest.mark.unit
+
 SECRET = "a secret of the service, sixty-four bytes long so that HS512 fits"
 NOW = int(time.time())
 

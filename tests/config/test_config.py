@@ -27,6 +27,8 @@ from tusd_py.config.units import format_duration, format_size, parse_duration, p
 from tusd_py.config.validation import cross_field_problems, warnings
 from tusd_py.errors import ConfigError
 
+pytestmark = pytest.mark.unit
+
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 SECRET = "s3cret-of-at-least-thirty-two-bytes!"
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tusd_py.config import DownloadsConfig
 from tusd_py.http.content_disposition import content_disposition, safe_content_type
 
+pytestmark = pytest.mark.unit
+
 INLINE = DownloadsConfig().inline_types
 
 

@@ -7,6 +7,8 @@ import pytest
 from tusd_py.config import CorsConfig
 from tusd_py.http.cors import MAX_ORIGIN_LENGTH, REQUEST_HEADERS, RESPONSE_HEADERS, CorsPolicy
 
+pytestmark = pytest.mark.unit
+
 APP = "https://app.example.com"
 STRANGER = "https://evil.example"
 

@@ -9,6 +9,8 @@ from multidict import CIMultiDict
 
 from tusd_py.http.hosts import ExternalBase, TrustedProxies, client_address, external_base
 
+pytestmark = pytest.mark.unit
+
 PROXY = "10.0.0.1"
 TRUSTED = TrustedProxies(["10.0.0.0/8", "fd00::/8"])
 

@@ -7,6 +7,8 @@ import pytest
 from tusd_py.config import load_config
 from tusd_py.http.hosts import HostPolicy, public_names
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     "host",

@@ -15,6 +15,8 @@ from tusd_py.errors import InvalidConcat, PartialNotFinished, StoreFull, UploadT
 from tusd_py.protocol.concat import Room, join_partials, resolve_partials
 from tusd_py.protocol.upload import Concat, StagingId, State
 
+pytestmark = pytest.mark.unit
+
 
 def part(data=b"", **changes):
     facts = {

@@ -20,6 +20,8 @@ from tusd_py.protocol.fields import (
     single,
 )
 
+pytestmark = pytest.mark.unit
+
 
 @given(st.integers(0, MAX_INTEGER))
 def test_every_length_is_read_back(number):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from tusd_py.errors import InvalidMetadata
 from tusd_py.protocol.metadata import parse_metadata, text_value
 
+pytestmark = pytest.mark.unit
+
 KEYS = st.text(st.sampled_from([c for c in string.printable[:94] if c != ","]), min_size=1)
 ANY_HEADER = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
     st.sampled_from("aZ09+/=, -\t\x01\xff"), max_size=60

@@ -24,6 +24,8 @@ from tusd_py.protocol.features import Features
 from tusd_py.protocol.negotiation import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.upload import Append, State, UploadProtocol, plan_append
 
+pytestmark = pytest.mark.unit
+
 ALL = Features.derive(max_size=10**9, max_append_size=10**6, expires_after_seconds=60)
 NAMES = st.sampled_from([
     "Tus-Resumable", "Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version", "Upload-Length",

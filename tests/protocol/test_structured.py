@@ -11,6 +11,8 @@ from multidict import CIMultiDict
 
 from tusd_py.protocol.rufh.structured import boolean, byte_sequences, integer, render_boolean, render_integers
 
+pytestmark = pytest.mark.unit
+
 GRAMMAR = st.text(alphabet='ab*1-.:;=,()?"\\ \t@%/+', max_size=24)
 
 

@@ -24,6 +24,8 @@ from tusd_py.protocol.fields import content_length
 from tusd_py.protocol.negotiation import effective_method
 from tusd_py.protocol.upload import Concat, State
 
+pytestmark = pytest.mark.unit
+
 ALL = Features.derive(checksum_trailer=True)
 NAMES = st.sampled_from([
     "Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Defer-Length", "Upload-Concat",

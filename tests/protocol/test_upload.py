@@ -38,6 +38,8 @@ from tusd_py.protocol.upload import (
     sources,
 )
 
+pytestmark = pytest.mark.unit
+
 LENGTHS = st.none() | st.integers(0, 200)
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tusd_py.errors import InvalidChecksum
 from tusd_py.protocol.checksum import ALGORITHMS, parse_checksum
 
+pytestmark = pytest.mark.unit
+
 
 def expected(algorithm, data):
     return zlib.crc32(data).to_bytes(4, "big") if algorithm == "crc32" else hashlib.new(algorithm, data).digest()

@@ -29,6 +29,8 @@ from tusd_py.reconcile.findings import Finding, FindingOutcome, Kind, Repair, Re
 from tusd_py.reconcile.merge import merge_join
 from tusd_py.uploads.creation import render_key
 
+pytestmark = pytest.mark.unit
+
 HOUR = 3600.0
 NOW = 1_800_000_000.0
 ID = UploadId(uuid.UUID("0b5a3b0e-5f0e-4d6b-9d5f-0d6c7f6f7a10"))

@@ -12,6 +12,8 @@ from tusd_py.errors import UploadLocked
 from tusd_py.locks import LocalLocks
 from tusd_py.protocol.upload import UploadId
 
+pytestmark = pytest.mark.unit
+
 ONE, OTHER = UploadId(uuid.UUID(int=1)), UploadId(uuid.UUID(int=2))
 Make = Callable[..., LocalLocks]
 

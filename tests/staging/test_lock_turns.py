@@ -11,6 +11,8 @@ from tusd_py.errors import UploadLocked
 from tusd_py.locks import LocalLocks
 from tusd_py.protocol.upload import UploadId
 
+pytestmark = pytest.mark.unit
+
 UPLOAD = UploadId(uuid4())
 
 

@@ -15,6 +15,8 @@ from tusd_py.errors import StagingMissing
 from tusd_py.protocol.upload import UploadId
 from tusd_py.staging import DirectoryScan
 
+pytestmark = pytest.mark.unit
+
 SHARDS = ("00", "7f", "ff")
 
 

@@ -29,6 +29,8 @@ from tusd_py.stores.filesystem.copy import FileCopy
 from tusd_py.stores.filesystem.tree import FileTree
 from tusd_py.stores.ranges import RangeReader
 
+pytestmark = pytest.mark.unit
+
 KEY = "2026/11/20/id-1"
 
 

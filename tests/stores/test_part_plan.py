@@ -20,6 +20,8 @@ from tusd_py.stores.s3.part_plan import (
     plan_parts,
 )
 
+pytestmark = pytest.mark.unit
+
 SIZES = st.integers(MIN_PART_BYTES, MAX_PART_BYTES)
 
 

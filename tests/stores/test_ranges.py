@@ -18,6 +18,8 @@ from tusd_py.ports import ObjectSpec, Segment
 from tusd_py.stores.ranges import checksum_range, nonempty, require_length
 from tusd_py.stores.s3.source import RangeBody
 
+pytestmark = pytest.mark.unit
+
 LENGTHS = [3, 0, 700_000, 1, 1_200_000, 5]
 WHOLE = hashlib.shake_128(b"staged").digest(sum(LENGTHS))
 

@@ -8,6 +8,8 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError, StorageError, TransientStoreError
 from tusd_py.stores.s3.capabilities import Capabilities, CapabilityDetector
 
+pytestmark = pytest.mark.unit
+
 AWS = S3StoreConfig(bucket="b")
 OTHER = S3StoreConfig(bucket="b", endpoint_url="http://minio:9000")
 

@@ -20,6 +20,8 @@ from tusd_py.errors import ConfigError
 from tusd_py.ports import DownloadHeaders
 from tusd_py.stores.s3 import S3Store
 
+pytestmark = pytest.mark.unit
+
 KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 ANSWER = DownloadHeaders("text/plain", "attachment; filename*=UTF-8''%C3%BC.txt", "gzip", "de")
 

@@ -12,6 +12,8 @@ from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import PermanentStoreError
 from tusd_py.stores.s3.client import Bucket
 
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("models_are_read_once")]
+
 KEYS = {"access_key": "AKID", "secret_key": "secret"}
 
 

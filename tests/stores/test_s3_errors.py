@@ -21,6 +21,8 @@ from botocore.parsers import ResponseParserError
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.stores.s3.errors import code_of, sort_response, translated
 
+pytestmark = pytest.mark.unit
+
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 

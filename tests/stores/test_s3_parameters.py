@@ -20,6 +20,8 @@ from tusd_py.stores.s3.parameters import (
 )
 from tusd_py.stores.s3.responses import plain_md5
 
+pytestmark = pytest.mark.unit
+
 AWS = S3StoreConfig(bucket="b")
 
 

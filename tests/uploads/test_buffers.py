@@ -20,6 +20,8 @@ from tusd_py.uploads.buffers import (
     RateGuard,
 )
 
+pytestmark = pytest.mark.unit
+
 MIB = 2**20
 
 
