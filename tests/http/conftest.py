@@ -8,24 +8,33 @@ import dataclasses
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
 
 import asyncpg
 import pytest
+from aiohttp.web_protocol import RequestHandler
 
 from tests.http.support import chunk, chunked, eventually, patch_head
+from tests.support.fixtures import MakeConfig
 from tests.support.raw_http import RawConnection, RawResponse, exchange
 from tusd_py.app import Core, Work, make_core, make_http_context, make_work, run_work, running
 from tusd_py.config import Config
 from tusd_py.http.application import build_application
 from tusd_py.http.context import HttpContext
+from tusd_py.http.request_body import RequestBody
 from tusd_py.http.server import HttpServer
 from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Upload
+from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.uploads.changes import ChangeNotifier
 from tusd_py.uploads.service import Timing, hash_token
+
+Headers = Mapping[str, str | None]
+"""Sent together with `Served.headers`, or in their place; None: one of those is left out."""
 
 
 @dataclass(slots=True)
@@ -50,34 +59,37 @@ class Served:
         return self.config.server.base_path
 
     async def request(
-        self, method: str, path: str, headers: dict | list | None = None, body: bytes = b""
+        self, method: str, path: str, headers: Headers | list[tuple[str, str]] | None = None, body: bytes = b""
     ) -> RawResponse:
         """Send one request on a connection of its own, with Tus-Resumable unless it is given (None: left out)."""
         return await exchange(self.host, self.port, method, path, self._merged(headers), body)
 
-    def _merged(self, headers: dict | list | None) -> list[tuple[str, str]]:
+    def _merged(self, headers: Headers | list[tuple[str, str]] | None) -> list[tuple[str, str]]:
         if isinstance(headers, list):
             return headers
-        merged = self.headers | (headers or {})
+        merged = {**self.headers, **(headers or {})}
         return [(name, value) for name, value in merged.items() if value is not None]
 
-    async def create(self, length: int | None = None, headers: dict | None = None, body: bytes = b"") -> str:
+    async def create(self, length: int | None = None, headers: Headers | None = None, body: bytes = b"") -> str:
         """Create an upload and return its path."""
         extra = {"Upload-Length": str(length)} if length is not None else {}
-        response = await self.request("POST", f"{self.base}/", extra | (headers or {}), body)
+        response = await self.request("POST", f"{self.base}/", {**extra, **(headers or {})}, body)
         assert response.status == 201, response
         return response.headers["location"]
 
-    async def patch(self, path: str, offset: int, body: bytes, headers: dict | None = None) -> RawResponse:
+    async def patch(self, path: str, offset: int, body: bytes, headers: Headers | None = None) -> RawResponse:
         own = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
-        return await self.request("PATCH", path, own | (headers or {}), body)
+        return await self.request("PATCH", path, {**own, **(headers or {})}, body)
 
-    async def head(self, path: str, headers: dict | None = None) -> RawResponse:
+    async def head(self, path: str, headers: Headers | None = None) -> RawResponse:
         return await self.request("HEAD", path, headers)
 
-    async def patch_chunked(self, path: str, offset: int, *pieces: bytes, headers: dict | None = None) -> RawResponse:
+    async def patch_chunked(
+        self, path: str, offset: int, *pieces: bytes, headers: Headers | None = None
+    ) -> RawResponse:
         """PATCH a body without Content-Length."""
-        return await self.patch(path, offset, chunked(*pieces), {"Transfer-Encoding": "chunked"} | (headers or {}))
+        own = {"Transfer-Encoding": "chunked"}
+        return await self.patch(path, offset, chunked(*pieces), {**own, **(headers or {})})
 
     async def offset(self, path: str) -> int:
         """Ask for the offset, which must be there."""
@@ -93,12 +105,44 @@ class Served:
 
     async def begin(self, path: str, offset: int, body: bytes, *headers: tuple[str, str]) -> RawConnection:
         """Begin a PATCH on a connection of its own and wait until `body` has arrived in the server."""
-        bodies = set(self.web.bodies)
+        bodies = self.bodies
         connection = await self.connect()
         await connection.send_head("PATCH", path, patch_head(offset, *headers))
         await connection.send(body if ("Transfer-Encoding", "chunked") not in headers else chunk(body))
-        await eventually(lambda: any(new.received >= len(body) for new in self.web.bodies - bodies))
+        await eventually(lambda: any(new.received >= len(body) for new in self.bodies - bodies))
         return connection
+
+    @property
+    def bodies(self) -> set[RequestBody]:
+        """The bodies that are being received."""
+        return {body for body in self.web.bodies if isinstance(body, RequestBody)}
+
+    async def until_received(self, count: int) -> None:
+        """Wait until so much of a body has arrived."""
+        await eventually(lambda: any(body.received >= count for body in self.bodies))
+
+    @property
+    def connections_open(self) -> list[RequestHandler]:
+        """The server's ends of its connections."""
+        assert self.server._runner.server is not None
+        return self.server._runner.server.connections
+
+    def cancel_handlers(self) -> None:
+        """Cancel the handlers of all requests, as aiohttp does when it gives up a connection."""
+        for connection in self.connections_open:
+            assert connection._task_handler is not None
+            connection._task_handler.cancel()
+
+    def stored_file(self, upload: Upload) -> Path:
+        """Return where the filesystem store keeps an upload."""
+        assert isinstance(self.core.stores.current, FilesystemStore)
+        return self.core.stores.current.local_path(upload.object_key)
+
+    async def expires_at(self, path: str) -> datetime:
+        """Return when the upload expires, which it must."""
+        expires_at = (await self.upload(path)).expires_at
+        assert expires_at is not None
+        return expires_at
 
     async def upload(self, path: str) -> Upload:
         """Return the row behind a tus URL."""
@@ -112,10 +156,10 @@ class Served:
 
     async def count(self, table: str, upload: Upload, kind: str) -> int:
         """Count the jobs or events of an upload."""
-        row = await self.core.database.fetchrow(
+        (row,) = await self.core.database.fetch(
             f"SELECT count(*) AS n FROM {table} WHERE upload_id = $1 AND kind = $2", upload.id, kind
         )
-        return row["n"]
+        return int(row["n"])
 
     async def stop(self, *, abort: bool = True) -> None:
         """Stop the server, once; its clients are gone before that, unless they are told to stay."""
@@ -142,6 +186,19 @@ class Served:
             assert time.monotonic() < deadline, upload
             await asyncio.sleep(0.01)
         return upload
+
+
+class Serve(Protocol):
+    """Starts a server with these sections of the configuration; `context` are fields of the HttpContext."""
+
+    async def __call__(
+        self,
+        *,
+        context: Mapping[str, Any] | None = None,
+        changes: ChangeNotifier | None = None,
+        timing: Timing | None = None,
+        **sections: object,
+    ) -> Served: ...
 
 
 @contextlib.asynccontextmanager
@@ -193,16 +250,16 @@ async def _execute(dsn: str, statement: str) -> None:
 
 
 @pytest.fixture
-async def serve(make_config) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
+async def serve(make_config: MakeConfig) -> AsyncIterator[Serve]:
     """Start servers with a configuration; they are stopped after the test. No worker runs by itself."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
             *,
-            context: dict | None = None,
+            context: Mapping[str, Any] | None = None,
             changes: ChangeNotifier | None = None,
             timing: Timing | None = None,
-            **sections: Any,
+            **sections: object,
         ) -> Served:
             serves = serving(make_config(**sections), changes=changes, timing=timing, **(context or {}))
             return await stack.enter_async_context(serves)
@@ -211,6 +268,6 @@ async def serve(make_config) -> AsyncIterator[Callable[..., Awaitable[Served]]]:
 
 
 @pytest.fixture
-async def served(serve) -> Served:
+async def served(serve: Serve) -> Served:
     """A server with the defaults."""
     return await serve()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
 
 import pytest
 
+from tests.http.conftest import Headers, Serve, Served
 from tests.http.support import OFFSET_TYPE
 from tests.http.test_auth import SECRET, bearer
 from tests.support.raw_http import ConnectionLost
 from tusd_py.errors import PermanentStoreError
+from tusd_py.ports import Job
 from tusd_py.protocol.upload import State, Trigger
 
 BODY = {"Content-Type": OFFSET_TYPE}
@@ -20,32 +24,34 @@ OPERATOR = bearer("root", scope="ops")
 
 
 @pytest.fixture
-async def guarded(serve):
+async def guarded(serve: Serve) -> Served:
     return await serve(auth=JWT, profiles={"shop": {"trigger": "commit"}, "lab": {"trigger": "manual"}})
 
 
-async def act(served, path, action, headers=None):
+async def act(served: Served, path: str, action: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     """POST an action on the upload behind a tus path; return the status and the JSON."""
     return await post(served, (await served.upload(path)).id, action, headers)
 
 
-async def post(served, upload_id, action, headers=None):
+async def post(served: Served, upload_id: UUID, action: str, headers: dict[str, str] | None = None) -> tuple[int, Any]:
     headers = {"Content-Type": "application/json"} | (headers or {})
     response = await served.request("POST", f"/api/v1/uploads/{upload_id}/{action}", headers)
     return response.status, json.loads(response.body)
 
 
-async def delete(served, upload_id, query="", headers=None):
+async def delete(
+    served: Served, upload_id: UUID, query: str = "", headers: dict[str, str] | None = None
+) -> tuple[int, str | None]:
     response = await served.request("DELETE", f"/api/v1/uploads/{upload_id}{query}", headers or {})
     return response.status, json.loads(response.body)["code"] if response.body else None
 
 
-async def claim_one(served):
+async def claim_one(served: Served) -> Job:
     (job,) = await served.work.runner._jobs.claim(1)
     return job
 
 
-async def fail_transfer(served):
+async def fail_transfer(served: Served) -> Job:
     job = await claim_one(served)
     error = PermanentStoreError(code="AccessDenied", path="/srv/secret")
     await served.work.runner._jobs.fail(job, error, code=error.code)
@@ -55,7 +61,7 @@ async def fail_transfer(served):
 # --- commit ----------------------------------------------------------------------------------------
 
 
-async def test_an_upload_waits_for_its_commit_and_is_then_transferred(guarded):
+async def test_an_upload_waits_for_its_commit_and_is_then_transferred(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
     async with guarded.working():
         first = await act(guarded, path, "commit", bearer())
@@ -70,7 +76,7 @@ async def test_an_upload_waits_for_its_commit_and_is_then_transferred(guarded):
     assert await guarded.count("events", upload, "upload.committed") == 1
 
 
-async def test_without_its_commit_nothing_is_queued_and_the_bytes_are_served_from_staging(guarded):
+async def test_without_its_commit_nothing_is_queued_and_the_bytes_are_served_from_staging(guarded: Served) -> None:
     for profile in ("shop", "lab"):
         path = await guarded.create(5, BODY | bearer(profile=profile), b"hello")
         upload = await guarded.upload(path)
@@ -78,22 +84,24 @@ async def test_without_its_commit_nothing_is_queued_and_the_bytes_are_served_fro
         assert (await guarded.request("GET", f"/download/{upload.id}", bearer())).body == b"hello"
 
 
-async def test_a_small_upload_that_waits_is_one_statement_as_well(guarded):
+async def test_a_small_upload_that_waits_is_one_statement_as_well(
+    guarded: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     statements = []
     original = guarded.core.database.fetchrow
 
-    async def counted(sql, *arguments):
+    async def counted(sql: str, *arguments: object) -> Any:
         statements.append(sql)
         return await original(sql, *arguments)
 
-    guarded.core.database.fetchrow = counted
+    monkeypatch.setattr(guarded.core.database, "fetchrow", counted)
     await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
 
     assert len(statements) == 1
 
 
 @pytest.mark.parametrize(("profile", "trigger"), [("default", "complete"), ("lab", "manual")])
-async def test_a_commit_that_nothing_waits_for_is_recorded(guarded, profile, trigger):
+async def test_a_commit_that_nothing_waits_for_is_recorded(guarded: Served, profile: str, trigger: str) -> None:
     path = await guarded.create(5, BODY | bearer(profile=profile), b"hello")
     before = await guarded.count("jobs", await guarded.upload(path), "transfer")
 
@@ -105,7 +113,7 @@ async def test_a_commit_that_nothing_waits_for_is_recorded(guarded, profile, tri
     assert await guarded.count("jobs", upload, "transfer") == before
 
 
-async def test_the_trigger_of_an_upload_is_that_of_its_creation(serve):
+async def test_the_trigger_of_an_upload_is_that_of_its_creation(serve: Serve) -> None:
     before = await serve(transfer={"trigger": "manual"})
     path = await before.create(5)
     after = await serve(transfer={"trigger": "complete"})
@@ -118,7 +126,7 @@ async def test_the_trigger_of_an_upload_is_that_of_its_creation(serve):
 
 
 @pytest.mark.parametrize("action", ["commit", "transfer"])
-async def test_an_action_needs_every_byte_and_permission(guarded, action):
+async def test_an_action_needs_every_byte_and_permission(guarded: Served, action: str) -> None:
     whole = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
     half = await guarded.create(5, BODY | bearer(profile="shop"), b"he")
     part = await guarded.create(5, BODY | bearer() | {"Upload-Concat": "partial"}, b"hello")
@@ -126,7 +134,7 @@ async def test_an_action_needs_every_byte_and_permission(guarded, action):
     gone_id = (await guarded.upload(gone)).id
     await guarded.request("DELETE", gone, bearer())
 
-    def told(answer):
+    def told(answer: tuple[int, Any]) -> tuple[int, str]:
         return answer[0], answer[1]["code"]
 
     assert told(await act(guarded, half, action, bearer())) == (409, "ERR_NOT_READY")
@@ -140,7 +148,7 @@ async def test_an_action_needs_every_byte_and_permission(guarded, action):
     assert (upload.committed_at, await guarded.count("jobs", upload, "transfer")) == (None, 0)
 
 
-async def test_operators_commit_and_transfer_for_others(guarded):
+async def test_operators_commit_and_transfer_for_others(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
 
     assert (await act(guarded, path, "commit", OPERATOR))[0] == 200
@@ -148,14 +156,15 @@ async def test_operators_commit_and_transfer_for_others(guarded):
     assert (await guarded.upload(path)).committed_at is not None
 
 
-async def test_what_waits_for_its_commit_says_when_it_expires(guarded):
+async def test_what_waits_for_its_commit_says_when_it_expires(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
     upload = await guarded.upload(path)
 
-    async def expires_at():
+    async def expires_at() -> Any:
         shown = await guarded.request("GET", f"/api/v1/uploads/{upload.id}", bearer())
         return json.loads(shown.body)["expires_at"]
 
+    assert upload.completed_at is not None
     waiting = await expires_at()
     await act(guarded, path, "commit", bearer())
 
@@ -164,11 +173,11 @@ async def test_what_waits_for_its_commit_says_when_it_expires(guarded):
     assert await expires_at() is None
 
 
-async def test_where_an_upload_is_stored_is_told_to_operators(guarded):
+async def test_where_an_upload_is_stored_is_told_to_operators(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
     upload = await guarded.upload(path)
 
-    async def shown_to(headers):
+    async def shown_to(headers: Headers) -> Any:
         response = await guarded.request("GET", f"/api/v1/uploads/{upload.id}", headers)
         return json.loads(response.body)
 
@@ -188,7 +197,7 @@ async def test_where_an_upload_is_stored_is_told_to_operators(guarded):
 # --- transfer --------------------------------------------------------------------------------------
 
 
-async def test_a_transfer_is_asked_for_and_watched(guarded):
+async def test_a_transfer_is_asked_for_and_watched(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(profile="lab"), b"hello")
 
     status, first = await act(guarded, path, "transfer", bearer())
@@ -206,7 +215,7 @@ async def test_a_transfer_is_asked_for_and_watched(guarded):
     assert await guarded.count("jobs", await guarded.upload(path), "transfer") == 1
 
 
-async def test_a_failed_transfer_is_listed_and_tried_again_by_hand(guarded):
+async def test_a_failed_transfer_is_listed_and_tried_again_by_hand(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
     failed = await fail_transfer(guarded)
 
@@ -225,7 +234,7 @@ async def test_a_failed_transfer_is_listed_and_tried_again_by_hand(guarded):
         await guarded.until_state(path, State.STORED)
 
 
-async def test_the_history_shows_every_attempt_and_its_secrets_to_operators_only(guarded):
+async def test_the_history_shows_every_attempt_and_its_secrets_to_operators_only(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
     await fail_transfer(guarded)
     await act(guarded, path, "transfer", bearer())
@@ -248,7 +257,7 @@ async def test_the_history_shows_every_attempt_and_its_secrets_to_operators_only
 
 
 @pytest.mark.parametrize("state", ["created", "uploading", "completed", "stored", "transfer_failed"])
-async def test_an_upload_is_removed_by_its_public_id(guarded, state):
+async def test_an_upload_is_removed_by_its_public_id(guarded: Served, state: str) -> None:
     content = {"created": b"", "uploading": b"he"}.get(state, b"hello")
     path = await guarded.create(5, (BODY if content else {}) | bearer(), content)
     upload = await guarded.upload(path)
@@ -265,10 +274,10 @@ async def test_an_upload_is_removed_by_its_public_id(guarded, state):
     assert await delete(guarded, upload.id, "", bearer()) == (404, "ERR_UPLOAD_NOT_FOUND")
     assert (await guarded.head(path, bearer())).status == 404
     assert not guarded.core.staging.path(upload.id).exists()
-    assert not guarded.core.stores.current.local_path(upload.object_key).exists()
+    assert not guarded.stored_file(upload).exists()
 
 
-async def test_a_removal_ends_a_request_that_still_writes(served):
+async def test_a_removal_ends_a_request_that_still_writes(served: Served) -> None:
     path = await served.create(100)
     connection = await served.begin(path, 0, b"x" * 10, ("Content-Length", "100"))
     upload_id = (await served.upload(path)).id
@@ -280,13 +289,13 @@ async def test_a_removal_ends_a_request_that_still_writes(served):
     assert (await served.head(path)).status == 404
 
 
-async def test_operators_remove_for_others(guarded):
+async def test_operators_remove_for_others(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
 
     assert await delete(guarded, (await guarded.upload(path)).id, "", OPERATOR) == (204, None)
 
 
-async def test_a_transfer_under_way_is_stopped_by_force_only_and_by_operators_only(guarded):
+async def test_a_transfer_under_way_is_stopped_by_force_only_and_by_operators_only(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
     job = await claim_one(guarded)
 
@@ -308,7 +317,7 @@ async def test_a_transfer_under_way_is_stopped_by_force_only_and_by_operators_on
     assert await guarded.work.runner._jobs.renew([job]) == set()
 
 
-async def test_without_authentication_everybody_may_use_force(served):
+async def test_without_authentication_everybody_may_use_force(served: Served) -> None:
     await served.create(5, BODY, b"hello")
     job = await claim_one(served)
 
@@ -316,7 +325,7 @@ async def test_without_authentication_everybody_may_use_force(served):
     assert await delete(served, job.upload.id, "?force=1") == (204, None)
 
 
-async def test_what_is_on_hold_is_not_removed(guarded):
+async def test_what_is_on_hold_is_not_removed(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
     upload = await guarded.upload(path)
     await guarded.core.database.execute("UPDATE uploads SET hold = true WHERE id = $1", upload.id)

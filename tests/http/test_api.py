@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import datetime
+from typing import Any
 
 import pytest
 
+from tests.http.conftest import Served
 from tests.http.support import OFFSET_TYPE
 
 BODY = {"Content-Type": OFFSET_TYPE}
 
 
-async def show(served, path):
+async def show(served: Served, path: str) -> Any:
     response = await served.request("GET", f"/api/v1/uploads/{(await served.upload(path)).id}", [])
     assert (response.status, response.headers["content-type"]) == (200, "application/json")
     return json.loads(response.body)
 
 
-async def test_an_upload_is_shown_as_it_stands(served):
+async def test_an_upload_is_shown_as_it_stands(served: Served) -> None:
     path = await served.create(5, BODY | {"Upload-Metadata": "filename YS50eHQ="}, b"he")
 
     shown = await show(served, path)
@@ -42,7 +44,7 @@ async def test_an_upload_is_shown_as_it_stands(served):
     assert path.rpartition("/")[2] not in json.dumps(shown)
 
 
-async def test_the_way_to_the_store_can_be_watched(served):
+async def test_the_way_to_the_store_can_be_watched(served: Served) -> None:
     path = await served.create(5, BODY, b"hello")
     assert (await show(served, path))["state"] == "completed"
 
@@ -59,7 +61,7 @@ async def test_the_way_to_the_store_can_be_watched(served):
     assert (await served.request("GET", shown["download_url"], [])).body == b"hello"
 
 
-async def test_a_deleted_upload_is_shown_as_gone(served):
+async def test_a_deleted_upload_is_shown_as_gone(served: Served) -> None:
     path = await served.create(5)
     upload_id = (await served.upload(path)).id
     await served.request("DELETE", path)
@@ -69,7 +71,7 @@ async def test_a_deleted_upload_is_shown_as_gone(served):
     assert (shown["state"], shown["download_url"]) == ("removing", None)
 
 
-async def test_uploads_are_listed_newest_first_in_pages(served):
+async def test_uploads_are_listed_newest_first_in_pages(served: Served) -> None:
     paths = [await served.create(length) for length in (1, 2, 3)]
     await served.request("DELETE", paths[1])
     await served.create(4, {"Upload-Concat": "partial"})
@@ -83,11 +85,12 @@ async def test_uploads_are_listed_newest_first_in_pages(served):
     assert last == {"uploads": [], "next": None}
 
 
-async def test_pages_skip_none_of_the_uploads_of_one_moment(served):
+async def test_pages_skip_none_of_the_uploads_of_one_moment(served: Served) -> None:
     for length in range(5):
         await served.create(length)
     await served.core.database.execute("UPDATE uploads SET created_at = now()")
-    found, following = [], ""
+    found: list[int] = []
+    following: str | None = ""
 
     while following is not None:
         page = json.loads((await served.request("GET", f"/api/v1/uploads?limit=2{following}", [])).body)
@@ -97,7 +100,7 @@ async def test_pages_skip_none_of_the_uploads_of_one_moment(served):
     assert sorted(found) == [0, 1, 2, 3, 4]
 
 
-async def test_metadata_is_shown_decoded(served):
+async def test_metadata_is_shown_decoded(served: Served) -> None:
     metadata = "filename YS50eHQ=, title R3LDvMOfZQ==,flag,raw /w=="
     path = await served.create(5, {"Upload-Metadata": metadata})
 
@@ -116,7 +119,9 @@ async def test_metadata_is_shown_decoded(served):
         ("DELETE", "/{id}", "forec=1", "forec"),
     ],
 )
-async def test_an_unknown_parameter_is_refused_and_changes_nothing(served, method, path, query, name):
+async def test_an_unknown_parameter_is_refused_and_changes_nothing(
+    served: Served, method: str, path: str, query: str, name: str
+) -> None:
     upload = await served.upload(await served.create(5, BODY, b"hello"))
     url = f"/api/v1/uploads{path.format(id=upload.id)}?{query}"
 
@@ -126,10 +131,11 @@ async def test_an_unknown_parameter_is_refused_and_changes_nothing(served, metho
     assert (response.status, problem["code"]) == (400, "ERR_BAD_PARAMETER")
     assert name in problem["detail"]
     after = await served.core.uploads.find(upload.id)
+    assert after is not None
     assert (after.state, after.committed_at) == (upload.state, None)
 
 
-async def test_downloads_take_whatever_parameters_a_link_has(served):
+async def test_downloads_take_whatever_parameters_a_link_has(served: Served) -> None:
     upload = await served.upload(await served.create(5, BODY, b"hello"))
 
     response = await served.request("GET", f"/download/{upload.id}?utm_source=mail", [])
@@ -145,7 +151,7 @@ async def test_downloads_take_whatever_parameters_a_link_has(served):
         "after=f" + "_" * 31, "after=%c3%a9", "state=", "state=lost", "all=yes",
     ],
 )  # fmt: skip
-async def test_a_malformed_parameter_is_refused(served, query):
+async def test_a_malformed_parameter_is_refused(served: Served, query: str) -> None:
     response = await served.request("GET", f"/api/v1/uploads?{query}", [])
 
     assert response.status == 400, response
@@ -154,12 +160,12 @@ async def test_a_malformed_parameter_is_refused(served, query):
     assert (problem["status"], problem["code"]) == (400, "ERR_BAD_PARAMETER")
 
 
-async def test_a_list_can_be_of_one_state(served):
+async def test_a_list_can_be_of_one_state(served: Served) -> None:
     done, removed = await served.create(5, BODY, b"hello"), await served.create(6)
     await served.create(7)
     await served.request("DELETE", removed)
 
-    async def lengths(query):
+    async def lengths(query: str) -> list[int]:
         page = json.loads((await served.request("GET", f"/api/v1/uploads?{query}", [])).body)
         return [upload["length"] for upload in page["uploads"]]
 
@@ -172,7 +178,7 @@ async def test_a_list_can_be_of_one_state(served):
     assert await lengths(f"state=transfer_failed&after={'A' * 32}") == []
 
 
-async def test_the_links_of_a_whole_upload_lead_somewhere(served):
+async def test_the_links_of_a_whole_upload_lead_somewhere(served: Served) -> None:
     path = await served.create(5, BODY, b"hello")
     shown = await show(served, path)
     own = f"/api/v1/uploads/{shown['id']}"
@@ -187,7 +193,7 @@ async def test_the_links_of_a_whole_upload_lead_somewhere(served):
 
 
 @pytest.mark.parametrize("upload_id", [str(uuid.uuid4()), "x", "%00", "%2e%2e", "0" * 32, "*"])
-async def test_an_unknown_id_is_not_found(served, upload_id):
+async def test_an_unknown_id_is_not_found(served: Served, upload_id: str) -> None:
     """GEN-09"""
     response = await served.request("GET", f"/api/v1/uploads/{upload_id}", [])
 
@@ -195,7 +201,7 @@ async def test_an_unknown_id_is_not_found(served, upload_id):
     assert json.loads(response.body)["status"] == 404
 
 
-async def test_other_methods_are_not_allowed(served):
+async def test_other_methods_are_not_allowed(served: Served) -> None:
     """GEN-11"""
     response = await served.request("POST", "/api/v1/uploads", [])
 
@@ -203,7 +209,7 @@ async def test_other_methods_are_not_allowed(served):
     assert response.headers["cache-control"] == "no-store"
 
 
-async def test_a_request_id_is_taken_over_or_made(served):
+async def test_a_request_id_is_taken_over_or_made(served: Served) -> None:
     own = await served.request("GET", "/api/v1/uploads", [("X-Request-ID", "abc-1")])
     made = await served.request("GET", "/api/v1/uploads", [("X-Request-ID", "a b;")])
 
@@ -211,7 +217,7 @@ async def test_a_request_id_is_taken_over_or_made(served):
     assert made.headers["x-request-id"] not in {"", "a b;"}
 
 
-async def test_a_token_never_stands_whole_in_the_log(served, capfd):
+async def test_a_token_never_stands_whole_in_the_log(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     path = await served.create(5)
     await served.patch(path, 0, b"hello")
     await served.head(f"{path}/")

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 
 import jwt
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, patch_head
 
 SECRET = "a secret of thirty-two bytes, or so"
 BODY = {"Content-Type": OFFSET_TYPE}
 
 
-def bearer(subject="ann", *, expires_in=3600, key=SECRET, **claims):
+def bearer(subject: str = "ann", *, expires_in: float = 3600, key: str = SECRET, **claims: object) -> dict[str, str]:
     token = jwt.encode({"sub": subject, "exp": int(time.time() + expires_in)} | claims, key, algorithm="HS256")
     return {"Authorization": f"Bearer {token}"}
 
 
 @pytest.fixture
-async def guarded(serve):
+async def guarded(serve: Serve) -> Served:
     return await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET, "leeway": 0, "resume_grace": 3600}})
 
 
-async def every_verb(served, path, headers):
+async def every_verb(served: Served, path: str, headers: Mapping[str, str]) -> dict[str, int]:
     """The status of each verb; DELETE comes last."""
     upload_id = (await served.upload(path)).id
     return {
@@ -37,7 +39,7 @@ async def every_verb(served, path, headers):
     }
 
 
-async def test_the_owner_may_do_everything(guarded):
+async def test_the_owner_may_do_everything(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"he")
 
     assert await every_verb(guarded, path, bearer()) == {
@@ -45,7 +47,7 @@ async def test_the_owner_may_do_everything(guarded):
     }  # fmt: skip
 
 
-async def test_strangers_see_nothing(guarded):
+async def test_strangers_see_nothing(guarded: Served) -> None:
     """CORE-11"""
     path = await guarded.create(5, BODY | bearer(), b"he")
 
@@ -64,7 +66,7 @@ async def test_strangers_see_nothing(guarded):
         bearer(expires_in=-7200),
     ],
 )
-async def test_nobody_in_particular_is_asked_for_a_token(guarded, headers):
+async def test_nobody_in_particular_is_asked_for_a_token(guarded: Served, headers: dict[str, str]) -> None:
     path = await guarded.create(5, BODY | bearer(), b"he")
 
     assert set((await every_verb(guarded, path, headers)).values()) == {401}
@@ -72,7 +74,7 @@ async def test_nobody_in_particular_is_asked_for_a_token(guarded, headers):
     assert (refused.status, refused.headers["www-authenticate"]) == (401, "Bearer")
 
 
-async def test_an_expired_token_may_still_resume(guarded):
+async def test_an_expired_token_may_still_resume(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"he")
 
     assert await every_verb(guarded, path, bearer(expires_in=-60)) == {
@@ -82,7 +84,7 @@ async def test_an_expired_token_may_still_resume(guarded):
     assert created.status == 401
 
 
-async def test_an_expired_token_of_a_stranger_opens_nothing(guarded):
+async def test_an_expired_token_of_a_stranger_opens_nothing(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"he")
 
     statuses = await every_verb(guarded, path, bearer("bob", expires_in=-60))
@@ -91,7 +93,7 @@ async def test_an_expired_token_of_a_stranger_opens_nothing(guarded):
 
 
 @pytest.mark.parametrize(("headers", "status"), [({}, 401), (bearer("bob"), 404)])
-async def test_a_refusal_comes_before_the_body(guarded, headers, status):
+async def test_a_refusal_comes_before_the_body(guarded: Served, headers: dict[str, str], status: int) -> None:
     """CORE-28"""
     path = await guarded.create(5, bearer())
     for method, target, own in [
@@ -110,7 +112,7 @@ async def test_a_refusal_comes_before_the_body(guarded, headers, status):
     assert (await guarded.upload(path)).offset == 0
 
 
-async def test_a_scope_may_be_needed_to_create(serve):
+async def test_a_scope_may_be_needed_to_create(serve: Serve) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET, "create_scope": "files:create"}})
 
     refused = await served.request("POST", "/files/", bearer() | {"Upload-Length": "5"})
@@ -119,7 +121,7 @@ async def test_a_scope_may_be_needed_to_create(serve):
     assert [refused.status, created.status] == [403, 201]
 
 
-async def test_a_scope_may_open_everybodys_downloads_and_nothing_more(guarded):
+async def test_a_scope_may_open_everybodys_downloads_and_nothing_more(guarded: Served) -> None:
     path = await guarded.create(5, BODY | bearer(), b"hello")
 
     statuses = await every_verb(guarded, path, bearer("bob", scope="files:read:any"))
@@ -127,7 +129,7 @@ async def test_a_scope_may_open_everybodys_downloads_and_nothing_more(guarded):
     assert statuses == {"HEAD": 404, "PATCH": 404, "GET": 200, "download": 200, "api": 200, "DELETE": 404}
 
 
-async def test_foreign_parts_do_not_exist(guarded):
+async def test_foreign_parts_do_not_exist(guarded: Served) -> None:
     """CAT-05 CAT-06"""
     partial = BODY | {"Upload-Concat": "partial"}
     hers = await guarded.create(5, partial | bearer(), b"hello")
@@ -140,7 +142,7 @@ async def test_foreign_parts_do_not_exist(guarded):
     assert b"Upload 2 of Upload-Concat does not exist" in mixed.body
 
 
-async def test_a_list_shows_only_ones_own(guarded):
+async def test_a_list_shows_only_ones_own(guarded: Served) -> None:
     await guarded.create(5, bearer())
     await guarded.create(6, bearer("bob"))
 
@@ -150,7 +152,7 @@ async def test_a_list_shows_only_ones_own(guarded):
     assert b'"length":6' not in response.body
 
 
-async def test_an_override_needs_the_same_permission(guarded):
+async def test_an_override_needs_the_same_permission(guarded: Served) -> None:
     """CORE-07"""
     path = await guarded.create(5, BODY | bearer(), b"he")
 
@@ -165,16 +167,16 @@ async def test_an_override_needs_the_same_permission(guarded):
 PROFILES = {"open": {"perm_download": "public"}, "team": {"perm_download": "team:read"}}
 
 
-async def test_a_token_picks_the_profile_of_its_uploads(serve):
+async def test_a_token_picks_the_profile_of_its_uploads(serve: Serve) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
 
-    uploads = [await served.upload(await served.create(5, bearer(**claims))) for claims in ({}, {"profile": "team"})]
+    uploads = [await served.upload(await served.create(5, who)) for who in (bearer(), bearer(profile="team"))]
 
     assert [upload.profile for upload in uploads] == ["default", "team"]
 
 
 @pytest.mark.parametrize("profile", ["not_found", "", 7, None])
-async def test_a_profile_that_is_not_configured_is_refused(serve, profile):
+async def test_a_profile_that_is_not_configured_is_refused(serve: Serve, profile: str | int | None) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
     path = await served.create(5, bearer())
 
@@ -185,7 +187,7 @@ async def test_a_profile_that_is_not_configured_is_refused(serve, profile):
     assert refused.body.startswith(b"ERR_UNKNOWN_PROFILE: ")
 
 
-async def test_a_profile_says_who_may_download(serve):
+async def test_a_profile_says_who_may_download(serve: Serve) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
     readers = [{}, {"Authorization": "Bearer x"}, bearer("bob"), bearer("bob", scope="team:read"), bearer()]
     statuses = {}
@@ -206,14 +208,14 @@ async def test_a_profile_says_who_may_download(serve):
     assert (await served.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401
 
 
-async def test_where_nothing_is_public_nobody_gets_as_far_as_the_database(guarded):
+async def test_where_nothing_is_public_nobody_gets_as_far_as_the_database(guarded: Served) -> None:
     await guarded.core.database.close()
 
     assert (await guarded.request("GET", f"/download/{uuid.uuid4()}", {})).status == 401
 
 
 @pytest.mark.parametrize("credential", ["Bearer nonsense", "Basic YTpi"])
-async def test_without_authentication_everybody_is_the_same_nobody(served, credential):
+async def test_without_authentication_everybody_is_the_same_nobody(served: Served, credential: str) -> None:
     path = await served.create(2)
 
     assert (await served.patch(path, 0, b"ab", {"Authorization": credential})).status == 204
@@ -222,7 +224,7 @@ async def test_without_authentication_everybody_is_the_same_nobody(served, crede
 
 
 @pytest.mark.parametrize("mode", ["jwt", "none"])
-async def test_two_credentials_are_refused_whichever_is_good(serve, mode):
+async def test_two_credentials_are_refused_whichever_is_good(serve: Serve, mode: str) -> None:
     served = await serve(auth={"mode": mode, "jwt": {"secret": SECRET}})
     path = await served.create(5, bearer())
     upload_id = (await served.upload(path)).id
@@ -242,7 +244,7 @@ async def test_two_credentials_are_refused_whichever_is_good(serve, mode):
 
 
 @pytest.mark.parametrize("working", [False, True])
-async def test_only_what_is_public_may_be_embedded_by_other_sites(serve, working):
+async def test_only_what_is_public_may_be_embedded_by_other_sites(serve: Serve, working: bool) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}}, profiles=PROFILES)
     embedders = {}
     for profile in ("default", "open", "team"):

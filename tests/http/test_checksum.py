@@ -5,24 +5,26 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
+from collections.abc import Iterable
 
 import pytest
 from aiohttp import web
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost, exchange
+from tests.support.raw_http import ConnectionLost, RawResponse, exchange
 from tusd_py.http.application import build_application, runner_options
 
 BIG = bytes(range(256)) * 4096 * 3
 ALGORITHMS = ["sha1", "sha256", "sha512", "md5", "crc32"]
 
 
-def digest(data, algorithm="sha1"):
+def digest(data: bytes, algorithm: str = "sha1") -> str:
     value = zlib.crc32(data).to_bytes(4, "big") if algorithm == "crc32" else hashlib.new(algorithm, data).digest()
     return f"{algorithm} {base64.b64encode(value).decode()}"
 
 
-async def test_the_algorithms_are_announced(served):
+async def test_the_algorithms_are_announced(served: Served) -> None:
     """CSUM-01 CSUM-02"""
     announced = (await served.request("OPTIONS", "/files/")).headers["tus-checksum-algorithm"]
 
@@ -32,7 +34,7 @@ async def test_the_algorithms_are_announced(served):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("framed", [False, True])
-async def test_a_match_moves_the_offset(served, algorithm, framed):
+async def test_a_match_moves_the_offset(served: Served, algorithm: str, framed: bool) -> None:
     """CSUM-02 CSUM-03"""
     path = await served.create(len(BIG) + 5)
     send = served.patch_chunked if framed else served.patch
@@ -46,7 +48,7 @@ async def test_a_match_moves_the_offset(served, algorithm, framed):
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("data", [b"hello", BIG])
-async def test_a_mismatch_leaves_offset_and_file_as_they_were(served, algorithm, data):
+async def test_a_mismatch_leaves_offset_and_file_as_they_were(served: Served, algorithm: str, data: bytes) -> None:
     """CSUM-04 AIO-11"""
     path = await served.create(len(data) + 2, {"Content-Type": OFFSET_TYPE}, b"he")
 
@@ -67,7 +69,7 @@ async def test_a_mismatch_leaves_offset_and_file_as_they_were(served, algorithm,
         "sha1  qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha1 !!!!", "sha1 A", "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=, md5 x",
     ],
 )  # fmt: skip
-async def test_a_malformed_or_unknown_checksum_is_refused_unread(served, value):
+async def test_a_malformed_or_unknown_checksum_is_refused_unread(served: Served, value: str) -> None:
     """CSUM-05 CSUM-06"""
     path = await served.create(5)
     connection = await served.connect()
@@ -81,7 +83,7 @@ async def test_a_malformed_or_unknown_checksum_is_refused_unread(served, value):
 
 @pytest.mark.parametrize("value", ["sha1 AAAA", "md5 qvTGHdzF6KLavt4PO0gs2a6pQ00=", "sha512 AA==", "crc32 AAAAAAA="])
 @pytest.mark.parametrize("framed", [False, True])
-async def test_a_digest_of_the_wrong_length_is_a_mismatch(served, value, framed):
+async def test_a_digest_of_the_wrong_length_is_a_mismatch(served: Served, value: str, framed: bool) -> None:
     """CSUM-06"""
     path = await served.create(7, {"Content-Type": OFFSET_TYPE}, b"he")
     send = served.patch_chunked if framed else served.patch
@@ -95,7 +97,9 @@ async def test_a_digest_of_the_wrong_length_is_a_mismatch(served, value, framed)
 
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
-async def test_a_digest_of_the_wrong_length_is_a_mismatch_on_an_empty_patch_and_at_creation(served, body):
+async def test_a_digest_of_the_wrong_length_is_a_mismatch_on_an_empty_patch_and_at_creation(
+    served: Served, body: bytes
+) -> None:
     """CSUM-06"""
     checksum = {"Upload-Checksum": "sha1 AAAA"}
     path = await served.create(5)
@@ -111,7 +115,7 @@ async def test_a_digest_of_the_wrong_length_is_a_mismatch_on_an_empty_patch_and_
 
 @pytest.mark.parametrize("framing", [("Content-Length", str(len(BIG))), ("Transfer-Encoding", "chunked")])
 @pytest.mark.parametrize("ending", ["fin", "rst"])
-async def test_a_body_cut_short_is_discarded_whole(serve, framing, ending):
+async def test_a_body_cut_short_is_discarded_whole(serve: Serve, framing: tuple[str, str], ending: str) -> None:
     """CSUM-07"""
     served = await serve(staging={"checkpoint_bytes": 2**20})
     path = await served.create(len(BIG) + 2, {"Content-Type": OFFSET_TYPE}, b"he")
@@ -119,13 +123,13 @@ async def test_a_body_cut_short_is_discarded_whole(serve, framing, ending):
     assert (await served.upload(path)).offset == 2
 
     connection.abort() if ending == "rst" else await connection.close()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     assert await served.offset(path) == 2
     assert await served.staged(path) == b"he"
 
 
-async def test_a_body_that_stalls_is_discarded_whole(serve):
+async def test_a_body_that_stalls_is_discarded_whole(serve: Serve) -> None:
     """CSUM-07"""
     served = await serve(limits={"idle_timeout": 0.2})
     path = await served.create(5)
@@ -138,7 +142,7 @@ async def test_a_body_that_stalls_is_discarded_whole(serve):
     assert await served.staged(path) == b""
 
 
-async def test_taking_over_discards_a_body_with_a_checksum(served):
+async def test_taking_over_discards_a_body_with_a_checksum(served: Served) -> None:
     """CSUM-07 LOCK-02"""
     path = await served.create(5)
     await served.begin(path, 0, b"hel", ("Content-Length", "5"), ("Upload-Checksum", digest(b"hello")))
@@ -147,7 +151,7 @@ async def test_taking_over_discards_a_body_with_a_checksum(served):
     assert await served.staged(path) == b""
 
 
-async def test_an_overlong_body_is_too_long_whatever_its_checksum(served):
+async def test_an_overlong_body_is_too_long_whatever_its_checksum(served: Served) -> None:
     """CSUM-08"""
     path = await served.create(5)
     checksum = {"Upload-Checksum": digest(b"hello!")}
@@ -159,7 +163,7 @@ async def test_an_overlong_body_is_too_long_whatever_its_checksum(served):
     assert await served.offset(path) == 0
 
 
-async def test_bytes_that_a_crash_left_unpublished_are_cut_off(served):
+async def test_bytes_that_a_crash_left_unpublished_are_cut_off(served: Served) -> None:
     """CSUM-09 LOCK-08"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     staging_file = served.core.staging.path((await served.upload(path)).id)
@@ -171,14 +175,14 @@ async def test_bytes_that_a_crash_left_unpublished_are_cut_off(served):
     assert await served.staged(path) == b"hello"
 
 
-async def test_without_a_checksum_nothing_is_verified(served):
+async def test_without_a_checksum_nothing_is_verified(served: Served) -> None:
     """CSUM-10"""
     path = await served.create(5)
 
     assert (await served.patch(path, 0, b"hallo")).status == 204
 
 
-async def test_switched_off_a_checksum_is_not_looked_at(serve):
+async def test_switched_off_a_checksum_is_not_looked_at(serve: Serve) -> None:
     """CSUM-01 CSUM-10"""
     served = await serve(tus={"disable": ["checksum"]})
     path = await served.create(5)
@@ -186,7 +190,7 @@ async def test_switched_off_a_checksum_is_not_looked_at(serve):
     assert (await served.patch(path, 0, b"hello", {"Upload-Checksum": digest(b"other")})).status == 204
 
 
-async def test_an_empty_body_has_a_checksum_too(served):
+async def test_an_empty_body_has_a_checksum_too(served: Served) -> None:
     """CSUM-03 CSUM-04"""
     path = await served.create(5)
 
@@ -200,15 +204,22 @@ TRAILED = {"Transfer-Encoding": "chunked", "Trailer": "Upload-Checksum"}
 
 
 @pytest.fixture
-async def trailing(serve):
+async def trailing(serve: Serve) -> Served:
     return await serve(tus={"checksum_trailer": True})
 
 
-async def patch_trailed(served, path, offset, pieces, trailers, headers=TRAILED):
+async def patch_trailed(
+    served: Served,
+    path: str,
+    offset: int,
+    pieces: Iterable[bytes],
+    trailers: Iterable[tuple[str, str]],
+    headers: dict[str, str] = TRAILED,
+) -> RawResponse:
     return await served.patch(path, offset, chunked(*pieces, trailers=trailers), headers)
 
 
-async def test_trailers_are_announced_where_they_work(trailing, serve):
+async def test_trailers_are_announced_where_they_work(trailing: Served, serve: Serve) -> None:
     """TRL-01"""
     on = await trailing.request("OPTIONS", "/files/")
     off = await (await serve(tus={"checksum_trailer": True, "disable": ["checksum"]})).request("OPTIONS", "/files/")
@@ -221,7 +232,7 @@ async def test_trailers_are_announced_where_they_work(trailing, serve):
 @pytest.mark.parametrize(
     "data", [b"hello", BIG, b"", b"x\r\n0\r\nUpload-Checksum: sha1 AAAA\r\n\r\n", b"\r\n0\r\nX: y"]
 )
-async def test_a_trailer_is_verified(trailing, algorithm, data):
+async def test_a_trailer_is_verified(trailing: Served, algorithm: str, data: bytes) -> None:
     """TRL-02 AIO-04"""
     path = await trailing.create(len(data) + 2)
 
@@ -233,7 +244,7 @@ async def test_a_trailer_is_verified(trailing, algorithm, data):
     assert await trailing.staged(path) == data
 
 
-async def test_a_trailer_that_arrives_byte_by_byte_is_verified(trailing):
+async def test_a_trailer_that_arrives_byte_by_byte_is_verified(trailing: Served) -> None:
     """TRL-02 AIO-04"""
     path = await trailing.create(5)
     connection = await trailing.begin(path, 0, b"hello", *TRAILED.items())
@@ -243,7 +254,7 @@ async def test_a_trailer_that_arrives_byte_by_byte_is_verified(trailing):
     assert (await connection.response()).status == 204
 
 
-async def test_a_trailer_counts_during_creation(trailing):
+async def test_a_trailer_counts_during_creation(trailing: Served) -> None:
     """TRL-02 CWU-09"""
     headers = TRAILED | {"Content-Type": OFFSET_TYPE, "Upload-Length": "5"}
 
@@ -257,7 +268,7 @@ async def test_a_trailer_counts_during_creation(trailing):
     assert [wrong.status, right.status] == [460, 201]
 
 
-async def test_a_checksum_stands_in_one_place(trailing):
+async def test_a_checksum_stands_in_one_place(trailing: Served) -> None:
     """TRL-03"""
     path = await trailing.create(5)
 
@@ -280,7 +291,9 @@ async def test_a_checksum_stands_in_one_place(trailing):
         [("Upload-Checksum", digest(b"hello"))] * 2,
     ],
 )
-async def test_an_announced_trailer_that_cannot_be_read_discards_the_body(trailing, trailers):
+async def test_an_announced_trailer_that_cannot_be_read_discards_the_body(
+    trailing: Served, trailers: list[tuple[str, str]]
+) -> None:
     """TRL-04"""
     path = await trailing.create(5)
 
@@ -291,7 +304,7 @@ async def test_an_announced_trailer_that_cannot_be_read_discards_the_body(traili
     assert await trailing.staged(path) == b""
 
 
-async def test_a_trailer_of_the_wrong_length_is_a_mismatch(trailing):
+async def test_a_trailer_of_the_wrong_length_is_a_mismatch(trailing: Served) -> None:
     """CSUM-06 TRL-04"""
     path = await trailing.create(5)
 
@@ -301,7 +314,7 @@ async def test_a_trailer_of_the_wrong_length_is_a_mismatch(trailing):
     assert await trailing.staged(path) == b""
 
 
-async def test_only_a_chunked_body_has_a_trailer(trailing):
+async def test_only_a_chunked_body_has_a_trailer(trailing: Served) -> None:
     """TRL-04"""
     path = await trailing.create(5)
 
@@ -309,7 +322,7 @@ async def test_only_a_chunked_body_has_a_trailer(trailing):
     assert await trailing.offset(path) == 0
 
 
-async def test_other_trailers_are_nobodys_business(trailing):
+async def test_other_trailers_are_nobodys_business(trailing: Served) -> None:
     """TRL-02"""
     path = await trailing.create(5)
     headers = {"Transfer-Encoding": "chunked", "Trailer": "X-Time"}
@@ -317,7 +330,7 @@ async def test_other_trailers_are_nobodys_business(trailing):
     assert (await patch_trailed(trailing, path, 0, [b"hello"], [("X-Time", "1")], headers)).status == 204
 
 
-async def test_where_trailers_are_off_an_announced_one_is_refused_unread(served):
+async def test_where_trailers_are_off_an_announced_one_is_refused_unread(served: Served) -> None:
     """TRL-05"""
     path = await served.create(5)
     connection = await served.connect()
@@ -327,14 +340,14 @@ async def test_where_trailers_are_off_an_announced_one_is_refused_unread(served)
     assert await served.offset(path) == 0
 
 
-async def test_in_a_server_that_keeps_no_trailers_they_are_off(trailing):
+async def test_in_a_server_that_keeps_no_trailers_they_are_off(trailing: Served) -> None:
     """TRL-01 TRL-05 CORE-05"""
     path = await trailing.create(5)
     runner = web.AppRunner(build_application(trailing.web), **runner_options(trailing.config))
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
-    port = site._server.sockets[0].getsockname()[1]
+    _, port = runner.addresses[0]
 
     options = await exchange("127.0.0.1", port, "OPTIONS", "/files/", [])
     body = chunked(b"hello", trailers=[("Upload-Checksum", digest(b"hello"))])
@@ -347,7 +360,7 @@ async def test_in_a_server_that_keeps_no_trailers_they_are_off(trailing):
 
 
 @pytest.mark.parametrize("on", [False, True])
-async def test_no_trailer_reaches_the_next_request(serve, on):
+async def test_no_trailer_reaches_the_next_request(serve: Serve, on: bool) -> None:
     """AIO-04 TRL-02"""
     served = await serve(tus={"checksum_trailer": on})
     path, victim = await served.create(5), await served.create(7)

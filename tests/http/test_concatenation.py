@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
+from typing import NoReturn, Protocol
 
 import pytest
 
+from tests.http.conftest import Headers, Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
+from tests.support.raw_http import RawResponse
 from tusd_py.crc64 import update
 from tusd_py.errors import StagingFull, TransientStoreError
 from tusd_py.protocol.concat import Room
@@ -17,23 +20,29 @@ PARTIAL = {"Upload-Concat": "partial"}
 WITH_BODY = {"Content-Type": OFFSET_TYPE}
 
 
-async def part(served, body=b"", length=None, **headers):
+class SetRoom(Protocol):
+    """Says how much the store can take, and how much it could if it were empty."""
+
+    def __call__(self, free: int, size: int = 10**6) -> None: ...
+
+
+async def part(served: Served, body: bytes = b"", length: int | None = None, headers: Headers | None = None) -> str:
     """Create a partial upload that holds `body`."""
-    extra = PARTIAL | (WITH_BODY if body else {}) | headers
+    extra = {**PARTIAL, **(WITH_BODY if body else {}), **(headers or {})}
     return await served.create(len(body) if length is None else length, extra, body)
 
 
-async def concatenate(served, *parts, **headers):
+async def concatenate(served: Served, *parts: str, **headers: str) -> RawResponse:
     return await served.request("POST", "/files/", {"Upload-Concat": "final;" + " ".join(parts)} | headers)
 
 
-async def stored_bytes(served, path):
+async def stored_bytes(served: Served, path: str) -> bytes:
     response = await served.request("GET", path)
     assert response.status == 200, response
     return response.body
 
 
-async def test_switched_off_it_is_refused(serve):
+async def test_switched_off_it_is_refused(serve: Serve) -> None:
     """CAT-01"""
     served = await serve(tus={"disable": ["concatenation"]})
 
@@ -41,7 +50,7 @@ async def test_switched_off_it_is_refused(serve):
     assert "concatenation" not in (await served.request("OPTIONS", "/files/")).headers["tus-extension"]
 
 
-async def test_parts_are_uploads_like_any_other(served):
+async def test_parts_are_uploads_like_any_other(served: Served) -> None:
     """CAT-02 CAT-13 CAT-16"""
     empty = await part(served)
     plain = await part(served, length=5)
@@ -57,7 +66,7 @@ async def test_parts_are_uploads_like_any_other(served):
     assert (await served.request("DELETE", plain, PARTIAL)).status == 204
 
 
-async def test_a_final_is_its_parts_in_order(served):
+async def test_a_final_is_its_parts_in_order(served: Served) -> None:
     """CAT-03 CAT-14 CAT-15 CAT-17"""
     first, second, third = await part(served, b"hello "), await part(served, b"world"), await part(served, b"world")
     value = f"final;{second} {first}  {third}"
@@ -80,7 +89,7 @@ async def test_a_final_is_its_parts_in_order(served):
         assert await served.count("events", await served.upload(source), "upload.part_completed") == 1
 
 
-async def test_a_final_is_stored_and_its_parts_are_kept(served):
+async def test_a_final_is_stored_and_its_parts_are_kept(served: Served) -> None:
     """CAT-03 CAT-11 CAT-17"""
     parts = [await part(served, b"hello "), await part(served, b"world")]
     path = (await concatenate(served, *parts)).headers["location"]
@@ -89,6 +98,7 @@ async def test_a_final_is_stored_and_its_parts_are_kept(served):
         final = await served.until_state(path, "stored")
 
     stored = await served.core.stores.current.stat(final.object_key)
+    assert stored is not None
     assert stored.length == 11
     assert await stored_bytes(served, path) == b"hello world"
     for source in parts:
@@ -109,7 +119,9 @@ async def test_a_final_is_stored_and_its_parts_are_kept(served):
         ({"Content-Type": "text/plain"}, b"x", 403),
     ],
 )
-async def test_a_final_brings_nothing_of_its_own(served, headers, body, status):
+async def test_a_final_brings_nothing_of_its_own(
+    served: Served, headers: dict[str, str], body: bytes, status: int
+) -> None:
     """CAT-04"""
     parts = [await part(served, b"hello "), await part(served, b"world")]
 
@@ -127,7 +139,7 @@ async def test_a_final_brings_nothing_of_its_own(served, headers, body, status):
         "/files/files/x{path}?signature=y#z",
     ],
 )  # fmt: skip
-async def test_parts_are_found_however_they_are_written(served, form):
+async def test_parts_are_found_however_they_are_written(served: Served, form: str) -> None:
     """CAT-05"""
     path = await part(served, b"hello")
 
@@ -137,7 +149,7 @@ async def test_parts_are_found_however_they_are_written(served, form):
     assert await stored_bytes(served, response.headers["location"]) == b"hello"
 
 
-async def test_foreign_hosts_are_never_asked(served):
+async def test_foreign_hosts_are_never_asked(served: Served) -> None:
     """CAT-05"""
     asked = []
     server = await asyncio.start_server(lambda *_: asked.append(1), "127.0.0.1", 0)
@@ -160,7 +172,7 @@ async def test_foreign_hosts_are_never_asked(served):
         "final;{path} /files/" + "b" * 32, "final;{path} \x01",
     ],
 )  # fmt: skip
-async def test_a_list_that_is_no_list_of_parts_creates_nothing(served, value):
+async def test_a_list_that_is_no_list_of_parts_creates_nothing(served: Served, value: str) -> None:
     """CAT-06"""
     path = await part(served, b"hello")
 
@@ -171,7 +183,7 @@ async def test_a_list_that_is_no_list_of_parts_creates_nothing(served, value):
     assert "location" not in response.headers
 
 
-async def test_only_parts_are_concatenated_and_the_message_tells_which_is_none(served):
+async def test_only_parts_are_concatenated_and_the_message_tells_which_is_none(served: Served) -> None:
     """CAT-06"""
     good = await part(served, b"hello")
     plain = await served.create(5, WITH_BODY, b"hello")
@@ -185,7 +197,7 @@ async def test_only_parts_are_concatenated_and_the_message_tells_which_is_none(s
         assert b"Upload 2" in response.body
 
 
-async def test_non_ascii_in_the_list_is_refused(served):
+async def test_non_ascii_in_the_list_is_refused(served: Served) -> None:
     """CAT-06"""
     path = await part(served, b"hello")
     connection = await served.connect()
@@ -198,7 +210,7 @@ async def test_non_ascii_in_the_list_is_refused(served):
     assert (await connection.response()).status == 400
 
 
-async def test_a_part_serves_several_finals(served):
+async def test_a_part_serves_several_finals(served: Served) -> None:
     """CAT-07"""
     path, other = await part(served, b"ab"), await part(served, b"c")
 
@@ -207,7 +219,7 @@ async def test_a_part_serves_several_finals(served):
     assert [await stored_bytes(served, final.headers["location"]) for final in finals] == [b"ab", b"cab"]
 
 
-async def test_a_part_stands_once_in_a_list_however_it_is_written(served):
+async def test_a_part_stands_once_in_a_list_however_it_is_written(served: Served) -> None:
     """CAT-07"""
     path, other = await part(served, b"ab"), await part(served, b"c")
 
@@ -219,7 +231,7 @@ async def test_a_part_stands_once_in_a_list_however_it_is_written(served):
     assert await served.core.database.fetch("SELECT id FROM uploads WHERE concat = 'final'") == []
 
 
-async def test_a_part_may_stand_in_a_list_again_where_that_is_allowed(serve):
+async def test_a_part_may_stand_in_a_list_again_where_that_is_allowed(serve: Serve) -> None:
     """CAT-07"""
     served = await serve(limits={"allow_repeated_partials": True})
     path = await part(served, b"ab")
@@ -229,7 +241,7 @@ async def test_a_part_may_stand_in_a_list_again_where_that_is_allowed(serve):
     assert await stored_bytes(served, twice.headers["location"]) == b"abab"
 
 
-async def test_unfinished_parts_are_refused_where_nobody_waits_for_them(serve):
+async def test_unfinished_parts_are_refused_where_nobody_waits_for_them(serve: Serve) -> None:
     """CAT-08 CATU-01"""
     served = await serve(tus={"disable": ["concatenation-unfinished"]})
     finished, unfinished = await part(served, b"hello"), await part(served, length=5)
@@ -238,7 +250,7 @@ async def test_unfinished_parts_are_refused_where_nobody_waits_for_them(serve):
     assert "concatenation-unfinished" not in (await served.request("OPTIONS", "/files/")).headers["tus-extension"]
 
 
-async def test_the_sum_may_not_exceed_the_maximum(serve):
+async def test_the_sum_may_not_exceed_the_maximum(serve: Serve) -> None:
     """CAT-09 CRE-05"""
     served = await serve(limits={"max_size": 8})
     path, other = await part(served, b"hello"), await part(served, b"world")
@@ -248,10 +260,10 @@ async def test_the_sum_may_not_exceed_the_maximum(serve):
     assert (await served.request("POST", "/files/", PARTIAL | {"Upload-Length": "9"})).status == 413
 
 
-async def test_only_the_finals_own_metadata_counts(served):
+async def test_only_the_finals_own_metadata_counts(served: Served) -> None:
     """CAT-10"""
     metadata = "filename " + base64.b64encode(b"part.bin").decode()
-    path = await part(served, b"hello", **{"Upload-Metadata": metadata})
+    path = await part(served, b"hello", headers={"Upload-Metadata": metadata})
 
     bare = (await concatenate(served, path)).headers["location"]
     named = (await concatenate(served, path, **{"Upload-Metadata": "filename YQ=="})).headers["location"]
@@ -261,7 +273,7 @@ async def test_only_the_finals_own_metadata_counts(served):
 
 
 @pytest.mark.parametrize("finished", [True, False])
-async def test_a_final_takes_no_append(served, finished):
+async def test_a_final_takes_no_append(served: Served, finished: bool) -> None:
     """CAT-12"""
     path = await part(served, b"hello") if finished else await part(served, b"he", length=5)
     final = (await concatenate(served, path)).headers["location"]
@@ -278,7 +290,7 @@ async def test_a_final_takes_no_append(served, finished):
         assert "upload-offset" not in refused[0].headers
 
 
-async def test_the_number_of_parts_is_bounded(serve):
+async def test_the_number_of_parts_is_bounded(serve: Serve) -> None:
     """CAT-18"""
     served = await serve(limits={"max_parts": 3})
     paths = [await part(served, b"a") for _ in range(4)]
@@ -288,11 +300,9 @@ async def test_the_number_of_parts_is_bounded(serve):
 
 
 @pytest.fixture
-def room(served, monkeypatch):
-    """Say how much the store can take, and how much it could if it were empty."""
-
-    def has(free, size=10**6):
-        async def room():
+def room(served: Served, monkeypatch: pytest.MonkeyPatch) -> SetRoom:
+    def has(free: int, size: int = 10**6) -> None:
+        async def room() -> Room:
             return Room(free, size)
 
         monkeypatch.setattr(served.core.stores.current, "room", room)
@@ -300,7 +310,7 @@ def room(served, monkeypatch):
     return has
 
 
-async def test_a_final_has_to_fit_into_the_store(served, room):
+async def test_a_final_has_to_fit_into_the_store(served: Served, room: SetRoom) -> None:
     """CAT-09"""
     path, other = await part(served, b"hello"), await part(served, b"world")
 
@@ -316,7 +326,7 @@ async def test_a_final_has_to_fit_into_the_store(served, room):
     assert len(await served.core.database.fetch("SELECT id FROM uploads WHERE concat = 'final'")) == 1
 
 
-async def test_what_waits_for_the_store_takes_its_room(served, room):
+async def test_what_waits_for_the_store_takes_its_room(served: Served, room: SetRoom) -> None:
     """CAT-09"""
     path = await part(served, b"hello")
     room(12)
@@ -329,11 +339,11 @@ async def test_what_waits_for_the_store_takes_its_room(served, room):
     assert (await concatenate(served, path)).status == 201
 
 
-async def test_a_final_takes_no_room_in_staging(served, monkeypatch):
+async def test_a_final_takes_no_room_in_staging(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """CAT-09"""
     path = await part(served, b"hello")
 
-    def full(wanted):
+    def full(wanted: int) -> NoReturn:
         raise StagingFull
 
     monkeypatch.setattr(served.core.staging, "check_space", full)
@@ -342,7 +352,7 @@ async def test_a_final_takes_no_room_in_staging(served, monkeypatch):
     assert (await served.request("POST", "/files/", {"Upload-Length": "5"})).status == 507
 
 
-async def test_the_reserve_is_kept_in_the_store_as_well(serve):
+async def test_the_reserve_is_kept_in_the_store_as_well(serve: Serve) -> None:
     """CAT-09"""
     served = await serve(staging={"reserve": 0})
     path = await part(served, b"hello")
@@ -353,11 +363,11 @@ async def test_the_reserve_is_kept_in_the_store_as_well(serve):
     assert (await concatenate(served, path)).status in {413, 507}
 
 
-async def test_a_store_that_is_away_refuses_no_final(served, monkeypatch):
+async def test_a_store_that_is_away_refuses_no_final(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """CAT-09"""
     path = await part(served, b"hello")
 
-    async def away():
+    async def away() -> NoReturn:
         raise TransientStoreError
 
     monkeypatch.setattr(served.core.stores.current, "room", away)
@@ -365,7 +375,7 @@ async def test_a_store_that_is_away_refuses_no_final(served, monkeypatch):
     assert (await concatenate(served, path)).status == 201
 
 
-async def test_a_thousand_parts_are_joined_and_read(serve):
+async def test_a_thousand_parts_are_joined_and_read(serve: Serve) -> None:
     """CAT-18 CAT-03"""
     served = await serve(limits={"allow_repeated_partials": True})
     paths = [await part(served, b"%d," % number) for number in range(8)]
@@ -376,7 +386,7 @@ async def test_a_thousand_parts_are_joined_and_read(serve):
     assert await stored_bytes(served, created.headers["location"]) == b"0,1,2,3,4,5,6,7," * 125
 
 
-async def test_ranges_cross_the_borders_of_parts(served):
+async def test_ranges_cross_the_borders_of_parts(served: Served) -> None:
     """CAT-03"""
     parts = [await part(served, body) for body in (b"abc", b"", b"defgh", b"i")]
     path = (await concatenate(served, *parts)).headers["location"]
@@ -390,7 +400,7 @@ async def test_ranges_cross_the_borders_of_parts(served):
 # --- finals that wait for their parts ----------------------------------------------------------------
 
 
-async def test_a_pending_final_tells_no_offset(served):
+async def test_a_pending_final_tells_no_offset(served: Served) -> None:
     """CATU-02"""
     known, unknown = (
         await part(served, b"he", length=5),
@@ -412,7 +422,7 @@ async def test_a_pending_final_tells_no_offset(served):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-async def test_the_last_part_completes_the_final(served, order):
+async def test_the_last_part_completes_the_final(served: Served, order: tuple[int, int, int]) -> None:
     """CATU-03 CAT-17"""
     paths = [await part(served, length=2) for _ in range(3)]
     path = (await concatenate(served, *paths)).headers["location"]
@@ -429,7 +439,7 @@ async def test_the_last_part_completes_the_final(served, order):
     assert await stored_bytes(served, path) == b"ababab"
 
 
-async def test_parts_that_finish_at_the_same_time_complete_the_final_once(served):
+async def test_parts_that_finish_at_the_same_time_complete_the_final_once(served: Served) -> None:
     """CATU-03"""
     paths = [await part(served, length=2) for _ in range(6)]
     path = (await concatenate(served, *paths)).headers["location"]
@@ -441,7 +451,7 @@ async def test_parts_that_finish_at_the_same_time_complete_the_final_once(served
     assert await served.count("events", final, "upload.completed") == 1
 
 
-async def test_a_pending_final_survives_a_restart(serve):
+async def test_a_pending_final_survives_a_restart(serve: Serve) -> None:
     """CATU-03"""
     served = await serve()
     source = await part(served, b"he", length=5)
@@ -455,7 +465,7 @@ async def test_a_pending_final_survives_a_restart(serve):
     assert await stored_bytes(again, path) == b"hello"
 
 
-async def test_a_final_that_grows_over_the_maximum_fails(serve):
+async def test_a_final_that_grows_over_the_maximum_fails(serve: Serve) -> None:
     """CATU-04"""
     served = await serve(limits={"max_size": 8})
     known, unknown = await part(served, b"hello"), await served.create(None, PARTIAL | {"Upload-Defer-Length": "1"})
@@ -466,20 +476,20 @@ async def test_a_final_that_grows_over_the_maximum_fails(serve):
     assert (await served.head(path)).status == 404
 
 
-async def test_parts_outlive_the_final_that_waits_for_them(served):
+async def test_parts_outlive_the_final_that_waits_for_them(served: Served) -> None:
     """CATU-05 CATU-04"""
     source = await part(served, b"he", length=5)
     await served.core.database.execute("UPDATE uploads SET expires_at = now() + interval '1 minute'")
     path = (await concatenate(served, source)).headers["location"]
 
-    assert (await served.upload(source)).expires_at >= (await served.upload(path)).expires_at
+    assert await served.expires_at(source) >= await served.expires_at(path)
     await served.core.database.execute(
         "UPDATE uploads SET expires_at = now() - interval '1 s' WHERE concat = 'partial'"
     )
     assert await served.work.cleanup.expire() == 0
 
 
-async def test_an_expired_final_is_gone_with_its_parts(served):
+async def test_an_expired_final_is_gone_with_its_parts(served: Served) -> None:
     """CATU-04"""
     source = await part(served, b"he", length=5)
     path = (await concatenate(served, source)).headers["location"]

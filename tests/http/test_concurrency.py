@@ -6,18 +6,21 @@ import asyncio
 import fcntl
 import os
 import time
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
 from tusd_py.errors import TakenOver
+from tusd_py.protocol.upload import Upload, UploadId
 
 BIG = 8 * 2**20
 CHUNKED = ("Transfer-Encoding", "chunked")
 
 
-def locked(served, upload):
+def locked(served: Served, upload: Upload) -> int:
     """Hold the staging file as another process would."""
     fd = os.open(served.core.staging.path(upload.id), os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
@@ -25,7 +28,7 @@ def locked(served, upload):
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", str(BIG)), CHUNKED])
-async def test_a_head_takes_over_and_tells_what_arrived(served, framing):
+async def test_a_head_takes_over_and_tells_what_arrived(served: Served, framing: tuple[str, str]) -> None:
     """LOCK-01 LOCK-02 LOCK-03 LOCK-05"""
     path = await served.create(BIG)
     connection = await served.begin(path, 0, b"x" * 300_000, framing)
@@ -42,7 +45,7 @@ async def test_a_head_takes_over_and_tells_what_arrived(served, framing):
     assert await served.staged(path) == b"x" * 300_000 + b"y" * (BIG - 300_000)
 
 
-async def test_a_patch_takes_over_with_the_true_offset(served):
+async def test_a_patch_takes_over_with_the_true_offset(served: Served) -> None:
     """LOCK-02 LOCK-05"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
@@ -57,7 +60,7 @@ async def test_a_patch_takes_over_with_the_true_offset(served):
     assert await served.staged(path) == b"helloworld"
 
 
-async def test_a_patch_at_the_right_offset_goes_on_from_an_append_that_has_brought_nothing(served):
+async def test_a_patch_at_the_right_offset_goes_on_from_an_append_that_has_brought_nothing(served: Served) -> None:
     """LOCK-02 LOCK-06"""
     path = await served.create(5)
     silent = await served.begin(path, 0, b"", ("Content-Length", "5"))
@@ -68,17 +71,17 @@ async def test_a_patch_at_the_right_offset_goes_on_from_an_append_that_has_broug
         await silent.response()
 
 
-async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment(served):
+async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment(served: Served) -> None:
     """LOCK-02"""
     path = await served.create(None, {"Upload-Defer-Length": "1"})
     connection = await served.begin(path, 0, b"x", CHUNKED)
 
-    async def flood():
+    async def flood() -> NoReturn:
         while True:
             await connection.send(chunk(b"x" * 2**20))
 
     flooding = asyncio.create_task(flood())
-    body = next(iter(served.web.bodies))
+    body = next(iter(served.bodies))
     await eventually(lambda: body.received > 20 * 2**20)
     started = time.monotonic()
     offset = await served.offset(path)
@@ -90,7 +93,7 @@ async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment
     assert (await served.upload(path)).offset == offset
 
 
-async def test_a_delete_takes_over(served):
+async def test_a_delete_takes_over(served: Served) -> None:
     """LOCK-02 TERM-05"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
@@ -100,13 +103,15 @@ async def test_a_delete_takes_over(served):
         await connection.response()
 
 
-async def test_a_body_that_had_arrived_whole_is_answered_in_spite_of_a_newcomer(served, monkeypatch):
+async def test_a_body_that_had_arrived_whole_is_answered_in_spite_of_a_newcomer(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-03"""
     path = await served.create(5)
     advance = served.core.uploads.advance
     asking = []
 
-    async def slow(*arguments, **keywords):
+    async def slow(*arguments: Any, **keywords: Any) -> Any:
         asking.append(asyncio.create_task(served.head(path)))
         await eventually(lambda: any(entry.waiters for entry in served.web.uploads.locks._entries.values()))
         return await advance(*arguments, **keywords)
@@ -118,13 +123,13 @@ async def test_a_body_that_had_arrived_whole_is_answered_in_spite_of_a_newcomer(
     assert (await asking[0]).headers["upload-offset"] == "5"
 
 
-async def test_two_appends_at_one_offset_store_one_of_them(served):
+async def test_two_appends_at_one_offset_store_one_of_them(served: Served) -> None:
     """LOCK-06"""
     for size in (1000, 3_000_000):
         path = await served.create(size)
         bodies = [bytes([65 + number]) * size for number in range(4)]
 
-        async def send(body, path=path):
+        async def send(body: bytes, path: str = path) -> int:
             try:
                 return (await served.patch(path, 0, body)).status
             except ConnectionLost:
@@ -143,7 +148,7 @@ async def test_two_appends_at_one_offset_store_one_of_them(served):
             assert (await served.patch(path, offset, kept * (size - offset))).status == 204
 
 
-async def test_of_many_newcomers_each_gets_its_turn(served):
+async def test_of_many_newcomers_each_gets_its_turn(served: Served) -> None:
     """LOCK-02 LOCK-05"""
     path = await served.create(100)
     await served.begin(path, 0, b"hello", ("Content-Length", "100"))
@@ -154,7 +159,7 @@ async def test_of_many_newcomers_each_gets_its_turn(served):
     assert served.web.uploads.locks._entries == {}
 
 
-async def test_a_newcomer_that_goes_away_leaves_the_queue(served):
+async def test_a_newcomer_that_goes_away_leaves_the_queue(served: Served) -> None:
     """LOCK-02"""
     path = await served.create(100)
     locks = served.web.uploads.locks
@@ -173,7 +178,7 @@ async def test_a_newcomer_that_goes_away_leaves_the_queue(served):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE"])
-async def test_what_cannot_be_had_in_time_is_locked(serve, method):
+async def test_what_cannot_be_had_in_time_is_locked(serve: Serve, method: str) -> None:
     """LOCK-04 CORE-12 GEN-16"""
     served = await serve(staging={"lock_timeout": 0.3})
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
@@ -190,7 +195,7 @@ async def test_what_cannot_be_had_in_time_is_locked(serve, method):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PATCH"])
-async def test_a_holder_of_this_process_that_does_not_let_go_locks_as_well(serve, method):
+async def test_a_holder_of_this_process_that_does_not_let_go_locks_as_well(serve: Serve, method: str) -> None:
     """LOCK-04 CORE-12"""
     served = await serve(staging={"lock_timeout": 0.3})
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
@@ -203,13 +208,15 @@ async def test_a_holder_of_this_process_that_does_not_let_go_locks_as_well(serve
     assert "upload-offset" not in refused.headers
 
 
-async def test_another_process_is_asked_and_its_offset_is_believed(served, monkeypatch):
+async def test_another_process_is_asked_and_its_offset_is_believed(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-01 LOCK-02 LOCK-05"""
     path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"he")
     upload = await served.upload(path)
     asked = []
 
-    async def other_process_stops(upload_id):
+    async def other_process_stops(upload_id: str) -> None:
         # It stores what it has, moves the row and lets the file go.
         asked.append(upload_id)
         if len(asked) == 1:
@@ -230,17 +237,19 @@ async def test_another_process_is_asked_and_its_offset_is_believed(served, monke
 
 
 @pytest.mark.parametrize("let_go", [True, False])
-async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_never_fails(serve, monkeypatch, let_go):
+async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_never_fails(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, let_go: bool
+) -> None:
     """LOCK-01 LOCK-04 CORE-12"""
     served = await serve(staging={"lock_timeout": 5 if let_go else 0.3})
     path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"he")
     upload = await served.upload(path)
     writers = []
 
-    def begin():
+    def begin() -> None:
         writers.append(locked(served, upload))
 
-    async def other_process_stops(_):
+    async def other_process_stops(_: str) -> None:
         # Each stores one more byte; after the fourth nobody comes any more.
         if len(writers) < 4 or let_go:
             os.pwrite(writers[-1], b"x", 1 + len(writers))
@@ -249,7 +258,7 @@ async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_n
 
     find = served.core.uploads.find
 
-    async def find_and_begin(upload_id):
+    async def find_and_begin(upload_id: UploadId) -> Upload | None:
         # Between the look at the row and the one at the file the next writer has it.
         found = await find(upload_id)
         if len(writers) < 4:
@@ -271,16 +280,18 @@ async def test_a_head_that_meets_one_writer_after_the_other_waits_for_them_and_n
         assert "upload-offset" not in response.headers
 
 
-async def test_a_head_of_an_upload_that_is_stored_and_cleaned_up_meanwhile_finds_it(served, monkeypatch):
+async def test_a_head_of_an_upload_that_is_stored_and_cleaned_up_meanwhile_finds_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-01 CORE-12"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     probe, find = served.core.staging.probe, served.core.uploads.find
 
-    def too_late(upload_id):
+    def too_late(upload_id: UploadId) -> Any:
         served.core.staging.path(upload_id).unlink(missing_ok=True)
         return probe(upload_id)
 
-    async def stored_meanwhile(upload_id):
+    async def stored_meanwhile(upload_id: UploadId) -> Upload | None:
         await served.core.database.execute("UPDATE uploads SET upload_offset = 5, state = 'completed'")
         return await find(upload_id)
 
@@ -290,7 +301,7 @@ async def test_a_head_of_an_upload_that_is_stored_and_cleaned_up_meanwhile_finds
     assert await served.offset(path) == 5
 
 
-async def test_looking_at_a_file_hinders_nobody_who_looks_as_well(served):
+async def test_looking_at_a_file_hinders_nobody_who_looks_as_well(served: Served) -> None:
     """LOCK-01"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     fd = os.open(served.core.staging.path((await served.upload(path)).id), os.O_RDWR)
@@ -301,7 +312,7 @@ async def test_looking_at_a_file_hinders_nobody_who_looks_as_well(served):
     os.close(fd)
 
 
-async def test_downloads_take_no_lock(served):
+async def test_downloads_take_no_lock(served: Served) -> None:
     """LOCK-07"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     fd = locked(served, await served.upload(path))
@@ -312,7 +323,7 @@ async def test_downloads_take_no_lock(served):
     os.close(fd)
 
 
-async def test_a_torn_tail_of_a_crash_is_cut_off(served):
+async def test_a_torn_tail_of_a_crash_is_cut_off(served: Served) -> None:
     """LOCK-08"""
     path = await served.create(10, {"Content-Type": OFFSET_TYPE}, b"hello")
     with served.core.staging.path((await served.upload(path)).id).open("ab") as file:
@@ -323,7 +334,7 @@ async def test_a_torn_tail_of_a_crash_is_cut_off(served):
     assert await served.staged(path) == b"hellowo"
 
 
-async def test_a_writer_that_lost_its_place_changes_nothing(served):
+async def test_a_writer_that_lost_its_place_changes_nothing(served: Served) -> None:
     """LOCK-08"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
@@ -338,7 +349,7 @@ async def test_a_writer_that_lost_its_place_changes_nothing(served):
         assert await served.staged(path) == b"helloworld"
 
 
-async def test_a_drain_keeps_what_arrived_and_says_so(served):
+async def test_a_drain_keeps_what_arrived_and_says_so(served: Served) -> None:
     """LOCK-09 AIO-16 CORE-12"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
@@ -356,7 +367,7 @@ async def test_a_drain_keeps_what_arrived_and_says_so(served):
     assert (await served.upload(path)).offset == 7
 
 
-async def test_a_head_during_a_drain_is_locked_and_closes(served):
+async def test_a_head_during_a_drain_is_locked_and_closes(served: Served) -> None:
     """LOCK-09 CORE-12"""
     path = await served.create(10)
     served.web.draining = True
@@ -372,15 +383,16 @@ async def test_a_head_during_a_drain_is_locked_and_closes(served):
     assert await served.offset(path) == 0
 
 
-async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve):
+async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve: Serve) -> None:
     """LOCK-02"""
     served = await serve(staging={"checkpoint_seconds": 0.05})
     path = await served.create(100)
     connection = await served.begin(path, 0, b"hello", CHUNKED)
-    body = next(iter(served.web.bodies))
+    body = next(iter(served.bodies))
     await eventually(lambda: body._reading is not None)
-
     reading = body._reading
+    assert reading is not None
+
     reading.reschedule(asyncio.get_running_loop().time())
     await asyncio.sleep(0)
     body.interrupt(TakenOver())
@@ -391,7 +403,7 @@ async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve):
     assert await served.offset(path) in {5, 6}
 
 
-async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(served):
+async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(served: Served) -> None:
     """Bytes that reached the machine were received, whether or not the process has read them yet."""
     length, sent = 64 * 2**20, 9 * 2**20
     path = await served.create(length)

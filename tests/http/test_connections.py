@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import TUS, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.support.raw_http import ConnectionLost, RawConnection
 
 HEAD = b"HEAD /files/x HTTP/1.1\r\nHost: localhost\r\nTus-Resumable: 1.0.0\r\n"
-SLOW = {"server": {"header_timeout": 0.5, "keepalive_timeout": 60}}
+SLOW: dict[str, Any] = {"server": {"header_timeout": 0.5, "keepalive_timeout": 60}}
 
 
-async def drip(connection, seconds):
+async def drip(connection: RawConnection, seconds: float) -> None:
     """Send a header byte by byte for ever, as fast as it takes to seem alive."""
     end = time.monotonic() + seconds
     await connection.send(HEAD + b"X-Slow: ")
@@ -26,7 +28,7 @@ async def drip(connection, seconds):
         await asyncio.sleep(0.05)
 
 
-async def test_headers_that_drip_are_not_waited_for(serve):
+async def test_headers_that_drip_are_not_waited_for(serve: Serve) -> None:
     """AIO-04"""
     served = await serve(**SLOW)
     connection = await served.connect()
@@ -41,7 +43,7 @@ async def test_headers_that_drip_are_not_waited_for(serve):
     assert served.server._runner.connection_server.connection_count == 0
 
 
-async def test_the_headers_of_a_second_request_are_not_waited_for_either(serve):
+async def test_the_headers_of_a_second_request_are_not_waited_for_either(serve: Serve) -> None:
     """AIO-04"""
     served = await serve(**SLOW)
     connection = await served.connect()
@@ -56,7 +58,7 @@ async def test_the_headers_of_a_second_request_are_not_waited_for_either(serve):
     await dripping
 
 
-async def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(serve):
+async def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(serve: Serve) -> None:
     """AIO-04"""
     served = await serve(**SLOW)
     connection = await served.connect()
@@ -65,7 +67,7 @@ async def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(serv
     assert served.web.metrics.header_timeouts._value.get() == 0
 
 
-async def test_a_body_may_take_longer_than_the_headers(serve):
+async def test_a_body_may_take_longer_than_the_headers(serve: Serve) -> None:
     """CORE-21"""
     served = await serve(**SLOW)
     path = await served.create(20)
@@ -78,7 +80,7 @@ async def test_a_body_may_take_longer_than_the_headers(serve):
     assert (await connection.response("PATCH")).headers["upload-offset"] == "20"
 
 
-async def test_whoever_comes_when_it_is_full_waits_and_is_served(serve):
+async def test_whoever_comes_when_it_is_full_waits_and_is_served(serve: Serve) -> None:
     """DEF-06"""
     served = await serve(limits={"max_connections": 2}, server={"keepalive_timeout": 60})
     first, second = await served.connect(), await served.connect()
@@ -96,7 +98,7 @@ async def test_whoever_comes_when_it_is_full_waits_and_is_served(serve):
     assert (await third.response("HEAD")).status == 404
 
 
-async def test_a_server_that_is_full_still_stops(serve):
+async def test_a_server_that_is_full_still_stops(serve: Serve) -> None:
     served = await serve(limits={"max_connections": 1})
     first, second = await served.connect(), await served.connect()
     assert (await first.request("HEAD", "/files/x", [TUS])).status == 404
@@ -120,7 +122,9 @@ async def test_a_server_that_is_full_still_stops(serve):
         b"GET /files/x HTTP/1.1\r\n" + b"X-Many: very-secret-token\r\n" * 200 + b"\r\n",
     ],
 )
-async def test_what_is_no_http_is_answered_in_our_own_words(served, capfd, data):
+async def test_what_is_no_http_is_answered_in_our_own_words(
+    served: Served, capfd: pytest.CaptureFixture[str], data: bytes
+) -> None:
     """AIO-09 GEN-12"""
     connection = await served.connect()
     await connection.send(data)

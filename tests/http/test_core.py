@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from collections.abc import Awaitable, Iterable
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost
+from tests.support.raw_http import ConnectionLost, RawResponse
+from tusd_py.protocol.upload import TokenHash, Upload
 
 MISSING = "/files/" + "b" * 32
 
 
 @pytest.mark.parametrize("version", ["9.9.9", "1.0", "", "1.0.0, 1.0.0", "0.2.2"])
-async def test_another_version_changes_nothing(served, version):
+async def test_another_version_changes_nothing(served: Served, version: str) -> None:
     """CORE-02"""
     path = await served.create(5)
     own = {"Tus-Resumable": version}
@@ -32,14 +35,14 @@ async def test_another_version_changes_nothing(served, version):
     assert await served.offset(path) == 0
 
 
-async def test_a_missing_version_comes_before_everything_else(served):
+async def test_a_missing_version_comes_before_everything_else(served: Served) -> None:
     """CORE-03"""
     response = await served.request("PATCH", MISSING, {"Tus-Resumable": None}, b"hello")
 
     assert (response.status, response.headers["tus-version"]) == (412, "1.0.0")
 
 
-async def test_options_tell_what_is_offered(serve):
+async def test_options_tell_what_is_offered(serve: Serve) -> None:
     """CORE-04 CORE-05 CORE-06 CORE-26 CORE-27 CRE-01 CWU-01 DEF-01 TERM-01 CAT-01 CATU-01 CSUM-01 EXP-01"""
     served = await serve(limits={"max_size": 1000})
     path = await served.create(5)
@@ -58,12 +61,12 @@ async def test_options_tell_what_is_offered(serve):
             )
 
 
-async def test_no_limit_is_not_announced(served):
+async def test_no_limit_is_not_announced(served: Served) -> None:
     """CORE-06"""
     assert "tus-max-size" not in (await served.request("OPTIONS", "/files/")).headers
 
 
-async def test_what_is_switched_off_is_not_announced(serve):
+async def test_what_is_switched_off_is_not_announced(serve: Serve) -> None:
     """CORE-05 EXP-01 CWU-01"""
     off = ["creation-with-upload", "creation-defer-length", "checksum", "termination", "concatenation"]
     served = await serve(tus={"disable": off, "expire_after": 0, "checksum_trailer": True})
@@ -74,11 +77,11 @@ async def test_what_is_switched_off_is_not_announced(serve):
     assert "tus-checksum-algorithm" not in response.headers
 
 
-async def test_a_post_may_stand_for_other_methods(served):
+async def test_a_post_may_stand_for_other_methods(served: Served) -> None:
     """CORE-07 AIO-14"""
     path = await served.create(5)
 
-    def overridden(method, headers=(), body=b""):
+    def overridden(method: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> Awaitable[RawResponse]:
         return served.request("POST", path, [TUS, *headers, ("X-HTTP-Method-Override", method)], body)
 
     patched = await overridden("PATCH", patch_head(0)[1:], b"hello")
@@ -92,14 +95,14 @@ async def test_a_post_may_stand_for_other_methods(served):
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "POST", "OPTIONS", "patch", "", "PATCH, DELETE"])
-async def test_no_other_method_may_be_stood_for(served, method):
+async def test_no_other_method_may_be_stood_for(served: Served, method: str) -> None:
     """CORE-07"""
     path = await served.create(5)
 
     assert (await served.request("POST", path, {"X-HTTP-Method-Override": method})).status == 400
 
 
-async def test_the_override_counts_on_post_alone(served):
+async def test_the_override_counts_on_post_alone(served: Served) -> None:
     """CORE-07 CORS-10"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
 
@@ -111,7 +114,7 @@ async def test_the_override_counts_on_post_alone(served):
     assert await served.offset(path) == 5
 
 
-async def test_head_tells_offset_and_length(served):
+async def test_head_tells_offset_and_length(served: Served) -> None:
     """CORE-08 CORE-09 CORE-10"""
     path = await served.create(5)
     for offset, body in [(0, b"he"), (2, b"llo"), (5, b"")]:
@@ -125,7 +128,7 @@ async def test_head_tells_offset_and_length(served):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PATCH", "DELETE", "GET"])
-async def test_an_unknown_upload_is_not_found(served, method):
+async def test_an_unknown_upload_is_not_found(served: Served, method: str) -> None:
     """CORE-11 CORE-17 TERM-06"""
     response = await served.request(method, MISSING, dict(patch_head(0)) if method == "PATCH" else {})
 
@@ -133,7 +136,7 @@ async def test_an_unknown_upload_is_not_found(served, method):
     assert "upload-offset" not in response.headers
 
 
-async def test_append_answers_the_new_offset(served):
+async def test_append_answers_the_new_offset(served: Served) -> None:
     """CORE-13"""
     path = await served.create(11)
 
@@ -145,7 +148,7 @@ async def test_append_answers_the_new_offset(served):
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3, 5, 6])
-async def test_append_elsewhere_is_refused_before_the_body_is_read(served, offset):
+async def test_append_elsewhere_is_refused_before_the_body_is_read(served: Served, offset: int) -> None:
     """CORE-14 CORE-29"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     connection = await served.connect()
@@ -170,7 +173,7 @@ async def test_append_elsewhere_is_refused_before_the_body_is_read(served, offse
         (None, 415),
     ],
 )
-async def test_append_demands_its_media_type(served, content_type, status):
+async def test_append_demands_its_media_type(served: Served, content_type: str | None, status: int) -> None:
     """CORE-15"""
     path = await served.create(5)
 
@@ -178,14 +181,14 @@ async def test_append_demands_its_media_type(served, content_type, status):
     assert await served.offset(path) == (5 if status == 204 else 0)
 
 
-async def test_append_demands_an_offset(served):
+async def test_append_demands_an_offset(served: Served) -> None:
     """CORE-16"""
     path = await served.create(5)
 
     assert (await served.request("PATCH", path, {"Content-Type": OFFSET_TYPE}, b"hello")).status == 400
 
 
-async def test_checks_come_in_their_order(served):
+async def test_checks_come_in_their_order(served: Served) -> None:
     """CORE-17"""
     final = await served.create(
         None, {"Upload-Concat": f"final;{await served.create(0, {'Upload-Concat': 'partial'})}"}
@@ -198,7 +201,7 @@ async def test_checks_come_in_their_order(served):
         "Upload-Checksum": "nonsense",
     }
 
-    async def status(path, **corrected):
+    async def status(path: str, **corrected: str) -> int:
         headers = wrong | {name.replace("_", "-"): value for name, value in corrected.items()}
         return (await served.request("PATCH", path, headers, b"llo and more")).status
 
@@ -212,7 +215,7 @@ async def test_checks_come_in_their_order(served):
     assert await served.offset(path) == 2
 
 
-async def test_an_announced_overlong_body_is_refused_unread(served):
+async def test_an_announced_overlong_body_is_refused_unread(served: Served) -> None:
     """CORE-18"""
     path = await served.create(5)
     connection = await served.connect()
@@ -226,7 +229,7 @@ async def test_an_announced_overlong_body_is_refused_unread(served):
 
 
 @pytest.mark.parametrize("pieces", [[b"hello!"], [b"hello", b"!"], [b"he", b"llo", b"!"], [b"hel", b"lo!"]])
-async def test_an_overlong_chunked_body_never_completes_the_upload(served, pieces):
+async def test_an_overlong_chunked_body_never_completes_the_upload(served: Served, pieces: list[bytes]) -> None:
     """CORE-18 CORE-24"""
     path = await served.create(5)
     connection = await served.connect()
@@ -245,7 +248,7 @@ async def test_an_overlong_chunked_body_never_completes_the_upload(served, piece
     assert (await served.patch(path, upload.offset, b"hello"[upload.offset :])).status == 204
 
 
-async def test_a_chunked_body_that_waits_at_the_length_completes_once_it_ends(served):
+async def test_a_chunked_body_that_waits_at_the_length_completes_once_it_ends(served: Served) -> None:
     """CORE-18 CORE-24"""
     path = await served.create(5)
     connection = await served.begin(path, 0, b"hello", ("Transfer-Encoding", "chunked"))
@@ -259,27 +262,29 @@ async def test_a_chunked_body_that_waits_at_the_length_completes_once_it_ends(se
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
 @pytest.mark.parametrize("ending", ["fin", "rst"])
-async def test_what_arrived_before_a_disconnect_is_kept(served, framing, ending):
+async def test_what_arrived_before_a_disconnect_is_kept(served: Served, framing: str, ending: str) -> None:
     """CORE-19 CORE-20 AIO-06"""
     path = await served.create(300_000)
     extra = ("Content-Length", "300000") if framing == "Content-Length" else ("Transfer-Encoding", "chunked")
     connection = await served.begin(path, 0, b"x" * 120_000, extra)
 
     connection.abort() if ending == "rst" else await connection.close()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     assert await served.offset(path) == 120_000
     assert (await served.patch(path, 120_000, b"y" * 180_000)).status == 204
     assert await served.staged(path) == b"x" * 120_000 + b"y" * 180_000
 
 
-async def test_what_waits_in_the_buffer_at_a_disconnect_is_kept(served, monkeypatch):
+async def test_what_waits_in_the_buffer_at_a_disconnect_is_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-20 AIO-06"""
     path = await served.create(1_000_000)
     held, go_on = asyncio.Event(), asyncio.Event()
     advance = served.core.uploads.find_by_token
 
-    async def slow(token_hash):
+    async def slow(token_hash: TokenHash) -> Upload | None:
         held.set()
         await go_on.wait()
         return await advance(token_hash)
@@ -290,28 +295,28 @@ async def test_what_waits_in_the_buffer_at_a_disconnect_is_kept(served, monkeypa
     await held.wait()
     await connection.send(b"z" * 150_000)
     await connection.close()
-    body = next(iter(served.web.bodies))
+    body = next(iter(served.bodies))
     await eventually(lambda: body._request.transport is None)
     go_on.set()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
     monkeypatch.undo()
 
     assert await served.offset(path) == 150_000
     assert await served.staged(path) == b"z" * 150_000
 
 
-async def test_the_last_byte_completes_whatever_ends_the_body(served):
+async def test_the_last_byte_completes_whatever_ends_the_body(served: Served) -> None:
     """CORE-19"""
     path = await served.create(5)
     connection = await served.begin(path, 0, b"hello", ("Transfer-Encoding", "chunked"))
 
     connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     assert (await served.upload(path)).complete
 
 
-async def test_a_half_closed_connection_with_a_whole_body_is_stored_whole(served):
+async def test_a_half_closed_connection_with_a_whole_body_is_stored_whole(served: Served) -> None:
     """CORE-19 AIO-06"""
     path = await served.create(5)
     connection = await served.connect()
@@ -322,12 +327,12 @@ async def test_a_half_closed_connection_with_a_whole_body_is_stored_whole(served
     connection.writer.transport.get_extra_info("socket").shutdown(socket.SHUT_WR)
 
     await connection.closed()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     assert (await served.upload(path)).complete
 
 
-async def test_a_silent_client_is_let_go_and_its_bytes_are_kept(serve):
+async def test_a_silent_client_is_let_go_and_its_bytes_are_kept(serve: Serve) -> None:
     """CORE-21 AIO-15"""
     served = await serve(limits={"idle_timeout": 0.3})
     path = await served.create(10)
@@ -341,7 +346,7 @@ async def test_a_silent_client_is_let_go_and_its_bytes_are_kept(serve):
     assert await served.offset(path) == 5
 
 
-async def test_a_slow_client_is_not_timed_out_as_long_as_bytes_come(serve):
+async def test_a_slow_client_is_not_timed_out_as_long_as_bytes_come(serve: Serve) -> None:
     """CORE-21"""
     served = await serve(limits={"idle_timeout": 0.4})
     path = await served.create(10)
@@ -349,13 +354,14 @@ async def test_a_slow_client_is_not_timed_out_as_long_as_bytes_come(serve):
     await connection.send_head("PATCH", path, patch_head(0, ("Content-Length", "10")))
     for count in range(1, 11):
         await connection.send(b"x")
-        await eventually(lambda count=count: any(body.received >= count for body in served.web.bodies) or count == 10)
+        if count < 10:
+            await served.until_received(count)
         await asyncio.sleep(0.08)
 
     assert (await connection.response()).status == 204
 
 
-async def test_a_repeated_finish_succeeds_and_has_no_effect(served):
+async def test_a_repeated_finish_succeeds_and_has_no_effect(served: Served) -> None:
     """CORE-22"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     upload = await served.upload(path)
@@ -372,7 +378,7 @@ async def test_a_repeated_finish_succeeds_and_has_no_effect(served):
     assert await served.count("jobs", upload, "transfer") == 1
 
 
-async def test_a_repeated_finish_that_waits_for_100_is_not_kept_waiting(served):
+async def test_a_repeated_finish_that_waits_for_100_is_not_kept_waiting(served: Served) -> None:
     """CORE-22 CORE-28"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     connection = await served.connect()
@@ -385,7 +391,7 @@ async def test_a_repeated_finish_that_waits_for_100_is_not_kept_waiting(served):
     assert (await connection.response()).status == 204
 
 
-async def test_an_empty_append_changes_nothing(served):
+async def test_an_empty_append_changes_nothing(served: Served) -> None:
     """CORE-23"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
 
@@ -396,7 +402,7 @@ async def test_an_empty_append_changes_nothing(served):
     assert await served.offset(path) == 2
 
 
-async def test_empty_appends_without_end_are_stopped(serve):
+async def test_empty_appends_without_end_are_stopped(serve: Serve) -> None:
     """CORE-23"""
     served = await serve(limits={"max_empty_patches": 3})
     path = await served.create(5)
@@ -410,7 +416,7 @@ async def test_empty_appends_without_end_are_stopped(serve):
     assert (await served.patch(path, 1, b"")).status == 204
 
 
-async def test_a_body_in_many_chunks_is_stored_as_one(served):
+async def test_a_body_in_many_chunks_is_stored_as_one(served: Served) -> None:
     """CORE-24 CORE-25"""
     path = await served.create(1000)
 
@@ -420,7 +426,7 @@ async def test_a_body_in_many_chunks_is_stored_as_one(served):
     assert await served.staged(path) == b"".join(bytes([number]) * 10 for number in range(100))
 
 
-async def test_a_large_body_is_taken_whole(served):
+async def test_a_large_body_is_taken_whole(served: Served) -> None:
     """CORE-25"""
     data = bytes(range(256)) * 4096 * 12
     path = await served.create(len(data))
@@ -431,7 +437,7 @@ async def test_a_large_body_is_taken_whole(served):
     assert await served.staged(path) == data
 
 
-async def test_continue_is_sent_once_every_check_has_passed(served):
+async def test_continue_is_sent_once_every_check_has_passed(served: Served) -> None:
     """CORE-28 CWU-07 AIO-03"""
     path = await served.create(5)
     connection = await served.connect()
@@ -451,7 +457,7 @@ async def test_continue_is_sent_once_every_check_has_passed(served):
         ([TUS, ("Upload-Offset", "0"), ("Content-Type", OFFSET_TYPE), ("Upload-Checksum", "sha9 AA==")], 400),
     ],
 )
-async def test_a_refusal_comes_without_continue(served, headers, status):
+async def test_a_refusal_comes_without_continue(served: Served, headers: list[tuple[str, str]], status: int) -> None:
     """CORE-28 CWU-07 AIO-03"""
     path = await served.create(5)
     connection = await served.connect()
@@ -463,13 +469,13 @@ async def test_a_refusal_comes_without_continue(served, headers, status):
     await connection.close()
 
 
-async def test_an_early_refusal_reaches_a_client_that_is_still_sending(served):
+async def test_an_early_refusal_reaches_a_client_that_is_still_sending(served: Served) -> None:
     """CORE-29 AIO-07"""
     path = await served.create(50_000_000)
     connection = await served.connect()
     await connection.send_head("PATCH", path, patch_head(7, ("Content-Length", "50000000")))
 
-    async def blast():
+    async def blast() -> None:
         for _ in range(100):
             await connection.send(b"x" * 500_000)
 
@@ -482,7 +488,7 @@ async def test_an_early_refusal_reaches_a_client_that_is_still_sending(served):
     connection.abort()
 
 
-async def test_a_refused_body_is_read_to_its_end_and_the_connection_goes_on(served):
+async def test_a_refused_body_is_read_to_its_end_and_the_connection_goes_on(served: Served) -> None:
     """CORE-29 AIO-07"""
     path = await served.create(5)
     connection = await served.connect()
@@ -494,7 +500,7 @@ async def test_a_refused_body_is_read_to_its_end_and_the_connection_goes_on(serv
     await connection.close()
 
 
-async def test_a_chunked_request_ends_its_connection(served):
+async def test_a_chunked_request_ends_its_connection(served: Served) -> None:
     """AIO-04"""
     path = await served.create(5)
     connection = await served.connect()
@@ -508,7 +514,7 @@ async def test_a_chunked_request_ends_its_connection(served):
     assert await connection.closed() == b""
 
 
-async def test_a_finished_upload_is_served(served):
+async def test_a_finished_upload_is_served(served: Served) -> None:
     """CORE-30 TERM-03"""
     path = await served.create(5)
     assert (await served.request("GET", path)).status == 409
@@ -522,7 +528,7 @@ async def test_a_finished_upload_is_served(served):
     assert (await served.request("GET", path)).status == 404
 
 
-async def test_several_requests_share_a_connection(served):
+async def test_several_requests_share_a_connection(served: Served) -> None:
     """AIO-12 AIO-16"""
     connection = await served.connect()
     created = await connection.request("POST", "/files/", [TUS, ("Upload-Length", "6")])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, patch_head
+from tests.support.raw_http import RawResponse
 
 PAGE = {"Origin": "https://app.example"}
 PREFLIGHT = PAGE | {
@@ -17,16 +19,16 @@ NAMED = {"allow_origins": [PAGE["Origin"]]}
 
 
 @pytest.fixture
-async def served(serve):
+async def served(serve: Serve) -> Served:
     """A server that names the origin of the page."""
     return await serve(cors=NAMED)
 
 
-def listed(response, name):
+def listed(response: RawResponse, name: str) -> set[str]:
     return {item.strip().lower() for item in response.headers[name].split(",")}
 
 
-async def test_success_and_failure_alike_may_be_read(served):
+async def test_success_and_failure_alike_may_be_read(served: Served) -> None:
     """CORS-01 CORS-06 AIO-10"""
     path = await served.create(5, PAGE)
     answers = [
@@ -60,14 +62,14 @@ async def test_success_and_failure_alike_may_be_read(served):
         } <= listed(response, "access-control-expose-headers")  # fmt: skip
 
 
-async def test_without_an_origin_nothing_is_said(served):
+async def test_without_an_origin_nothing_is_said(served: Served) -> None:
     """CORS-01"""
     response = await served.request("POST", "/files/", {"Upload-Length": "5"})
 
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-async def test_credentials_need_a_named_origin(serve):
+async def test_credentials_need_a_named_origin(serve: Serve) -> None:
     """CORS-02"""
     served = await serve(cors={"allow_origins": ["https://app.example"], "allow_credentials": True})
 
@@ -79,7 +81,7 @@ async def test_credentials_need_a_named_origin(serve):
 
 
 @pytest.mark.parametrize("path", ["/files/", "/files", MISSING, "/files/a/b/c", "/api/v1/uploads", "/download/x"])
-async def test_a_preflight_is_always_answered(serve, path):
+async def test_a_preflight_is_always_answered(serve: Serve, path: str) -> None:
     """CORS-03 CORS-04 CORS-05 CORS-07"""
     served = await serve(cors=NAMED, auth={"mode": "jwt", "jwt": {"secret": "s" * 32}})
 
@@ -92,7 +94,7 @@ async def test_a_preflight_is_always_answered(serve, path):
     assert listed(response, "access-control-allow-headers") == {"tus-resumable", "upload-offset", "x-own"}
 
 
-async def test_without_a_wish_the_protocols_headers_are_allowed(served):
+async def test_without_a_wish_the_protocols_headers_are_allowed(served: Served) -> None:
     """CORS-05"""
     response = await served.request("OPTIONS", "/files/", PREFLIGHT | {"Access-Control-Request-Headers": None})
 
@@ -107,7 +109,7 @@ async def test_without_a_wish_the_protocols_headers_are_allowed(served):
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "null", "https://app.example.evil.example", "http://[", "x"]
 )
-async def test_another_origin_is_refused(serve, origin):
+async def test_another_origin_is_refused(serve: Serve, origin: str) -> None:
     """CORS-08"""
     served = await serve(cors={"allow_origins": ["https://app.example"]})
     path = await served.create(5)
@@ -120,7 +122,7 @@ async def test_another_origin_is_refused(serve, origin):
     assert await served.offset(path) == 0
 
 
-async def test_the_servers_own_origin_needs_no_list(serve):
+async def test_the_servers_own_origin_needs_no_list(serve: Serve) -> None:
     """CORS-08"""
     served = await serve(cors={"allow_origins": []})
 
@@ -129,7 +131,7 @@ async def test_the_servers_own_origin_needs_no_list(serve):
     assert own.status == 201
 
 
-async def test_it_can_be_left_to_the_proxy(serve):
+async def test_it_can_be_left_to_the_proxy(serve: Serve) -> None:
     """CORS-09"""
     served = await serve(cors={"enabled": False})
 
@@ -137,7 +139,7 @@ async def test_it_can_be_left_to_the_proxy(serve):
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-async def test_what_changes_something_cannot_be_sent_without_a_preflight(served):
+async def test_what_changes_something_cannot_be_sent_without_a_preflight(served: Served) -> None:
     """CORS-10 CORE-03"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     simple = PAGE | {"Tus-Resumable": None, "Content-Type": "text/plain"}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
 
 DEFER = {"Upload-Defer-Length": "1"}
 
 
-async def test_a_length_may_come_later(served):
+async def test_a_length_may_come_later(served: Served) -> None:
     """DEF-01 CWU-04"""
     response = await served.request("POST", "/files/", DEFER)
 
@@ -17,19 +18,19 @@ async def test_a_length_may_come_later(served):
 
 
 @pytest.mark.parametrize("value", ["0", "2", "true", "1, 1", "", "01"])
-async def test_only_the_value_1_defers(served, value):
+async def test_only_the_value_1_defers(served: Served, value: str) -> None:
     """DEF-01"""
     assert (await served.request("POST", "/files/", {"Upload-Defer-Length": value})).status == 400
 
 
-async def test_switched_off_it_is_refused(serve):
+async def test_switched_off_it_is_refused(serve: Serve) -> None:
     """DEF-01"""
     served = await serve(tus={"disable": ["creation-defer-length"]})
 
     assert (await served.request("POST", "/files/", DEFER)).status == 400
 
 
-async def test_head_tells_either_the_length_or_its_deferral(served):
+async def test_head_tells_either_the_length_or_its_deferral(served: Served) -> None:
     """DEF-02 DEF-07"""
     path = await served.create(None, DEFER)
     before = await served.head(path)
@@ -44,7 +45,7 @@ async def test_head_tells_either_the_length_or_its_deferral(served):
 
 
 @pytest.mark.parametrize("body", [b"", b"hello"])
-async def test_an_append_fixes_the_length(served, body):
+async def test_an_append_fixes_the_length(served: Served, body: bytes) -> None:
     """DEF-03"""
     path = await served.create(None, DEFER)
 
@@ -53,12 +54,12 @@ async def test_an_append_fixes_the_length(served, body):
     assert (await served.upload(path)).length == 10
 
 
-async def test_the_length_holds_even_if_the_body_breaks_off(served):
+async def test_the_length_holds_even_if_the_body_breaks_off(served: Served) -> None:
     """DEF-03"""
     path = await served.create(None, DEFER)
     connection = await served.begin(path, 0, b"he", ("Content-Length", "5"), ("Upload-Length", "10"))
     connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     head = await served.head(path)
 
@@ -66,7 +67,7 @@ async def test_the_length_holds_even_if_the_body_breaks_off(served):
 
 
 @pytest.mark.parametrize(("length", "status"), [("3", 400), ("101", 413), ("x", 400), ("100", 204)])
-async def test_a_length_must_fit(serve, length, status):
+async def test_a_length_must_fit(serve: Serve, length: str, status: int) -> None:
     """DEF-03"""
     served = await serve(limits={"max_size": 100})
     path = await served.create(None, DEFER | {"Content-Type": OFFSET_TYPE}, b"hello")
@@ -75,7 +76,7 @@ async def test_a_length_must_fit(serve, length, status):
     assert (await served.upload(path)).length == (100 if status == 204 else None)
 
 
-async def test_a_length_never_changes(served):
+async def test_a_length_never_changes(served: Served) -> None:
     """DEF-04 DEF-08"""
     path = await served.create(None, DEFER)
     await served.patch(path, 0, b"he", {"Upload-Length": "10"})
@@ -91,7 +92,7 @@ async def test_a_length_never_changes(served):
     assert await served.offset(fixed) == 2
 
 
-async def test_an_empty_append_with_the_length_reached_completes(served):
+async def test_an_empty_append_with_the_length_reached_completes(served: Served) -> None:
     """DEF-05"""
     path = await served.create(None, DEFER | {"Content-Type": OFFSET_TYPE}, b"hello")
 
@@ -105,7 +106,7 @@ async def test_an_empty_append_with_the_length_reached_completes(served):
     assert await served.count("jobs", upload, "transfer") == 1
 
 
-async def test_nothing_at_all_may_be_the_length(served):
+async def test_nothing_at_all_may_be_the_length(served: Served) -> None:
     """DEF-05"""
     path = await served.create(None, DEFER)
 
@@ -113,7 +114,7 @@ async def test_nothing_at_all_may_be_the_length(served):
     assert (await served.upload(path)).complete
 
 
-async def test_the_last_chunk_may_bring_the_length(served):
+async def test_the_last_chunk_may_bring_the_length(served: Served) -> None:
     """DEF-03 DEF-07"""
     path = await served.create(None, DEFER)
     await served.patch(path, 0, b"hello ")
@@ -122,7 +123,7 @@ async def test_the_last_chunk_may_bring_the_length(served):
     assert (await served.upload(path)).complete
 
 
-async def test_a_body_beyond_the_length_it_declares_is_refused(served):
+async def test_a_body_beyond_the_length_it_declares_is_refused(served: Served) -> None:
     """DEF-03 CORE-18"""
     path = await served.create(None, DEFER)
 
@@ -132,7 +133,7 @@ async def test_a_body_beyond_the_length_it_declares_is_refused(served):
     assert not (await served.upload(path)).complete
 
 
-async def test_the_maximum_bounds_an_unknown_length(serve):
+async def test_the_maximum_bounds_an_unknown_length(serve: Serve) -> None:
     """DEF-06"""
     served = await serve(limits={"max_size": 10})
     path = await served.create(None, DEFER)

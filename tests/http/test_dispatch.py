@@ -6,14 +6,16 @@ import re
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, ZIP_OF_NOTHING, patch_head
+from tests.support.raw_http import RawResponse
 
 BAD_INTEGERS = ["-1", "+5", "5.0", "0x5", "5, 5", "", " ", "five", "\u0665", "1_0", "9223372036854775808", "1" * 20]
 MISSING = "/files/" + "a" * 32
 
 
 @pytest.mark.parametrize("name", ["Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version"])
-async def test_tus_resumable_decides_the_dialect_whatever_else_is_sent(served, name):
+async def test_tus_resumable_decides_the_dialect_whatever_else_is_sent(served: Served, name: str) -> None:
     """GEN-01"""
     extra = {name: "?1" if name != "Upload-Draft-Interop-Version" else "6"}
     path = await served.create(5, extra)
@@ -23,7 +25,7 @@ async def test_tus_resumable_decides_the_dialect_whatever_else_is_sent(served, n
     assert (done.status, done.headers["upload-offset"], done.interim) == (204, "5", [])
 
 
-async def test_reading_needs_no_version(served):
+async def test_reading_needs_no_version(served: Served) -> None:
     """GEN-04 CORE-03"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
 
@@ -32,7 +34,7 @@ async def test_reading_needs_no_version(served):
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "PUT"])
-async def test_changing_needs_a_version(served, method):
+async def test_changing_needs_a_version(served: Served, method: str) -> None:
     """GEN-04 CORE-03"""
     path = await served.create(5)
     target = "/files/" if method == "POST" else path
@@ -44,7 +46,7 @@ async def test_changing_needs_a_version(served, method):
 
 
 @pytest.mark.parametrize("value", BAD_INTEGERS)
-async def test_a_malformed_length_creates_nothing(served, value):
+async def test_a_malformed_length_creates_nothing(served: Served, value: str) -> None:
     """GEN-06"""
     response = await served.request("POST", "/files/", [TUS, ("Upload-Length", value.encode().decode("latin-1"))])
 
@@ -53,7 +55,7 @@ async def test_a_malformed_length_creates_nothing(served, value):
 
 
 @pytest.mark.parametrize("value", BAD_INTEGERS)
-async def test_a_malformed_offset_changes_nothing(served, value):
+async def test_a_malformed_offset_changes_nothing(served: Served, value: str) -> None:
     """GEN-06 CORE-16"""
     path = await served.create(5)
 
@@ -68,14 +70,14 @@ async def test_a_malformed_offset_changes_nothing(served, value):
     assert await served.offset(path) == 0
 
 
-async def test_the_largest_offset_is_understood(served):
+async def test_the_largest_offset_is_understood(served: Served) -> None:
     """GEN-06"""
     path = await served.create(5)
 
     assert (await served.patch(path, 2**63 - 1, b"")).status == 409
 
 
-async def test_header_names_have_no_case(served):
+async def test_header_names_have_no_case(served: Served) -> None:
     """GEN-08"""
     created = await served.request("POST", "/files/", [("tUS-resumable", "1.0.0"), ("upload-length", "5")])
     assert created.status == 201
@@ -100,7 +102,7 @@ async def test_header_names_have_no_case(served):
         [("Upload-Length", "5"), ("X-HTTP-Method-Override", "PATCH"), ("X-HTTP-Method-Override", "PATCH")],
     ],
 )
-async def test_a_repeated_header_is_refused_on_creation(served, twice):
+async def test_a_repeated_header_is_refused_on_creation(served: Served, twice: list[tuple[str, str]]) -> None:
     """GEN-08"""
     assert (await served.request("POST", "/files/", [TUS, *twice])).status == 400
 
@@ -113,7 +115,7 @@ async def test_a_repeated_header_is_refused_on_creation(served, twice):
         [("Upload-Checksum", "sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=")] * 2,
     ],
 )
-async def test_a_repeated_header_is_refused_on_append(served, twice):
+async def test_a_repeated_header_is_refused_on_append(served: Served, twice: list[tuple[str, str]]) -> None:
     """GEN-08"""
     path = await served.create(5)
 
@@ -121,12 +123,12 @@ async def test_a_repeated_header_is_refused_on_append(served, twice):
     assert await served.offset(path) == 0
 
 
-async def test_a_repeated_version_is_refused(served):
+async def test_a_repeated_version_is_refused(served: Served) -> None:
     """GEN-08 CORE-02"""
     assert (await served.request("POST", "/files/", [TUS, TUS, ("Upload-Length", "5")])).status == 412
 
 
-async def test_upload_urls_cannot_be_guessed(served):
+async def test_upload_urls_cannot_be_guessed(served: Served) -> None:
     """GEN-09"""
     tokens = {(await served.create(5)).removeprefix("/files/") for _ in range(5)}
 
@@ -142,7 +144,7 @@ async def test_upload_urls_cannot_be_guessed(served):
         "00000000-0000-0000-0000-000000000000",
     ],
 )  # fmt: skip
-async def test_a_path_that_is_no_id_is_not_found(served, tail):
+async def test_a_path_that_is_no_id_is_not_found(served: Served, tail: str) -> None:
     """GEN-09"""
     for method in ("HEAD", "PATCH", "DELETE", "GET"):
         headers = dict(patch_head(0)) if method == "PATCH" else {}
@@ -152,7 +154,7 @@ async def test_a_path_that_is_no_id_is_not_found(served, tail):
 
 @pytest.mark.parametrize("creation", ["/files", "/files/"])
 @pytest.mark.parametrize("slash", ["", "/"])
-async def test_a_trailing_slash_makes_no_difference(served, creation, slash):
+async def test_a_trailing_slash_makes_no_difference(served: Served, creation: str, slash: str) -> None:
     """GEN-10"""
     created = await served.request("POST", creation, {"Upload-Length": "5"})
     assert created.status == 201
@@ -178,7 +180,9 @@ async def test_a_trailing_slash_makes_no_difference(served, creation, slash):
         ("TRACE", "/files/", "OPTIONS, POST"),
     ],
 )
-async def test_another_method_is_answered_with_those_that_are_allowed(serve, method, target, allow):
+async def test_another_method_is_answered_with_those_that_are_allowed(
+    serve: Serve, method: str, target: str, allow: str
+) -> None:
     """GEN-11 CRE-13 CORE-01"""
     served = await serve(cors={"allow_origins": ["https://app.example"]})
     response = await served.request(method, target, {"Origin": "https://app.example"})
@@ -188,7 +192,7 @@ async def test_another_method_is_answered_with_those_that_are_allowed(serve, met
     assert response.headers["access-control-allow-origin"] == "https://app.example"
 
 
-async def test_a_method_that_http_does_not_know_is_refused_by_the_parser(served):
+async def test_a_method_that_http_does_not_know_is_refused_by_the_parser(served: Served) -> None:
     """GEN-11 AIO-09"""
     connection = await served.connect()
     await connection.send(b"FROB /files/ HTTP/1.1\r\nHost: localhost\r\nAccept: text/html\r\n\r\n")
@@ -200,7 +204,7 @@ async def test_a_method_that_http_does_not_know_is_refused_by_the_parser(served)
     await connection.close()
 
 
-async def failures(served):
+async def failures(served: Served) -> list[RawResponse]:
     """One response of each kind of failure."""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     small = {"Content-Type": OFFSET_TYPE}
@@ -221,7 +225,7 @@ async def failures(served):
     ]
 
 
-async def test_errors_are_one_line_of_text(served):
+async def test_errors_are_one_line_of_text(served: Served) -> None:
     """GEN-12"""
     for response in await failures(served):
         if response.headers.get("content-length", "0") != "0" and response.body:
@@ -229,7 +233,7 @@ async def test_errors_are_one_line_of_text(served):
             assert re.fullmatch(rb"ERR_[A-Z_]+: [^\n]+\n", response.body)
 
 
-async def test_a_head_and_a_204_have_no_body(served):
+async def test_a_head_and_a_204_have_no_body(served: Served) -> None:
     """GEN-12"""
     connection = await served.connect()
     path = await served.create(5)
@@ -245,7 +249,7 @@ async def test_a_head_and_a_204_have_no_body(served):
     await connection.close()
 
 
-async def test_every_answer_forbids_sniffing_and_caching(served):
+async def test_every_answer_forbids_sniffing_and_caching(served: Served) -> None:
     """GEN-13 CORE-01 CORE-10"""
     path = await served.create(5)
     answers = [
@@ -263,7 +267,7 @@ async def test_every_answer_forbids_sniffing_and_caching(served):
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "x-unknown", "identity, gzip"])
-async def test_a_coded_body_is_refused(served, coding):
+async def test_a_coded_body_is_refused(served: Served, coding: str) -> None:
     """GEN-14 AIO-05"""
     path = await served.create(100)
 
@@ -279,7 +283,7 @@ async def test_a_coded_body_is_refused(served, coding):
     assert await served.offset(path) == 0
 
 
-async def test_identity_is_no_coding(served):
+async def test_identity_is_no_coding(served: Served) -> None:
     """GEN-14"""
     path = await served.create(len(ZIP_OF_NOTHING))
 
@@ -287,7 +291,7 @@ async def test_identity_is_no_coding(served):
     assert await served.staged(path) == ZIP_OF_NOTHING
 
 
-async def test_only_a_creation_has_a_location(served):
+async def test_only_a_creation_has_a_location(served: Served) -> None:
     """GEN-15"""
     path = await served.create(5)
 
@@ -295,7 +299,7 @@ async def test_only_a_creation_has_a_location(served):
         assert "location" not in response.headers
 
 
-async def test_a_failed_patch_tells_the_true_offset_and_a_failed_head_none(served):
+async def test_a_failed_patch_tells_the_true_offset_and_a_failed_head_none(served: Served) -> None:
     """GEN-16 CORE-14 CORE-18 CSUM-04"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
 
@@ -313,7 +317,7 @@ async def test_a_failed_patch_tells_the_true_offset_and_a_failed_head_none(serve
     assert "upload-offset" not in missing.headers
 
 
-async def test_a_transfer_coding_that_is_not_chunked_stores_nothing(served):
+async def test_a_transfer_coding_that_is_not_chunked_stores_nothing(served: Served) -> None:
     """GEN-14"""
     path = await served.create(100)
     connection = await served.connect()
@@ -329,7 +333,7 @@ async def test_a_transfer_coding_that_is_not_chunked_stores_nothing(served):
 
 @pytest.mark.parametrize("rufh", [True, False])
 @pytest.mark.parametrize("content_type", ["multipart/form-data; boundary=x", "application/x-www-form-urlencoded"])
-async def test_a_plain_form_is_told_what_this_address_is_for(serve, content_type, rufh):
+async def test_a_plain_form_is_told_what_this_address_is_for(serve: Serve, content_type: str, rufh: bool) -> None:
     served = await serve(rufh={"enabled": rufh})
 
     response = await served.request("POST", "/files/", [("Content-Type", content_type)], b"--x--")

@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import base64
 import uuid
+from typing import Any, Protocol
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
-from tusd_py.ports import DownloadHeaders, ObjectStore, PresignedUrl
+from tusd_py.ports import DownloadHeaders, PresignedUrl
+from tusd_py.protocol.upload import Upload, UploadId
 from tusd_py.uploads.locate import locate_bytes
+from tusd_py.uploads.service import UploadService
 
 BODY = {"Content-Type": OFFSET_TYPE}
 DATA = b"0123456789"
 
 
-def metadata(**pairs):
+class Place(Protocol):
+    """Bring an upload to a place; return its path and its public link."""
+
+    async def __call__(self, served: Served, data: bytes = DATA, /, **pairs: str) -> tuple[str, str]: ...
+
+
+def metadata(**pairs: str) -> str:
     return ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in pairs.items())
 
 
-async def uploaded(served, data=DATA, **pairs):
+async def uploaded(served: Served, data: bytes = DATA, /, **pairs: str) -> tuple[str, str]:
     path = await served.create(len(data), BODY | ({"Upload-Metadata": metadata(**pairs)} if pairs else {}), data)
     return path, f"/download/{(await served.upload(path)).id}"
 
 
-async def stored(served, data=DATA, **pairs):
+async def stored(served: Served, data: bytes = DATA, /, **pairs: str) -> tuple[str, str]:
     path, link = await uploaded(served, data, **pairs)
     async with served.working():
         upload = await served.until_state(path, "stored")
@@ -34,11 +44,12 @@ async def stored(served, data=DATA, **pairs):
 
 
 @pytest.fixture(params=[uploaded, stored], ids=["staged", "stored"])
-def place(request):
-    return request.param
+def place(request: pytest.FixtureRequest) -> Place:
+    place: Place = request.param
+    return place
 
 
-async def test_both_links_serve_the_bytes(served, place):
+async def test_both_links_serve_the_bytes(served: Served, place: Place) -> None:
     """CORE-30"""
     path, link = await place(served)
 
@@ -51,7 +62,7 @@ async def test_both_links_serve_the_bytes(served, place):
         assert "sandbox" in got.headers["content-security-policy"]
 
 
-async def test_a_head_on_the_link_has_no_body(served, place):
+async def test_a_head_on_the_link_has_no_body(served: Served, place: Place) -> None:
     _, link = await place(served)
     connection = await served.connect()
 
@@ -72,7 +83,9 @@ async def test_a_head_on_the_link_has_no_body(served, place):
         ("bytes=-", 200, 0, 9), ("", 200, 0, 9), ("bytes=0-" + "9" * 30, 200, 0, 9),
     ],
 )  # fmt: skip
-async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(served, place, value, status, first, last):
+async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(
+    served: Served, place: Place, value: str, status: int, first: int, last: int
+) -> None:
     path, link = await place(served)
 
     for target in (path, link, f"{link}/name.bin"):
@@ -85,7 +98,7 @@ async def test_one_range_is_served_and_what_is_no_single_range_is_ignored(served
         assert got.headers.get("content-range") == {206: f"bytes {first}-{last}/10", 416: "bytes */10"}.get(status)
 
 
-async def test_a_range_is_ignored_on_head(served, place):
+async def test_a_range_is_ignored_on_head(served: Served, place: Place) -> None:
     _, link = await place(served)
 
     for value in ("bytes=2-3", "bytes=99-"):
@@ -94,7 +107,7 @@ async def test_a_range_is_ignored_on_head(served, place):
         assert "content-range" not in head.headers
 
 
-async def test_several_range_lines_are_several_ranges(served, place):
+async def test_several_range_lines_are_several_ranges(served: Served, place: Place) -> None:
     path, link = await place(served)
 
     for target in (path, link):
@@ -102,7 +115,7 @@ async def test_several_range_lines_are_several_ranges(served, place):
         assert (got.status, got.body) == (200, DATA)
 
 
-async def test_a_range_of_another_version_is_not_mixed_in(served, place):
+async def test_a_range_of_another_version_is_not_mixed_in(served: Served, place: Place) -> None:
     path, _ = await place(served)
     tag = (await served.request("GET", path)).headers["etag"]
 
@@ -118,7 +131,7 @@ async def test_a_range_of_another_version_is_not_mixed_in(served, place):
     assert (unchanged.status, unchanged.body) == (304, b"")
 
 
-async def test_an_empty_upload_is_served(served, place):
+async def test_an_empty_upload_is_served(served: Served, place: Place) -> None:
     path, link = await place(served, b"")
 
     for target in (path, link):
@@ -146,7 +159,9 @@ async def test_an_empty_upload_is_served(served, place):
         ),
     ],
 )
-async def test_a_browser_is_told_name_and_type(served, place, pairs, content_type, disposition):
+async def test_a_browser_is_told_name_and_type(
+    served: Served, place: Place, pairs: dict[str, str], content_type: str, disposition: str
+) -> None:
     """CRE-10"""
     path, link = await place(served, **pairs)
 
@@ -156,7 +171,7 @@ async def test_a_browser_is_told_name_and_type(served, place, pairs, content_typ
         assert got.headers["content-disposition"] == disposition
 
 
-async def test_an_unfinished_upload_is_not_served(served):
+async def test_an_unfinished_upload_is_not_served(served: Served) -> None:
     """CORE-30"""
     path = await served.create(5, BODY, b"he")
     link = f"/download/{(await served.upload(path)).id}"
@@ -167,7 +182,7 @@ async def test_an_unfinished_upload_is_not_served(served):
 
 
 @pytest.mark.parametrize("removed", [False, True])
-async def test_what_is_gone_is_not_served(served, place, removed):
+async def test_what_is_gone_is_not_served(served: Served, place: Place, removed: bool) -> None:
     path, link = await place(served)
     await served.request("DELETE", path)
     if removed:
@@ -181,7 +196,7 @@ async def test_what_is_gone_is_not_served(served, place, removed):
 @pytest.mark.parametrize(
     "tail", [str(uuid.uuid4()), "x", "", "..%2f..%2fetc%2fpasswd", "%00", "0" * 32, "{upper}", "{braced}", "a/b/c"]
 )
-async def test_only_a_known_id_in_its_one_spelling_is_served(served, tail):
+async def test_only_a_known_id_in_its_one_spelling_is_served(served: Served, tail: str) -> None:
     """GEN-09"""
     path, _ = await uploaded(served)
     known = str((await served.upload(path)).id)
@@ -190,7 +205,7 @@ async def test_only_a_known_id_in_its_one_spelling_is_served(served, tail):
     assert (await served.request("GET", f"/download/{tail}")).status == 404
 
 
-async def test_switched_off_nothing_is_served(serve):
+async def test_switched_off_nothing_is_served(serve: Serve) -> None:
     served = await serve(downloads={"enabled": False})
     path, link = await uploaded(served)
 
@@ -201,7 +216,7 @@ async def test_switched_off_nothing_is_served(serve):
     assert (await served.request("GET", link)).status == 404
 
 
-async def test_other_methods_are_not_allowed_on_the_link(served):
+async def test_other_methods_are_not_allowed_on_the_link(served: Served) -> None:
     """GEN-11"""
     _, link = await uploaded(served)
 
@@ -210,25 +225,26 @@ async def test_other_methods_are_not_allowed_on_the_link(served):
     assert (refused.status, refused.headers["allow"]) == (405, "OPTIONS, GET, HEAD")
 
 
-class RemoteStore(ObjectStore):
+class RemoteStore:
     name = "remote"
+    asked: tuple[object, ...] = ()
 
-    async def locate(self, key, headers, *, method, expires_seconds):
+    async def locate(self, key: str, headers: DownloadHeaders, *, method: str, expires_seconds: float) -> PresignedUrl:
         self.asked = (method, key, headers, expires_seconds)
         return PresignedUrl(f"https://bucket.example/{key}?signed")
 
 
-def pretend_store(monkeypatch, served, store):
+def pretend_store(monkeypatch: pytest.MonkeyPatch, served: Served, store: RemoteStore) -> RemoteStore:
     """Let every upload lie in this store, and return it."""
 
-    async def at(place_id):
+    async def at(place_id: int) -> RemoteStore:
         return store
 
     monkeypatch.setattr(served.core.stores, "at", at)
     return store
 
 
-async def test_a_remote_store_is_redirected_to(served, monkeypatch):
+async def test_a_remote_store_is_redirected_to(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     path, link = await uploaded(served, filename="a.html")
     await served.core.database.execute(
         "UPDATE uploads SET state = 'stored', remote_present = true, local_present = false, stored_at = now()"
@@ -244,7 +260,7 @@ async def test_a_remote_store_is_redirected_to(served, monkeypatch):
         assert remote.asked == (method, key, headers, 300)
 
 
-async def test_without_a_redirect_the_url_of_the_store_is_told(served, monkeypatch):
+async def test_without_a_redirect_the_url_of_the_store_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that must send `Authorization` cannot follow a redirect to another origin."""
     _, link = await uploaded(served, filename="a.html")
     staged = await served.request("GET", f"{link}?redirect=0")
@@ -265,11 +281,13 @@ async def test_without_a_redirect_the_url_of_the_store_is_told(served, monkeypat
     assert refused.status == 400
 
 
-async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(served, monkeypatch):
+async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = await uploaded(served)
-    calls = []
+    calls: list[UploadId] = []
 
-    async def then_transferred(service, upload, headers, *, method):
+    async def then_transferred(service: UploadService, upload: Upload, headers: DownloadHeaders, *, method: str) -> Any:
         located = await locate_bytes(service, upload, headers, method=method)
         if not calls:
             calls.append(upload.id)
@@ -285,7 +303,7 @@ async def test_a_staged_copy_that_goes_away_in_between_is_served_from_the_store(
     assert (got.status, got.body) == (200, DATA)
 
 
-async def test_a_staged_copy_that_is_missing_is_an_error_and_never_a_shorter_file(served):
+async def test_a_staged_copy_that_is_missing_is_an_error_and_never_a_shorter_file(served: Served) -> None:
     path, _ = await uploaded(served)
     file = served.core.staging.path((await served.upload(path)).id)
 
@@ -295,7 +313,9 @@ async def test_a_staged_copy_that_is_missing_is_an_error_and_never_a_shorter_fil
     assert (await served.request("GET", path)).status == 500
 
 
-async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_connection(served, monkeypatch):
+async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = b"x" * 20_000_000
     path, _ = await uploaded(served, data)
     file = served.core.staging.path((await served.upload(path)).id)
@@ -310,20 +330,20 @@ async def test_a_file_that_shrinks_while_it_is_sent_cuts_the_connection(served, 
     assert len(rest) < len(data)
 
 
-async def test_a_stored_file_that_is_missing_is_not_found(served):
+async def test_a_stored_file_that_is_missing_is_not_found(served: Served) -> None:
     path, link = await stored(served)
-    served.core.stores.current.local_path((await served.upload(path)).object_key).unlink()
+    served.stored_file(await served.upload(path)).unlink()
 
     assert (await served.request("GET", path)).status == 404
     assert (await served.request("GET", link)).status == 404
 
 
-async def test_a_stored_file_that_is_missing_is_served_from_its_staged_copy(serve):
+async def test_a_stored_file_that_is_missing_is_served_from_its_staged_copy(serve: Serve) -> None:
     served = await serve(transfer={"delete_local": False})
     path, link = await uploaded(served)
     async with served.working():
         upload = await served.until_state(path, "stored")
-    file = served.core.stores.current.local_path(upload.object_key)
+    file = served.stored_file(upload)
     file.unlink()
 
     for target in (path, link):
@@ -333,20 +353,22 @@ async def test_a_stored_file_that_is_missing_is_served_from_its_staged_copy(serv
     assert (await served.request("GET", link)).status == 404
 
 
-async def test_a_stored_file_that_is_missing_is_served_from_the_parts_of_a_concatenation(serve):
+async def test_a_stored_file_that_is_missing_is_served_from_the_parts_of_a_concatenation(serve: Serve) -> None:
     served = await serve(transfer={"delete_local": False})
     parts = [await served.create(5, BODY | {"Upload-Concat": "partial"}, half) for half in (DATA[:5], DATA[5:])]
     path = await served.create(headers={"Upload-Concat": f"final;{parts[0]} {parts[1]}"})
     async with served.working():
         upload = await served.until_state(path, "stored")
-    served.core.stores.current.local_path(upload.object_key).unlink()
+    served.stored_file(upload).unlink()
 
     got = await served.request("GET", path)
 
     assert (got.status, got.body) == (200, DATA)
 
 
-async def test_what_a_remote_store_is_known_to_have_lost_is_served_from_its_staged_copy(served, monkeypatch):
+async def test_what_a_remote_store_is_known_to_have_lost_is_served_from_its_staged_copy(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No look at the store for each download: somebody has looked, and noted it."""
     path, link = await uploaded(served)
     await served.core.database.execute("UPDATE uploads SET state = 'stored', remote_present = true, stored_at = now()")
@@ -361,35 +383,35 @@ async def test_what_a_remote_store_is_known_to_have_lost_is_served_from_its_stag
     assert (await served.request("GET", link)).status == 302
 
 
-async def test_a_store_directory_that_is_not_mounted_is_a_matter_of_time(served):
+async def test_a_store_directory_that_is_not_mounted_is_a_matter_of_time(served: Served) -> None:
     _, link = await stored(served)
     served.config.store_directory.rename(served.config.store_directory.with_name("unmounted"))
 
     assert (await served.request("GET", link)).status == 503
 
 
-async def test_a_client_that_goes_away_is_no_failure(served, capfd):
+async def test_a_client_that_goes_away_is_no_failure(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     path, _ = await uploaded(served, b"x" * 20_000_000)
     connection = await served.connect()
     await connection.send_head("GET", path, [])
     await connection.reader.readuntil(b"\r\n\r\n")
 
     connection.abort()
-    await eventually(lambda: not served.server._runner.server.connections)
+    await eventually(lambda: not served.connections_open)
 
     output = "".join(capfd.readouterr())
     assert "request_failed" not in output
     assert "Traceback" not in output
 
 
-async def test_a_large_download_streams(served):
+async def test_a_large_download_streams(served: Served) -> None:
     data = bytes(range(256)) * 4096 * 20
     path, _ = await uploaded(served, data)
 
     assert (await served.request("GET", path)).body == data
 
 
-async def test_a_lost_connection_is_reported_as_such(served):
+async def test_a_lost_connection_is_reported_as_such(served: Served) -> None:
     connection = await served.connect()
     connection.abort()
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+from tests.http.conftest import Served
+from tests.support.raw_http import RawResponse
+
 MIB = 2**20
 OCTETS = "application/offset+octet-stream"
 
 
-async def java_patch(served, path: str, offset: int, body: bytes, *, override: bool = False):
+async def java_patch(served: Served, path: str, offset: int, body: bytes, *, override: bool = False) -> RawResponse:
     """One request of tus-java-client: chunked, and nothing of the body before 100 Continue."""
     connection = await served.connect()
     headers = [
@@ -28,7 +31,7 @@ async def java_patch(served, path: str, offset: int, body: bytes, *, override: b
     return response
 
 
-async def test_the_java_client_uploads_in_requests_of_ten_mebibytes(served):
+async def test_the_java_client_uploads_in_requests_of_ten_mebibytes(served: Served) -> None:
     content = os.urandom(25 * MIB)
     path = await served.create(len(content))
 
@@ -42,7 +45,7 @@ async def test_the_java_client_uploads_in_requests_of_ten_mebibytes(served):
     assert (await served.request("GET", path)).body == content
 
 
-async def test_the_java_client_is_refused_before_it_sends_a_byte(served):
+async def test_the_java_client_is_refused_before_it_sends_a_byte(served: Served) -> None:
     path = await served.create(10)
     connection = await served.connect()
 
@@ -58,7 +61,7 @@ async def test_the_java_client_is_refused_before_it_sends_a_byte(served):
     assert (response.status, response.interim) == (409, [])
 
 
-async def test_tuskit_uploads_though_its_system_adds_headers_of_another_protocol(served):
+async def test_tuskit_uploads_though_its_system_adds_headers_of_another_protocol(served: Served) -> None:
     """URLSession adds the headers of IETF resumable uploads to upload tasks by itself."""
     foreign = {"TUS-Resumable": "1.0.0", "Tus-Resumable": None, "Upload-Draft-Interop-Version": "6"}
     created = await served.request(
@@ -74,7 +77,7 @@ async def test_tuskit_uploads_though_its_system_adds_headers_of_another_protocol
     assert (await served.request("GET", path)).body == b"a" * 500 + b"b" * 500
 
 
-async def test_tuskit_continues_from_the_offset_of_a_409(served):
+async def test_tuskit_continues_from_the_offset_of_a_409(served: Served) -> None:
     """It ignores the status of a file upload and trusts the header, so that must tell the truth."""
     path = await served.create(1000)
     await served.patch(path, 0, b"a" * 300)
@@ -86,7 +89,7 @@ async def test_tuskit_continues_from_the_offset_of_a_409(served):
     assert continued.status == 204
 
 
-async def test_tuskit_learns_offset_and_length_from_head_and_extensions_without_spaces(served):
+async def test_tuskit_learns_offset_and_length_from_head_and_extensions_without_spaces(served: Served) -> None:
     path = await served.create(1000)
 
     head = await served.head(path, {"TUS-Resumable": "1.0.0", "Tus-Resumable": None})

@@ -8,6 +8,7 @@ from email.utils import parsedate_to_datetime
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
 
 IMF_FIXDATE = re.compile(
@@ -16,7 +17,7 @@ IMF_FIXDATE = re.compile(
 )
 
 
-async def age(served, path, seconds):
+async def age(served: Served, path: str, seconds: float) -> None:
     """Let time pass for one upload."""
     await served.core.database.execute(
         "UPDATE uploads SET expires_at = expires_at - make_interval(secs => $2) WHERE id = $1",
@@ -25,7 +26,7 @@ async def age(served, path, seconds):
     )
 
 
-async def test_every_answer_about_an_unfinished_upload_says_when_it_expires(served):
+async def test_every_answer_about_an_unfinished_upload_says_when_it_expires(served: Served) -> None:
     """EXP-02 EXP-03 EXP-04"""
     created = await served.request("POST", "/files/", {"Upload-Length": "5"})
     path = created.headers["location"]
@@ -42,7 +43,7 @@ async def test_every_answer_about_an_unfinished_upload_says_when_it_expires(serv
     assert answers[3].status == 409
 
 
-async def test_a_finished_upload_does_not_expire(served):
+async def test_a_finished_upload_does_not_expire(served: Served) -> None:
     """EXP-02 EXP-09"""
     path = await served.create(5)
 
@@ -53,7 +54,7 @@ async def test_a_finished_upload_does_not_expire(served):
     assert (await served.upload(path)).expires_at is None
 
 
-async def test_where_nothing_expires_nothing_is_said(serve):
+async def test_where_nothing_expires_nothing_is_said(serve: Serve) -> None:
     """EXP-01"""
     served = await serve(tus={"expire_after": 0})
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
@@ -62,7 +63,7 @@ async def test_where_nothing_expires_nothing_is_said(serve):
     assert "upload-expires" not in (await served.patch(path, 2, b"l")).headers
 
 
-async def test_every_byte_extends_the_time_and_nothing_shortens_it(served):
+async def test_every_byte_extends_the_time_and_nothing_shortens_it(served: Served) -> None:
     """EXP-05"""
     path = await served.create(5)
     await age(served, path, 86400)
@@ -76,7 +77,7 @@ async def test_every_byte_extends_the_time_and_nothing_shortens_it(served):
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_an_overdue_upload_is_gone_at_once(serve, status):
+async def test_an_overdue_upload_is_gone_at_once(serve: Serve, status: int) -> None:
     """EXP-06 EXP-08"""
     served = await serve(tus={"gone_status": status})
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
@@ -94,7 +95,7 @@ async def test_an_overdue_upload_is_gone_at_once(serve, status):
     assert (await served.head("/files/" + "x" * 32)).status == 404
 
 
-async def test_an_overdue_part_cannot_be_used_or_downloaded(served):
+async def test_an_overdue_part_cannot_be_used_or_downloaded(served: Served) -> None:
     """EXP-08 CAT-06"""
     path = await served.create(5, {"Upload-Concat": "partial", "Content-Type": OFFSET_TYPE}, b"hello")
     upload_id = (await served.upload(path)).id
@@ -106,7 +107,7 @@ async def test_an_overdue_part_cannot_be_used_or_downloaded(served):
     assert (await served.request("GET", f"/download/{upload_id}")).status == 404
 
 
-async def test_the_reaper_frees_what_is_overdue(served):
+async def test_the_reaper_frees_what_is_overdue(served: Served) -> None:
     """EXP-01 EXP-06"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     await age(served, path, 10 * 86400)
@@ -120,7 +121,7 @@ async def test_the_reaper_frees_what_is_overdue(served):
 
 
 @pytest.mark.parametrize("there", [0, 2])
-async def test_an_append_that_began_in_time_may_finish(served, there):
+async def test_an_append_that_began_in_time_may_finish(served: Served, there: int) -> None:
     """EXP-07"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello"[:there])
     connection = await served.begin(path, there, b"hello"[there:3], ("Content-Length", str(5 - there)))
@@ -134,7 +135,7 @@ async def test_an_append_that_began_in_time_may_finish(served, there):
     assert await served.staged(path) == b"hello"
 
 
-async def test_a_finished_upload_outlives_the_reaper(served):
+async def test_a_finished_upload_outlives_the_reaper(served: Served) -> None:
     """EXP-09"""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hello")
     await served.core.database.execute("UPDATE uploads SET created_at = created_at - interval '1 year'")
@@ -144,10 +145,10 @@ async def test_a_finished_upload_outlives_the_reaper(served):
     assert (await served.head(path)).status == 200
 
 
-async def test_the_date_is_the_recorded_one(served):
+async def test_the_date_is_the_recorded_one(served: Served) -> None:
     """EXP-04"""
     path = await served.create(5)
     shown = parsedate_to_datetime((await served.head(path)).headers["upload-expires"])
 
-    assert abs(shown - (await served.upload(path)).expires_at) < timedelta(seconds=1)
+    assert abs(shown - await served.expires_at(path)) < timedelta(seconds=1)
     assert timedelta(days=6) < shown - datetime.now(UTC) < timedelta(days=8)

@@ -8,14 +8,18 @@ import itertools
 import os
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
 from tusd_py.errors import DatabaseUnavailable, OffsetConflict, StagingFull, StorageError
+from tusd_py.protocol.upload import UploadId
 from tusd_py.uploads.service import Timing
 
 BODY = {"Content-Type": OFFSET_TYPE}
@@ -36,16 +40,18 @@ class DatabaseProxy:
         self.frozen = asyncio.Event()
         self.frozen.set()
         self.writers: set[asyncio.StreamWriter] = set()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[object]] = set()
 
-    async def start(self) -> str:
+    async def start(self) -> None:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = self.server.sockets[0].getsockname()[1]
         user = f"{self.parts.username or 'postgres'}" + (f":{self.parts.password}" if self.parts.password else "")
-        return f"postgresql://{user}@127.0.0.1:{port}{self.parts.path}?sslmode=disable"
+        self.dsn = f"postgresql://{user}@127.0.0.1:{port}{self.parts.path}?sslmode=disable"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.tasks.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
         self.writers.add(writer)
         with contextlib.suppress(OSError):
             if not self.away:
@@ -83,26 +89,28 @@ class DatabaseProxy:
 
 
 @pytest.fixture
-async def database(dsn):
+async def database(dsn: str) -> AsyncIterator[DatabaseProxy]:
     proxy = DatabaseProxy(dsn)
-    proxy.dsn = await proxy.start()
+    await proxy.start()
     yield proxy
     await proxy.stop()
 
 
 @pytest.fixture
-def timing():
+def timing() -> Timing:
     """The times of a server; those in earnest unless a test says otherwise."""
     return Timing()
 
 
 @pytest.fixture
-async def served_through(serve, database, timing):
+async def served_through(serve: Serve, database: DatabaseProxy, timing: Timing) -> Served:
     quick = {"dsn": database.dsn, "connect_timeout": 0.5, "command_timeout": 1}
     return await serve(timing=timing, database=quick, operations={"enabled": False})
 
 
-async def test_without_its_database_a_head_is_locked_and_the_rest_unavailable(served_through, database):
+async def test_without_its_database_a_head_is_locked_and_the_rest_unavailable(
+    served_through: Served, database: DatabaseProxy
+) -> None:
     """CORE-12"""
     served = served_through
     path = await served.create(5, BODY, b"he")
@@ -128,7 +136,9 @@ async def test_without_its_database_a_head_is_locked_and_the_rest_unavailable(se
     assert await served.staged(path) == b"hello"
 
 
-async def test_a_database_that_hangs_is_not_waited_for_without_end(served_through, database):
+async def test_a_database_that_hangs_is_not_waited_for_without_end(
+    served_through: Served, database: DatabaseProxy
+) -> None:
     """CORE-12"""
     served = served_through
     path = await served.create(5, BODY, b"he")
@@ -142,7 +152,9 @@ async def test_a_database_that_hangs_is_not_waited_for_without_end(served_throug
     assert await served.offset(path) == 2
 
 
-async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(served_through, database):
+async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(
+    served_through: Served, database: DatabaseProxy
+) -> None:
     """CORE-20"""
     served = served_through
     path = await served.create(10)
@@ -150,7 +162,7 @@ async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(ser
     database.take_away()
 
     await connection.send(b"world")
-    await eventually(lambda: any(body.received == 10 for body in served.web.bodies))
+    await eventually(lambda: any(body.received == 10 for body in served.bodies))
     database.bring_back()
 
     assert (await connection.response()).status == 204
@@ -159,7 +171,9 @@ async def test_a_database_that_goes_away_during_a_body_costs_nobody_anything(ser
 
 
 @pytest.mark.parametrize("timing", [Timing(advance_retry_seconds=(0.05, 0.1))])
-async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(served_through, database):
+async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(
+    served_through: Served, database: DatabaseProxy
+) -> None:
     """GEN-16"""
     served = served_through
     path = await served.create(10, BODY, b"he")
@@ -177,13 +191,15 @@ async def test_a_database_that_stays_away_leaves_the_bytes_to_be_sent_again(serv
     assert await served.staged(path) == b"helloworld"
 
 
-async def test_an_advance_whose_answer_got_lost_is_not_made_twice(served, monkeypatch):
+async def test_an_advance_whose_answer_got_lost_is_not_made_twice(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-22 LOCK-08"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
     advance, recorded = served.core.uploads.advance, []
 
-    async def lossy(*arguments, **keywords):
+    async def lossy(*arguments: Any, **keywords: Any) -> Any:
         upload = await advance(*arguments, **keywords)
         recorded.append(upload.state)
         raise DatabaseUnavailable
@@ -199,13 +215,16 @@ async def test_an_advance_whose_answer_got_lost_is_not_made_twice(served, monkey
     assert await served.count("jobs", upload, "transfer") == 1
 
 
-async def test_a_checkpoint_whose_answer_got_lost_does_not_end_the_body(serve, monkeypatch):
+async def test_a_checkpoint_whose_answer_got_lost_does_not_end_the_body(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-20 LOCK-08"""
     served = await serve(staging={"checkpoint_bytes": MIB})
     path = await served.create(4 * MIB)
-    advance, lost = served.core.uploads.advance, []
+    advance = served.core.uploads.advance
+    lost: list[int] = []
 
-    async def lossy(*arguments, **keywords):
+    async def lossy(*arguments: Any, **keywords: Any) -> Any:
         upload = await advance(*arguments, **keywords)
         if not lost:
             lost.append(upload.offset)
@@ -220,7 +239,7 @@ async def test_a_checkpoint_whose_answer_got_lost_does_not_end_the_body(serve, m
     assert 0 < lost[0] < 4 * MIB
 
 
-async def test_a_checkpoint_may_fall_on_the_last_byte(serve):
+async def test_a_checkpoint_may_fall_on_the_last_byte(serve: Serve) -> None:
     """CORE-13 CORE-19"""
     served = await serve(staging={"checkpoint_bytes": MIB})
     path = await served.create(MIB)
@@ -233,12 +252,12 @@ async def test_a_checkpoint_may_fall_on_the_last_byte(serve):
     assert await served.count("jobs", upload, "transfer") == 1
 
 
-async def test_a_row_that_somebody_else_moved_tells_no_offset(serve, monkeypatch):
+async def test_a_row_that_somebody_else_moved_tells_no_offset(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """GEN-16 LOCK-08"""
     served = await serve()
     path = await served.create(5)
 
-    async def moved(*_arguments, **_keywords):
+    async def moved(*_arguments: Any, **_keywords: Any) -> NoReturn:
         raise OffsetConflict
 
     monkeypatch.setattr(served.core.uploads, "advance", moved)
@@ -252,7 +271,7 @@ async def test_a_row_that_somebody_else_moved_tells_no_offset(serve, monkeypatch
 
 
 @contextlib.contextmanager
-def small_disk(directory) -> Iterator[None]:
+def small_disk(directory: Path) -> Iterator[None]:
     """A file system of 4 MiB, or, where none may be mounted, files of at most 3 MiB."""
     directory.mkdir(parents=True)
     mounted = subprocess.run(
@@ -283,13 +302,15 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.fixture(params=["disk", "files"])
-def full(request, tmp_path):
+def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     with small_disk(tmp_path / "small") if request.param == "disk" else small_files():
         yield tmp_path / "small"
 
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
-async def test_a_full_disk_keeps_what_was_acknowledged(serve, full, framing, monkeypatch):
+async def test_a_full_disk_keeps_what_was_acknowledged(
+    serve: Serve, full: Path, framing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """GEN-16"""
     served = await serve(staging={"directory": str(full), "checkpoint_bytes": MIB})
     monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
@@ -314,7 +335,7 @@ async def test_a_full_disk_keeps_what_was_acknowledged(serve, full, framing, mon
         assert (await served.request("DELETE", other)).status == 204
 
 
-async def test_an_upload_goes_on_once_there_is_space_again(serve, tmp_path):
+async def test_an_upload_goes_on_once_there_is_space_again(serve: Serve, tmp_path: Path) -> None:
     directory = tmp_path / "small"
     with small_files():
         served = await serve(staging={"directory": str(directory)})
@@ -327,7 +348,9 @@ async def test_an_upload_goes_on_once_there_is_space_again(serve, tmp_path):
     assert await served.staged(path) == b"x" * 5 * MIB
 
 
-async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypatch):
+async def test_a_full_disk_during_creation_leaves_nothing(
+    serve: Serve, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CWU-05"""
     served = await serve(staging={"directory": str(full), "block_size": "8MiB", "buffer_budget": "64MiB"})
     monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
@@ -343,16 +366,16 @@ async def test_a_full_disk_during_creation_leaves_nothing(serve, full, monkeypat
     assert await served.core.database.fetch("SELECT id FROM uploads WHERE state <> 'removed'") == []
 
 
-async def removed(served, count):
+async def removed(served: Served, count: int) -> None:
     """Wait until so many uploads are removed."""
     async with asyncio.timeout(10):
-        while (await served.core.database.fetchrow("SELECT count(*) AS n FROM uploads WHERE state = 'removed'"))[
-            "n"
-        ] < count:
+        while len(await served.core.database.fetch("SELECT id FROM uploads WHERE state = 'removed'")) < count:
             await asyncio.sleep(0.01)
 
 
-async def test_a_checksummed_body_that_does_not_fit_is_discarded(serve, full, monkeypatch):
+async def test_a_checksummed_body_that_does_not_fit_is_discarded(
+    serve: Serve, full: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CSUM-07"""
     served = await serve(staging={"directory": str(full)})
     monkeypatch.setattr(served.core.staging, "check_space", lambda _: None)
@@ -364,11 +387,11 @@ async def test_a_checksummed_body_that_does_not_fit_is_discarded(serve, full, mo
     assert await served.offset(path) == 2
 
 
-async def test_space_is_checked_before_the_body(served, monkeypatch):
+async def test_space_is_checked_before_the_body(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """CORE-28"""
     path = await served.create(5)
 
-    def full(wanted):
+    def full(wanted: int) -> NoReturn:
         raise StagingFull
 
     monkeypatch.setattr(served.core.staging, "check_space", full)
@@ -384,7 +407,7 @@ async def test_space_is_checked_before_the_body(served, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["short", "missing"])
-async def test_acknowledged_bytes_that_are_lost_are_reported_and_never_made_up(served, damage):
+async def test_acknowledged_bytes_that_are_lost_are_reported_and_never_made_up(served: Served, damage: str) -> None:
     """LOCK-08"""
     path = await served.create(10, BODY, b"hello")
     upload = await served.upload(path)
@@ -406,7 +429,7 @@ async def test_acknowledged_bytes_that_are_lost_are_reported_and_never_made_up(s
     assert (await served.request("DELETE", path)).status == 204
 
 
-async def test_a_torn_tail_is_cut_off_before_anything_is_appended(served):
+async def test_a_torn_tail_is_cut_off_before_anything_is_appended(served: Served) -> None:
     """LOCK-08 CSUM-09"""
     path = await served.create(10, BODY, b"hello")
     file = served.core.staging.path((await served.upload(path)).id)
@@ -418,16 +441,18 @@ async def test_a_torn_tail_is_cut_off_before_anything_is_appended(served):
     assert await served.staged(path) == b"hellowor"
 
 
-async def test_the_writer_is_raised_before_a_tail_is_cut_and_not_otherwise(served, monkeypatch):
+async def test_the_writer_is_raised_before_a_tail_is_cut_and_not_otherwise(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-08"""
     path = await served.create(20, BODY, b"hello")
     database, statements = served.core.database, []
 
-    def counted(name):
+    def counted(name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(database, name)
 
-        async def run(sql, *arguments):
-            statements.append(sql.split()[0])
+        async def run(sql: str, *arguments: object) -> Any:
+            statements.append(sql.split(maxsplit=1)[0])
             return await method(sql, *arguments)
 
         return run
@@ -448,7 +473,9 @@ async def test_the_writer_is_raised_before_a_tail_is_cut_and_not_otherwise(serve
     assert await served.staged(path) == b"helloworldagain"
 
 
-async def test_a_tail_whose_offset_is_recorded_at_the_last_moment_is_kept(served, monkeypatch):
+async def test_a_tail_whose_offset_is_recorded_at_the_last_moment_is_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-08"""
     path = await served.create(20, BODY, b"hello")
     upload = await served.upload(path)
@@ -456,7 +483,7 @@ async def test_a_tail_whose_offset_is_recorded_at_the_last_moment_is_kept(served
         opened.write(b"world")
     become_writer = served.core.uploads.become_writer
 
-    async def late(upload_id):
+    async def late(upload_id: UploadId) -> Any:
         # The statement of a process that died was committed while this one waited for the row.
         await served.core.uploads.advance(upload, 10, upload.crc64nvme, expires_after_seconds=0)
         return await become_writer(upload_id)
@@ -468,11 +495,11 @@ async def test_a_tail_whose_offset_is_recorded_at_the_last_moment_is_kept(served
     assert await served.staged(path) == b"helloworld"
 
 
-async def test_a_disk_that_fails_is_told_with_the_true_offset(served, monkeypatch):
+async def test_a_disk_that_fails_is_told_with_the_true_offset(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """GEN-16"""
     path = await served.create(10, BODY, b"hello")
 
-    def broken(*_):
+    def broken(*_: Any) -> NoReturn:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(served.core.staging._writer, "write", broken)
@@ -485,14 +512,14 @@ async def test_a_disk_that_fails_is_told_with_the_true_offset(served, monkeypatc
 
 
 @pytest.fixture
-def failing_sync(monkeypatch) -> Callable[[int], None]:
+def failing_sync(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let the n-th fdatasync from now on fail, and no other."""
     real = os.fdatasync
 
     def fail_at(number: int) -> None:
         calls = itertools.count(1)
 
-        def sync(fd):
+        def sync(fd: int) -> None:
             if next(calls) == number:
                 raise OSError(5, "Input/output error")
             real(fd)
@@ -504,7 +531,9 @@ def failing_sync(monkeypatch) -> Callable[[int], None]:
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
 @pytest.mark.parametrize("failing", [1, 2, 3])
-async def test_after_a_failed_sync_only_what_the_last_good_one_covered_counts(serve, failing_sync, framing, failing):
+async def test_after_a_failed_sync_only_what_the_last_good_one_covered_counts(
+    serve: Serve, failing_sync: Callable[[int], None], framing: str, failing: int
+) -> None:
     """GEN-16 CORE-20"""
     served = await serve(staging={"checkpoint_bytes": MIB})
     content = os.urandom(3 * MIB)
@@ -526,7 +555,9 @@ async def test_after_a_failed_sync_only_what_the_last_good_one_covered_counts(se
     assert await served.staged(path) == content
 
 
-async def test_a_failed_sync_leaves_a_tail_that_the_next_open_cuts(served, failing_sync):
+async def test_a_failed_sync_leaves_a_tail_that_the_next_open_cuts(
+    served: Served, failing_sync: Callable[[int], None]
+) -> None:
     """GEN-16 LOCK-08"""
     path = await served.create(10, BODY, b"hello")
     failing_sync(1)
@@ -539,13 +570,15 @@ async def test_a_failed_sync_leaves_a_tail_that_the_next_open_cuts(served, faili
     assert await served.staged(path) == b"hellowor"
 
 
-async def test_what_a_good_sync_covered_is_recorded_though_a_later_one_failed(serve, failing_sync, monkeypatch):
+async def test_what_a_good_sync_covered_is_recorded_though_a_later_one_failed(
+    serve: Serve, failing_sync: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-20 GEN-16"""
     served = await serve(staging={"checkpoint_bytes": MIB, "checkpoint_seconds": 60})
     path = await served.create(4 * MIB)
     advance, refusals = served.core.uploads.advance, [DatabaseUnavailable()]
 
-    async def away_once(*arguments, **keywords):
+    async def away_once(*arguments: Any, **keywords: Any) -> Any:
         if refusals:
             raise refusals.pop()
         return await advance(*arguments, **keywords)
@@ -559,7 +592,9 @@ async def test_what_a_good_sync_covered_is_recorded_though_a_later_one_failed(se
     assert MIB <= int(refused.headers["upload-offset"]) == await served.offset(path) < 4 * MIB
 
 
-async def test_a_checksummed_body_whose_sync_failed_counts_for_nothing(served, failing_sync):
+async def test_a_checksummed_body_whose_sync_failed_counts_for_nothing(
+    served: Served, failing_sync: Callable[[int], None]
+) -> None:
     """CSUM-07 GEN-16"""
     path = await served.create(10, BODY, b"he")
     failing_sync(1)
@@ -570,7 +605,9 @@ async def test_a_checksummed_body_whose_sync_failed_counts_for_nothing(served, f
     assert await served.offset(path) == 2
 
 
-async def test_a_creation_whose_sync_failed_creates_nothing(served, failing_sync):
+async def test_a_creation_whose_sync_failed_creates_nothing(
+    served: Served, failing_sync: Callable[[int], None]
+) -> None:
     """CWU-05 GEN-16"""
     failing_sync(1)
 
@@ -584,7 +621,7 @@ async def test_a_creation_whose_sync_failed_creates_nothing(served, failing_sync
 # --- the handler -----------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_handler_keeps_its_bytes(serve):
+async def test_a_cancelled_handler_keeps_its_bytes(serve: Serve) -> None:
     """CORE-20 LOCK-09"""
     served = await serve(staging={"block_size": 65536})
     path = await served.create(10 * MIB)
@@ -592,25 +629,26 @@ async def test_a_cancelled_handler_keeps_its_bytes(serve):
     await connection.send_head("PATCH", path, patch_head(0, ("Content-Length", str(10 * MIB))))
     data = os.urandom(5 * MIB)
     await connection.send(data)
-    await eventually(lambda: any(body.received == len(data) for body in served.web.bodies))
+    await eventually(lambda: any(body.received == len(data) for body in served.bodies))
 
-    for protocol in served.server._runner.server.connections:
-        protocol._task_handler.cancel()
-    await eventually(lambda: not served.web.bodies)
+    served.cancel_handlers()
+    await eventually(lambda: not served.bodies)
     await eventually(lambda: not served.web.uploads.locks._entries)
 
     assert await served.offset(path) == len(data)
     assert await served.staged(path) == data
 
 
-async def test_a_handler_that_is_cancelled_while_a_block_is_written_leaves_no_hole(serve, monkeypatch):
+async def test_a_handler_that_is_cancelled_while_a_block_is_written_leaves_no_hole(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-20"""
     served = await serve(staging={"block_size": 65536, "write_path": "page-cache"})
     path = await served.create(10 * MIB)
     go_on, writer = asyncio.Event(), served.core.staging._writer
     write, loop = writer.write, asyncio.get_running_loop()
 
-    def slow(*arguments):
+    def slow(*arguments: Any) -> Any:
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
         write(*arguments)
 
@@ -621,27 +659,28 @@ async def test_a_handler_that_is_cancelled_while_a_block_is_written_leaves_no_ho
     # The first block is being written, and the second waits for it.
     for end in (100_000, 200_000, 300_000):
         await connection.send(data[end - 100_000 : end])
-        await eventually(lambda end=end: any(body.received >= min(end, 200_000) for body in served.web.bodies))
-    for protocol in served.server._runner.server.connections:
-        protocol._task_handler.cancel()
+        await served.until_received(min(end, 200_000))
+    served.cancel_handlers()
     for _ in range(5):
         await asyncio.sleep(0)
     go_on.set()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     offset = await served.offset(path)
     assert offset >= 65536
     assert await served.staged(path) == data[:offset]
 
 
-async def test_a_handler_that_is_cancelled_while_it_opens_the_file_lets_it_go(served, monkeypatch):
+async def test_a_handler_that_is_cancelled_while_it_opens_the_file_lets_it_go(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """LOCK-08"""
     path = await served.create(10, BODY, b"hello")
     go_on, loop = asyncio.Event(), asyncio.get_running_loop()
     area, opening = served.core.staging, asyncio.Event()
     open_file = area._open
 
-    def slow(*arguments, **keywords):
+    def slow(*arguments: Any, **keywords: Any) -> Any:
         opened = open_file(*arguments, **keywords)
         loop.call_soon_threadsafe(opening.set)
         asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
@@ -651,21 +690,22 @@ async def test_a_handler_that_is_cancelled_while_it_opens_the_file_lets_it_go(se
     connection = await served.connect()
     await connection.send_head("PATCH", path, patch_head(5, ("Content-Length", "5")))
     await opening.wait()
-    for protocol in served.server._runner.server.connections:
-        protocol._task_handler.cancel()
-    await eventually(lambda: not served.web.bodies)
+    served.cancel_handlers()
+    await eventually(lambda: not served.bodies)
     go_on.set()
     monkeypatch.undo()
 
     assert (await served.patch(path, 5, b"world")).status == 204
 
 
-async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(serve, monkeypatch, capfd):
+async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """GEN-12 CORE-01 CORE-12 AIO-10"""
     served = await serve(cors={"allow_origins": ["https://app.example"]})
     path = await served.create(5)
 
-    async def broken(*_, **__):
+    async def broken(*_: Any, **__: Any) -> NoReturn:
         raise KeyError("secret detail")
 
     monkeypatch.setattr(served.core.uploads, "find_by_token", broken)
@@ -682,25 +722,29 @@ async def test_an_unforeseen_failure_is_an_answer_and_tells_nothing(serve, monke
     assert "secret detail" in "".join(capfd.readouterr())
 
 
-async def test_an_unforeseen_failure_in_the_byte_loop_keeps_the_bytes(served, monkeypatch):
+async def test_an_unforeseen_failure_in_the_byte_loop_keeps_the_bytes(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CORE-20"""
     path = await served.create(10)
     connection = await served.begin(path, 0, b"hello", ("Content-Length", "10"))
-    body = next(iter(served.web.bodies))
+    body = next(iter(served.bodies))
 
     monkeypatch.setattr(body, "_rest", lambda _: 1 / 0)
     connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
     assert await served.offset(path) == 5
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable, StorageError])
-async def test_a_head_never_fails_for_a_passing_reason(served, monkeypatch, error):
+async def test_a_head_never_fails_for_a_passing_reason(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     """CORE-12"""
     path = await served.create(5)
 
-    async def failing(*_):
+    async def failing(*_: Any) -> NoReturn:
         raise error
 
     monkeypatch.setattr(served.core.uploads, "find_by_token", failing)
@@ -708,7 +752,9 @@ async def test_a_head_never_fails_for_a_passing_reason(served, monkeypatch, erro
     assert (await served.head(path)).status == 423
 
 
-async def test_malformed_http_is_refused_without_a_traceback(served, capfd, caplog):
+async def test_malformed_http_is_refused_without_a_traceback(
+    served: Served, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """AIO-09 GEN-12"""
     for data in [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -724,7 +770,7 @@ async def test_malformed_http_is_refused_without_a_traceback(served, capfd, capl
     assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
 
 
-async def test_a_malformed_chunk_ends_the_body_and_keeps_what_came_before(serve):
+async def test_a_malformed_chunk_ends_the_body_and_keeps_what_came_before(serve: Serve) -> None:
     """CORE-21 CORE-20"""
     served = await serve(limits={"idle_timeout": 0.3})
     path = await served.create(10)
@@ -737,7 +783,7 @@ async def test_a_malformed_chunk_ends_the_body_and_keeps_what_came_before(serve)
     assert await served.offset(path) == 5
 
 
-async def test_a_client_of_http_1_0_is_served(served):
+async def test_a_client_of_http_1_0_is_served(served: Served) -> None:
     """AIO-03"""
     connection = await served.connect()
     await connection.send(

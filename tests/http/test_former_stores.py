@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import orjson
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE
+from tests.support.fixtures import MakeConfig
 from tusd_py.commands.reconcile import reconcile_node
 from tusd_py.errors import StoreNotConfigured
 
@@ -14,7 +20,7 @@ DATA = b"0123456789"
 
 
 @pytest.fixture
-async def before(serve):
+async def before(serve: Serve) -> tuple[list[str], list[Path]]:
     """A server that has stored two uploads, and is stopped: their paths, and where the files are."""
     served = await serve()
     paths = [await served.create(len(DATA), BODY, DATA) for _ in range(2)]
@@ -26,21 +32,23 @@ async def before(serve):
     return paths, [served.config.store_directory / upload.object_key for upload in uploads]
 
 
-async def show(served, path):
+async def show(served: Served, path: str) -> Any:
     """What the JSON API says of an upload."""
     return orjson.loads((await served.request("GET", f"/api/v1/uploads/{(await served.upload(path)).id}")).body)
 
 
-def changed(tmp_path, *former):
+def changed(tmp_path: Path, *former: dict[str, object]) -> dict[str, object]:
     """The storage section that stores elsewhere now."""
     return {"filesystem": {"directory": tmp_path / "elsewhere"}, "former": list(former)}
 
 
-def was(tmp_path, **changes):
+def was(tmp_path: Path, **changes: object) -> dict[str, object]:
     return {"filesystem": {"directory": tmp_path / "data" / "store"}} | changes
 
 
-async def test_what_is_stored_in_a_former_store_is_served_shown_and_removed(serve, before, tmp_path):
+async def test_what_is_stored_in_a_former_store_is_served_shown_and_removed(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path
+) -> None:
     (path, _), (file, _) = before
     served = await serve(storage=changed(tmp_path, was(tmp_path)))
     upload = await served.upload(path)
@@ -58,7 +66,9 @@ async def test_what_is_stored_in_a_former_store_is_served_shown_and_removed(serv
     assert not file.exists()
 
 
-async def test_what_is_stored_elsewhere_is_not_lost_while_it_is_not_configured(serve, before, tmp_path):
+async def test_what_is_stored_elsewhere_is_not_lost_while_it_is_not_configured(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path
+) -> None:
     (path, other), (file, _) = before
     served = await serve(storage=changed(tmp_path))
     link = f"/download/{(await served.upload(path)).id}"
@@ -70,10 +80,9 @@ async def test_what_is_stored_elsewhere_is_not_lost_while_it_is_not_configured(s
         assert str(tmp_path).encode() not in refused.body
     assert (await served.request("DELETE", other)).status == 204
     async with served.working():
-        for _ in range(1000):
-            shown = await show(served, other)
-            if shown["error"] is not None:
-                break
+        async with asyncio.timeout(20):
+            while (shown := await show(served, other))["error"] is None:
+                await asyncio.sleep(0.01)
     assert (shown["state"], shown["error"]) == ("removing", StoreNotConfigured().detail)
     assert file.read_bytes() == DATA
 
@@ -83,7 +92,7 @@ async def test_what_is_stored_elsewhere_is_not_lost_while_it_is_not_configured(s
     assert (tmp_path / "elsewhere" / (await served.upload(fresh)).object_key).read_bytes() == DATA
 
 
-async def test_a_staged_copy_is_served_while_the_store_is_not_configured(serve, tmp_path):
+async def test_a_staged_copy_is_served_while_the_store_is_not_configured(serve: Serve, tmp_path: Path) -> None:
     served = await serve(transfer={"delete_local": False})
     path = await served.create(len(DATA), BODY, DATA)
     async with served.working():
@@ -95,7 +104,9 @@ async def test_a_staged_copy_is_served_while_the_store_is_not_configured(serve, 
     assert (await served.request("GET", path)).body == DATA
 
 
-async def test_files_that_were_moved_are_served_from_the_current_store(serve, before, tmp_path):
+async def test_files_that_were_moved_are_served_from_the_current_store(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path
+) -> None:
     (path, _), _ = before
     (tmp_path / "data" / "store").rename(tmp_path / "elsewhere")
 
@@ -104,7 +115,9 @@ async def test_files_that_were_moved_are_served_from_the_current_store(serve, be
     assert (await served.request("GET", path)).body == DATA
 
 
-async def test_a_data_directory_that_is_moved_as_a_whole_is_the_same_place(serve, before, tmp_path):
+async def test_a_data_directory_that_is_moved_as_a_whole_is_the_same_place(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path
+) -> None:
     (path, _), _ = before
     (tmp_path / "data").rename(tmp_path / "moved")
 
@@ -113,7 +126,9 @@ async def test_a_data_directory_that_is_moved_as_a_whole_is_the_same_place(serve
     assert (await served.request("GET", path)).body == DATA
 
 
-async def test_a_former_directory_that_is_not_there_stops_no_server_and_is_not_made(serve, before, tmp_path):
+async def test_a_former_directory_that_is_not_there_stops_no_server_and_is_not_made(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path
+) -> None:
     (path, _), _ = before
     (tmp_path / "data" / "store").rename(tmp_path / "unmounted")
 
@@ -125,7 +140,9 @@ async def test_a_former_directory_that_is_not_there_stops_no_server_and_is_not_m
     assert (await served.request("GET", path)).body == DATA
 
 
-async def test_reconcile_compares_former_stores_and_says_what_it_cannot_compare(serve, before, tmp_path, make_config):
+async def test_reconcile_compares_former_stores_and_says_what_it_cannot_compare(
+    serve: Serve, before: tuple[list[str], list[Path]], tmp_path: Path, make_config: MakeConfig
+) -> None:
     _, files = before
     files[0].unlink()
     (tmp_path / "elsewhere").mkdir()

@@ -7,6 +7,7 @@ import string
 
 import pytest
 
+from tests.http.conftest import Serve
 from tests.http.rufh import PARTIAL_TYPE, Client
 from tests.http.support import OFFSET_TYPE
 from tests.support.raw_http import ConnectionLost
@@ -66,7 +67,9 @@ def request(choose: random.Random, token: str, other: str) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_no_request_makes_the_server_fail(serve, seed, capfd, caplog):
+async def test_no_request_makes_the_server_fail(
+    serve: Serve, seed: int, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """GEN-12 AIO-09 AIO-10"""
     served = await serve(
         tus={"checksum_trailer": True},

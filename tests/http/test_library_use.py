@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
 from tests.http.support import eventually
+from tests.support.fixtures import MakeConfig
 from tusd_py import create_app, runner_options
 from tusd_py.config import Config
 from tusd_py.errors import ConfigError
@@ -22,7 +24,7 @@ TUS = {"Tus-Resumable": "1.0.0"}
 
 @contextlib.asynccontextmanager
 async def hosted(
-    config: Config, prefix: str, *, mounted: list[web.Application] | None = None, **options
+    config: Config, prefix: str, *, mounted: list[web.Application] | None = None, **options: bool
 ) -> AsyncIterator[str]:
     app = web.Application()
 
@@ -45,7 +47,7 @@ async def hosted(
         await runner.cleanup()
 
 
-async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_config):
+async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_config: MakeConfig) -> None:
     async with hosted(make_config(), "/media") as origin, aiohttp.ClientSession(headers=TUS) as client:
         headers = {"Upload-Length": "5", "Content-Type": "application/offset+octet-stream"}
         async with client.post(f"{origin}/media/files/", data=b"hello", headers=headers) as created:
@@ -66,7 +68,7 @@ async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_con
     assert shown["links"]["self"] == f"/media/api/v1/uploads/{upload_id}"
 
 
-async def test_two_mounted_servers_keep_apart(make_config, tmp_path):
+async def test_two_mounted_servers_keep_apart(make_config: MakeConfig, tmp_path: Path) -> None:
     app = web.Application()
     for name in ("one", "two"):
         config = make_config(data_dir=tmp_path / name, server={"node": name})
@@ -80,7 +82,7 @@ async def test_two_mounted_servers_keep_apart(make_config, tmp_path):
     assert (tmp_path / "two" / "staging").is_dir()
 
 
-def test_an_application_without_a_database_is_refused(make_config):
+def test_an_application_without_a_database_is_refused(make_config: MakeConfig) -> None:
     from tusd_py.config import load_config
 
     with pytest.raises(ConfigError) as refusal:
@@ -89,13 +91,13 @@ def test_an_application_without_a_database_is_refused(make_config):
     assert "database.dsn" in refusal.value.problems[0]
 
 
-async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_config):
+async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_config: MakeConfig) -> None:
     mounted: list[web.Application] = []
     async with aiohttp.ClientSession(headers=TUS) as client:
 
         async def wait_for(target: str) -> str:
             async with client.get(target) as response:
-                return (await response.json())["state"]
+                return str((await response.json())["state"])
 
         async with hosted(make_config(), "/media", mounted=mounted, run_worker=False) as origin:
             async with client.post(f"{origin}/media/files/", headers={"Upload-Length": "5"}) as created:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
 from tests.support.raw_http import ConnectionLost
 from tusd_py.http.application import READ_BUFFER_BYTES
@@ -18,7 +20,7 @@ BODY = {"Content-Type": OFFSET_TYPE}
 DEFER = {"Upload-Defer-Length": "1"}
 
 
-async def test_the_maximum_counts_bytes_and_not_headers(serve):
+async def test_the_maximum_counts_bytes_and_not_headers(serve: Serve) -> None:
     """DEF-06 CORE-06 AIO-08"""
     served = await serve(limits={"max_size": 1_000_000})
     path = await served.create(None, DEFER)
@@ -30,7 +32,7 @@ async def test_the_maximum_counts_bytes_and_not_headers(serve):
     assert len(await served.staged(path)) <= 1_000_000
 
 
-async def test_no_limit_of_the_library_bounds_a_body(served):
+async def test_no_limit_of_the_library_bounds_a_body(served: Served) -> None:
     """AIO-08"""
     path = await served.create(3_000_000)
 
@@ -38,7 +40,7 @@ async def test_no_limit_of_the_library_bounds_a_body(served):
 
 
 @pytest.mark.parametrize(("size", "status"), [(100, 201), (101, 400)])
-async def test_metadata_is_bounded(serve, size, status):
+async def test_metadata_is_bounded(serve: Serve, size: int, status: int) -> None:
     """CRE-08"""
     served = await serve(limits={"max_metadata": 100})
 
@@ -47,13 +49,13 @@ async def test_metadata_is_bounded(serve, size, status):
     assert response.status == status
 
 
-async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve):
+async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve: Serve) -> None:
     """CORE-21"""
     served = await serve(timing=Timing(rate_window_seconds=0.3), limits={"min_rate": 1000})
     path = await served.create(1000)
     connection = await served.begin(path, 0, b"x", ("Content-Length", "1000"))
 
-    async def drip():
+    async def drip() -> None:
         while not connection.reader.at_eof():
             await connection.send(b"x")
             await asyncio.sleep(0.02)
@@ -69,7 +71,7 @@ async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve):
     assert await served.staged(path) == b"x" * offset
 
 
-async def test_the_last_byte_of_a_slow_body_counts(serve):
+async def test_the_last_byte_of_a_slow_body_counts(serve: Serve) -> None:
     """CORE-21 CORE-25"""
     served = await serve(timing=Timing(rate_window_seconds=0.2), limits={"min_rate": 1000})
     path = await served.create(5)
@@ -81,7 +83,7 @@ async def test_the_last_byte_of_a_slow_body_counts(serve):
     assert (await connection.response()).status == 204
 
 
-async def test_a_quick_body_is_quick_enough(serve):
+async def test_a_quick_body_is_quick_enough(serve: Serve) -> None:
     """CORE-25"""
     served = await serve(timing=Timing(rate_window_seconds=0.000001), limits={"min_rate": 1})
     path = await served.create(3_000_000)
@@ -89,7 +91,7 @@ async def test_a_quick_body_is_quick_enough(serve):
     assert (await served.patch(path, 0, b"x" * 3_000_000)).status == 204
 
 
-async def test_one_client_has_only_so_many_bodies(serve):
+async def test_one_client_has_only_so_many_bodies(serve: Serve) -> None:
     served = await serve(limits={"max_connections_per_client": 2})
     paths = [await served.create(10) for _ in range(3)]
     open_ones = [await served.begin(path, 0, b"he", ("Content-Length", "10")) for path in paths[:2]]
@@ -100,13 +102,13 @@ async def test_one_client_has_only_so_many_bodies(serve):
     assert (refused.status, refused.headers["retry-after"]) == (423, "1")
     assert head.status == 200
     open_ones[0].abort()
-    await eventually(lambda: len(served.web.bodies) == 1)
+    await eventually(lambda: len(served.bodies) == 1)
     assert (await served.patch(paths[2], 0, b"hello")).status == 204
     open_ones[1].abort()
     await eventually(lambda: not served.web.clients)
 
 
-async def test_clients_are_told_apart_by_what_a_trusted_proxy_says(serve):
+async def test_clients_are_told_apart_by_what_a_trusted_proxy_says(serve: Serve) -> None:
     """CRE-07"""
     served = await serve(limits={"max_connections_per_client": 1}, server={"trusted_proxies": ["127.0.0.1"]})
     first, second = await served.create(10), await served.create(10)
@@ -118,7 +120,7 @@ async def test_clients_are_told_apart_by_what_a_trusted_proxy_says(serve):
     assert [same.status, other.status] == [423, 204]
 
 
-async def test_space_that_is_kept_free_is_not_given_away(serve, tmp_path):
+async def test_space_that_is_kept_free_is_not_given_away(serve: Serve, tmp_path: Path) -> None:
     served = await serve(staging={"reserve": disk_bytes(tmp_path) - 10})
 
     refused = await served.request("POST", "/files/", {"Upload-Length": "5"})
@@ -126,13 +128,13 @@ async def test_space_that_is_kept_free_is_not_given_away(serve, tmp_path):
     assert (refused.status, refused.headers["retry-after"]) == (507, "1")
 
 
-def disk_bytes(directory):
+def disk_bytes(directory: Path) -> int:
     """Size of the file system."""
     facts = os.statvfs(directory)
     return facts.f_blocks * facts.f_frsize
 
 
-async def test_a_length_that_the_disk_could_never_hold_is_too_large(served, tmp_path):
+async def test_a_length_that_the_disk_could_never_hold_is_too_large(served: Served, tmp_path: Path) -> None:
     most = disk_bytes(tmp_path) - served.config.staging.reserve
     deferred = await served.create(headers={"Upload-Defer-Length": "1"})
     partial = {"Content-Type": "application/partial-upload", "Tus-Resumable": None}
@@ -153,7 +155,9 @@ async def test_a_length_that_the_disk_could_never_hold_is_too_large(served, tmp_
 
 
 @pytest.mark.parametrize(("beyond", "status"), [(1, 413), (0, 507)])
-async def test_a_body_for_an_unknown_length_is_measured_against_the_disk(served, tmp_path, beyond, status):
+async def test_a_body_for_an_unknown_length_is_measured_against_the_disk(
+    served: Served, tmp_path: Path, beyond: int, status: int
+) -> None:
     """CORE-28"""
     most = disk_bytes(tmp_path) - served.config.staging.reserve
     path = await served.create(headers={"Upload-Defer-Length": "1"})
@@ -167,7 +171,7 @@ async def test_a_body_for_an_unknown_length_is_measured_against_the_disk(served,
 
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
-async def test_no_body_is_buffered(serve, framing):
+async def test_no_body_is_buffered(serve: Serve, framing: str) -> None:
     served = await serve(staging={"write_path": "page-cache"})
     size = 96 * 2**20
     path = await served.create(size)
@@ -191,7 +195,7 @@ async def test_no_body_is_buffered(serve, framing):
     assert peak < 16 * 2**20
 
 
-async def test_many_bodies_share_the_budget(serve):
+async def test_many_bodies_share_the_budget(serve: Serve) -> None:
     served = await serve(staging={"buffer_budget": "1MiB", "block_size": "1MiB"})
     budget = served.web.uploads.budget
     path = [await served.create(2_000_000) for _ in range(5)]
@@ -201,25 +205,25 @@ async def test_many_bodies_share_the_budget(serve):
     assert budget.block_bytes == 2**20 // 10
     for connection in bodies:
         connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
     assert budget.block_bytes == 2**19
 
 
-async def test_only_a_few_bodies_have_the_wide_buffer(serve):
+async def test_only_a_few_bodies_have_the_wide_buffer(serve: Serve) -> None:
     served = await serve()
     paths = [await served.create(2_000_000) for _ in range(FEW_BODIES + 2)]
 
     bodies = [await served.begin(path, 0, b"x" * 10, ("Content-Length", "2000000")) for path in paths]
 
-    limits = sorted(body._content.get_read_buffer_limits() for body in served.web.bodies)
+    limits = sorted(body._content.get_read_buffer_limits() for body in served.bodies)
     narrow, wide = (READ_BUFFER_BYTES, 2 * READ_BUFFER_BYTES), (WIDE_BUFFER_BYTES, 2 * WIDE_BUFFER_BYTES)
     assert limits == [narrow] * 2 + [wide] * FEW_BODIES
     for connection in bodies:
         connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
 
-async def test_a_small_post_holds_its_share_of_the_budget(serve):
+async def test_a_small_post_holds_its_share_of_the_budget(serve: Serve) -> None:
     served = await serve(staging={"buffer_budget": "1MiB", "block_size": "1MiB"})
     connection = await served.connect()
     await connection.send_head(

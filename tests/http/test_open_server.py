@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, TUS, patch_head
 from tests.http.test_auth import SECRET
+from tests.support.raw_http import RawResponse
 
 STRANGER = {"Origin": "https://evil.example"}
 LETTERS = {"Content-Type": OFFSET_TYPE}
 JSON = ("Content-Type", "application/json")
 
 
-async def refusals(served, headers):
+async def refusals(served: Served, headers: dict[str, str]) -> list[RawResponse]:
     """Everything that a page could ask for, about an upload that is there."""
     path = await served.create(5, LETTERS, b"he")
     upload_id = (await served.upload(path)).id
@@ -35,7 +37,7 @@ async def refusals(served, headers):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "http://["])
-async def test_a_page_of_another_origin_is_refused_everything(served, origin):
+async def test_a_page_of_another_origin_is_refused_everything(served: Served, origin: str) -> None:
     """CORS-08"""
     for answer in await refusals(served, {"Origin": origin}):
         assert answer.status == 403
@@ -43,7 +45,7 @@ async def test_a_page_of_another_origin_is_refused_everything(served, origin):
         assert not answer.body or b"ERR_ORIGIN_NOT_ALLOWED" in answer.body
 
 
-async def test_a_preflight_of_another_origin_gets_no_permission(served):
+async def test_a_preflight_of_another_origin_gets_no_permission(served: Served) -> None:
     """CORS-08"""
     asked = {**STRANGER, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "tus-resumable"}
 
@@ -53,7 +55,7 @@ async def test_a_preflight_of_another_origin_gets_no_permission(served):
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:1080", "127.0.0.1.evil.example"])
-async def test_a_name_that_was_rebound_to_this_machine_is_refused(served, host):
+async def test_a_name_that_was_rebound_to_this_machine_is_refused(served: Served, host: str) -> None:
     for headers in ({"Host": host}, {"Host": host, "Origin": f"http://{host}"}):
         for answer in await refusals(served, headers):
             assert answer.status == 421
@@ -62,7 +64,7 @@ async def test_a_name_that_was_rebound_to_this_machine_is_refused(served, host):
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:1080", "[::1]:1080", "app.localhost", "192.0.2.7"])
-async def test_pages_of_our_own_may_do_everything(served, host):
+async def test_pages_of_our_own_may_do_everything(served: Served, host: str) -> None:
     own = {"Host": host, "Origin": f"http://{host}"}
 
     created = await served.request("POST", "/files/", own | {"Upload-Length": "5"})
@@ -74,7 +76,7 @@ async def test_pages_of_our_own_may_do_everything(served, host):
     "server",
     [{"public_url": "https://up.example"}, {"allowed_hosts": ["up.example"]}],
 )
-async def test_a_name_that_the_configuration_names_is_ours(serve, server):
+async def test_a_name_that_the_configuration_names_is_ours(serve: Serve, server: dict[str, str | list[str]]) -> None:
     served = await serve(server=server)
     own = {"Host": "up.example", "Origin": "https://up.example", "Upload-Length": "5"}
 
@@ -82,7 +84,7 @@ async def test_a_name_that_the_configuration_names_is_ours(serve, server):
     assert (await served.request("POST", "/files/", own | {"Host": "other.example"})).status == 421
 
 
-async def test_behind_a_proxy_that_puts_its_own_host_the_public_origin_is_ours(serve):
+async def test_behind_a_proxy_that_puts_its_own_host_the_public_origin_is_ours(serve: Serve) -> None:
     told = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "up.example"}
     proxied = {"Host": "127.0.0.1:1080", "Origin": "https://up.example", "Upload-Length": "5"}
     named = await serve(server={"public_url": "https://up.example"})
@@ -95,14 +97,14 @@ async def test_behind_a_proxy_that_puts_its_own_host_the_public_origin_is_ours(s
     assert (await believed.request("POST", "/files/", proxied | told)).status == 421
 
 
-async def test_the_port_of_the_scheme_makes_no_other_origin(served):
+async def test_the_port_of_the_scheme_makes_no_other_origin(served: Served) -> None:
     own = {"Host": "localhost:443", "Origin": "https://localhost", "Upload-Length": "5"}
 
     assert (await served.request("POST", "/files/", own)).status == 201
     assert (await served.request("POST", "/files/", own | {"Host": "localhost:444"})).status == 403
 
 
-async def test_every_origin_can_be_named_all_the_same(serve):
+async def test_every_origin_can_be_named_all_the_same(serve: Serve) -> None:
     served = await serve(cors={"allow_origins": ["*"]})
 
     answer = await served.request("POST", "/files/", STRANGER | {"Upload-Length": "5"})
@@ -110,7 +112,7 @@ async def test_every_origin_can_be_named_all_the_same(serve):
     assert (answer.status, answer.headers["access-control-allow-origin"]) == (201, STRANGER["Origin"])
 
 
-async def test_where_everybody_shows_who_they_are_any_host_will_do(serve):
+async def test_where_everybody_shows_who_they_are_any_host_will_do(serve: Serve) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}})
 
     assert (await served.request("GET", "/api/v1/uploads", {"Host": "up.example"})).status == 401
@@ -119,7 +121,9 @@ async def test_where_everybody_shows_who_they_are_any_host_will_do(serve):
 
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
 @pytest.mark.parametrize("action", ["commit", "transfer"])
-async def test_no_action_of_the_api_can_be_sent_without_a_preflight(serve, kind, action):
+async def test_no_action_of_the_api_can_be_sent_without_a_preflight(
+    serve: Serve, kind: str | None, action: str
+) -> None:
     """CORS-10"""
     served = await serve(transfer={"trigger": "manual"})
     path = await served.create(5, LETTERS, b"hello")
@@ -135,7 +139,7 @@ async def test_no_action_of_the_api_can_be_sent_without_a_preflight(serve, kind,
     assert accepted.status in {200, 202}
 
 
-async def test_no_page_of_another_origin_may_embed_anything(serve):
+async def test_no_page_of_another_origin_may_embed_anything(serve: Serve) -> None:
     served = await serve(profiles={"default": {"perm_download": "public"}})
     path = await served.create(5, LETTERS, b"hello")
     link = f"/download/{(await served.upload(path)).id}"

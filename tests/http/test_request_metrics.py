@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
-from tests.http.test_downloads import stored, uploaded
+from tests.http.test_downloads import Place, stored, uploaded
 from tusd_py.metrics import Metrics
 
 BODY = {"Content-Type": OFFSET_TYPE}
 
 
-def requests(served, method, status):
+def requests(served: Served, method: str, status: int) -> float | None:
     labels = {"method": method, "status": str(status)}
     return served.core.metrics.registry.get_sample_value("tusd_py_requests_total", labels)
 
 
-def timed(served, method, kind):
+def timed(served: Served, method: str, kind: str) -> float:
     labels = {"method": method, "kind": kind}
-    return served.core.metrics.registry.get_sample_value("tusd_py_request_seconds_count", labels)
+    return served.core.metrics.registry.get_sample_value("tusd_py_request_seconds_count", labels) or 0
 
 
-def interrupted(served, code):
+def is_timed(served: Served, method: str, kind: str, count: float) -> bool:
+    return timed(served, method, kind) == count
+
+
+def interrupted(served: Served, code: str) -> float | None:
     return served.core.metrics.registry.get_sample_value("tusd_py_bodies_interrupted_total", {"code": code})
 
 
-def series(metrics):
+def series(metrics: Metrics) -> dict[tuple[object, ...], float]:
     """Every sample by name and labels, and its value."""
     samples = [sample for family in metrics.registry.collect() for sample in family.samples]
     return {
@@ -40,25 +46,27 @@ def series(metrics):
 # --- clients that go away --------------------------------------------------------------------------
 
 
-async def leave(served, method, path, headers, body):
+async def leave(served: Served, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> None:
     """Send a request whose body ends too early, and go away once the server has read what there is."""
     connection = await served.connect()
     await connection.send_head(method, path, headers)
     await connection.send(body)
-    await eventually(lambda: any(one.received for one in served.web.bodies))
+    await eventually(lambda: any(one.received for one in served.bodies))
     connection.abort()
-    await eventually(lambda: not served.web.bodies)
+    await eventually(lambda: not served.bodies)
 
 
-def patch(offset):
+def patch(offset: int) -> list[tuple[str, str]]:
     return [("Tus-Resumable", "1.0.0"), ("Upload-Offset", str(offset)), ("Content-Type", OFFSET_TYPE)]
 
 
-def post(length):
+def post(length: int) -> list[tuple[str, str]]:
     return [("Tus-Resumable", "1.0.0"), ("Upload-Length", str(length)), ("Content-Type", OFFSET_TYPE)]
 
 
-async def test_a_client_that_goes_away_while_it_sends_is_no_failure_of_the_server(served, capfd):
+async def test_a_client_that_goes_away_while_it_sends_is_no_failure_of_the_server(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
     path = await served.create(10)
 
     await leave(served, "PATCH", path, [*patch(0), ("Content-Length", "10")], b"hello")
@@ -73,7 +81,7 @@ async def test_a_client_that_goes_away_while_it_sends_is_no_failure_of_the_serve
     assert "[warning" not in output
 
 
-async def test_a_client_that_falls_silent_is_none_either(serve):
+async def test_a_client_that_falls_silent_is_none_either(serve: Serve) -> None:
     served = await serve(limits={"idle_timeout": 0.2})
     path = await served.create(10)
     await served.begin(path, 0, b"hello", ("Content-Length", "10"))
@@ -84,7 +92,7 @@ async def test_a_client_that_falls_silent_is_none_either(serve):
     assert interrupted(served, "ERR_READ_TIMEOUT") == 1
 
 
-async def test_a_request_that_a_newer_one_ended_is_counted_as_what_it_was(served):
+async def test_a_request_that_a_newer_one_ended_is_counted_as_what_it_was(served: Served) -> None:
     path = await served.create(10)
     await served.begin(path, 0, b"hello", ("Content-Length", "10"))
 
@@ -95,7 +103,7 @@ async def test_a_request_that_a_newer_one_ended_is_counted_as_what_it_was(served
 
 
 @pytest.mark.parametrize("place", [uploaded, stored], ids=["staged", "stored"])
-async def test_a_client_that_goes_away_while_it_is_answered_is_none_either(served, place):
+async def test_a_client_that_goes_away_while_it_is_answered_is_none_either(served: Served, place: Place) -> None:
     path, _ = await place(served, b"x" * 20_000_000)
     connection = await served.connect()
     await connection.send_head("GET", path, [])
@@ -110,7 +118,7 @@ async def test_a_client_that_goes_away_while_it_is_answered_is_none_either(serve
 # --- what requests do ------------------------------------------------------------------------------
 
 
-async def test_requests_are_timed_by_what_they_do(served):
+async def test_requests_are_timed_by_what_they_do(served: Served) -> None:
     path, link = await uploaded(served)
     shown = f"/api/v1/uploads/{(await served.upload(path)).id}"
     asked = await served.create(5)
@@ -138,11 +146,11 @@ async def test_requests_are_timed_by_what_they_do(served):
         await served.request(method, target, headers, body)
 
         # What is streamed has reached the client before it is counted.
-        await eventually(lambda c=counted, k=kind, b=before: timed(served, c, k) == b + 1)
+        await eventually(partial(is_timed, served, counted, kind, before + 1))
     assert timed(served, "POST", "create") == 2
 
 
-async def test_a_stored_file_is_counted_as_it_was_answered(served):
+async def test_a_stored_file_is_counted_as_it_was_answered(served: Served) -> None:
     path, _ = await stored(served)
     tag = (await served.request("GET", path)).headers["etag"]
 
@@ -156,7 +164,7 @@ async def test_a_stored_file_is_counted_as_it_was_answered(served):
 # --- labels ----------------------------------------------------------------------------------------
 
 
-def test_every_figure_is_there_with_0_before_anything_happens():
+def test_every_figure_is_there_with_0_before_anything_happens() -> None:
     begun = series(Metrics())
 
     assert set(begun.values()) == {0}
@@ -167,7 +175,7 @@ def test_every_figure_is_there_with_0_before_anything_happens():
         assert ("tusd_py_bodies_interrupted_total", ("code", code)) in begun
 
 
-async def test_no_request_brings_a_label_that_was_not_there(served):
+async def test_no_request_brings_a_label_that_was_not_there(served: Served) -> None:
     before = set(series(served.core.metrics))
     path, link = await stored(served)
     cut = await served.create(10)

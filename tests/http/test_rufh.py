@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
 from tests.http.support import OFFSET_TYPE, TUS, chunked, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.support.raw_http import ConnectionLost, RawResponse
 from tusd_py.protocol.upload import State, UploadProtocol
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 
 
-def problem(response) -> dict:
+def problem(response: RawResponse) -> Any:
     assert response.headers["content-type"] == "application/problem+json; charset=utf-8"
     return json.loads(response.body)
 
 
 @pytest.fixture(params=VERSIONS, ids=lambda version: f"version-{version}")
-def client(request, served) -> Client:
+def client(request: pytest.FixtureRequest, served: Served) -> Client:
     """A client of each version."""
     return Client(served, request.param)
 
 
 @pytest.fixture
-def newest(served) -> Client:
+def newest(served: Served) -> Client:
     return Client(served, 8)
 
 
 # --- which dialect -------------------------------------------------------------------------------
 
 
-async def test_a_known_version_is_served_by_its_own_rules_and_echoed(client):
+async def test_a_known_version_is_served_by_its_own_rules_and_echoed(client: Client) -> None:
     """GEN-02 RX-03"""
     created = await client.create(complete=False)
 
@@ -44,7 +46,7 @@ async def test_a_known_version_is_served_by_its_own_rules_and_echoed(client):
 
 
 @pytest.mark.parametrize("version", ["99", "2", "six", "?1", ""])
-async def test_an_unknown_version_is_as_good_as_none(serve, version):
+async def test_an_unknown_version_is_as_good_as_none(serve: Serve, version: str) -> None:
     """GEN-03 RC-02"""
     served = await serve(rufh={"interim_104": True})
     fields = [("Upload-Draft-Interop-Version", version), ("Upload-Complete", "?1")]
@@ -55,7 +57,7 @@ async def test_an_unknown_version_is_as_good_as_none(serve, version):
     assert "upload-draft-interop-version" not in created.headers
 
 
-async def test_a_version_is_read_as_a_structured_field(served):
+async def test_a_version_is_read_as_a_structured_field(served: Served) -> None:
     """GEN-07"""
     created = await served.request(
         "POST", "/files/", [("Upload-Draft-Interop-Version", " 6;draft=x "), ("Upload-Complete", "?0;x")]
@@ -65,7 +67,7 @@ async def test_a_version_is_read_as_a_structured_field(served):
 
 
 @pytest.mark.parametrize("value", ["true", "1", "?2", "?", "", "?1, ?1", '"?1"'])
-async def test_a_malformed_complete_field_makes_no_resumable_upload(served, value):
+async def test_a_malformed_complete_field_makes_no_resumable_upload(served: Served, value: str) -> None:
     """GEN-07 GEN-03 GEN-04"""
     for mark in ([], [("Upload-Draft-Interop-Version", "8")], [("Upload-Draft-Interop-Version", "99")]):
         refused = await served.request("POST", "/files/", [*mark, ("Upload-Complete", value)], b"hello")
@@ -74,7 +76,7 @@ async def test_a_malformed_complete_field_makes_no_resumable_upload(served, valu
         assert "location" not in refused.headers
 
 
-def assert_refused_in_the_dialect(response):
+def assert_refused_in_the_dialect(response: RawResponse) -> None:
     """400 as problem details, and nothing of tus."""
     assert response.status == 400
     assert response.headers["content-type"].startswith("application/problem+json")
@@ -83,7 +85,7 @@ def assert_refused_in_the_dialect(response):
 
 
 @pytest.mark.parametrize("value", [None, "true", "1", "?2", "", "?1, ?1"])
-async def test_an_append_says_whether_it_is_the_last_or_is_refused(client, value):
+async def test_an_append_says_whether_it_is_the_last_or_is_refused(client: Client, value: str | None) -> None:
     """GEN-07 RA-01"""
     path = await client.created()
     name = client.complete(True)[0]
@@ -101,7 +103,7 @@ async def test_an_append_says_whether_it_is_the_last_or_is_refused(client, value
 
 
 @pytest.mark.parametrize("version", ["99", "six"])
-async def test_a_creation_in_an_unknown_version_says_whether_it_is_complete(served, version):
+async def test_a_creation_in_an_unknown_version_says_whether_it_is_complete(served: Served, version: str) -> None:
     """GEN-03"""
     assert_refused_in_the_dialect(
         await served.request("POST", "/files/", [("Upload-Draft-Interop-Version", version)], b"hello")
@@ -117,7 +119,9 @@ async def test_a_creation_in_an_unknown_version_says_whether_it_is_complete(serv
         ("DELETE", ("Upload-Complete", "?1")),
     ],
 )
-async def test_an_unmarked_request_tells_no_server_what_it_is_to_find_out(served, method, field):
+async def test_an_unmarked_request_tells_no_server_what_it_is_to_find_out(
+    served: Served, method: str, field: tuple[str, str]
+) -> None:
     """RH-04"""
     ours = await Client(served, None).created(b"hello")
     tus = await served.create(5)
@@ -130,7 +134,7 @@ async def test_an_unmarked_request_tells_no_server_what_it_is_to_find_out(served
 
 
 @pytest.mark.parametrize("value", ["abc", "-1", "1.0", "1" * 16, "?1", "", "0, 0", '"0"'])
-async def test_a_malformed_offset_is_a_missing_one(newest, value):
+async def test_a_malformed_offset_is_a_missing_one(newest: Client, value: str) -> None:
     """GEN-07 RA-01"""
     path = await newest.created()
     fields = [*newest.mark, ("Content-Type", PARTIAL_TYPE), ("Upload-Complete", "?1"), ("Upload-Offset", value)]
@@ -141,7 +145,7 @@ async def test_a_malformed_offset_is_a_missing_one(newest, value):
     assert await newest.upload_headers(path) == (0, False)
 
 
-async def test_parameters_are_allowed_and_ignored(newest):
+async def test_parameters_are_allowed_and_ignored(newest: Client) -> None:
     """GEN-07"""
     path = await newest.created(b"", ("Upload-Length", "5;unit=byte"))
 
@@ -151,14 +155,14 @@ async def test_parameters_are_allowed_and_ignored(newest):
     assert (done.status, done.headers["upload-complete"]) == (204, "?1")
 
 
-async def test_a_malformed_length_is_as_good_as_none(newest):
+async def test_a_malformed_length_is_as_good_as_none(newest: Client) -> None:
     """GEN-07"""
     path = await newest.created(b"", ("Upload-Length", "five"))
 
     assert (await newest.served.upload(path)).length is None
 
 
-async def test_neither_protocol_appends_to_the_others_uploads(client):
+async def test_neither_protocol_appends_to_the_others_uploads(client: Client) -> None:
     """GEN-05"""
     served = client.served
     tus = await served.create(5)
@@ -172,7 +176,7 @@ async def test_neither_protocol_appends_to_the_others_uploads(client):
     assert (await served.upload(tus)).offset == (await served.upload(ours)).offset == 0
 
 
-async def test_either_protocol_tells_the_offset_of_every_upload(client):
+async def test_either_protocol_tells_the_offset_of_every_upload(client: Client) -> None:
     """GEN-05"""
     served = client.served
     tus = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"hel")
@@ -185,7 +189,7 @@ async def test_either_protocol_tells_the_offset_of_every_upload(client):
     assert await served.offset(ours) == 4
 
 
-async def test_either_protocol_ends_every_upload(client):
+async def test_either_protocol_ends_every_upload(client: Client) -> None:
     """GEN-05 RD-01"""
     served = client.served
     tus, ours = await served.create(5), await client.created()
@@ -194,7 +198,7 @@ async def test_either_protocol_ends_every_upload(client):
     assert (await served.request("DELETE", ours)).status == 204
 
 
-async def test_without_any_mark_the_upload_decides(served):
+async def test_without_any_mark_the_upload_decides(served: Served) -> None:
     """GEN-04"""
     ours, tus = await Client(served, 8).created(b"hel"), await served.create(5)
 
@@ -213,7 +217,7 @@ async def test_without_any_mark_the_upload_decides(served):
 
 
 @pytest.mark.parametrize("fields", [[("Upload-Draft-Interop-Version", "6")], []])
-async def test_the_dialect_can_be_switched_off(serve, fields):
+async def test_the_dialect_can_be_switched_off(serve: Serve, fields: list[tuple[str, str]]) -> None:
     """GEN-02 GEN-03 RL-03"""
     served = await serve(rufh={"enabled": False})
 
@@ -227,7 +231,7 @@ async def test_the_dialect_can_be_switched_off(serve, fields):
 # --- creation ------------------------------------------------------------------------------------
 
 
-async def test_everything_in_one_request(client):
+async def test_everything_in_one_request(client: Client) -> None:
     """RC-01 RC-04 RC-06 RC-07"""
     created = await client.create(b"hello", complete=True)
     path = created.headers["location"]
@@ -239,7 +243,7 @@ async def test_everything_in_one_request(client):
     assert await client.served.count("jobs", upload, "transfer") == 1
 
 
-async def test_everything_in_one_request_of_unknown_length(client):
+async def test_everything_in_one_request_of_unknown_length(client: Client) -> None:
     """RC-04 RC-07"""
     created = await client.create(chunked(b"hel", b"lo"), CHUNKED, complete=True)
 
@@ -248,7 +252,7 @@ async def test_everything_in_one_request_of_unknown_length(client):
     assert (upload.state, upload.length) == (State.COMPLETED, 5)
 
 
-async def test_a_beginning_stays_incomplete(client):
+async def test_a_beginning_stays_incomplete(client: Client) -> None:
     """RC-03 RC-06"""
     created = await client.create(b"hello", complete=False)
     path = created.headers["location"]
@@ -258,14 +262,14 @@ async def test_a_beginning_stays_incomplete(client):
     assert (await client.served.upload(path)).length is None
 
 
-async def test_a_careful_creation_has_no_content(client):
+async def test_a_careful_creation_has_no_content(client: Client) -> None:
     """RC-08"""
     created = await client.create(complete=False)
 
     assert (created.status, created.headers["upload-offset"], client.says_complete(created)) == (201, "0", False)
 
 
-async def test_an_empty_upload_may_be_complete_at_once(client):
+async def test_an_empty_upload_may_be_complete_at_once(client: Client) -> None:
     """RC-08"""
     created = await client.create(complete=True)
 
@@ -274,7 +278,9 @@ async def test_an_empty_upload_may_be_complete_at_once(client):
 
 
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
-async def test_a_length_of_zero_completes_nothing_by_itself(newest, framing):
+async def test_a_length_of_zero_completes_nothing_by_itself(
+    newest: Client, framing: tuple[()] | tuple[tuple[str, str], ...]
+) -> None:
     """RC-08 RH-08"""
     path = await newest.created(chunked() if framing else b"", ("Upload-Length", "0"), *framing)
     assert await newest.upload_headers(path) == (0, False)
@@ -285,7 +291,7 @@ async def test_a_length_of_zero_completes_nothing_by_itself(newest, framing):
 
 
 @pytest.mark.parametrize("length", [4, 6])
-async def test_two_lengths_that_differ_are_refused(client, length):
+async def test_two_lengths_that_differ_are_refused(client: Client, length: int) -> None:
     """RC-07 RP-01"""
     refused = await client.create(b"hello", ("Upload-Length", str(length)), complete=True)
 
@@ -294,7 +300,7 @@ async def test_two_lengths_that_differ_are_refused(client, length):
     assert "location" not in refused.headers
 
 
-async def test_a_last_body_of_unknown_length_that_is_too_short_is_refused(newest):
+async def test_a_last_body_of_unknown_length_that_is_too_short_is_refused(newest: Client) -> None:
     """RC-07"""
     refused = await newest.create(chunked(b"hel"), CHUNKED, ("Upload-Length", "5"), complete=True)
 
@@ -303,7 +309,9 @@ async def test_a_last_body_of_unknown_length_that_is_too_short_is_refused(newest
 
 
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
-async def test_content_beyond_the_length_creates_nothing(newest, framing):
+async def test_content_beyond_the_length_creates_nothing(
+    newest: Client, framing: tuple[()] | tuple[tuple[str, str], ...]
+) -> None:
     """RA-06 RC-07"""
     body = chunked(b"hello") if framing else b"hello"
 
@@ -326,7 +334,9 @@ async def test_content_beyond_the_length_creates_nothing(newest, framing):
         ([("Upload-Metadata", "filename YS50eHQ=")], "a.txt", None),
     ],
 )  # fmt: skip
-async def test_type_and_name_of_the_file_are_kept(newest, fields, filename, content_type):
+async def test_type_and_name_of_the_file_are_kept(
+    newest: Client, fields: list[tuple[str, str]], filename: str | None, content_type: str | None
+) -> None:
     """RC-12"""
     path = await newest.created(b"hello", *fields)
 
@@ -335,7 +345,7 @@ async def test_type_and_name_of_the_file_are_kept(newest, fields, filename, cont
     assert (upload.filename, upload.content_type) == (filename, content_type)
 
 
-async def test_coded_bytes_are_stored_as_they_came(newest):
+async def test_coded_bytes_are_stored_as_they_came(newest: Client) -> None:
     """GEN-14 RC-12 RA-14"""
     path = await newest.created(b"\x1f\x8bhel", ("Content-Encoding", "gzip"))
     done = await newest.append(path, 5, b"lo", ("Content-Encoding", "br"), complete=True)
@@ -343,14 +353,14 @@ async def test_coded_bytes_are_stored_as_they_came(newest):
     assert (done.status, await newest.served.staged(path)) == (204, b"\x1f\x8bhello")
 
 
-async def test_a_creation_that_breaks_off_is_not_complete(client):
+async def test_a_creation_that_breaks_off_is_not_complete(client: Client) -> None:
     """RC-09"""
     connection = await client.begin(
         "POST", "/files/", [*client.mark, client.complete(True)], b"x" * 3_000_000, announced=4_000_000
     )
-    await eventually(lambda: any(body.received for body in client.served.web.bodies))
+    await eventually(lambda: any(body.received for body in client.served.bodies))
     await connection.close()
-    await eventually(lambda: not client.served.web.bodies)
+    await eventually(lambda: not client.served.bodies)
 
     rows = await client.served.core.database.fetch("SELECT state, upload_offset FROM uploads")
     assert [row["state"] for row in rows] == ["uploading"]
@@ -359,7 +369,7 @@ async def test_a_creation_that_breaks_off_is_not_complete(client):
 # --- offset retrieval ----------------------------------------------------------------------------
 
 
-async def test_head_tells_everything(client):
+async def test_head_tells_everything(client: Client) -> None:
     """RH-01 RH-02"""
     path = await client.created(b"hel", ("Upload-Length", "5"))
 
@@ -371,7 +381,7 @@ async def test_head_tells_everything(client):
     assert ("upload-limit" in response.headers) == (client.version not in {3, 4, 5})
 
 
-async def test_head_answers_after_completion_too(client):
+async def test_head_answers_after_completion_too(client: Client) -> None:
     """RH-01"""
     path = (await client.create(b"hello", complete=True)).headers["location"]
 
@@ -381,12 +391,12 @@ async def test_head_answers_after_completion_too(client):
     assert client.says_complete(response)
 
 
-async def test_a_length_nobody_told_is_not_told_either(client):
+async def test_a_length_nobody_told_is_not_told_either(client: Client) -> None:
     """RH-01"""
     assert "upload-length" not in (await client.head(await client.created(b"hel"))).headers
 
 
-async def test_an_offset_grows_and_lost_bytes_end_the_upload(newest):
+async def test_an_offset_grows_and_lost_bytes_end_the_upload(newest: Client) -> None:
     """RH-03"""
     path = await newest.created(b"hello")
     newest.served.core.staging.path((await newest.served.upload(path)).id).unlink()
@@ -398,7 +408,7 @@ async def test_an_offset_grows_and_lost_bytes_end_the_upload(newest):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "DELETE"])
-async def test_a_question_may_tell_nothing(client, method):
+async def test_a_question_may_tell_nothing(client: Client, method: str) -> None:
     """RH-04"""
     path = await client.created(b"hel")
 
@@ -410,7 +420,7 @@ async def test_a_question_may_tell_nothing(client, method):
     assert await client.upload_headers(path) == (3, False)
 
 
-async def test_get_of_an_unfinished_upload_is_a_question(client):
+async def test_get_of_an_unfinished_upload_is_a_question(client: Client) -> None:
     """RH-05"""
     path = await client.created(b"hel", ("Upload-Length", "5"))
 
@@ -421,7 +431,7 @@ async def test_get_of_an_unfinished_upload_is_a_question(client):
         assert not client.says_complete(response)
 
 
-async def test_get_of_a_complete_upload_is_a_download(client):
+async def test_get_of_a_complete_upload_is_a_download(client: Client) -> None:
     """RH-05"""
     path = (await client.create(b"hello", complete=True)).headers["location"]
 
@@ -435,12 +445,12 @@ async def test_get_of_a_complete_upload_is_a_download(client):
     assert (tus.status, "upload-offset" in tus.headers) == (200, False)
 
 
-async def test_head_ends_a_running_append_and_tells_what_arrived(client):
+async def test_head_ends_a_running_append_and_tells_what_arrived(client: Client) -> None:
     """RH-06 RD-01"""
     path = await client.created()
     fields = client.append_fields(0, complete=True)
     connection = await client.begin("PATCH", path, fields, b"hel", announced=5)
-    await eventually(lambda: any(body.received == 3 for body in client.served.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in client.served.bodies))
 
     assert await client.upload_headers(path) == (3, False)
 
@@ -449,7 +459,7 @@ async def test_head_ends_a_running_append_and_tells_what_arrived(client):
 
 
 @pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH", "GET"])
-async def test_nothing_is_there_that_was_not_created(client, method):
+async def test_nothing_is_there_that_was_not_created(client: Client, method: str) -> None:
     """RH-07 RD-02"""
     fields = client.append_fields(0, complete=True) if method == "PATCH" else client.mark
 
@@ -462,7 +472,7 @@ async def test_nothing_is_there_that_was_not_created(client, method):
 # --- append --------------------------------------------------------------------------------------
 
 
-async def test_bytes_are_appended_until_the_client_says_that_it_was_all(client):
+async def test_bytes_are_appended_until_the_client_says_that_it_was_all(client: Client) -> None:
     """RA-01 RA-02 RA-03"""
     path = await client.created(b"he")
 
@@ -477,7 +487,7 @@ async def test_bytes_are_appended_until_the_client_says_that_it_was_all(client):
 
 
 @pytest.mark.parametrize("last", [b"lo", b""])
-async def test_a_chunked_last_body_completes_at_its_end(client, last):
+async def test_a_chunked_last_body_completes_at_its_end(client: Client, last: bytes) -> None:
     """RA-03 RA-11 RA-14"""
     path = await client.created(b"hel" if last else b"hello")
 
@@ -490,7 +500,9 @@ async def test_a_chunked_last_body_completes_at_its_end(client, last):
 @pytest.mark.parametrize("in_creation", [True, False])
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
 @pytest.mark.parametrize("version", [3, 7, 8, None])
-async def test_all_bytes_are_not_the_end_until_the_client_says_so(served, version, in_creation, framing):
+async def test_all_bytes_are_not_the_end_until_the_client_says_so(
+    served: Served, version: int | None, in_creation: bool, framing: tuple[()] | tuple[tuple[str, str], ...]
+) -> None:
     """RH-08 RA-11"""
     client = Client(served, version)
     body = chunked(b"hello") if framing else b"hello"
@@ -512,7 +524,9 @@ async def test_all_bytes_are_not_the_end_until_the_client_says_so(served, versio
 
 @pytest.mark.parametrize("in_creation", [True, False])
 @pytest.mark.parametrize("version", [4, 5, 6])
-async def test_in_the_versions_of_tus_js_client_all_bytes_are_the_end(served, version, in_creation):
+async def test_in_the_versions_of_tus_js_client_all_bytes_are_the_end(
+    served: Served, version: int, in_creation: bool
+) -> None:
     """RH-08 RA-10"""
     client = Client(served, version)
     if in_creation:
@@ -529,14 +543,14 @@ async def test_in_the_versions_of_tus_js_client_all_bytes_are_the_end(served, ve
 
 
 @pytest.mark.parametrize("version", [4, 5, 6])
-async def test_in_the_versions_of_tus_js_client_an_empty_file_is_complete_at_once(served, version):
+async def test_in_the_versions_of_tus_js_client_an_empty_file_is_complete_at_once(served: Served, version: int) -> None:
     """RC-08 RH-08"""
     created = await Client(served, version).create(b"", ("Upload-Length", "0"), complete=False)
 
     assert created.headers["upload-complete"] == "?1"
 
 
-async def test_without_the_field_version_3_means_the_end(served):
+async def test_without_the_field_version_3_means_the_end(served: Served) -> None:
     """RA-01"""
     client = Client(served, 3)
     path = await client.created(b"hel")
@@ -548,7 +562,7 @@ async def test_without_the_field_version_3_means_the_end(served):
 
 @pytest.mark.parametrize("version", [4, 5, 6, 7, 8])
 @pytest.mark.parametrize("missing", ["Upload-Complete", "Upload-Offset"])
-async def test_an_append_needs_its_fields(served, version, missing):
+async def test_an_append_needs_its_fields(served: Served, version: int, missing: str) -> None:
     """RA-01 RC-06"""
     client = Client(served, version)
     path = await client.created(b"hel")
@@ -562,7 +576,7 @@ async def test_an_append_needs_its_fields(served, version, missing):
 
 @pytest.mark.parametrize("version", [6, 7, 8, None])
 @pytest.mark.parametrize("content_type", [None, OFFSET_TYPE, "text/plain"])
-async def test_an_append_has_a_type_of_its_own(served, version, content_type):
+async def test_an_append_has_a_type_of_its_own(served: Served, version: int | None, content_type: str | None) -> None:
     """RA-01"""
     client = Client(served, version)
     path = await client.created(b"hel")
@@ -575,7 +589,7 @@ async def test_an_append_has_a_type_of_its_own(served, version, content_type):
 
 
 @pytest.mark.parametrize("offset", [0, 2, 4])
-async def test_another_offset_is_told_the_right_one(client, offset):
+async def test_another_offset_is_told_the_right_one(client: Client, offset: int) -> None:
     """RA-04 RP-01"""
     path = await client.created(b"hel")
 
@@ -588,7 +602,7 @@ async def test_another_offset_is_told_the_right_one(client, offset):
     assert (await client.append(path, 3, b"lo", complete=True)).status == 204
 
 
-async def test_the_length_is_recorded_from_the_field(newest):
+async def test_the_length_is_recorded_from_the_field(newest: Client) -> None:
     """RA-05"""
     path = await newest.created(b"he")
 
@@ -597,11 +611,11 @@ async def test_the_length_is_recorded_from_the_field(newest):
     assert (await newest.head(path)).headers["upload-length"] == "5"
 
 
-async def test_the_length_is_recorded_from_the_last_body_before_it_arrives(newest):
+async def test_the_length_is_recorded_from_the_last_body_before_it_arrives(newest: Client) -> None:
     """RA-05 RA-08"""
     path = await newest.created(b"he")
     connection = await newest.begin("PATCH", path, newest.append_fields(2, complete=True), b"l", announced=3)
-    await eventually(lambda: any(body.received == 1 for body in newest.served.web.bodies))
+    await eventually(lambda: any(body.received == 1 for body in newest.served.bodies))
     await connection.close()
 
     response = await newest.head(path)
@@ -614,7 +628,9 @@ async def test_the_length_is_recorded_from_the_last_body_before_it_arrives(newes
 @pytest.mark.parametrize(
     ("length", "body", "complete"), [("6", b"lo", False), ("6", b"lo", True), ("4", b"l", False), (None, b"l", True)]
 )
-async def test_another_length_than_the_known_one_is_refused(newest, length, body, complete):
+async def test_another_length_than_the_known_one_is_refused(
+    newest: Client, length: str | None, body: bytes, complete: bool
+) -> None:
     """RA-05 RP-01"""
     path = await newest.created(b"hel", ("Upload-Length", "5"))
     extra = [("Upload-Length", length)] if length else []
@@ -626,7 +642,7 @@ async def test_another_length_than_the_known_one_is_refused(newest, length, body
     assert await newest.upload_headers(path) == (3, False)
 
 
-async def test_a_last_chunked_body_that_falls_short_is_told_so_and_kept(newest):
+async def test_a_last_chunked_body_that_falls_short_is_told_so_and_kept(newest: Client) -> None:
     """RA-05"""
     path = await newest.created(b"he", ("Upload-Length", "5"))
 
@@ -638,7 +654,9 @@ async def test_a_last_chunked_body_that_falls_short_is_told_so_and_kept(newest):
 
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
-async def test_more_than_the_length_ends_the_upload_for_good(client, framing, complete):
+async def test_more_than_the_length_ends_the_upload_for_good(
+    client: Client, framing: tuple[()] | tuple[tuple[str, str], ...], complete: bool
+) -> None:
     """RA-06 RA-07"""
     path = await client.created(b"hel", ("Upload-Length", "5"))
     body = chunked(b"lo", b"!") if framing else b"lo!"
@@ -653,7 +671,7 @@ async def test_more_than_the_length_ends_the_upload_for_good(client, framing, co
     assert await client.served.count("jobs", upload, "remove") == 1
 
 
-async def test_tus_keeps_an_upload_that_was_sent_too_much(served):
+async def test_tus_keeps_an_upload_that_was_sent_too_much(served: Served) -> None:
     """RA-06"""
     path = await served.create(5)
 
@@ -661,11 +679,11 @@ async def test_tus_keeps_an_upload_that_was_sent_too_much(served):
     assert await served.offset(path) == 0
 
 
-async def test_an_append_that_breaks_off_keeps_what_arrived(client):
+async def test_an_append_that_breaks_off_keeps_what_arrived(client: Client) -> None:
     """RA-08"""
     path = await client.created(b"he", ("Upload-Length", "9"))
     connection = await client.begin("PATCH", path, client.append_fields(2, complete=True), b"llo", announced=7)
-    await eventually(lambda: any(body.received == 3 for body in client.served.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in client.served.bodies))
     await connection.close()
 
     assert await client.upload_headers(path) == (5, False)
@@ -681,7 +699,9 @@ async def test_an_append_that_breaks_off_keeps_what_arrived(client):
         (5, b"", False, 400, "completed-upload"),
     ],
 )
-async def test_a_complete_upload_takes_no_more(newest, offset, body, complete, status, kind):
+async def test_a_complete_upload_takes_no_more(
+    newest: Client, offset: int, body: bytes, complete: bool, status: int, kind: str | None
+) -> None:
     """RA-10 RP-01"""
     path = (await newest.create(b"hello", complete=True)).headers["location"]
 
@@ -693,7 +713,7 @@ async def test_a_complete_upload_takes_no_more(newest, offset, body, complete, s
 
 
 @pytest.mark.parametrize("length", ["2", "0"])
-async def test_a_length_below_the_offset_is_refused(newest, length):
+async def test_a_length_below_the_offset_is_refused(newest: Client, length: str) -> None:
     """RA-13"""
     path = await newest.created(b"hel")
 
@@ -706,11 +726,11 @@ async def test_a_length_below_the_offset_is_refused(newest, length):
 # --- cancellation --------------------------------------------------------------------------------
 
 
-async def test_delete_ends_an_upload_and_whoever_still_sends(client):
+async def test_delete_ends_an_upload_and_whoever_still_sends(client: Client) -> None:
     """RD-01 RH-07"""
     path = await client.created()
     connection = await client.begin("PATCH", path, client.append_fields(0, complete=True), b"hel", announced=5)
-    await eventually(lambda: any(body.received == 3 for body in client.served.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in client.served.bodies))
 
     ended = await client.served.request("DELETE", path, client.mark)
 
@@ -720,7 +740,7 @@ async def test_delete_ends_an_upload_and_whoever_still_sends(client):
         await connection.response("PATCH")
 
 
-async def test_delete_can_be_off(serve):
+async def test_delete_can_be_off(serve: Serve) -> None:
     """RD-02"""
     served = await serve(tus={"disable": ["termination"]})
     client = Client(served, 8)
@@ -731,7 +751,7 @@ async def test_delete_can_be_off(serve):
     assert (refused.status, "DELETE" in refused.headers["allow"]) == (405, False)
 
 
-async def test_a_page_of_another_origin_may_speak_it(serve):
+async def test_a_page_of_another_origin_may_speak_it(serve: Serve) -> None:
     """CORS-05 CORS-06"""
     newest = Client(await serve(cors={"allow_origins": ["https://app.example"]}), 8)
     asked = ["Upload-Complete", "Upload-Draft-Interop-Version", "Content-Type"]
@@ -748,7 +768,7 @@ async def test_a_page_of_another_origin_may_speak_it(serve):
     assert {"Location", "Upload-Offset", "Upload-Complete", "Upload-Incomplete", "Upload-Limit"} <= set(exposed)
 
 
-async def test_tus_wins_where_both_are_named(newest):
+async def test_tus_wins_where_both_are_named(newest: Client) -> None:
     """GEN-01"""
     created = await newest.served.request(
         "POST", "/files/", [TUS, *newest.mark, ("Upload-Complete", "?1"), ("Upload-Length", "5")]

@@ -6,12 +6,14 @@ import asyncio
 import base64
 import hashlib
 import json
+from typing import Any, NoReturn
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
 from tests.http.support import chunked, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.support.raw_http import ConnectionLost, RawResponse
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.protocol.upload import State
 from tusd_py.uploads.service import Timing
@@ -20,7 +22,7 @@ CHUNKED = ("Transfer-Encoding", "chunked")
 WEEK = 7 * 86400
 
 
-def limits(response) -> dict[str, int]:
+def limits(response: RawResponse) -> dict[str, int]:
     pairs = (member.split("=") for member in response.headers["upload-limit"].split(", "))
     return {key: int(value) for key, value in pairs}
 
@@ -29,7 +31,7 @@ def digest(algorithm: str, data: bytes) -> str:
     return f":{base64.b64encode(hashlib.new(algorithm.replace('-', ''), data).digest()).decode()}:"
 
 
-async def until_durable(served, path: str, offset: int) -> None:
+async def until_durable(served: Served, path: str, offset: int) -> None:
     """Wait until a checkpoint has recorded so much."""
     async with asyncio.timeout(10):
         while (await served.upload(path)).offset < offset:
@@ -37,7 +39,7 @@ async def until_durable(served, path: str, offset: int) -> None:
 
 
 @pytest.fixture
-async def limited(serve) -> Client:
+async def limited(serve: Serve) -> Client:
     """A client of the newest version, of a server with limits."""
     return Client(await serve(limits={"max_size": 10}, rufh={"max_append_size": 6}), 8)
 
@@ -45,7 +47,7 @@ async def limited(serve) -> Client:
 # --- limits --------------------------------------------------------------------------------------
 
 
-async def test_without_limits_something_is_said_all_the_same(serve):
+async def test_without_limits_something_is_said_all_the_same(serve: Serve) -> None:
     """RL-01"""
     served = await serve(tus={"expire_after": 0})
     client = Client(served, 8)
@@ -57,7 +59,7 @@ async def test_without_limits_something_is_said_all_the_same(serve):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_limits_are_told_as_the_version_knows_them(serve, version):
+async def test_limits_are_told_as_the_version_knows_them(serve: Serve, version: int | None) -> None:
     """RL-01 RC-03 RX-02"""
     client = Client(await serve(limits={"max_size": 10}, rufh={"max_append_size": 6}), version)
 
@@ -73,7 +75,7 @@ async def test_limits_are_told_as_the_version_knows_them(serve, version):
     assert all(WEEK - 60 <= age <= WEEK for age in ages)
 
 
-async def test_the_end_of_an_uploads_life_never_comes_nearer(limited):
+async def test_the_end_of_an_uploads_life_never_comes_nearer(limited: Client) -> None:
     """RL-02 RX-02"""
     path = await limited.created()
     await limited.served.core.database.execute("UPDATE uploads SET expires_at = now() + interval '1 hour'")
@@ -87,7 +89,7 @@ async def test_the_end_of_an_uploads_life_never_comes_nearer(limited):
 
 
 @pytest.mark.parametrize("fields", [[], [("Upload-Complete", "?0")], [("Upload-Draft-Interop-Version", "8")]])
-async def test_options_tells_the_limits(limited, fields):
+async def test_options_tells_the_limits(limited: Client, fields: list[tuple[str, str]]) -> None:
     """RL-03"""
     response = await limited.served.request("OPTIONS", "/files/", fields)
 
@@ -107,7 +109,9 @@ async def test_options_tells_the_limits(limited, fields):
         (chunked(b"x" * 4, b"x" * 7), [CHUNKED], False),
     ],
 )
-async def test_what_is_too_large_is_not_created(limited, body, extra, complete):
+async def test_what_is_too_large_is_not_created(
+    limited: Client, body: bytes, extra: list[tuple[str, str]], complete: bool
+) -> None:
     """RC-10 RC-11 RL-04"""
     refused = await limited.create(body, *extra, complete=complete)
 
@@ -119,7 +123,9 @@ async def test_what_is_too_large_is_not_created(limited, body, extra, complete):
 
 
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
-async def test_one_body_is_bounded_and_the_upload_survives(limited, framing):
+async def test_one_body_is_bounded_and_the_upload_survives(
+    limited: Client, framing: tuple[()] | tuple[tuple[str, str], ...]
+) -> None:
     """RA-12 RC-11 RL-04 RL-05"""
     path = await limited.created(b"he")
     body = b"x" * 7
@@ -131,7 +137,7 @@ async def test_one_body_is_bounded_and_the_upload_survives(limited, framing):
     assert (await limited.append(path, 2, b"llo!", complete=True)).status == 204
 
 
-async def test_an_unknown_length_is_bounded_by_the_largest(limited):
+async def test_an_unknown_length_is_bounded_by_the_largest(limited: Client) -> None:
     """RC-10 RA-12"""
     path = await limited.created(b"x" * 6)
 
@@ -144,7 +150,7 @@ async def test_an_unknown_length_is_bounded_by_the_largest(limited):
 # --- problems ------------------------------------------------------------------------------------
 
 
-async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served):
+async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served: Served) -> None:
     """RP-01 RC-06 GEN-12"""
     client = Client(served, 8)
     missing = "/files/" + "a" * 32
@@ -167,19 +173,19 @@ async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served):
 
 
 @pytest.fixture
-def timing():
+def timing() -> Timing:
     """The times of a server; those in earnest unless a test says otherwise."""
     return Timing()
 
 
 @pytest.fixture
-async def announcing(serve, timing):
+async def announcing(serve: Serve, timing: Timing) -> Served:
     """A server that sends 104."""
     return await serve(timing=timing, rufh={"interim_104": True})
 
 
 @pytest.mark.parametrize("version", [3, 4, 5, 6, 7, 8])
-async def test_the_url_is_told_before_the_content_is_read(announcing, version):
+async def test_the_url_is_told_before_the_content_is_read(announcing: Served, version: int) -> None:
     """RC-02 RC-05 RC-14 AIO-01"""
     client = Client(announcing, version)
     connection = await announcing.connect()
@@ -198,7 +204,7 @@ async def test_the_url_is_told_before_the_content_is_read(announcing, version):
     assert await announcing.staged(offered.headers["location"]) == b"hello"
 
 
-async def test_the_connection_goes_on_after_an_interim_response(announcing):
+async def test_the_connection_goes_on_after_an_interim_response(announcing: Served) -> None:
     """AIO-01"""
     client = Client(announcing, 6)
     connection = await announcing.connect()
@@ -209,14 +215,14 @@ async def test_the_connection_goes_on_after_an_interim_response(announcing):
 
 
 @pytest.mark.parametrize("version", [3, 5, 6, 8])
-async def test_what_was_announced_is_kept_and_continued(announcing, version):
+async def test_what_was_announced_is_kept_and_continued(announcing: Served, version: int) -> None:
     """RC-02 RC-09 RC-15"""
     client = Client(announcing, version)
     connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
     path = (await connection.interim_response()).headers["location"]
-    await eventually(lambda: any(body.received == 3 for body in announcing.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in announcing.bodies))
     connection.abort()
-    await eventually(lambda: not announcing.web.bodies)
+    await eventually(lambda: not announcing.bodies)
 
     response = await client.head(path)
 
@@ -227,14 +233,16 @@ async def test_what_was_announced_is_kept_and_continued(announcing, version):
 
 
 @pytest.mark.parametrize("timing", [Timing(advance_retry_seconds=())])
-async def test_a_failure_after_the_announcement_closes_the_connection(announcing, monkeypatch):
+async def test_a_failure_after_the_announcement_closes_the_connection(
+    announcing: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RC-15 RC-09"""
     client = Client(announcing, 8)
     connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
     path = (await connection.interim_response()).headers["location"]
-    await eventually(lambda: any(body.received == 3 for body in announcing.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in announcing.bodies))
 
-    async def away(*_args, **_kwargs):
+    async def away(*_args: Any, **_kwargs: Any) -> NoReturn:
         raise DatabaseUnavailable
 
     with monkeypatch.context() as broken:
@@ -247,7 +255,7 @@ async def test_a_failure_after_the_announcement_closes_the_connection(announcing
     assert (await client.append(path, 0, b"hello", complete=True)).status == 204
 
 
-async def test_too_much_after_the_announcement_ends_the_upload(announcing):
+async def test_too_much_after_the_announcement_ends_the_upload(announcing: Served) -> None:
     """RA-06 RC-15"""
     client = Client(announcing, 8)
     fields = [*client.mark, client.complete(False), ("Upload-Length", "4"), CHUNKED]
@@ -263,7 +271,7 @@ async def test_too_much_after_the_announcement_ends_the_upload(announcing):
 
 
 @pytest.fixture
-async def progressing(serve):
+async def progressing(serve: Serve) -> Served:
     """A server that tells of every checkpoint, and makes many."""
     return await serve(
         rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01}, context={"progress_seconds": 0.0}
@@ -271,7 +279,7 @@ async def progressing(serve):
 
 
 @pytest.mark.parametrize("version", [5, 6, 7, 8])
-async def test_what_is_durable_is_told_while_more_comes(progressing, version):
+async def test_what_is_durable_is_told_while_more_comes(progressing: Served, version: int) -> None:
     """RC-13 RC-05"""
     client = Client(progressing, version)
     connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
@@ -286,7 +294,7 @@ async def test_what_is_durable_is_told_while_more_comes(progressing, version):
     assert (await connection.response("POST")).headers["location"] == offered.headers["location"]
 
 
-async def test_an_append_is_told_its_offset_and_no_url(progressing):
+async def test_an_append_is_told_its_offset_and_no_url(progressing: Served) -> None:
     """RA-09"""
     client = Client(progressing, 8)
     path = await client.created(b"he")
@@ -300,7 +308,7 @@ async def test_an_append_is_told_its_offset_and_no_url(progressing):
 
 
 @pytest.mark.parametrize("version", [3, 4, None])
-async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing, version):
+async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing: Served, version: int | None) -> None:
     """RA-09 RC-13"""
     client = Client(progressing, version)
     path = await client.created()
@@ -311,7 +319,7 @@ async def test_progress_is_not_told_to_those_who_do_not_know_it(progressing, ver
     assert (await connection.response("PATCH")).interim == []
 
 
-async def test_progress_is_not_told_at_every_checkpoint(serve):
+async def test_progress_is_not_told_at_every_checkpoint(serve: Serve) -> None:
     """RC-13 RA-09"""
     served = await serve(
         rufh={"interim_104": True}, staging={"checkpoint_seconds": 0.01}, context={"progress_seconds": 3600.0}
@@ -330,7 +338,9 @@ async def test_progress_is_not_told_at_every_checkpoint(serve):
     ("version", "fields"),
     [(None, []), (8, [("Tus-Resumable", "1.0.0"), ("Upload-Length", "5"), ("Content-Type", PARTIAL_TYPE)])],
 )
-async def test_nobody_is_announced_anything_who_may_not_understand(announcing, version, fields):
+async def test_nobody_is_announced_anything_who_may_not_understand(
+    announcing: Served, version: int | None, fields: list[tuple[str, str]]
+) -> None:
     """RC-02 GEN-01 GEN-03"""
     client = Client(announcing, version)
 
@@ -339,7 +349,7 @@ async def test_nobody_is_announced_anything_who_may_not_understand(announcing, v
     assert answer.interim == []
 
 
-async def test_an_old_http_version_has_no_interim_response(announcing):
+async def test_an_old_http_version_has_no_interim_response(announcing: Served) -> None:
     """RC-02 AIO-01"""
     connection = await announcing.connect()
     head = ["POST /files/ HTTP/1.0", "Upload-Draft-Interop-Version: 8", "Upload-Complete: ?1", "Content-Length: 5"]
@@ -350,13 +360,13 @@ async def test_an_old_http_version_has_no_interim_response(announcing):
     assert (created.status, created.interim) == (201, [])
 
 
-async def test_without_content_there_is_nothing_to_announce(announcing):
+async def test_without_content_there_is_nothing_to_announce(announcing: Served) -> None:
     """RC-02"""
     assert (await Client(announcing, 8).create(complete=False)).interim == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_interim_responses_are_off_unless_they_are_wanted(served, version):
+async def test_interim_responses_are_off_unless_they_are_wanted(served: Served, version: int | None) -> None:
     """AIO-02 RC-02"""
     client = Client(served, version)
     path = await client.created(b"he")
@@ -371,7 +381,9 @@ async def test_interim_responses_are_off_unless_they_are_wanted(served, version)
 @pytest.mark.parametrize("in_creation", [True, False])
 @pytest.mark.parametrize("algorithms", [["sha-256"], ["sha-512"], ["sha-256", "sha-512"], ["unixsum", "sha-256"]])
 @pytest.mark.parametrize("right", [True, False])
-async def test_content_is_compared_with_its_digest(served, in_creation, algorithms, right):
+async def test_content_is_compared_with_its_digest(
+    served: Served, in_creation: bool, algorithms: list[str], right: bool
+) -> None:
     """RG-01"""
     client = Client(served, 8)
     told = [digest(name, b"hello" if right else b"hellO") if name != "unixsum" else ":AAAA:" for name in algorithms]
@@ -388,7 +400,7 @@ async def test_content_is_compared_with_its_digest(served, in_creation, algorith
     assert await client.upload_headers(path) == ((5, True) if right else (0, False))
 
 
-async def test_one_wrong_digest_among_several_is_enough(served):
+async def test_one_wrong_digest_among_several_is_enough(served: Served) -> None:
     """RG-01"""
     client = Client(served, 8)
     path = await client.created()
@@ -402,20 +414,20 @@ async def test_one_wrong_digest_among_several_is_enough(served):
 
 
 @pytest.mark.parametrize("value", ["sha-256=:AAAA:", "sha-256", "sha-256=?1", "sha-256=:x", "md5=:AAAA:", "", "=", ","])
-async def test_a_digest_that_says_nothing_counts_for_nothing(served, value):
+async def test_a_digest_that_says_nothing_counts_for_nothing(served: Served, value: str) -> None:
     """RG-01 GEN-07"""
     created = await Client(served, 8).create(b"hello", ("Content-Digest", value), complete=True)
 
     assert (created.status, created.headers["upload-complete"]) == (201, "?1")
 
 
-async def test_content_with_a_digest_counts_wholly_or_not_at_all(served):
+async def test_content_with_a_digest_counts_wholly_or_not_at_all(served: Served) -> None:
     """RG-01"""
     client = Client(served, 8)
     path = await client.created()
     fields = client.append_fields(0, ("Content-Digest", f"sha-256={digest('sha-256', b'hello')}"), complete=True)
     connection = await client.begin("PATCH", path, fields, b"hel", announced=5)
-    await eventually(lambda: any(body.received == 3 for body in served.web.bodies))
+    await eventually(lambda: any(body.received == 3 for body in served.bodies))
     await connection.close()
 
     assert await client.upload_headers(path) == (0, False)
@@ -427,7 +439,9 @@ def promise(data: bytes) -> tuple[str, str]:
 
 @pytest.mark.parametrize("framing", [(), (CHUNKED,)])
 @pytest.mark.parametrize("right", [True, False])
-async def test_an_upload_in_one_request_is_compared_with_its_digest(served, framing, right):
+async def test_an_upload_in_one_request_is_compared_with_its_digest(
+    served: Served, framing: tuple[()] | tuple[tuple[str, str], ...], right: bool
+) -> None:
     """RG-02"""
     body = chunked(b"hel", b"lo") if framing else b"hello"
 
@@ -440,7 +454,7 @@ async def test_an_upload_in_one_request_is_compared_with_its_digest(served, fram
 
 @pytest.mark.parametrize("last", [b"lo", b""])
 @pytest.mark.parametrize("right", [True, False])
-async def test_all_bytes_are_compared_with_their_digest_at_the_end(served, last, right):
+async def test_all_bytes_are_compared_with_their_digest_at_the_end(served: Served, last: bytes, right: bool) -> None:
     """RG-02 RG-04"""
     client = Client(served, 8)
     length = ("Upload-Length", "5")
@@ -458,7 +472,7 @@ async def test_all_bytes_are_compared_with_their_digest_at_the_end(served, last,
         assert await served.count("jobs", await served.upload(path), "transfer") == 0
 
 
-async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
+async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve: Serve) -> None:
     """RG-02"""
     served = await serve(staging={"checkpoint_seconds": 0.01})
     client = Client(served, 6)
@@ -466,7 +480,7 @@ async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
     connection = await served.connect()
     await connection.send_head("PATCH", path, client.append_fields(0, CHUNKED, complete=True))
     await connection.send(b"4\r\nhell\r\n")
-    await eventually(lambda: any(body.received == 4 for body in served.web.bodies))
+    await eventually(lambda: any(body.received == 4 for body in served.bodies))
     await until_durable(served, path, 4)
     await connection.send(b"1\r\no\r\n0\r\n\r\n")
 
@@ -480,7 +494,9 @@ async def test_a_checkpoint_completes_nothing_that_is_not_yet_compared(serve):
     ("wanted", "algorithm"),
     [("sha-256=10", "sha-256"), ("sha-256=1, sha-512=9, md5=10", "sha-512"), ("sha-256=0, x=9", None), ("=", None)],
 )
-async def test_the_digest_of_all_bytes_is_told_to_whom_wants_it(served, in_one, framing, wanted, algorithm):
+async def test_the_digest_of_all_bytes_is_told_to_whom_wants_it(
+    served: Served, in_one: bool, framing: tuple[()] | tuple[tuple[str, str], ...], wanted: str, algorithm: str | None
+) -> None:
     """RG-03"""
     client, field = Client(served, 8), ("Want-Repr-Digest", wanted)
     if in_one:
@@ -496,14 +512,14 @@ async def test_the_digest_of_all_bytes_is_told_to_whom_wants_it(served, in_one, 
     assert done.headers.get("repr-digest") == expected
 
 
-async def test_a_promise_that_was_kept_is_told(served):
+async def test_a_promise_that_was_kept_is_told(served: Served) -> None:
     """RG-02 RG-03"""
     created = await Client(served, 8).create(b"hello", promise(b"hello"), complete=True)
 
     assert created.headers["repr-digest"] == ", ".join(f"{n}={digest(n, b'hello')}" for n in ("sha-256", "sha-512"))
 
 
-async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing):
+async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing: Served) -> None:
     """RG-02"""
     client = Client(announcing, 8)
     connection = await announcing.connect()
@@ -518,7 +534,7 @@ async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing):
     assert (await client.head(path)).status == 404
 
 
-async def test_a_last_word_without_a_byte_is_counted_as_a_completion_and_only_once(served):
+async def test_a_last_word_without_a_byte_is_counted_as_a_completion_and_only_once(served: Served) -> None:
     """RA-11 RA-10"""
     client = Client(served, 8)
     path = await client.created(b"hello")
@@ -529,7 +545,7 @@ async def test_a_last_word_without_a_byte_is_counted_as_a_completion_and_only_on
     assert served.web.metrics.registry.get_sample_value("tusd_py_uploads_completed_total") == 1
 
 
-async def test_an_upload_of_this_dialect_reaches_the_store(served):
+async def test_an_upload_of_this_dialect_reaches_the_store(served: Served) -> None:
     """RC-04"""
     client = Client(served, 8)
     path = (await client.create(b"hello", complete=True)).headers["location"]

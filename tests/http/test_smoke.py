@@ -1,7 +1,9 @@
 """The walk of one upload over the bare protocol."""
 
+from tests.http.conftest import Served
 
-async def test_an_upload_in_two_pieces_is_stored_and_served(served):
+
+async def test_an_upload_in_two_pieces_is_stored_and_served(served: Served) -> None:
     path = await served.create(12)
 
     assert (await served.patch(path, 0, b"hello ")).headers["upload-offset"] == "6"

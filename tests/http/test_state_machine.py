@@ -10,7 +10,9 @@ import base64
 import contextlib
 import hashlib
 import os
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import asyncpg
 import pytest
@@ -19,7 +21,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
 from tests.http.conftest import Served, serving
+from tests.support.fixtures import MakeConfig
 from tusd_py.app import run_work
+
+Result = TypeVar("Result")
 
 SIZES = st.integers(0, 300_000)
 SMALL = st.integers(0, 5_000)
@@ -43,7 +48,7 @@ class Model:
 class Interleavings(RuleBasedStateMachine):
     """One server, many uploads, and everything that happens to them."""
 
-    make_config = None  # set by the test
+    make_config: ClassVar[MakeConfig]  # set by the test
 
     uploads = Bundle("uploads")
     parts = Bundle("parts")
@@ -56,7 +61,7 @@ class Interleavings(RuleBasedStateMachine):
         self.served: Served = self.run(self.stack.enter_async_context(serving(self.config)))
         self.models: list[Model] = []
 
-    def run(self, work):
+    def run(self, work: Coroutine[object, None, Result]) -> Result:
         return self.runner.run(work)
 
     def teardown(self) -> None:
@@ -80,7 +85,7 @@ class Interleavings(RuleBasedStateMachine):
 
     # --- clients -----------------------------------------------------------------------------------
 
-    def _create(self, length: int | None, headers: dict, body: bytes = b"") -> Model:
+    def _create(self, length: int | None, headers: dict[str, str], body: bytes = b"") -> Model:
         lengths = {"Upload-Defer-Length": "1"} if length is None else {"Upload-Length": str(length)}
         kind = {"Content-Type": "application/offset+octet-stream"} if body else {}
         response = self.run(self.served.request("POST", "/files/", lengths | headers | kind, body))
@@ -130,7 +135,7 @@ class Interleavings(RuleBasedStateMachine):
         assert response.headers["upload-offset"] == str(len(model.content))
 
     @staticmethod
-    def _framed(body: bytes, chunked: bool) -> tuple[bytes, dict]:
+    def _framed(body: bytes, chunked: bool) -> tuple[bytes, dict[str, str]]:
         if not chunked:
             return body, {}
         frames = b"%x\r\n%s\r\n" % (len(body), body) if body else b""
@@ -244,16 +249,18 @@ class Interleavings(RuleBasedStateMachine):
         if model in self.models:
             self.check(model)
 
-    async def _execute(self, sql: str, *arguments: object) -> list:
-        connection = await asyncpg.connect(self.config.database.dsn.get_secret_value())
+    async def _execute(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        dsn = self.config.database.dsn
+        assert dsn is not None
+        connection = await asyncpg.connect(dsn.get_secret_value())
         try:
-            return await connection.fetch(sql, *arguments)
+            return list(await connection.fetch(sql, *arguments))
         finally:
             await connection.close()
 
 
 @pytest.mark.timeout(300)
-def test_no_interleaving_loses_or_invents_a_byte(make_config):
+def test_no_interleaving_loses_or_invents_a_byte(make_config: MakeConfig) -> None:
     machine = type("Machine", (Interleavings,), {"make_config": staticmethod(make_config)})
 
     run_state_machine_as_test(

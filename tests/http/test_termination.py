@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.support.raw_http import ConnectionLost
+from tusd_py.protocol.upload import TokenHash, Upload
 
 BODY = {"Content-Type": OFFSET_TYPE}
 PARTIAL = BODY | {"Upload-Concat": "partial"}
 
 
-async def test_switched_off_it_is_not_allowed(serve):
+async def test_switched_off_it_is_not_allowed(serve: Serve) -> None:
     """TERM-01"""
     served = await serve(tus={"disable": ["termination"]})
     path = await served.create(5)
@@ -25,7 +27,7 @@ async def test_switched_off_it_is_not_allowed(serve):
 
 
 @pytest.mark.parametrize("body", [b"", b"he", b"hello"])
-async def test_a_deleted_upload_is_gone_for_everybody(served, body):
+async def test_a_deleted_upload_is_gone_for_everybody(served: Served, body: bytes) -> None:
     """TERM-02 TERM-03 TERM-06 CORE-30"""
     path = await served.create(5, BODY, body)
     upload_id = (await served.upload(path)).id
@@ -41,7 +43,7 @@ async def test_a_deleted_upload_is_gone_for_everybody(served, body):
 
 
 @pytest.mark.parametrize("body", [b"he", b"hello"])
-async def test_its_bytes_are_removed(served, body):
+async def test_its_bytes_are_removed(served: Served, body: bytes) -> None:
     """TERM-04"""
     path = await served.create(5, BODY, body)
     upload = await served.upload(path)
@@ -54,7 +56,7 @@ async def test_its_bytes_are_removed(served, body):
     assert await served.core.stores.current.stat(upload.object_key) is None
 
 
-async def test_the_stored_object_is_removed(served):
+async def test_the_stored_object_is_removed(served: Served) -> None:
     """TERM-04"""
     path = await served.create(5, BODY, b"hello")
     async with served.working():
@@ -67,7 +69,7 @@ async def test_the_stored_object_is_removed(served):
     assert await served.core.stores.current.stat(upload.object_key) is None
 
 
-async def test_deleting_ends_an_append_and_nothing_comes_back(served):
+async def test_deleting_ends_an_append_and_nothing_comes_back(served: Served) -> None:
     """TERM-05 LOCK-02 LOCK-03"""
     path = await served.create(10)
     upload = await served.upload(path)
@@ -83,13 +85,13 @@ async def test_deleting_ends_an_append_and_nothing_comes_back(served):
     assert (await served.head(path)).status == 404
 
 
-async def test_an_append_that_comes_too_late_makes_no_file(served, monkeypatch):
+async def test_an_append_that_comes_too_late_makes_no_file(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """TERM-05"""
     path = await served.create(10)
     upload = await served.upload(path)
     find = served.core.uploads.find_by_token
 
-    async def then_deleted(token_hash):
+    async def then_deleted(token_hash: TokenHash) -> Upload | None:
         found = await find(token_hash)
         monkeypatch.undo()
         assert (await served.request("DELETE", path)).status == 204
@@ -103,7 +105,7 @@ async def test_an_append_that_comes_too_late_makes_no_file(served, monkeypatch):
     assert not served.core.staging.path(upload.id).exists()
 
 
-async def test_an_upload_on_hold_may_not_be_deleted(served):
+async def test_an_upload_on_hold_may_not_be_deleted(served: Served) -> None:
     """TERM-07"""
     path = await served.create(5, BODY, b"hello")
     await served.core.database.execute("UPDATE uploads SET hold = true")
@@ -112,7 +114,7 @@ async def test_an_upload_on_hold_may_not_be_deleted(served):
     assert await served.offset(path) == 5
 
 
-async def test_a_final_leaves_its_parts(served):
+async def test_a_final_leaves_its_parts(served: Served) -> None:
     """TERM-08"""
     part = await served.create(5, PARTIAL, b"hello")
     final = await served.create(None, {"Upload-Concat": f"final;{part}"})
@@ -121,7 +123,7 @@ async def test_a_final_leaves_its_parts(served):
     assert await served.offset(part) == 5
 
 
-async def test_a_part_that_a_final_waits_for_stays(served):
+async def test_a_part_that_a_final_waits_for_stays(served: Served) -> None:
     """TERM-08 CATU-04"""
     part, other = await served.create(5, PARTIAL, b"hello"), await served.create(5, PARTIAL, b"wo")
     final = await served.create(None, {"Upload-Concat": f"final;{part} {other}"})
@@ -137,7 +139,7 @@ async def test_a_part_that_a_final_waits_for_stays(served):
 @pytest.mark.parametrize(
     ("headers", "body"), [({}, b""), ({"Content-Length": "0"}, b""), ({"Content-Type": "text/plain"}, b"please")]
 )
-async def test_a_body_does_not_matter(served, headers, body):
+async def test_a_body_does_not_matter(served: Served, headers: dict[str, str], body: bytes) -> None:
     """TERM-09"""
     path = await served.create(5)
 

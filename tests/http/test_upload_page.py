@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.test_library_use import hosted
+from tests.support.fixtures import MakeConfig
 from tests.support.tools import ROOT
 from tusd_py.http import upload_page
 
@@ -24,16 +27,16 @@ class Addresses(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.found: list[str] = []
-        self.settings: dict[str, str | None] = {}
+        self.settings: dict[str, str] = {}
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.found += [value or "" for name, value in attributes if name in {"src", "href"}]
         if tag == "body":
-            self.settings = dict(attributes)
+            self.settings = {name: value or "" for name, value in attributes}
 
 
-async def test_the_root_shows_the_page_with_a_strict_policy(served):
+async def test_the_root_shows_the_page_with_a_strict_policy(served: Served) -> None:
     response = await served.request("GET", "/", {"Tus-Resumable": None})
 
     policy = dict(part.split(" ", 1) for part in response.headers["content-security-policy"].split("; "))
@@ -47,7 +50,7 @@ async def test_the_root_shows_the_page_with_a_strict_policy(served):
     assert b"style=" not in response.body.replace(b"data-style=", b"")
 
 
-async def test_head_answers_without_a_body(served):
+async def test_head_answers_without_a_body(served: Served) -> None:
     response = await served.request("HEAD", "/")
 
     assert (response.status, response.body) == (200, b"")
@@ -62,7 +65,7 @@ async def test_head_answers_without_a_body(served):
         ("icon.svg", "image/svg+xml; charset=utf-8"),
     ],
 )
-async def test_an_asset_has_its_type_and_is_revalidated(served, name, content_type):
+async def test_an_asset_has_its_type_and_is_revalidated(served: Served, name: str, content_type: str) -> None:
     path = f"/assets/{name}"
 
     first = await served.request("GET", path)
@@ -79,11 +82,11 @@ async def test_an_asset_has_its_type_and_is_revalidated(served, name, content_ty
     "path",
     ["/assets/", "/assets/index.html", "/assets/..%2findex.html", "/assets/.done", "/assets/x/page.js", "/page.js"],
 )
-async def test_nothing_else_is_served(served, path):
+async def test_nothing_else_is_served(served: Served, path: str) -> None:
     assert (await served.request("GET", path)).status == 404
 
 
-async def test_another_method_is_refused(served):
+async def test_another_method_is_refused(served: Served) -> None:
     response = await served.request("POST", "/")
 
     assert response.status == 405
@@ -102,11 +105,15 @@ async def test_another_method_is_refused(served):
         ({"auth": {"mode": "jwt", "jwt": {"secret": SECRET}}, "server": {"page": "on"}}, True),
     ],
 )
-def test_the_page_is_wanted_in_the_zero_configuration_mode_or_as_configured(make_config, sections, expected):
+def test_the_page_is_wanted_in_the_zero_configuration_mode_or_as_configured(
+    make_config: MakeConfig,
+    sections: dict[str, dict[str, str] | dict[str, bool] | dict[str, str | dict[str, str]]],
+    expected: bool,
+) -> None:
     assert upload_page.wanted(make_config(**sections)) is expected
 
 
-async def test_without_the_page_its_addresses_are_unknown(serve):
+async def test_without_the_page_its_addresses_are_unknown(serve: Serve) -> None:
     served = await serve(server={"page": "off", "port": 0})
 
     for path in ("/", "/assets/page.js"):
@@ -115,7 +122,7 @@ async def test_without_the_page_its_addresses_are_unknown(serve):
         assert "content-security-policy" not in response.headers
 
 
-async def test_the_page_knows_what_the_server_offers(serve):
+async def test_the_page_knows_what_the_server_offers(serve: Serve) -> None:
     served = await serve(
         server={"base_path": "/up/loads", "port": 0},
         limits={"max_size": 1000},
@@ -130,7 +137,7 @@ async def test_the_page_knows_what_the_server_offers(serve):
     assert settings["data-token"] == "false"
 
 
-async def test_the_page_asks_for_a_token_where_the_server_does(serve):
+async def test_the_page_asks_for_a_token_where_the_server_does(serve: Serve) -> None:
     served = await serve(server={"page": "on", "port": 0}, auth={"mode": "jwt", "jwt": {"secret": SECRET}})
 
     page = await served.request("GET", "/", {"Tus-Resumable": None})
@@ -140,7 +147,7 @@ async def test_the_page_asks_for_a_token_where_the_server_does(serve):
     assert Addresses(page.body.decode()).settings["data-token"] == "true"
 
 
-async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_config):
+async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_config: MakeConfig) -> None:
     async with hosted(make_config(), "/media") as origin, aiohttp.ClientSession() as client:
         async with client.get(f"{origin}/media/") as response:
             found = Addresses(await response.text())
@@ -155,7 +162,7 @@ async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_con
             assert created.status == 201
 
 
-def test_no_script_names_an_address_from_the_root():
+def test_no_script_names_an_address_from_the_root() -> None:
     for script in CONTEXT.glob("*.js"):
         assert re.findall(r"""["'`]/[a-z]""", script.read_text(encoding="utf-8")) == [], script.name
 
@@ -163,7 +170,7 @@ def test_no_script_names_an_address_from_the_root():
 # --- where Uppy comes from ---------------------------------------------------------------------------
 
 
-async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(serve, tmp_path):
+async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(serve: Serve, tmp_path: Path) -> None:
     served = await serve(context={"page_assets": tmp_path})
     response = await served.request("GET", "/")
 
@@ -178,7 +185,7 @@ async def test_without_built_files_exactly_two_files_of_a_cdn_are_trusted(serve,
     assert "connect-src 'self';" in policy
 
 
-def test_the_cdn_serves_the_version_that_the_frontend_builds():
+def test_the_cdn_serves_the_version_that_the_frontend_builds() -> None:
     package = json.loads((FRONTEND / "package.json").read_text())
     lock = json.loads((FRONTEND / "package-lock.json").read_text())["packages"]
     parts = ("@uppy/core", "@uppy/dashboard", "@uppy/tus")
@@ -191,7 +198,7 @@ def test_the_cdn_serves_the_version_that_the_frontend_builds():
 
 
 @pytest.mark.parametrize("folder", ["frontend", "examples/uppy"])
-def test_a_lock_file_names_no_registry(folder):
+def test_a_lock_file_names_no_registry(folder: str) -> None:
     lock = json.loads((ROOT / folder / "package-lock.json").read_text())["packages"]
 
     assert [name for name, entry in lock.items() if "resolved" in entry] == []

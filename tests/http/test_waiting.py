@@ -5,34 +5,41 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Iterable
 from functools import partial
+from typing import Any
+from uuid import UUID
 
 import pytest
 
+from tests.http.conftest import Serve, Served
 from tests.http.support import OFFSET_TYPE, eventually
 from tests.http.test_auth import SECRET, bearer
+from tests.support.raw_http import RawResponse
 from tusd_py.errors import TransientStoreError
-from tusd_py.protocol.upload import State
+from tusd_py.protocol.upload import State, UploadId
 from tusd_py.uploads.changes import ChangeNotifier
 
 JSON = ("Content-Type", "application/json")
 BODY = {"Content-Type": OFFSET_TYPE}
-MANUAL = {"transfer": {"trigger": "manual"}}
+MANUAL: dict[str, Any] = {"transfer": {"trigger": "manual"}}
 
 
 @pytest.fixture
-def changes():
+def changes() -> ChangeNotifier:
     """Polling comes too late for every test that does not say otherwise: what arrives came by a notification."""
     return ChangeNotifier(look_seconds=3600.0)
 
 
 @pytest.fixture
-def serve(serve, changes):
+def serve(serve: Serve, changes: ChangeNotifier) -> Serve:
     """Start servers whose requests wait for `changes`."""
     return partial(serve, changes=changes)
 
 
-async def waiting(served, upload_id, seconds=30, headers=()):
+async def waiting(
+    served: Served, upload_id: UUID, seconds: float = 30, headers: Iterable[tuple[str, str]] = ()
+) -> asyncio.Task[RawResponse]:
     """Begin to wait; the request has arrived when this returns."""
     before = served.web.changes.waiting
     task = asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", list(headers)))
@@ -40,26 +47,26 @@ async def waiting(served, upload_id, seconds=30, headers=()):
     return task
 
 
-async def answer(task):
+async def answer(task: asyncio.Task[RawResponse]) -> Any:
     async with asyncio.timeout(10):
         response = await task
     assert response.status == 200, response
     return json.loads(response.body)
 
 
-async def id_of(served, path):
+async def id_of(served: Served, path: str) -> UploadId:
     return (await served.upload(path)).id
 
 
 @pytest.fixture
-async def complete(serve):
+async def complete(serve: Serve) -> tuple[Served, str, UploadId]:
     """A server with an upload that waits to be transferred: the path of it, and its id."""
     served = await serve(**MANUAL)
     path = await served.create(5, BODY, b"hello")
     return served, path, await id_of(served, path)
 
 
-async def test_who_waits_hears_of_bytes_that_arrive(served):
+async def test_who_waits_hears_of_bytes_that_arrive(served: Served) -> None:
     path = await served.create(5)
     first = await waiting(served, await id_of(served, path))
 
@@ -72,7 +79,7 @@ async def test_who_waits_hears_of_bytes_that_arrive(served):
     assert (await answer(second))["state"] == "completed"
 
 
-async def test_who_waits_hears_of_every_attempt_of_a_transfer(complete):
+async def test_who_waits_hears_of_every_attempt_of_a_transfer(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     queue = served.work.runner._jobs
 
@@ -100,7 +107,7 @@ async def test_who_waits_hears_of_every_attempt_of_a_transfer(complete):
     assert (given_up["state"], given_up["attempts"]) == ("transfer_failed", 2)
 
 
-async def test_who_waits_hears_of_a_commit_and_of_a_removal(complete):
+async def test_who_waits_hears_of_a_commit_and_of_a_removal(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     committed, other = await waiting(served, upload_id), await waiting(served, upload_id)
     await served.request("POST", f"/api/v1/uploads/{upload_id}/commit", [JSON])
@@ -114,7 +121,7 @@ async def test_who_waits_hears_of_a_commit_and_of_a_removal(complete):
         assert (await answer(gone))["state"] == "removed"
 
 
-async def test_who_waits_hears_of_an_upload_that_expires(served):
+async def test_who_waits_hears_of_an_upload_that_expires(served: Served) -> None:
     path = await served.create(5)
     upload_id = await id_of(served, path)
     waiter = await waiting(served, upload_id)
@@ -126,7 +133,7 @@ async def test_who_waits_hears_of_an_upload_that_expires(served):
 
 
 @pytest.mark.parametrize("state", ["stored", "transfer_failed", "expired", "removed"])
-async def test_what_changes_no_more_is_answered_at_once(complete, state):
+async def test_what_changes_no_more_is_answered_at_once(complete: tuple[Served, str, UploadId], state: str) -> None:
     served, _, upload_id = complete
     await served.core.database.execute(
         "UPDATE uploads SET state = $2, gone_at = CASE WHEN $2 IN ('expired', 'removed') THEN now() END WHERE id = $1",
@@ -136,7 +143,7 @@ async def test_what_changes_no_more_is_answered_at_once(complete, state):
     assert (await answer(await waiting(served, upload_id, 60)))["state"] == state
 
 
-async def test_a_failed_transfer_that_is_queued_again_is_waited_for(complete):
+async def test_a_failed_transfer_that_is_queued_again_is_waited_for(complete: tuple[Served, str, UploadId]) -> None:
     served, path, upload_id = complete
     await served.core.database.execute("UPDATE uploads SET state = 'transfer_failed' WHERE id = $1", upload_id)
     await served.core.transfers.request(upload_id)
@@ -148,7 +155,7 @@ async def test_a_failed_transfer_that_is_queued_again_is_waited_for(complete):
         await served.until_state(path, State.STORED)
 
 
-async def test_when_the_time_is_over_the_present_state_is_the_answer(complete):
+async def test_when_the_time_is_over_the_present_state_is_the_answer(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     started = time.monotonic()
 
@@ -159,7 +166,7 @@ async def test_when_the_time_is_over_the_present_state_is_the_answer(complete):
 
 
 @pytest.mark.parametrize("seconds", ["61", "-1", "1.5", "x", ""])
-async def test_a_time_that_is_no_time_to_wait_is_refused(complete, seconds):
+async def test_a_time_that_is_no_time_to_wait_is_refused(complete: tuple[Served, str, UploadId], seconds: str) -> None:
     served, _, upload_id = complete
 
     response = await served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", [])
@@ -167,8 +174,8 @@ async def test_a_time_that_is_no_time_to_wait_is_refused(complete, seconds):
     assert (response.status, json.loads(response.body)["code"]) == (400, "ERR_BAD_PARAMETER")
 
 
-async def test_those_who_wait_hold_no_connection(serve):
-    served = await serve(database={"dsn": str((await serve()).config.database.dsn.get_secret_value()), "pool_size": 1})
+async def test_those_who_wait_hold_no_connection(serve: Serve, dsn: str) -> None:
+    served = await serve(database={"dsn": dsn, "pool_size": 1})
     path = await served.create(5)
     waiters = [await waiting(served, await id_of(served, path)) for _ in range(5)]
 
@@ -179,7 +186,7 @@ async def test_those_who_wait_hold_no_connection(serve):
     assert served.web.changes.waiting == 0
 
 
-async def test_only_who_may_see_it_may_wait_for_it(serve):
+async def test_only_who_may_see_it_may_wait_for_it(serve: Serve) -> None:
     served = await serve(auth={"mode": "jwt", "jwt": {"secret": SECRET}})
     path = await served.create(5, bearer())
     target = f"/api/v1/uploads/{await id_of(served, path)}?wait=30"
@@ -188,7 +195,7 @@ async def test_only_who_may_see_it_may_wait_for_it(serve):
     assert (await served.request("GET", target, {})).status == 401
 
 
-async def test_other_uploads_wake_nobody(complete):
+async def test_other_uploads_wake_nobody(complete: tuple[Served, str, UploadId]) -> None:
     served, path, upload_id = complete
     waiter = await waiting(served, upload_id)
     other = await served.create(5)
@@ -203,7 +210,7 @@ async def test_other_uploads_wake_nobody(complete):
 
 
 @pytest.mark.parametrize("changes", [ChangeNotifier(look_seconds=0.05)])
-async def test_a_notification_that_is_lost_costs_one_look(complete):
+async def test_a_notification_that_is_lost_costs_one_look(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     waiter = await waiting(served, upload_id)
 
@@ -212,7 +219,7 @@ async def test_a_notification_that_is_lost_costs_one_look(complete):
     assert (await answer(waiter))["committed_at"] is not None
 
 
-async def test_a_listener_that_comes_back_looks_at_once(complete):
+async def test_a_listener_that_comes_back_looks_at_once(complete: tuple[Served, str, UploadId]) -> None:
     """What happened while nobody listened was not heard."""
     served, _, upload_id = complete
     waiter = await waiting(served, upload_id)
@@ -227,7 +234,7 @@ async def test_a_listener_that_comes_back_looks_at_once(complete):
 
 
 @pytest.mark.parametrize("changes", [ChangeNotifier(look_seconds=0.05)])
-async def test_a_client_that_goes_away_is_not_waited_for(complete):
+async def test_a_client_that_goes_away_is_not_waited_for(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     connection = await served.connect()
     await connection.send_head("GET", f"/api/v1/uploads/{upload_id}?wait=60", [])
@@ -238,7 +245,7 @@ async def test_a_client_that_goes_away_is_not_waited_for(complete):
     await eventually(lambda: served.web.changes.waiting == 0)
 
 
-async def test_a_drain_answers_all_who_wait(complete):
+async def test_a_drain_answers_all_who_wait(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     waiters = [await waiting(served, upload_id, 60) for _ in range(3)]
 
@@ -249,7 +256,7 @@ async def test_a_drain_answers_all_who_wait(complete):
 
 
 @pytest.mark.parametrize("changes", [ChangeNotifier(max_waiting=2, look_seconds=3600.0)])
-async def test_who_would_be_one_too_many_is_answered_at_once(complete):
+async def test_who_would_be_one_too_many_is_answered_at_once(complete: tuple[Served, str, UploadId]) -> None:
     served, _, upload_id = complete
     kept = await waiting(served, upload_id, 60)
 
@@ -261,7 +268,7 @@ async def test_who_would_be_one_too_many_is_answered_at_once(complete):
     await answer(kept)
 
 
-async def test_who_waits_for_a_final_upload_hears_of_its_last_part(served):
+async def test_who_waits_for_a_final_upload_hears_of_its_last_part(served: Served) -> None:
     first = await served.create(3, {"Upload-Concat": "partial"} | BODY, b"abc")
     last = await served.create(3, {"Upload-Concat": "partial"})
     final = await served.create(None, {"Upload-Concat": f"final;{first} {last}"})
@@ -272,7 +279,7 @@ async def test_who_waits_for_a_final_upload_hears_of_its_last_part(served):
     assert (await answer(waiter))["state"] in {"completed", "transferring", "stored"}
 
 
-async def test_who_waits_for_a_final_upload_hears_that_it_became_too_large(serve):
+async def test_who_waits_for_a_final_upload_hears_that_it_became_too_large(serve: Serve) -> None:
     served = await serve(limits={"max_size": 5})
     first = await served.create(3, {"Upload-Concat": "partial"} | BODY, b"abc")
     last = await served.create(None, {"Upload-Concat": "partial", "Upload-Defer-Length": "1"})

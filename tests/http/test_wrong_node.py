@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from tests.http.conftest import Serve
 from tests.http.rufh import Client
 
 
 @pytest.mark.parametrize("version", [3, 6, 8, None])
-async def test_the_wrong_node_refuses_before_it_reads_or_opens_anything(serve, tmp_path, version):
+async def test_the_wrong_node_refuses_before_it_reads_or_opens_anything(
+    serve: Serve, tmp_path: Path, version: int | None
+) -> None:
     """An announced body is cut off, as for every passing fault; the client asks for the offset, and is told 423."""
     right, wrong = Client(await serve(), version), Client(await serve(data_dir=tmp_path / "other"), version)
     path = await right.created(b"0123")
