@@ -4,11 +4,66 @@ from __future__ import annotations
 
 import errno
 import socket
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import structlog
 
 from tusd_py.errors import ConfigError
 
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+
+log = structlog.get_logger(__name__)
+
 MAX_PORT: Final = 65535
+OPERATIONS_PORTS: Final = 100
+"""How many ports are tried for the operations listener if none is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets of a server."""
+
+    public: tuple[socket.socket, ...] = ()
+    """One for each HTTP process, all on the same port."""
+    operations: socket.socket | None = None
+
+    @classmethod
+    def bind(cls, config: Config) -> Self:
+        """Bind every socket that the configuration asks for.
+
+        Raises:
+            ConfigError: an address is in use, is not ours or needs more rights.
+        """
+        server = config.server
+        first = bind(server.host, server.port, "server")
+        port = first.getsockname()[1]
+        more = [bind(server.host, port, "server", alone=False) for _ in range(server.processes - 1)]
+        return cls((first, *more), _bind_operations(config) if config.operations.enabled else None)
+
+    @property
+    def all(self) -> tuple[socket.socket, ...]:
+        """Return the public ones, then that of the operations process."""
+        return self.public if self.operations is None else (*self.public, self.operations)
+
+    def refuse_if_used(self) -> None:
+        """Raise ConfigError if another server, started with this one, came to listen on the same ports."""
+        refuse_if_used(self.public[0], "server")
+        if self.operations is not None:
+            refuse_if_used(self.operations, "operations")
+
+
+def _bind_operations(config: Config) -> socket.socket:
+    operations, wanted = config.operations, config.operations_port
+    # Without a configured port any will do: two servers side by side are no mistake.
+    tries = 1 if operations.port is not None else OPERATIONS_PORTS
+    bound = bind_next_free(operations.host, wanted, "operations", tries=tries)
+    used = bound.getsockname()[1]
+    if wanted not in {0, used}:
+        reason = "the next port is used; set operations.port to choose one"
+        log.warning("operations_port_in_use", port=wanted, used=used, reason=reason)
+    return bound
 
 
 def bind(host: str, port: int, section: str, *, alone: bool = True, shared: bool = True) -> socket.socket:

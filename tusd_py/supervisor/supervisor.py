@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,24 +21,25 @@ import structlog
 
 from tusd_py import __version__
 from tusd_py.config.sections import FEW_CONNECTIONS
+from tusd_py.database.migrate import migrate
+from tusd_py.database.rights import check_rights
 from tusd_py.errors import ConfigError
 from tusd_py.supervisor.banner import render_banner
 from tusd_py.supervisor.child_processes import SIGNALS, Child, ChildMain, stop_children
 from tusd_py.supervisor.data_dir_lock import DataDirLock
-from tusd_py.supervisor.sockets import bind, bind_next_free, origin_of, refuse_if_used
+from tusd_py.supervisor.metrics_dir import MetricsDir
+from tusd_py.supervisor.sockets import Listeners, origin_of
 from tusd_py.supervisor.systemd import notify_service_manager
+from tusd_py.supervisor.watched_postgres import WatchedPostgres
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
-    from tusd_py.supervisor.watched_postgres import WatchedPostgres
 
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS: Final = 0.5
 START_WATCH_SECONDS: Final = 0.01
 """While a child is being started."""
-OPERATIONS_PORTS: Final = 100
-"""How many ports are tried for the operations listener if none is configured."""
 GRACE_SECONDS: Final = 5.0
 """After its own time-out a child gets this much before it is killed."""
 
@@ -53,25 +52,22 @@ class Supervisor:
         self._lock = DataDirLock(config.data_dir)
         self._postgres: WatchedPostgres | None = None
         self._children: list[Child] = []
-        self._sockets: list[socket.socket] = []
-        self._public: list[socket.socket] = []
-        self._operations: socket.socket | None = None
+        self._listeners = Listeners()
+        self._metrics_dir = MetricsDir(config.data_dir)
         self._announced = False
-        self._metrics_dir = ""
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; return the exit status."""
-        self._prepare_directories()
+        self._make_data_dir()
         self._take_data_dir()
         # Before the database: a start that cannot succeed should not run a recovery first.
-        self._bind()
+        self._listeners = Listeners.bind(self._config)
         try:
             self._postgres = self._embedded_postgres()
             self._with_database(migrate_database)
-            self._refuse_taken_ports()
-            self._metrics_dir = fresh_metrics_dir(self._config.data_dir)
-            os.environ["PROMETHEUS_MULTIPROC_DIR"] = self._metrics_dir
-            # Only now: this imports what the children use, which must find the variable set.
+            self._listeners.refuse_if_used()
+            self._metrics_dir.make()
+            # Only now: this imports what the children use, which must find that directory.
             self._children = self._plan_children()
             # Here as well, so that a refusal is one sentence and no child is started.
             self._with_database(identify_staging_directory)
@@ -82,15 +78,14 @@ class Supervisor:
             self._stop_children()
             return status
         finally:
-            if self._metrics_dir:
-                shutil.rmtree(self._metrics_dir, ignore_errors=True)
+            self._metrics_dir.remove()
             if self._postgres is not None:
                 self._postgres.stop()
             self._lock.close()
 
     # --- set up ------------------------------------------------------------------------------------
 
-    def _prepare_directories(self) -> None:
+    def _make_data_dir(self) -> None:
         try:
             self._config.data_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,8 +99,6 @@ class Supervisor:
     def _embedded_postgres(self) -> WatchedPostgres | None:
         if self._config.database.dsn is not None:
             return None
-        from tusd_py.supervisor.watched_postgres import WatchedPostgres
-
         return WatchedPostgres(
             self._config.data_dir / "postgres",
             max_connections=self._connections(),
@@ -124,55 +117,22 @@ class Supervisor:
         others = (self._config.transfer.workers + 2) * (FEW_CONNECTIONS + 1)
         return max(60, http + others)
 
-    def _bind(self) -> None:
-        server, operations = self._config.server, self._config.operations
-        first = bind(server.host, server.port, "server")
-        port = first.getsockname()[1]
-        more = [bind(server.host, port, "server", alone=False) for _ in range(server.processes - 1)]
-        self._public = [first, *more]
-        if operations.enabled:
-            wanted = self._config.operations_port
-            # Without a configured one any port will do: two servers side by side are no mistake.
-            tries = 1 if operations.port is not None else OPERATIONS_PORTS
-            self._operations = bind_next_free(operations.host, wanted, "operations", tries=tries)
-            taken = self._operations.getsockname()[1]
-            if wanted not in {0, taken}:
-                reason = "the next port is used; set operations.port to choose one"
-                log.warning("operations_port_in_use", port=wanted, used=taken, reason=reason)
-        self._sockets = [*self._public, *([self._operations] if self._operations else [])]
-
-    def _refuse_taken_ports(self) -> None:
-        # Another server that started with us may have bound the same port before either of us listened.
-        refuse_if_used(self._public[0], "server")
-        if self._operations is not None:
-            refuse_if_used(self._operations, "operations")
-
     def _plan_children(self) -> list[Child]:
         from tusd_py.supervisor import processes
 
         children: list[Child] = []
         main: ChildMain
-        for number, listening in enumerate(self._public, 1):
+        for number, listening in enumerate(self._listeners.public, 1):
             main = partial(processes.run_http, sockets=[listening])
-            children += [Child(f"http-{number}", main, sockets=[listening])]
-        workers = [self._worker(number) for number in range(1, self._config.transfer.workers + 1)]
+            children.append(Child(f"http-{number}", main, sockets=[listening]))
+        workers = [_worker(number) for number in range(1, self._config.transfer.workers + 1)]
         for worker in workers[:1]:
             worker.dead = [*self._lock.dead_names]
         children += workers
-        if self._operations is not None:
-            main = partial(processes.run_operations, listening=self._operations)
-            children.append(Child("operations", main, sockets=[self._operations]))
+        if (operations := self._listeners.operations) is not None:
+            main = partial(processes.run_operations, listening=operations)
+            children.append(Child("operations", main, sockets=[operations]))
         return children
-
-    def _worker(self, number: int) -> Child:
-        from tusd_py.supervisor import processes
-
-        def main(config: Config, *, ready: Callable[[], None]) -> None:
-            # Its jobs carry its name. Those of its predecessors, which are dead, it releases at once.
-            processes.run_worker(config, ready=ready, worker=child.unique_name, dead_workers=child.dead)
-
-        child = Child(f"worker-{number}", main)
-        return child
 
     # --- children ----------------------------------------------------------------------------------
 
@@ -185,16 +145,14 @@ class Supervisor:
         self._lock.close()
         if self._postgres is not None:
             self._postgres.close_in_child()
-        for listening in self._sockets:
+        for listening in self._listeners.all:
             if listening not in child.sockets:
                 listening.close()
 
     def _watch(self) -> int:
         """Look after the children until told to stop; return the exit status."""
         while True:
-            received = signal.sigtimedwait(
-                SIGNALS, START_WATCH_SECONDS if not self._announced else self._seconds_to_wait()
-            )
+            received = signal.sigtimedwait(SIGNALS, self._seconds_to_wait())
             if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
                 log.info("stopping", signal=signal.Signals(received.si_signo).name)
                 return 0
@@ -208,6 +166,8 @@ class Supervisor:
                 self._postgres.restart_if_dead()
 
     def _seconds_to_wait(self) -> float:
+        if not self._announced:
+            return START_WATCH_SECONDS
         due = [child.restart_at - time.monotonic() for child in self._children if child.restart_at is not None]
         waiting = [START_WATCH_SECONDS] if any(child.pid and not child.ready for child in self._children) else []
         return max(0.0, min([WATCH_SECONDS, *due, *waiting]))
@@ -215,9 +175,7 @@ class Supervisor:
     def _reap(self) -> None:
         for child in self._children:
             if (pid := child.reap()) is not None:
-                # Gauges of a dead process must not be summed; counters are kept.
-                for path in Path(self._metrics_dir).glob(f"gauge_live*_{pid}.db"):
-                    path.unlink(missing_ok=True)
+                self._metrics_dir.forget(pid)
 
     def _announce_when_ready(self) -> None:
         became_ready = [child for child in self._children if child.has_become_ready()]
@@ -231,7 +189,7 @@ class Supervisor:
 
     def _stop_children(self) -> None:
         notify_service_manager("STOPPING=1")
-        for listening in self._public:
+        for listening in self._listeners.public:
             # First here: a connection that nobody will accept must be refused, not left waiting.
             listening.close()
         grace = self._config.server.shutdown_timeout + GRACE_SECONDS
@@ -242,9 +200,12 @@ class Supervisor:
     # --- announce --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        url = self.url
-        if ready_file := os.environ.get("TUSD_READY_FILE"):
-            self._write_ready_file(Path(ready_file), url)
+        """Say that the server is ready: always in the ready file, whose pids change, and once to everybody else."""
+        operations = self._listeners.operations
+        url = f"{origin_of(self._listeners.public[0])}{self._config.server.base_path}/"
+        operations_url = None if operations is None else origin_of(operations)
+        if path := os.environ.get("TUSD_READY_FILE"):
+            self._write_ready_file(Path(path), url, operations_url)
         if self._announced:
             return
         self._announced = True
@@ -252,22 +213,13 @@ class Supervisor:
         log.info("ready", url=url, version=__version__)
         from tusd_py.http import upload_page
 
-        banner = render_banner(url, self._operations_url, version=__version__, page=upload_page.wanted(self._config))
+        banner = render_banner(url, operations_url, version=__version__, page=upload_page.wanted(self._config))
         print(banner, flush=True)  # noqa: T201 -- for the person at the terminal
 
-    @property
-    def url(self) -> str:
-        """Where uploads are created."""
-        return f"{origin_of(self._public[0])}{self._config.server.base_path}/"
-
-    @property
-    def _operations_url(self) -> str | None:
-        return origin_of(self._operations) if self._operations is not None else None
-
-    def _write_ready_file(self, path: Path, url: str) -> None:
+    def _write_ready_file(self, path: Path, url: str, operations_url: str | None) -> None:
         content = {
             "url": url,
-            "operations_url": self._operations_url,
+            "operations_url": operations_url,
             "supervisor_pid": os.getpid(),
             "http_pids": [child.pid for child in self._children if child.name.startswith("http")],
             "worker_pids": [child.pid for child in self._children if child.name.startswith("worker")],
@@ -278,26 +230,19 @@ class Supervisor:
         temporary.replace(path)
 
 
-def fresh_metrics_dir(data_dir: Path) -> str:
-    """Return an empty directory for the metrics that the processes share.
+def _worker(number: int) -> Child:
+    from tusd_py.supervisor import processes
 
-    Directories that a killed supervisor left behind are removed.
-    """
-    run = data_dir / "run"
-    for left in run.glob("metrics-*"):
-        if not Path("/proc", left.name.rpartition("-")[2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    mine = run / f"metrics-{os.getpid()}"
-    shutil.rmtree(mine, ignore_errors=True)
-    mine.mkdir(parents=True)
-    return str(mine.absolute())
+    def main(config: Config, *, ready: Callable[[], None]) -> None:
+        # Its jobs carry its name. Those of its predecessors, which are dead, it releases at once.
+        processes.run_worker(config, ready=ready, worker=child.unique_name, dead_workers=child.dead)
+
+    child = Child(f"worker-{number}", main)
+    return child
 
 
 def migrate_database(config: Config) -> None:
     """Bring the schema up to date, unless the operator does, and check what the database's user may do."""
-    from tusd_py.database.migrate import migrate
-    from tusd_py.database.rights import check_rights
-
     assert config.database.dsn is not None  # configured, or the embedded database's
     dsn = config.database.dsn.get_secret_value()
     if config.database.migrate_at_start:
