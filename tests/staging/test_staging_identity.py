@@ -14,8 +14,7 @@ import pytest
 
 from tests.support.databases import dsn_for, run_sql
 from tests.support.world import new_upload
-from tusd_py.app import adopt, identify, make_core, make_records, plan_adoption, running
-from tusd_py.app.core import Records
+from tusd_py.app import Records, adopt, identify, make_core, make_records, plan_adoption, running
 from tusd_py.config import Config
 from tusd_py.database.migrate import load_migrations, migrate
 from tusd_py.errors import DatabaseUnavailable, StagingMismatch

@@ -2,20 +2,17 @@
 
 from tusd_py.app.core import (
     Core,
-    Records,
-    database_dsn,
     identify_staging,
     make_core,
     make_former_store,
-    make_records,
     make_store,
-    reachable,
     running,
 )
 from tusd_py.app.http import derive_features, make_http_context, make_upload_service
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.library import create_app
 from tusd_py.app.reconcile import make_reconcilers, require_directories
+from tusd_py.app.records import Records, database_dsn, make_records, reachable
 from tusd_py.app.worker import Work, make_cleanup_records, make_work, run_work
 
 __all__ = [

@@ -9,17 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.app.identity import identify
+from tusd_py.app.records import Records, make_records
 from tusd_py.config import Config
 from tusd_py.config.place import place_of
 from tusd_py.configured_stores import Stores
-from tusd_py.database.notifier import Notifier
 from tusd_py.database.places import PlaceRecords
-from tusd_py.database.pool import Database, Notifications
-from tusd_py.database.transfers import TransferRequests
-from tusd_py.database.uploads import PostgresUploads
-from tusd_py.errors import ConfigError
+from tusd_py.database.pool import Database
 from tusd_py.metrics import Metrics
-from tusd_py.ports import StagingIdentity
 from tusd_py.staging import StagingArea
 from tusd_py.stores.rate_limit import Bandwidth
 
@@ -28,20 +24,6 @@ if TYPE_CHECKING:
     from tusd_py.ports import ObjectStore
 
 POOL_LOOK_SECONDS: Final = 1.0
-
-
-@dataclass(slots=True)
-class Records:
-    """The record of uploads, and how its changes are told."""
-
-    config: Config
-    database: Database
-    notifications: Notifications
-    notifier: Notifier
-    uploads: PostgresUploads
-    transfers: TransferRequests
-    identity: StagingIdentity
-    """Which staging directory is ours, from `identify` on."""
 
 
 @dataclass(slots=True)
@@ -91,43 +73,6 @@ def make_stores(config: Config, database: Database) -> Stores:
     return Stores(PlaceRecords(database), place_of(config, config.storage), current, former)
 
 
-def database_dsn(config: Config) -> str:
-    """Return the DSN of the configured database.
-
-    Raises:
-        ConfigError: none is configured, and no embedded server was started.
-    """
-    if config.database.dsn is None:
-        raise ConfigError(["database.dsn: is needed here; only the tusd-py command starts a server of its own"])
-    return config.database.dsn.get_secret_value()
-
-
-def make_records(config: Config, *, eager_above: int | None = None) -> Records:
-    """Wire the record alone, for a command. Opens nothing; `eager_above` as `PostgresUploads` takes it.
-
-    Raises:
-        ConfigError: see `database_dsn`.
-    """
-    dsn = database_dsn(config)
-    listen = config.database.listen_dsn
-    database = Database(dsn, config.database)
-    notifier = Notifier(database)
-    return Records(
-        config=config,
-        database=database,
-        notifications=Notifications(listen.get_secret_value() if listen else dsn, config.database),
-        notifier=notifier,
-        uploads=PostgresUploads(
-            database,
-            notifier,
-            max_size=config.limits.max_size or None,
-            eager_above=eager_above,
-        ),
-        transfers=TransferRequests(database, notifier),
-        identity=StagingIdentity(),
-    )
-
-
 def make_core(config: Config, metrics: Metrics) -> Core:
     """Wire what both sides need. Opens nothing.
 
@@ -148,18 +93,6 @@ def make_core(config: Config, metrics: Metrics) -> Core:
         stores=make_stores(config, records.database),
         metrics=metrics,
     )
-
-
-@contextlib.asynccontextmanager
-async def reachable(records: Records) -> AsyncIterator[None]:
-    """Open the record, last of all the notifications, and close it in the opposite order."""
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(records.database.close)
-        await records.database.open()
-        stack.push_async_callback(records.notifier.close)
-        stack.push_async_callback(records.notifications.close)
-        await records.notifications.open()
-        yield
 
 
 @contextlib.asynccontextmanager

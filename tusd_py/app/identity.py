@@ -25,7 +25,7 @@ from tusd_py.staging.scan import DirectoryScan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tusd_py.app.core import Records
+    from tusd_py.app.records import Records
     from tusd_py.ports import StagedFile
 
 log = structlog.get_logger(__name__)

@@ -9,8 +9,9 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from tusd_py.app.core import Core, database_dsn, make_core, running
+from tusd_py.app.core import Core, make_core, running
 from tusd_py.app.http import make_http_context
+from tusd_py.app.records import database_dsn
 from tusd_py.app.worker import Work, make_work, run_work
 from tusd_py.config import Config
 from tusd_py.database.migrate import migrate

@@ -1,4 +1,4 @@
-"""Typed keys of what the handlers find on the application and on the request."""
+"""The context of the handlers, and typed keys of what they find on a request."""
 
 from __future__ import annotations
 
