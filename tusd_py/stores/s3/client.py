@@ -6,14 +6,14 @@ There is no policy here: what is sent when, and what a response means, is decide
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from aiobotocore.session import AioSession
 
 from tusd_py.config.sections import S3StoreConfig
-from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
+from tusd_py.errors import StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import PartRecord
 from tusd_py.stores.s3.client_config import client_config
 from tusd_py.stores.s3.errors import NO_SUCH_UPLOAD, NOT_FOUND, code_of, translated
@@ -198,19 +198,6 @@ class Bucket:
             if code_of(error) != NO_SUCH_UPLOAD:
                 raise
 
-    async def multiparts(self, key: str) -> AsyncIterator[str]:
-        """Yield the ids of the unfinished multipart uploads of exactly this key."""
-        markers: dict[str, str] = {}
-        while True:
-            response = await self.multiparts_page(key, markers)
-            for upload in response.get("Uploads", ()):
-                if upload["Key"] == key:
-                    yield upload["UploadId"]
-            # Our key sorts before all longer ones with this prefix: nothing of it follows those.
-            if not response.get("IsTruncated") or response.get("NextKeyMarker", "") != key:
-                return
-            markers = {"KeyMarker": key, "UploadIdMarker": response["NextUploadIdMarker"]}
-
     async def multiparts_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
         """Return a page of the unfinished multipart uploads below a prefix, as S3 names things."""
         try:
@@ -232,33 +219,16 @@ class Bucket:
             )
         return response
 
-    async def abort_strays(self, key: str) -> None:
-        """Abort what a worker began under this key and could not record before it was killed.
-
-        A key is one upload's own, so whatever is unfinished under it is ours.
-        """
-        try:
-            async for multipart_id in self.multiparts(key):
-                await self.abort_multipart(key, multipart_id)
-        except PermanentStoreError:
-            return  # not allowed, or not known to this store: no reason to fail the transfer or removal
-
-    async def versions(self, key: str) -> AsyncIterator[str]:
-        """Yield the ids of all versions of exactly this key that hold bytes."""
-        markers: dict[str, str] = {}
-        while True:
-            with translated("ListObjectVersions", key=key):
-                response = await self._client.list_object_versions(Bucket=self._config.bucket, Prefix=key, **markers)
-            for version in response.get("Versions", ()):
-                if version["Key"] == key:
-                    yield version["VersionId"]
-            # Our key sorts before all longer ones with this prefix: nothing of it follows those.
-            if not response.get("IsTruncated") or response.get("NextKeyMarker", "") != key:
-                return
-            markers = {"KeyMarker": key, "VersionIdMarker": response["NextVersionIdMarker"]}
+    async def versions_page(self, prefix: str, parameters: Parameters) -> Mapping[str, Any]:
+        """Return a page of the versions of the objects below a prefix, as S3 names things."""
+        with translated("ListObjectVersions", key=prefix):
+            response: Mapping[str, Any] = await self._client.list_object_versions(
+                Bucket=self._config.bucket, Prefix=prefix, **parameters
+            )
+        return response
 
     async def delete(self, key: str, parameters: Parameters | None = None) -> None:
-        """Remove an object, or the version that is named; nothing there is success."""
+        """Remove an object, or the version of `VersionId`; nothing there is success."""
         try:
             with translated("DeleteObject", key=key):
                 await self._client.delete_object(Bucket=self._config.bucket, Key=key, **(parameters or {}))

@@ -1,6 +1,7 @@
-"""What lies below our prefix of a bucket, page by page. A listing that cannot be continued is an error.
+"""What lies below our prefix of a bucket, or under one key, page by page.
 
-What is not listed counts as missing, so an incomplete listing must not look complete.
+What is not listed counts as missing, so an incomplete listing must not look complete: one that cannot be
+continued is an error.
 """
 
 from __future__ import annotations
@@ -48,6 +49,37 @@ async def multiparts(bucket: Bucket, prefix: str, page_size: int) -> AsyncIterat
             return
         markers = {"KeyMarker": page.get("NextKeyMarker"), "UploadIdMarker": page.get("NextUploadIdMarker")}
         position = _moved(position, markers)
+
+
+async def multiparts_of(bucket: Bucket, key: str) -> AsyncIterator[str]:
+    """Yield the ids of the unfinished multipart uploads of exactly this key."""
+    markers: dict[str, str] = {}
+    while True:
+        page = await bucket.multiparts_page(key, markers)
+        for upload in page.get("Uploads", ()):
+            if upload["Key"] == key:
+                yield upload["UploadId"]
+        if not _may_have_more(page, key):
+            return
+        markers = {"KeyMarker": key, "UploadIdMarker": page["NextUploadIdMarker"]}
+
+
+async def versions_of(bucket: Bucket, key: str) -> AsyncIterator[str]:
+    """Yield the ids of all versions of exactly this key that hold bytes."""
+    markers: dict[str, str] = {}
+    while True:
+        page = await bucket.versions_page(key, markers)
+        for version in page.get("Versions", ()):
+            if version["Key"] == key:
+                yield version["VersionId"]
+        if not _may_have_more(page, key):
+            return
+        markers = {"KeyMarker": key, "VersionIdMarker": page["NextVersionIdMarker"]}
+
+
+def _may_have_more(page: Mapping[str, Any], key: str) -> bool:
+    # The key sorts before all longer ones with this prefix: nothing of it follows those.
+    return bool(page.get("IsTruncated")) and page.get("NextKeyMarker", "") == key
 
 
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

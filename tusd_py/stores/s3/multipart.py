@@ -4,7 +4,7 @@ Two records say how far a multipart upload has come: our transfer state, in the 
 list of parts. Either may know of more than the other, for a worker can be killed between any two calls. So:
 
 1. The multipart id is recorded before a part is sent. What is recorded nowhere can never be aborted; what a
-   worker began and did not live to record is found under the upload's key (`Bucket.abort_strays`).
+   worker began and did not live to record is found under the upload's key (`abort_strays`).
 2. A part is recorded once the store has acknowledged it.
 3. On the next try both are compared. A part counts as sent if both know it alike. One that only the store
    has is read from the staged copy and sent again, unless the store's checksum shows that it is the same.
@@ -35,6 +35,7 @@ from tusd_py.stores.s3.client import Bucket, Parameters
 from tusd_py.stores.s3.errors import UNUSABLE_PARTS, code_of
 from tusd_py.stores.s3.parameters import checksum_parameters
 from tusd_py.stores.s3.part_plan import Part, PartPlan
+from tusd_py.stores.s3.removal import abort_strays
 from tusd_py.stores.s3.responses import ListedPart, MultipartInfo
 from tusd_py.stores.s3.source import Source
 
@@ -127,7 +128,7 @@ class MultipartTransfer:
         self._checksums[record.number] = _listed_checksums(listed)
 
     async def _begin(self, parameters: Parameters) -> MultipartInfo:
-        await self.bucket.abort_strays(self.key)
+        await abort_strays(self.bucket, self.key)
         upload = await self.detector.with_fallbacks(
             lambda capabilities: self.bucket.create_multipart(self.key, {**parameters, **_algorithm(capabilities)})
         )

@@ -24,6 +24,7 @@ from tusd_py.errors import ObjectLocked, PermanentStoreError, StorageError
 from tusd_py.ports import CheckResult, ObjectSpec, Outcome, Segment
 from tusd_py.stores.s3.client import Bucket
 from tusd_py.stores.s3.errors import DENIED, UNSUPPORTED, code_of
+from tusd_py.stores.s3.listing import multiparts_of, versions_of
 from tusd_py.stores.s3.parameters import object_parameters
 from tusd_py.stores.s3.removal import delete_exactly
 from tusd_py.stores.s3.responses import Head
@@ -129,7 +130,7 @@ class PermissionCheck:
         await self._bucket.list_any(self._prefix)
 
     async def _list_unfinished(self) -> None:
-        async for _ in self._bucket.multiparts(self._key):
+        async for _ in multiparts_of(self._bucket, self._key):
             pass
 
     async def _put(self) -> None:
@@ -162,7 +163,7 @@ class PermissionCheck:
         self._multipart_id = None
 
     async def _list_versions(self) -> None:
-        async for _ in self._bucket.versions(self._key):
+        async for _ in versions_of(self._bucket, self._key):
             pass
 
     async def _get_version(self) -> None:

@@ -16,6 +16,7 @@ from tusd_py.errors import ObjectLocked, PermanentStoreError, TransientStoreErro
 from tusd_py.ports import ObjectIdentity
 from tusd_py.stores.s3.client import Bucket
 from tusd_py.stores.s3.errors import DENIED, PRECONDITION_FAILED, UNSUPPORTED, code_of, says_locked
+from tusd_py.stores.s3.listing import multiparts_of, versions_of
 from tusd_py.stores.s3.responses import Head
 
 _TRIES: Final = 5
@@ -43,10 +44,22 @@ async def remove_object(bucket: Bucket, key: str, identity: ObjectIdentity) -> b
     return head is None
 
 
+async def abort_strays(bucket: Bucket, key: str) -> None:
+    """Abort the multipart uploads that a worker began under this key and could not record before it was killed.
+
+    A key is one upload's own, so whatever is unfinished under it is ours.
+    """
+    try:
+        async for multipart_id in multiparts_of(bucket, key):
+            await bucket.abort_multipart(key, multipart_id)
+    except PermanentStoreError:
+        return  # not allowed, or not known to this store: no reason to fail the transfer or removal
+
+
 async def _remove_versions(bucket: Bucket, key: str, identity: ObjectIdentity) -> None:
     """Remove the upload's bytes from under whatever lies above them: a delete marker, or a foreign object."""
     try:
-        found = [version_id async for version_id in bucket.versions(key)]
+        found = [version_id async for version_id in versions_of(bucket, key)]
     except PermanentStoreError as error:
         if code_of(error) not in DENIED | UNSUPPORTED:
             raise

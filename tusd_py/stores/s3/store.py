@@ -53,7 +53,7 @@ from tusd_py.stores.s3.errors import UNSUPPORTED, code_of
 from tusd_py.stores.s3.object_transfer import ObjectTransfer
 from tusd_py.stores.s3.parameters import object_parameters
 from tusd_py.stores.s3.permissions import PermissionCheck
-from tusd_py.stores.s3.removal import remove_object
+from tusd_py.stores.s3.removal import abort_strays, remove_object
 from tusd_py.stores.s3.source import Source
 
 PROBE_NAME: Final = ".tusd-py-probe"
@@ -116,7 +116,7 @@ class S3Store(ObjectStore, PartStore):
     async def remove(self, identity: ObjectIdentity) -> bool:
         key = self._prefix + identity.key
         # First what could still become an object, then the object.
-        await self._bucket.abort_strays(key)
+        await abort_strays(self._bucket, key)
         return await remove_object(self._bucket, key, identity)
 
     async def abort(self, key: str, multipart_id: str) -> None:
@@ -143,7 +143,7 @@ class S3Store(ObjectStore, PartStore):
         with contextlib.suppress(PermanentStoreError):
             await self._bucket.abort_multipart(key, upload.multipart_id)
         # Also those of earlier probes whose reply was lost, or whose worker was killed.
-        await self._bucket.abort_strays(key)
+        await abort_strays(self._bucket, key)
 
     async def check(self) -> AsyncGenerator[CheckResult]:
         with tempfile.TemporaryDirectory(prefix="tusd-py-check-") as directory:
