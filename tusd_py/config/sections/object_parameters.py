@@ -1,4 +1,4 @@
-"""What is sent along with an object in S3: for all of them, or for those of a profile."""
+"""`object_parameters` of `[storage.s3]` and of profiles: what is sent along with an object."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ class ProfileObjectParameters(ObjectHeaders):
 
     def s3_parameters(self) -> dict[str, Any]:
         """Return what is set, by the names of S3."""
-        return super().s3_parameters() | placement_parameters(self)
+        return super().s3_parameters() | storage_parameters(self)
 
 
-class Placement(Protocol):
-    """The settings that `[storage.s3]` and profiles have both."""
+class StorageSettings(Protocol):
+    """What `[storage.s3]` and a profile both say about how S3 keeps an object."""
 
     acl: str
     storage_class: str
@@ -93,8 +93,8 @@ class Placement(Protocol):
     sse_kms_key_id: str
 
 
-def placement_parameters(settings: Placement) -> dict[str, Any]:
-    """Return those of them that are set, by the names of S3."""
+def storage_parameters(settings: StorageSettings) -> dict[str, Any]:
+    """Return those of the settings that are not empty, by the names of S3."""
     named = {
         "ACL": settings.acl,
         "StorageClass": settings.storage_class,

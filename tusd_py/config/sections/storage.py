@@ -1,4 +1,4 @@
-"""Where finished uploads go."""
+"""`[storage]`, `[storage.filesystem]` and `[[storage.former]]`: where finished uploads go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store in S3, or in something that speaks its protocol."""
+"""`[storage.s3]`, its `client` and `proxies`: the store in S3, or in something that speaks its protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tusd_py.config.sections.base import (
     PositiveSeconds,
     Section,
 )
-from tusd_py.config.sections.object_parameters import ObjectParameters, placement_parameters
+from tusd_py.config.sections.object_parameters import ObjectParameters, storage_parameters
 from tusd_py.config.units import Bytes
 
 _DOMAIN: Final = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?")
@@ -124,4 +124,4 @@ class S3StoreConfig(Section):
 
     def s3_parameters(self) -> dict[str, Any]:
         """Return what is sent with every object, by the names of S3."""
-        return self.object_parameters.s3_parameters() | placement_parameters(self)
+        return self.object_parameters.s3_parameters() | storage_parameters(self)
