@@ -218,12 +218,12 @@ async def test_a_hasher_sees_the_bytes_and_can_be_fed_with_those_before(area: St
     await file.write([b"hello "], 0, 0)
     hasher = hashlib.sha256()
 
-    await file.feed(hasher, 0, 6)
+    await file.update_hasher(hasher, 0, 6)
     await file.write([b"wor", memoryview(b"ld")], 6, 0, hasher=hasher)
 
     assert hasher.digest() == hashlib.sha256(b"hello world").digest()
     with pytest.raises(StagingDamaged):
-        await file.feed(hashlib.sha256(), 0, 12)
+        await file.update_hasher(hashlib.sha256(), 0, 12)
     await file.close()
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tusd_py.config import StagingConfig
 from tusd_py.errors import BodyTooSlow
-from tusd_py.uploads.body_writer import ORPHAN_SECONDS, finished, orphan_seconds
+from tusd_py.uploads.body_writer import finished
 from tusd_py.uploads.buffers import (
     MANY_CHUNKS,
     MIN_BLOCK_BYTES,
@@ -19,6 +19,7 @@ from tusd_py.uploads.buffers import (
     BufferBudget,
     RateGuard,
 )
+from tusd_py.uploads.service import UNANNOUNCED_SECONDS, unannounced_seconds
 
 pytestmark = pytest.mark.unit
 
@@ -90,10 +91,10 @@ def test_time_that_the_disk_took_is_not_the_clients():
         guard.count(1, 0.0)
 
 
-@pytest.mark.parametrize(("after", "seconds"), [(0.0, 0.0), (60.0, 60.0), (1e6, ORPHAN_SECONDS)])
+@pytest.mark.parametrize(("after", "seconds"), [(0.0, 0.0), (60.0, 60.0), (1e6, UNANNOUNCED_SECONDS)])
 def test_nobody_waits_long_for_an_upload_without_a_url(after, seconds):
     """CWU-03"""
-    assert orphan_seconds(after) == seconds
+    assert unannounced_seconds(after) == seconds
 
 
 async def test_work_is_finished_even_if_nobody_waits_for_it_any_more():

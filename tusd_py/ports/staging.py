@@ -65,8 +65,8 @@ class StagingFile(Protocol):
             StagingFull, StorageError: some of the chunks may have been written.
         """
 
-    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
-        """Read bytes [start, stop) back into `hasher`."""
+    async def update_hasher(self, hasher: Hasher, start: int, stop: int) -> None:
+        """Update `hasher` with bytes [start, stop) of the file."""
 
     async def close(self) -> None:
         """Close the file, which releases its lock."""

@@ -108,10 +108,10 @@ class LockedFile(StagingFile):
         syncs.file(self._fd, self._path)
         self._sync_failed = False
 
-    async def feed(self, hasher: Hasher, start: int, stop: int) -> None:
-        await self._call(self._feed, hasher, start, stop)
+    async def update_hasher(self, hasher: Hasher, start: int, stop: int) -> None:
+        await self._call(self._update_hasher, hasher, start, stop)
 
-    def _feed(self, hasher: Hasher, start: int, stop: int) -> None:
+    def _update_hasher(self, hasher: Hasher, start: int, stop: int) -> None:
         while start < stop:
             data = os.pread(self._fd, min(READ_BYTES, stop - start), start)
             if not data:

@@ -11,25 +11,22 @@ import asyncio
 import contextlib
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import structlog
 
 from tusd_py.errors import (
-    ChecksumMismatch,
     DatabaseUnavailable,
-    IncompleteChunk,
     LengthConflict,
     OffsetConflict,
     StorageError,
     TusdError,
     UploadNotFound,
-    WholeChecksumMismatch,
 )
-from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher, parse_checksum
-from tusd_py.protocol.fields import UPLOAD_CHECKSUM
+from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.upload import GONE, RECEIVING, Append, AppendPlan, Upload
 from tusd_py.uploads.buffers import Block, RateGuard
+from tusd_py.uploads.verification import verify_body, verify_upload
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, StagingFile
@@ -38,9 +35,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-
-ORPHAN_SECONDS: Final = 3600.0
-"""Life of an upload whose URL nobody learned, because the request that made it was cut short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +70,12 @@ class BodyWriter:
         self._config = config.staging
         self._clock = timing.clock
         self._retry_seconds = timing.advance_retry_seconds
-        self._checksum = append.checksum
         self._hasher = append.checksum.hasher() if append.checksum else None
         self._length = plan.length
         self._wanted: DigestSet | None = None
         self._may_complete = append.completes is not False and upload.repr_digest is None
-        self._whole = append.checksum is not None or append.checksum_in_trailer
-        """All or nothing: no checkpoint before the whole body is verified."""
+        self._all_or_nothing = append.checksum is not None or append.checksum_in_trailer
+        """No checkpoint before the whole body is verified."""
         self._unknown_length = append.content_length is None
         self._block = Block()
         self._written = upload.offset
@@ -93,7 +86,7 @@ class BodyWriter:
         self._lifetime = service.expires_after_seconds
         self._expires_after_seconds = self._lifetime
         if append.url_sent_only_on_success:
-            self._expires_after_seconds = orphan_seconds(self._lifetime)
+            self._expires_after_seconds = service.unannounced_seconds
         self._checkpoint_at_bytes = upload.offset + self._config.checkpoint_bytes
         self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
         self._rate = RateGuard(config.limits.min_rate, timing.rate_window_seconds)
@@ -126,7 +119,7 @@ class BodyWriter:
                 return
             self._block.append(chunk)
             self._rate.count(len(chunk), waited)
-            checkpoint = not self._whole and self._checkpoint_is_due(asked_at + waited)
+            checkpoint = not self._all_or_nothing and self._checkpoint_is_due(asked_at + waited)
             if checkpoint or self._block.size >= self._budget.block_bytes:
                 await self._start_writing(checkpoint=checkpoint)
 
@@ -135,7 +128,7 @@ class BodyWriter:
 
     def _seconds_to_checkpoint(self) -> float | None:
         dirty = self._block.size or self._written > self._upload.offset
-        if self._whole or not dirty:
+        if self._all_or_nothing or not dirty:
             return None
         return max(0.001, self._checkpoint_at - self._clock())
 
@@ -235,7 +228,7 @@ class BodyWriter:
 
     async def _finalise(self) -> None:
         """Record the offset up to which everything is durable, waiting a while for a database that is away."""
-        await self._look_at_the_whole()
+        await self._verify_upload()
         for delay in (*self._retry_seconds, None):
             try:
                 await self._advance()
@@ -252,10 +245,10 @@ class BodyWriter:
         if isinstance(ending, StorageError):
             return Received(await self._keep_durable(), ending)
         try:
-            if self._whole:
-                await self._settle_whole(ending)
+            if self._all_or_nothing:
+                await self._settle_as_a_whole(ending)
             else:
-                await self._settle_rest(ending)
+                await self._settle_what_arrived(ending)
         except StorageError as error:
             return Received(await self._keep_durable(), error)
         except TusdError as error:
@@ -267,7 +260,7 @@ class BodyWriter:
             return Received(self._upload, short)
         return Received(self._upload if self._wanted is None else replace(self._upload, repr_digest=self._wanted))
 
-    async def _settle_rest(self, ending: BaseException | None) -> None:
+    async def _settle_what_arrived(self, ending: BaseException | None) -> None:
         await self._finish_writing()
         if self._upload.state not in RECEIVING:
             # The last byte was due for a checkpoint, which has completed the upload.
@@ -284,14 +277,14 @@ class BodyWriter:
         if self._append.completes and self._length is None:
             self._length = end
 
-    async def _settle_whole(self, ending: BaseException | None) -> None:
+    async def _settle_as_a_whole(self, ending: BaseException | None) -> None:
         verified = False
         try:
             await self._finish_writing()
             if ending is None:
                 chunks, self._block = self._block.chunks, Block()
                 await self._write(chunks, checkpoint=False)
-                await self._verify()
+                await verify_body(self._append, self._body, self._hasher, self._file, self._plan.start, self._written)
                 self._learn_length(self._written)
                 verified = True
         finally:
@@ -300,33 +293,13 @@ class BodyWriter:
         if verified:
             await self._record()
 
-    async def _verify(self) -> None:
-        checksum, hasher = self._checksum, self._hasher
-        if self._append.checksum_in_trailer:
-            value = self._body.trailer(UPLOAD_CHECKSUM)
-            if value is None:
-                raise IncompleteChunk("The announced Upload-Checksum trailer did not arrive; the body was discarded.")
-            checksum = parse_checksum(value)
-            # Only now is the algorithm known: what was written is read once more.
-            hasher = checksum.hasher()
-            await self._file.feed(hasher, self._plan.start, self._written)
-        if checksum is not None and hasher is not None and hasher.digest() != checksum.digest:
-            raise ChecksumMismatch
-
-    async def _look_at_the_whole(self) -> None:
+    async def _verify_upload(self) -> None:
         """Compare all bytes, once they are here, with what was promised, and take the digest that is wanted."""
         if self._append.completes is False or self._written != self._length:
             return
-        if (promised := self._upload.repr_digest) is not None:
-            if await self._digest(promised.hasher()) != promised.digest:
-                raise WholeChecksumMismatch
+        if self._upload.repr_digest is not None or self._append.want_repr_digest is not None:
+            self._wanted = await verify_upload(self._upload, self._append, self._file, self._written)
             self._may_complete = True
-        if (wanted := self._append.want_repr_digest) is not None:
-            self._wanted = DigestSet((Checksum(wanted, await self._digest(new_hasher(wanted))),))
-
-    async def _digest(self, hasher: Hasher) -> bytes:
-        await self._file.feed(hasher, 0, self._written)
-        return hasher.digest()
 
     async def _discard(self) -> None:
         self._file.size = max(self._file.size, self._written)
@@ -340,22 +313,17 @@ class BodyWriter:
         """
         self._block = Block()
         try:
-            if not self._whole and self._written > self._synced[0]:
+            if not self._all_or_nothing and self._written > self._synced[0]:
                 with contextlib.suppress(StorageError):
                     await self._file.write([], self._written, self._crc, sync=True)
                     self._synced = (self._written, self._crc)
             self._written, self._crc = self._synced
-            if not self._whole and self._written > self._upload.offset:
+            if not self._all_or_nothing and self._written > self._upload.offset:
                 await self._finalise()
         except TusdError as error:
             log.warning("written_bytes_not_recorded", upload_id=str(self._upload.id), reason=str(error))
             return None
         return self._upload
-
-
-def orphan_seconds(expires_after_seconds: float) -> float:
-    """Return how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
-    return min(ORPHAN_SECONDS, expires_after_seconds)
 
 
 async def finished(work: Coroutine[Any, Any, _T]) -> _T:

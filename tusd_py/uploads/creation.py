@@ -20,21 +20,20 @@ from tusd_py.errors import (
     DatabaseUnavailable,
     StorageError,
     TusdError,
-    WholeChecksumMismatch,
 )
 from tusd_py.ports import NewUpload
-from tusd_py.protocol.checksum import Checksum, DigestSet, Hasher, new_hasher
 from tusd_py.protocol.create import Create
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Trigger, Upload, UploadId
 from tusd_py.uploads.append import AppendFailed, receive_body
-from tusd_py.uploads.body_writer import orphan_seconds
 from tusd_py.uploads.buffers import Block
 from tusd_py.uploads.service import UploadService, hash_token
+from tusd_py.uploads.verification import matches, verify_chunks
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body
+    from tusd_py.protocol.checksum import DigestSet
     from tusd_py.protocol.concat import Room
 
 log = structlog.get_logger(__name__)
@@ -179,7 +178,7 @@ async def _create_small(service: UploadService, new: NewUpload, command: Create,
         block = Block()
         while chunk := await body.read():
             block.append(chunk)
-        if command.checksum is not None and not await asyncio.to_thread(_matches, command.checksum, block.chunks):
+        if command.checksum is not None and not await asyncio.to_thread(matches, command.checksum, block.chunks):
             raise ChecksumMismatch
         return await _create_stored(service, new, command, block.chunks)
 
@@ -190,7 +189,7 @@ async def _create_stored(
     received = replace(new, offset=sum(map(len, chunks)))
     digest: DigestSet | None = None
     if received.state is State.COMPLETED and (command.repr_digest or command.want_repr_digest):
-        digest = await asyncio.to_thread(_look_at_the_whole, command, chunks)
+        digest = await asyncio.to_thread(verify_chunks, command, chunks)
     crc = await service.staging.store_small(new.id, chunks)
     try:
         upload = await service.uploads.create(replace(received, crc64nvme=crc))
@@ -204,8 +203,8 @@ async def _create_stored(
 
 
 async def _create_streamed(service: UploadService, new: NewUpload, command: Create, body: Body) -> Upload:
-    orphaned = replace(new, expires_after_seconds=orphan_seconds(service.expires_after_seconds))
-    upload = await service.uploads.create(orphaned)
+    unannounced = replace(new, expires_after_seconds=service.unannounced_seconds)
+    upload = await service.uploads.create(unannounced)
     append = _first_append(upload, command, url_sent_only_on_success=True)
     try:
         return await receive_body(service, upload, append, body)
@@ -231,22 +230,3 @@ def _first_append(upload: Upload, command: Create, *, url_sent_only_on_success: 
         fail_on_overrun=not url_sent_only_on_success,
         url_sent_only_on_success=url_sent_only_on_success,
     )
-
-
-def _look_at_the_whole(command: Create, chunks: Sequence[bytes | memoryview]) -> DigestSet | None:
-    """Compare all bytes with what was promised, and return the digest that is wanted."""
-    if command.repr_digest is not None and not _matches(command.repr_digest, chunks):
-        raise WholeChecksumMismatch
-    if (wanted := command.want_repr_digest) is None:
-        return None
-    return DigestSet((Checksum(wanted, _digest(new_hasher(wanted), chunks)),))
-
-
-def _matches(checksum: Checksum | DigestSet, chunks: Sequence[bytes | memoryview]) -> bool:
-    return _digest(checksum.hasher(), chunks) == checksum.digest
-
-
-def _digest(hasher: Hasher, chunks: Sequence[bytes | memoryview]) -> bytes:
-    for chunk in chunks:
-        hasher.update(chunk)
-    return hasher.digest()

@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 
 HIDDEN_IN_LISTS: Final = (State.EXPIRED, State.REMOVING, State.REMOVED)
 MAX_ATTEMPTS: Final = 1000
+UNANNOUNCED_SECONDS: Final = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class Timing:
 def hash_token(token: str) -> TokenHash:
     """Return what the database knows of a token."""
     return TokenHash(hashlib.sha256(token.encode("ascii")).digest())
+
+
+def unannounced_seconds(expires_after_seconds: float) -> float:
+    """Return how long an upload may wait whose URL nobody knows; 0, for ever, where nothing expires."""
+    return min(UNANNOUNCED_SECONDS, expires_after_seconds)
 
 
 class UploadService:
@@ -95,6 +101,8 @@ class UploadService:
         self.budget = BufferBudget(config.staging)
         self.expires_after_seconds = config.tus.expire_after if features.offers("expiration") else 0.0
         """How long an unfinished upload is kept after its last byte; 0: for ever."""
+        self.unannounced_seconds = unannounced_seconds(self.expires_after_seconds)
+        """How long one is kept whose URL nobody knows, because the request that makes it may be cut short."""
         self.empty_patches: dict[UploadId, int] = {}
         """How many PATCH requests in a row brought no byte, of uploads that had one."""
 
