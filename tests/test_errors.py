@@ -44,7 +44,8 @@ def test_the_sentence_is_what_a_client_reads(error: type[TusdError]) -> None:
 def test_errors_read_the_same_where_docstrings_are_stripped() -> None:
     def dump(*options: str) -> dict[str, list[object]]:
         result = subprocess.run([sys.executable, *options, "-c", DUMP], capture_output=True, text=True, check=True)
-        return json.loads(result.stdout)
+        codes: dict[str, list[object]] = json.loads(result.stdout)
+        return codes
 
     plain = dump()
     assert plain["UploadNotFound"] == ["ERR_UPLOAD_NOT_FOUND", 404, False, "There is no such upload."]

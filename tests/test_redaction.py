@@ -11,7 +11,10 @@ import string
 import sys
 import threading
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import quote, unquote
+from uuid import UUID
 
 import pytest
 import structlog
@@ -35,6 +38,10 @@ def escaped(token: str) -> str:
     return "".join(f"%{ord(letter):02X}" for letter in token)
 
 
+LogOf = Callable[[Callable[[], object]], str]
+"""Runs something that logs and returns all that was written."""
+
+
 @given(
     TOKENS,
     st.sampled_from(
@@ -44,7 +51,9 @@ def escaped(token: str) -> str:
     st.sampled_from(["", "/", "/x", "?a=b", "#x", "%2F", " HTTP/1.1", "' raised", ".jpg", "~", ",/files/x"]),
     st.sampled_from([str, quote, escaped, lambda token: quote(token[:3]) + escaped(token[3:5]) + token[5:]]),
 )  # fmt: skip
-def test_a_segment_of_a_tokens_form_is_shortened(token, before, after, written):
+def test_a_segment_of_a_tokens_form_is_shortened(
+    token: str, before: str, after: str, written: Callable[[str], str]
+) -> None:
     shown = redact(f"GET {before}{written(token)}{after}")
 
     assert token not in unquote(shown)
@@ -52,12 +61,12 @@ def test_a_segment_of_a_tokens_form_is_shortened(token, before, after, written):
 
 
 @given(RANDOM_TOKENS, st.sampled_from(["'{}'", '"{}"', "KeyError({!r})", "b'{}'", "no such: {}", "({}, 1)", "{}"]))
-def test_a_random_token_is_shortened_wherever_it_stands(token, text):
+def test_a_random_token_is_shortened_wherever_it_stands(token: str, text: str) -> None:
     assert token not in redact(text.format(token))
 
 
 @given(st.uuids())
-def test_a_public_id_stays_and_is_no_token(public_id):
+def test_a_public_id_stays_and_is_no_token(public_id: UUID) -> None:
     text = f"/download/{public_id}/x and '{public_id}'"
 
     assert redact(text) == text
@@ -76,16 +85,16 @@ def test_a_public_id_stays_and_is_no_token(public_id):
         "    return await self._another_long_name_of_a_function(upload_id)",
     ],
 )  # fmt: skip
-def test_what_people_need_to_read_stays(text):
+def test_what_people_need_to_read_stays(text: str) -> None:
     assert redact(text) == text
 
 
-def test_signatures_are_taken_out_of_queries():
+def test_signatures_are_taken_out_of_queries() -> None:
     assert redact("https://s3/x?X-Amz-Signature=abc&b=1") == "https://s3/x?X-Amz-Signature=***&b=1"
 
 
 @pytest.fixture(params=["json", "console"])
-def log_of(request, monkeypatch):
+def log_of(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LogOf]:
     """Return a function that runs something that logs, and returns all that was written."""
     output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
     monkeypatch.setattr(sys, "stderr", output)
@@ -95,7 +104,7 @@ def log_of(request, monkeypatch):
     before = structlog.get_config(), logging.getLogger().handlers[:], logging.getLogger().level
     configure_logging(LoggingConfig(format=request.param, level="debug"))
 
-    def run(action) -> str:
+    def run(action: Callable[[], object]) -> str:
         action()
         return output.buffer.getvalue().decode()
 
@@ -114,7 +123,7 @@ def raise_chained() -> None:
         raise ValueError(f"cannot read /files/{local}") from error
 
 
-def fail_and_log(log) -> None:
+def fail_and_log(log: Any) -> None:
     try:
         raise_chained()
     except ValueError as error:
@@ -123,7 +132,7 @@ def fail_and_log(log) -> None:
 
 
 @pytest.mark.parametrize("make", [structlog.get_logger, lambda: Foreign(logging.getLogger("aiohttp.server"))])
-def test_no_record_shows_a_token(log_of, make):
+def test_no_record_shows_a_token(log_of: LogOf, make: Callable[[], Any]) -> None:
     written = log_of(lambda: fail_and_log(make()))
 
     assert "Traceback" in written
@@ -133,7 +142,7 @@ def test_no_record_shows_a_token(log_of, make):
     assert TOKEN[:6] in written
 
 
-def test_what_is_added_after_the_redaction_replaces_what_a_caller_set(log_of):
+def test_what_is_added_after_the_redaction_replaces_what_a_caller_set(log_of: LogOf) -> None:
     written = log_of(lambda: structlog.get_logger().info("x", level=TOKEN, timestamp=TOKEN, logger=TOKEN))
 
     assert "info" in written
@@ -153,14 +162,14 @@ class Foreign:
         self.logger.warning("%s %r", event, facts, exc_info=exc_info, stack_info=stack_info)
 
 
-def test_bytes_that_are_no_text_can_be_logged(log_of):
+def test_bytes_that_are_no_text_can_be_logged(log_of: LogOf) -> None:
     path = b"/files/\xff".decode(errors="surrogateescape")
     written = log_of(lambda: structlog.get_logger().info("request", path=path))
 
     assert "/files/" in written
 
 
-def test_an_id_and_numbers_are_logged_as_they_are(log_of, request):
+def test_an_id_and_numbers_are_logged_as_they_are(log_of: LogOf, request: pytest.FixtureRequest) -> None:
     facts = {"upload_id": uuid.UUID(ID), "bytes_in": 5, "ok": True}
     trace = {"request_id": "0af7651916cd43dd8448eb211c80319c"}
     written = log_of(lambda: structlog.get_logger().info("request", **trace, **facts))

@@ -24,15 +24,19 @@ STAFF = Principal("bob", frozenset({READ_ANY}))
 ADMIN = Principal("carol", frozenset({ADMIN_SCOPE}))
 SCOPED_NOBODY = Principal(None, frozenset({CREATE_SCOPE, READ_ANY, ADMIN_SCOPE}))
 
+Outcomes = dict[Action, type[TusdError] | None]
+
 PER_UPLOAD = [action for action in Action if action is not Action.CREATE]
 
+PERMITTED: Outcomes = dict.fromkeys(PER_UPLOAD)
+
 # What is somebody else's does not exist; what is asked of all uploads is refused.
-STRANGERS = dict.fromkeys(PER_UPLOAD, UploadNotFound) | {Action.LIST: Forbidden, Action.FORCE: Forbidden}
+STRANGERS: Outcomes = dict.fromkeys(PER_UPLOAD, UploadNotFound) | {Action.LIST: Forbidden, Action.FORCE: Forbidden}
 
 # Rows: who asks. Columns: the outcome for an upload of alice, None where it is permitted.
-TABLE: list[tuple[str, Principal, dict[Action, type[TusdError] | None]]] = [
+TABLE: list[tuple[str, Principal, Outcomes]] = [
     ("anonymous", ANONYMOUS, dict.fromkeys(Action)),
-    ("owner", OWNER, dict.fromkeys(PER_UPLOAD) | {Action.FORCE: Forbidden}),
+    ("owner", OWNER, PERMITTED | {Action.FORCE: Forbidden}),
     (
         "expired owner",
         EXPIRED,

@@ -14,6 +14,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tusd_py.auth import jwt as jwt_module
@@ -379,7 +380,7 @@ def test_a_refused_token_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_cache_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = count_of_checks(monkeypatch)
-    authenticator = JwtAuthenticator(JwtConfig(secret=SECRET), cache_entries=2)
+    authenticator = JwtAuthenticator(JwtConfig(secret=SecretStr(SECRET)), cache_entries=2)
     first, second, third = (bearing(token(jti=str(n))) for n in range(3))
     for header in (first, second, first, third, first, second):
         authenticator.authenticate(header)

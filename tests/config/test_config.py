@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tusd_py.config import Config, ProfileConfig, load_config
+from tusd_py.config import Config, ProfileConfig, StorageConfig, load_config
 from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.example import render_example
 from tusd_py.config.place import Place, place_of
 from tusd_py.config.render import MASK, render_effective
-from tusd_py.config.sections import ProfileObjectParameters, is_loopback
+from tusd_py.config.sections import FormerStoreConfig, ProfileObjectParameters, is_loopback
 from tusd_py.config.units import format_duration, format_size, parse_duration, parse_size
 from tusd_py.config.validation import cross_field_problems, warnings
 from tusd_py.errors import ConfigError
@@ -995,7 +995,8 @@ def test_stores_of_before_are_written_as_they_are_read(write: Files) -> None:
     config = load_config(write(FORMER))
 
     assert load_config(write(render_effective(config), "effective.toml")) == config
-    assert [str(place_of(config, each)) for each in (config.storage, *config.storage.former)] == [
+    stores: list[StorageConfig | FormerStoreConfig] = [config.storage, *config.storage.former]
+    assert [str(place_of(config, each)) for each in stores] == [
         "bucket new",
         "directory /srv/uploads",
         "bucket old at http://minio:9000, location a/b",

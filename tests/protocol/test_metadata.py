@@ -20,12 +20,12 @@ ANY_HEADER = st.text(st.characters(exclude_categories=["Cs"])) | st.text(
 )
 
 
-def parse(header, max_bytes=4096):
+def parse(header: str | None, max_bytes: int = 4096) -> dict[str, bytes]:
     return parse_metadata(header, max_bytes=max_bytes)
 
 
 @given(st.dictionaries(KEYS, st.binary(max_size=50), max_size=10))
-def test_pairs_are_read_in_their_order(pairs):
+def test_pairs_are_read_in_their_order(pairs: dict[str, bytes]) -> None:
     """CRE-08"""
     header = ",".join(f"{key} {base64.b64encode(value).decode()}" for key, value in pairs.items())
 
@@ -35,7 +35,7 @@ def test_pairs_are_read_in_their_order(pairs):
 
 
 @given(ANY_HEADER)
-def test_any_other_text_is_read_or_refused(header):
+def test_any_other_text_is_read_or_refused(header: str) -> None:
     """CRE-08"""
     try:
         pairs = parse(header)
@@ -53,7 +53,7 @@ def test_any_other_text_is_read_or_refused(header):
         ("a Yg== ,\tb Yg==", {"a": b"b", "b": b"b"}),
     ],
 )  # fmt: skip
-def test_what_real_clients_send_is_accepted(header, pairs):
+def test_what_real_clients_send_is_accepted(header: str | None, pairs: dict[str, bytes]) -> None:
     """CRE-08"""
     assert parse(header) == pairs
 
@@ -62,7 +62,7 @@ def test_what_real_clients_send_is_accepted(header, pairs):
     "header",
     [",", "a,", ",a", "a Yg==,a Yg==", "a Y", "a Yg==x!", "a -_", "ä Yg==", "a\r\nb", "a\0", "a Yg== Yg==", "a" * 4097],
 )
-def test_the_rest_is_refused(header):
+def test_the_rest_is_refused(header: str) -> None:
     """CRE-08"""
     with pytest.raises(InvalidMetadata):
         parse(header)
@@ -76,13 +76,13 @@ def test_the_rest_is_refused(header):
         ({"a": b"\xff", "b": b"y"}, "y"), ({"a": b"x\ny"}, None), ({"a": b"\0"}, None), ({"a": " ä ".encode()}, "ä"),
     ],
 )  # fmt: skip
-def test_the_first_key_with_usable_text_counts(pairs, text):
+def test_the_first_key_with_usable_text_counts(pairs: dict[str, bytes], text: str | None) -> None:
     """CRE-10"""
     assert text_value(pairs, "a", "b") == text
 
 
 @given(st.binary())
-def test_a_text_value_holds_nothing_that_breaks_out_of_a_line(value):
+def test_a_text_value_holds_nothing_that_breaks_out_of_a_line(value: bytes) -> None:
     """CRE-10"""
     text = text_value({"a": value}, "a")
 

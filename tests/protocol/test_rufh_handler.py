@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ from tusd_py.errors import (
 )
 from tusd_py.protocol import negotiation, tus_v1
 from tusd_py.protocol.checksum import DigestSet
+from tusd_py.protocol.dialect import Dialect
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.negotiation import NEWEST_RUFH, UNDECLARED, choose
 from tusd_py.protocol.upload import Append, State, UploadProtocol, plan_append
@@ -40,12 +42,12 @@ VALUES = st.text(max_size=30) | st.sampled_from([
 HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=9).map(CIMultiDict)
 
 
-def speaking(method: str = "POST", **headers: str):
+def speaking(method: str = "POST", **headers: str) -> Dialect:
     return choose(method, CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()}), ALL)
 
 
 @given(HEADERS, st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS", "PUT"]))
-def test_any_headers_are_understood_or_refused(headers, method):
+def test_any_headers_are_understood_or_refused(headers: CIMultiDict[str], method: str) -> None:
     """GEN-07"""
     dialect = choose(method, headers, ALL)
     for read in (
@@ -63,7 +65,7 @@ def test_any_headers_are_understood_or_refused(headers, method):
 
 
 @pytest.mark.parametrize("version", ["3", "4", "5", "6", "7", "8"])
-def test_tus_wins_and_else_the_version_decides(version):
+def test_tus_wins_and_else_the_version_decides(version: str) -> None:
     """GEN-01 GEN-02"""
     assert speaking(Tus_Resumable="1.0.0", Upload_Draft_Interop_Version=version, Upload_Complete="?1") is tus_v1
     assert speaking(Tus_Resumable="9.9.9", Upload_Complete="?1") is tus_v1
@@ -72,7 +74,7 @@ def test_tus_wins_and_else_the_version_decides(version):
     assert chosen.supports_interim
 
 
-def test_an_unknown_version_and_none_mean_the_newest_rules():
+def test_an_unknown_version_and_none_mean_the_newest_rules() -> None:
     """GEN-03"""
     newest = speaking(Upload_Complete="?0")
 
@@ -86,12 +88,12 @@ def test_an_unknown_version_and_none_mean_the_newest_rules():
 
 @pytest.mark.parametrize("value", ["yes", "", "1", "?2", "?1, ?1"])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "HEAD", "DELETE", "GET"])
-def test_a_malformed_mark_is_a_mark(method, value):
+def test_a_malformed_mark_is_a_mark(method: str, value: str) -> None:
     """GEN-03 GEN-07"""
     assert speaking(method, Upload_Complete=value) is NEWEST_RUFH
 
 
-def test_what_only_the_newest_dialect_knows_marks_a_request():
+def test_what_only_the_newest_dialect_knows_marks_a_request() -> None:
     """GEN-03 RH-04"""
     assert speaking("PATCH", Content_Type="application/partial-upload; a=b", Upload_Offset="0") is NEWEST_RUFH
     assert speaking("PATCH", Content_Type="application/offset+octet-stream", Upload_Offset="0") is UNDECLARED
@@ -100,7 +102,7 @@ def test_what_only_the_newest_dialect_knows_marks_a_request():
     assert speaking("HEAD", Upload_Offset="0", Tus_Resumable="1.0.0") is tus_v1
 
 
-def test_switched_off_everything_is_tus():
+def test_switched_off_everything_is_tus() -> None:
     """GEN-02 GEN-03"""
     off = Features.derive(rufh=False)
 
@@ -110,7 +112,7 @@ def test_switched_off_everything_is_tus():
     assert "Upload-Limit" in negotiation.render_options(ALL).headers
 
 
-def test_a_status_is_told_in_the_dialect_of_the_upload_where_none_is_named():
+def test_a_status_is_told_in_the_dialect_of_the_upload_where_none_is_named() -> None:
     """GEN-04"""
     ours = UNDECLARED.render_status(upload(protocol=UploadProtocol.RUFH), ALL)
     tus = UNDECLARED.render_status(upload(), ALL)
@@ -120,7 +122,7 @@ def test_a_status_is_told_in_the_dialect_of_the_upload_where_none_is_named():
     assert UNDECLARED.render_unfinished(upload(), ALL) is None
 
 
-def test_a_last_body_fixes_the_length_and_a_beginning_does_not():
+def test_a_last_body_fixes_the_length_and_a_beginning_does_not() -> None:
     """RC-07"""
     dialect = speaking(Upload_Draft_Interop_Version="8")
     last = dialect.parse_create(CIMultiDict({"Upload-Complete": "?1", "Content-Length": "5"}), ALL)
@@ -131,7 +133,7 @@ def test_a_last_body_fixes_the_length_and_a_beginning_does_not():
     assert last.protocol is first.protocol is UploadProtocol.RUFH
 
 
-def test_version_3_says_the_opposite():
+def test_version_3_says_the_opposite() -> None:
     """RA-01 RC-03"""
     dialect = speaking(Upload_Draft_Interop_Version="3")
     append = dialect.parse_append(CIMultiDict({"Upload-Offset": "0", "Upload-Incomplete": "?1"}), ALL)
@@ -141,7 +143,7 @@ def test_version_3_says_the_opposite():
     assert dialect.render_status(upload(), ALL).headers["Upload-Incomplete"] == "?1"
 
 
-def test_several_digests_must_all_be_right():
+def test_several_digests_must_all_be_right() -> None:
     """RG-01"""
     digests = ("Content-Digest", f"{EMPTY_SHA256}, sha-512=:AAAA:, x=:AAAA:")
     headers = CIMultiDict([("Upload-Incomplete", "?0"), ("Upload-Offset", "0"), digests])
@@ -155,11 +157,11 @@ def test_several_digests_must_all_be_right():
 # --- what an append may do -------------------------------------------------------------------------
 
 
-def append(completes: bool | None, content_length: int | None = 30, **changes) -> Append:
+def append(completes: bool | None, content_length: int | None = 30, **changes: Any) -> Append:
     return Append(offset=70, content_length=content_length, completes=completes, **changes)
 
 
-def test_the_last_body_tells_the_length():
+def test_the_last_body_tells_the_length() -> None:
     """RA-05"""
     plan = plan_append(upload(length=None), append(True), max_size=None)
 
@@ -178,13 +180,15 @@ def test_the_last_body_tells_the_length():
         (False, 0, 69, LengthConflict),
     ],
 )
-def test_lengths_that_do_not_fit_are_refused(completes, content_length, length, error):
+def test_lengths_that_do_not_fit_are_refused(
+    completes: bool, content_length: int, length: int | None, error: type[Exception]
+) -> None:
     """RA-05 RA-06 RA-13"""
     with pytest.raises(error):
         plan_append(upload(), append(completes, content_length, length=length), max_size=None)
 
 
-def test_a_complete_upload_is_not_continued():
+def test_a_complete_upload_is_not_continued() -> None:
     """RA-10"""
     done = upload(state=State.COMPLETED, length=70)
 
@@ -196,15 +200,15 @@ def test_a_complete_upload_is_not_continued():
 # --- errors ------------------------------------------------------------------------------------------
 
 
-def test_an_offset_mismatch_names_both_offsets():
+def test_an_offset_mismatch_names_both_offsets() -> None:
     """RA-04 RP-01"""
     reply = speaking(Upload_Complete="?1").render_error(OffsetMismatch(current=70, received=3), "PATCH", ALL)
 
     assert (reply.status, reply.media_type, reply.headers["Upload-Complete"]) == (409, "application/problem+json", "?0")
-    assert json.loads(reply.body)["expected-offset"] == 70
+    assert json.loads(reply.body or "")["expected-offset"] == 70
 
 
-def test_an_error_tells_the_offset_only_where_it_is_known():
+def test_an_error_tells_the_offset_only_where_it_is_known() -> None:
     """GEN-16 RC-06"""
     dialect = speaking(Upload_Draft_Interop_Version="3")
     error = UploadLocked()

@@ -30,7 +30,7 @@ def field(*lines: str) -> CIMultiDict[str]:
         ("\u0661", None), ("1_0", None), ("(1)", None), ("1;x=(1)", None), ('1;x="\\a"', None), ('1;x="é"', None),
     ],
 )  # fmt: skip
-def test_integers(value, number):
+def test_integers(value: str, number: int | None) -> None:
     """GEN-07"""
     assert integer(field(value), "x") == number
 
@@ -40,12 +40,12 @@ def test_integers(value, number):
     [("?1", True), ("?0", False), ("?1;x", True), (" ?0", False)]
     + [(value, None) for value in ("1", "true", "?", "?2", "?10", "? 1", "", "??1", "?1,", "?1 ?1")],
 )
-def test_booleans(value, truth):
+def test_booleans(value: str, truth: bool | None) -> None:
     """GEN-07"""
     assert boolean(field(value), "x") is truth
 
 
-def test_a_field_of_several_lines_is_no_item():
+def test_a_field_of_several_lines_is_no_item() -> None:
     """GEN-07 GEN-08"""
     assert integer(field("5", "5"), "x") is None
     assert boolean(field("?1", "?1"), "x") is None
@@ -72,13 +72,13 @@ def test_a_field_of_several_lines_is_no_item():
         ([], {}),
     ],
 )
-def test_dictionaries_of_byte_sequences(lines, members):
+def test_dictionaries_of_byte_sequences(lines: list[str], members: dict[str, bytes]) -> None:
     """RG-01 GEN-07"""
     assert byte_sequences(field(*lines), "x") == members
 
 
 @given(st.lists(GRAMMAR | st.text(max_size=12), max_size=3))
-def test_whatever_stands_there_is_read_or_ignored(lines):
+def test_whatever_stands_there_is_read_or_ignored(lines: list[str]) -> None:
     """GEN-07"""
     headers = field(*lines)
 
@@ -90,7 +90,7 @@ def test_whatever_stands_there_is_read_or_ignored(lines):
 
 
 @given(st.integers(0, 10**15 - 1), st.booleans(), st.binary(max_size=64))
-def test_what_is_written_can_be_read(number, truth, data):
+def test_what_is_written_can_be_read(number: int, truth: bool, data: bytes) -> None:
     """RL-01"""
     assert render_integers({"max-size": number, "max-age": 1}) == f"max-size={number}, max-age=1"
     assert integer(field(str(number)), "x") == number
@@ -98,7 +98,7 @@ def test_what_is_written_can_be_read(number, truth, data):
     assert byte_sequences(field(f"a=:{base64.b64encode(data).decode()}:"), "x") == {"a": data}
 
 
-def test_a_long_field_takes_no_long_time():
+def test_a_long_field_takes_no_long_time() -> None:
     members = ",".join(f"k{number}" for number in range(12_000))
 
     assert byte_sequences(field(f"{members}, a=:AAEC:"), "x") == {"a": b"\0\1\2"}

@@ -41,7 +41,7 @@ HEADERS = st.lists(st.tuples(NAMES, VALUES), max_size=8).map(CIMultiDict)
 
 
 @given(HEADERS, st.sampled_from(["POST", "PATCH", "HEAD", "GET", "DELETE", "OPTIONS", "PUT"]))
-def test_any_headers_are_understood_or_refused(headers, method):
+def test_any_headers_are_understood_or_refused(headers: CIMultiDict[str], method: str) -> None:
     """GEN-06 GEN-08"""
     for read in (
         lambda: effective_method(method, headers),
@@ -58,7 +58,7 @@ def test_any_headers_are_understood_or_refused(headers, method):
 
 
 @given(st.text())
-def test_any_part_url_yields_a_segment_or_a_refusal(url):
+def test_any_part_url_yields_a_segment_or_a_refusal(url: str) -> None:
     """CAT-05 CAT-06"""
     try:
         token = tus_v1.partial_token(url, "/files")
@@ -80,12 +80,12 @@ def test_any_part_url_yields_a_segment_or_a_refusal(url):
         "T",
     ],
 )
-def test_the_part_is_found_behind_any_prefix(url):
+def test_the_part_is_found_behind_any_prefix(url: str) -> None:
     """CAT-05"""
     assert tus_v1.partial_token(url, "/files") == "T"
 
 
-def test_extensions_stand_and_fall_together():
+def test_extensions_stand_and_fall_together() -> None:
     """CORE-05"""
     assert not Features.derive().offers("checksum-trailer")
     assert not Features.derive(disabled=["checksum"], checksum_trailer=True).offers("checksum-trailer")
@@ -94,7 +94,7 @@ def test_extensions_stand_and_fall_together():
     assert "tus-extension" not in {name.lower() for name in tus_v1.render_options(Features(frozenset())).headers}
 
 
-def test_lists_have_no_spaces():
+def test_lists_have_no_spaces() -> None:
     """CORE-04 CORE-05 CSUM-01"""
     for value in tus_v1.render_options(Features.derive(max_size=5)).headers.values():
         assert " " not in value
@@ -102,13 +102,13 @@ def test_lists_have_no_spaces():
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE", "PUT"])
 @pytest.mark.parametrize("lines", [[], ["1.0"], ["1.0.0", "1.0.0"], [" 1.0.0"]])
-def test_versions(method, lines):
+def test_versions(method: str, lines: list[str]) -> None:
     """CORE-02 CORE-03"""
     with pytest.raises(UnsupportedVersion):
         tus_v1.check_request(method, CIMultiDict([("Tus-Resumable", line) for line in lines]))
 
 
-def test_override_is_for_post_and_three_methods():
+def test_override_is_for_post_and_three_methods() -> None:
     """CORE-07"""
     wish = CIMultiDict({"X-HTTP-Method-Override": "DELETE"})
 
@@ -127,24 +127,26 @@ def test_override_is_for_post_and_three_methods():
         ({"Transfer-Encoding": "chunked", "Content-Length": "5"}, None),
     ],
 )
-def test_the_length_of_a_body(headers, length):
+def test_the_length_of_a_body(headers: dict[str, str], length: int | None) -> None:
     """CORE-24"""
     assert content_length(CIMultiDict(headers)) == length
 
 
-def test_what_a_creation_must_not_bring_is_known_before_or_after_the_body():
+def test_what_a_creation_must_not_bring_is_known_before_or_after_the_body() -> None:
     """CRE-12 CAT-04"""
     kinds = CIMultiDict({"Upload-Length": "5", "Content-Type": "text/plain"})
 
     assert tus_v1.parse_create(kinds, ALL).unwanted_body is None
     framed = CIMultiDict([*kinds.items(), ("Transfer-Encoding", "chunked")])
-    assert tus_v1.parse_create(framed, ALL).unwanted_body.status == 415
+    unwanted = tus_v1.parse_create(framed, ALL).unwanted_body
+    assert unwanted is not None
+    assert unwanted.status == 415
     assert not tus_v1.parse_create(framed, ALL).has_body
     with pytest.raises(ProtocolError):
         tus_v1.parse_create(CIMultiDict([*kinds.items(), ("Content-Length", "5")]), ALL)
 
 
-def test_the_offset_stands_on_a_failed_patch_alone():
+def test_the_offset_stands_on_a_failed_patch_alone() -> None:
     """GEN-16"""
     error = OffsetMismatch()
     known = upload()
@@ -156,7 +158,7 @@ def test_the_offset_stands_on_a_failed_patch_alone():
     assert "Upload-Offset" not in tus_v1.render_error(error, "PATCH", ALL, final).headers
 
 
-def test_errors_bring_the_headers_that_belong_to_them():
+def test_errors_bring_the_headers_that_belong_to_them() -> None:
     """CORE-02 CRE-05 GEN-11 GEN-12"""
     limited = Features.derive(max_size=5)
     refused = MethodNotAllowed(("GET", "HEAD"))
@@ -165,7 +167,9 @@ def test_errors_bring_the_headers_that_belong_to_them():
     assert tus_v1.render_error(UploadTooLarge(), "POST", limited).headers["Tus-Max-Size"] == "5"
     assert tus_v1.render_error(refused, "PUT", ALL).headers["Allow"] == "GET, HEAD"
     assert tus_v1.render_error(refused, "HEAD", ALL).body is None
-    assert tus_v1.render_error(refused, "PUT", ALL).body.startswith("ERR_METHOD_NOT_ALLOWED: ")
+    body = tus_v1.render_error(refused, "PUT", ALL).body
+    assert body is not None
+    assert body.startswith("ERR_METHOD_NOT_ALLOWED: ")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +183,9 @@ def test_errors_bring_the_headers_that_belong_to_them():
         ({"metadata": "a Yg=="}, {"Upload-Metadata"}, set()),
     ],
 )
-def test_a_head_tells_what_is_known_and_nothing_else(changes, present, absent):
+def test_a_head_tells_what_is_known_and_nothing_else(
+    changes: dict[str, object], present: set[str], absent: set[str]
+) -> None:
     """CORE-08 CORE-09 DEF-02 CATU-02 CRE-09"""
     headers = set(tus_v1.render_status(upload(**changes), ALL).headers)
 

@@ -16,12 +16,12 @@ from tusd_py.protocol.checksum import ALGORITHMS, parse_checksum
 pytestmark = pytest.mark.unit
 
 
-def expected(algorithm, data):
+def expected(algorithm: str, data: bytes) -> bytes:
     return zlib.crc32(data).to_bytes(4, "big") if algorithm == "crc32" else hashlib.new(algorithm, data).digest()
 
 
 @given(st.sampled_from(ALGORITHMS), st.lists(st.binary(), max_size=5))
-def test_a_digest_over_pieces_is_the_digest_of_the_whole(algorithm, pieces):
+def test_a_digest_over_pieces_is_the_digest_of_the_whole(algorithm: str, pieces: list[bytes]) -> None:
     """CSUM-02 CSUM-03"""
     digest = expected(algorithm, b"".join(pieces))
     checksum = parse_checksum(f"{algorithm} {base64.b64encode(digest).decode()}")
@@ -34,7 +34,7 @@ def test_a_digest_over_pieces_is_the_digest_of_the_whole(algorithm, pieces):
 
 
 @given(st.text())
-def test_any_text_is_read_or_refused(text):
+def test_any_text_is_read_or_refused(text: str) -> None:
     """CSUM-06"""
     try:
         checksum = parse_checksum(text)
@@ -58,14 +58,14 @@ def test_any_text_is_read_or_refused(text):
         "sha1\tqvTGHdzF6KLavt4PO0gs2a6pQ00=",
     ],
 )
-def test_the_grammar_is_strict(value):
+def test_the_grammar_is_strict(value: str) -> None:
     """CSUM-05 CSUM-06"""
     with pytest.raises(InvalidChecksum):
         parse_checksum(value)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_digest_of_the_wrong_length_is_read_and_matches_nothing(algorithm):
+def test_a_digest_of_the_wrong_length_is_read_and_matches_nothing(algorithm: str) -> None:
     """CSUM-06"""
     checksum = parse_checksum(f"{algorithm} {base64.b64encode(b'no').decode()}")
 
@@ -73,7 +73,7 @@ def test_a_digest_of_the_wrong_length_is_read_and_matches_nothing(algorithm):
     assert checksum.hasher().digest() != checksum.digest
 
 
-def test_an_algorithm_may_be_left_out():
+def test_an_algorithm_may_be_left_out() -> None:
     """CSUM-05"""
     with pytest.raises(InvalidChecksum):
         parse_checksum("sha1 qvTGHdzF6KLavt4PO0gs2a6pQ00=", enabled=["md5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import NoReturn
 from uuid import uuid4
 
 import pytest
@@ -20,12 +21,12 @@ def nothing() -> None:
     pass
 
 
-async def turns(times=5):
+async def turns(times: int = 5) -> None:
     for _ in range(times):
         await asyncio.sleep(0)
 
 
-async def test_a_free_upload_is_had_at_once():
+async def test_a_free_upload_is_had_at_once() -> None:
     """LOCK-01"""
     locks = LocalLocks(timeout_seconds=1)
 
@@ -36,17 +37,18 @@ async def test_a_free_upload_is_had_at_once():
     assert not locks.held(UPLOAD)
 
 
-async def test_a_newcomer_stops_the_holder_and_goes_on_after_it():
+async def test_a_newcomer_stops_the_holder_and_goes_on_after_it() -> None:
     """LOCK-01 LOCK-02"""
     locks = LocalLocks(timeout_seconds=5)
-    stop, order = asyncio.Event(), []
+    stop = asyncio.Event()
+    order: list[object] = []
 
-    async def holder():
+    async def holder() -> None:
         async with locks.hold(UPLOAD, stop.set):
             await stop.wait()
             order.append("holder")
 
-    async def newcomer():
+    async def newcomer() -> None:
         async with locks.hold(UPLOAD, nothing) as contended:
             order.append(contended)
 
@@ -58,12 +60,13 @@ async def test_a_newcomer_stops_the_holder_and_goes_on_after_it():
     assert not locks._entries
 
 
-async def test_the_oldest_waiter_is_next_and_is_told_that_others_wait():
+async def test_the_oldest_waiter_is_next_and_is_told_that_others_wait() -> None:
     """LOCK-02"""
     locks = LocalLocks(timeout_seconds=5)
-    order, told = [], []
+    order: list[int] = []
+    told: list[int] = []
 
-    async def newcomer(number):
+    async def newcomer(number: int) -> None:
         async with locks.hold(UPLOAD, lambda: told.append(number)):
             order.append(number)
             await turns()
@@ -77,7 +80,7 @@ async def test_the_oldest_waiter_is_next_and_is_told_that_others_wait():
     assert told == [0, 1]
 
 
-async def test_a_waiter_gives_up_after_its_time_and_leaves_no_trace():
+async def test_a_waiter_gives_up_after_its_time_and_leaves_no_trace() -> None:
     """LOCK-04"""
     locks = LocalLocks(timeout_seconds=0.01)
 
@@ -91,11 +94,11 @@ async def test_a_waiter_gives_up_after_its_time_and_leaves_no_trace():
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_waiter_that_is_cancelled_passes_its_turn_on(late):
+async def test_a_waiter_that_is_cancelled_passes_its_turn_on(late: bool) -> None:
     """LOCK-02"""
     locks = LocalLocks(timeout_seconds=5)
 
-    async def newcomer():
+    async def newcomer() -> bool:
         async with locks.hold(UPLOAD, nothing):
             return True
 
@@ -118,11 +121,11 @@ async def test_a_waiter_that_is_cancelled_passes_its_turn_on(late):
     assert not locks._entries
 
 
-async def test_a_holder_that_fails_to_stop_blocks_nobody_for_ever():
+async def test_a_holder_that_fails_to_stop_blocks_nobody_for_ever() -> None:
     """LOCK-02"""
     locks = LocalLocks(timeout_seconds=5)
 
-    def broken():
+    def broken() -> NoReturn:
         raise RuntimeError
 
     async with locks.hold(UPLOAD, broken):
@@ -132,11 +135,15 @@ async def test_a_holder_that_fails_to_stop_blocks_nobody_for_ever():
         assert not locks._entries[UPLOAD].waiters
 
 
-async def test_another_process_may_ask():
+async def test_another_process_may_ask() -> None:
     """LOCK-02"""
-    asked = []
-    locks = LocalLocks(timeout_seconds=5, ask_others=lambda upload_id: asyncio.sleep(0, asked.append(upload_id)))
-    told = []
+    asked: list[str] = []
+    told: list[int] = []
+
+    async def ask(upload_id: str) -> None:
+        asked.append(upload_id)
+
+    locks = LocalLocks(timeout_seconds=5, ask_others=ask)
 
     locks.asked(UPLOAD)
     async with locks.hold(UPLOAD, lambda: told.append(1)):

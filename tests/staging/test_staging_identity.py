@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from tests.support.databases import dsn_for, run_sql
+from tests.support.fixtures import MakeConfig
 from tests.support.world import new_upload
 from tusd_py.app import Records, adopt, identify, make_core, make_records, plan_adoption, running
 from tusd_py.config import Config
@@ -100,7 +101,7 @@ async def staging_ids(config: Config, table: str = "uploads") -> list[StagingId]
 # --- a first start ---------------------------------------------------------------------------------
 
 
-async def test_a_new_directory_gets_an_id_that_stays(make_config) -> None:
+async def test_a_new_directory_gets_an_id_that_stays(make_config: MakeConfig) -> None:
     config = make_config()
 
     first, again = await identified(config), await identified(config)
@@ -111,7 +112,7 @@ async def test_a_new_directory_gets_an_id_that_stays(make_config) -> None:
     assert (row["id"], row["node"], row["path"]) == (first, config.node, str(config.staging_directory))
 
 
-async def test_of_processes_that_begin_at_once_all_take_the_same_id(make_config) -> None:
+async def test_of_processes_that_begin_at_once_all_take_the_same_id(make_config: MakeConfig) -> None:
     config = make_config()
 
     ids = await asyncio.gather(*(identified(config) for _ in range(8)))
@@ -119,7 +120,9 @@ async def test_of_processes_that_begin_at_once_all_take_the_same_id(make_config)
     assert set(ids) == {read_id(config.staging_directory)}
 
 
-async def test_a_start_that_was_killed_before_the_file_was_written_is_repeated(make_config, monkeypatch) -> None:
+async def test_a_start_that_was_killed_before_the_file_was_written_is_repeated(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config()
 
     def killed(*_: Any) -> bool:
@@ -136,7 +139,9 @@ async def test_a_start_that_was_killed_before_the_file_was_written_is_repeated(m
         assert [row["id"] for row in await records.database.fetch("SELECT id FROM staging_directories")] == [staging_id]
 
 
-async def test_a_directory_of_the_first_version_takes_the_uploads_of_its_node(make_config, first_version_dsn) -> None:
+async def test_a_directory_of_the_first_version_takes_the_uploads_of_its_node(
+    make_config: MakeConfig, first_version_dsn: str
+) -> None:
     here, there = await legacy(first_version_dsn, "n1"), await legacy(first_version_dsn, "n2")
     whole = await legacy(first_version_dsn, "n1", "completed", 10)
     config = make_config(database={"dsn": first_version_dsn}, server={"node": "n1"})
@@ -154,7 +159,7 @@ async def test_a_directory_of_the_first_version_takes_the_uploads_of_its_node(ma
 
 
 async def test_a_directory_of_the_first_version_is_known_by_its_files_whatever_its_nodes_were_called(
-    make_config, first_version_dsn
+    make_config: MakeConfig, first_version_dsn: str
 ) -> None:
     """A container has another host name after every start."""
     uploads = [await legacy(first_version_dsn, f"container-{number}") for number in range(3)]
@@ -170,7 +175,9 @@ async def test_a_directory_of_the_first_version_is_known_by_its_files_whatever_i
     assert set(await staging_ids(config)) == {staging_id}
 
 
-async def test_a_disk_that_is_not_mounted_at_the_first_start_is_noticed(make_config, first_version_dsn) -> None:
+async def test_a_disk_that_is_not_mounted_at_the_first_start_is_noticed(
+    make_config: MakeConfig, first_version_dsn: str
+) -> None:
     await legacy(first_version_dsn, "n1")
     config = make_config(database={"dsn": first_version_dsn}, server={"node": "n1"})
     await migrate(first_version_dsn)
@@ -184,7 +191,7 @@ async def test_a_disk_that_is_not_mounted_at_the_first_start_is_noticed(make_con
 # --- refusals --------------------------------------------------------------------------------------
 
 
-async def test_another_database_is_refused_and_nothing_is_made(make_config, other_dsn) -> None:
+async def test_another_database_is_refused_and_nothing_is_made(make_config: MakeConfig, other_dsn: str) -> None:
     config = make_config()
     await identified(config)
     before = sorted(config.staging_directory.rglob("*"))
@@ -196,7 +203,7 @@ async def test_another_database_is_refused_and_nothing_is_made(make_config, othe
     assert sorted(config.staging_directory.rglob("*")) == before
 
 
-async def test_files_beside_a_database_without_any_upload_are_refused(make_config) -> None:
+async def test_files_beside_a_database_without_any_upload_are_refused(make_config: MakeConfig) -> None:
     """The first start of this version, and without its `dsn`."""
     config = make_config()
     stage(config, uuid.uuid4())
@@ -207,7 +214,7 @@ async def test_files_beside_a_database_without_any_upload_are_refused(make_confi
     assert read_id(config.staging_directory) is None
 
 
-async def test_a_copy_without_its_id_is_refused_until_it_is_adopted(make_config, tmp_path) -> None:
+async def test_a_copy_without_its_id_is_refused_until_it_is_adopted(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
     await received(config)
     staging_id = read_id(config.staging_directory)
@@ -221,7 +228,7 @@ async def test_a_copy_without_its_id_is_refused_until_it_is_adopted(make_config,
     assert await identified(config) == staging_id
 
 
-async def test_a_damaged_id_is_refused_until_it_is_adopted(make_config) -> None:
+async def test_a_damaged_id_is_refused_until_it_is_adopted(make_config: MakeConfig) -> None:
     config = make_config()
     await received(config)
     staging_id = read_id(config.staging_directory)
@@ -235,7 +242,7 @@ async def test_a_damaged_id_is_refused_until_it_is_adopted(make_config) -> None:
     assert await identified(config) == staging_id
 
 
-async def test_without_a_database_only_a_directory_with_an_id_is_trusted(make_config) -> None:
+async def test_without_a_database_only_a_directory_with_an_id_is_trusted(make_config: MakeConfig) -> None:
     """A process that is replaced while the database is away serves as soon as it is back."""
     not_found = {"dsn": "postgresql://nobody@127.0.0.1:9/nothing", "connect_timeout": 1}
     with pytest.raises(DatabaseUnavailable):
@@ -248,7 +255,9 @@ async def test_without_a_database_only_a_directory_with_an_id_is_trusted(make_co
 # --- adopting --------------------------------------------------------------------------------------
 
 
-async def test_adopting_shows_what_is_there_and_makes_an_unknown_directory_known(make_config, other_dsn) -> None:
+async def test_adopting_shows_what_is_there_and_makes_an_unknown_directory_known(
+    make_config: MakeConfig, other_dsn: str
+) -> None:
     upload_id = await received(make_config())
     staging_id = read_id(make_config().staging_directory)
     config = make_config(database={"dsn": other_dsn})
@@ -265,7 +274,7 @@ async def test_adopting_shows_what_is_there_and_makes_an_unknown_directory_known
     assert stage(config, upload_id).exists()
 
 
-async def test_adopting_prefers_the_directory_that_the_database_has_the_files_in(make_config) -> None:
+async def test_adopting_prefers_the_directory_that_the_database_has_the_files_in(make_config: MakeConfig) -> None:
     config = make_config()
     await received(config)
     staging_id = read_id(config.staging_directory)
@@ -279,7 +288,7 @@ async def test_adopting_prefers_the_directory_that_the_database_has_the_files_in
     assert await identified(config) == staging_id
 
 
-async def test_files_of_several_directories_want_a_choice(make_config, tmp_path) -> None:
+async def test_files_of_several_directories_want_a_choice(make_config: MakeConfig, tmp_path: Path) -> None:
     config, other = make_config(), make_config(data_dir=tmp_path / "other")
     await received(config)
     thrown_in = await received(other)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from tests.support.process import eventually
@@ -15,6 +15,10 @@ from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.metrics import Metrics
 from tusd_py.ports import (
+    CheckResult,
+    DownloadHeaders,
+    ListedObject,
+    LocalFile,
     ObjectIdentity,
     ObjectSpec,
     ObjectStore,
@@ -22,6 +26,7 @@ from tusd_py.ports import (
     Segment,
     StoredObject,
     TransferState,
+    UnfinishedObject,
 )
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
@@ -150,6 +155,7 @@ class OneByOne(ObjectStore):
     """The filesystem store without its batches. Tests override `before` and `after`."""
 
     name = "one by one"
+    keeps_ids = FilesystemStore.keeps_ids
 
     def __init__(self, inner: FilesystemStore) -> None:
         self.inner = inner
@@ -183,6 +189,14 @@ class OneByOne(ObjectStore):
     async def stat(self, key: str) -> StoredObject | None:
         return await self.inner.stat(key)
 
+    async def locate(
+        self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
+    ) -> LocalFile:
+        return await self.inner.locate(key, headers, method=method, expires_seconds=expires_seconds)
+
+    def check(self) -> AsyncGenerator[CheckResult]:
+        return self.inner.check()
+
     async def remove(self, identity: ObjectIdentity) -> bool:
         return await self.inner.remove(identity)
 
@@ -191,6 +205,12 @@ class OneByOne(ObjectStore):
 
     async def probe(self, *, writing: bool = False) -> None:
         await self.inner.probe(writing=writing)
+
+    def list_objects(self) -> AsyncIterator[ListedObject]:
+        return self.inner.list_objects()
+
+    def list_unfinished(self) -> AsyncIterator[UnfinishedObject]:
+        return self.inner.list_unfinished()
 
 
 class Gated(OneByOne):
