@@ -1069,7 +1069,7 @@ async def presigned(
     """A link to an object of three bytes, with headers of its own."""
     store = await open_store(s3)
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
-    url: str = await store.presign(
+    located: PresignedUrl = await store.locate(
         KEY,
         DownloadHeaders(
             "text/plain; charset=utf-8", "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt", "gzip", "de, en"
@@ -1077,7 +1077,7 @@ async def presigned(
         method=method,
         expires_seconds=seconds,
     )
-    return url
+    return located.url
 
 
 async def test_a_link_serves_the_object_with_its_headers(
@@ -1140,7 +1140,7 @@ async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenS
 async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:
     store = await open_store(s3, public_endpoint_url="https://files.example.com")
 
-    url = await store.presign(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)
+    url = (await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)).url
 
     assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
 

@@ -60,7 +60,7 @@ async def test_a_link_passes_cloudfront_until_it_expires(key_file: Path) -> None
     signed = store(cloudfront_key_file=key_file, cloudfront_key_id="K1")
     before = time.time()
 
-    url = await signed.presign("2026/a b/ü", ANSWER, expires_seconds=300)
+    url = (await signed.locate("2026/a b/ü", ANSWER, expires_seconds=300)).url
 
     assert before + 299 <= verify(url, key=KEY.public_key()) <= time.time() + 301
     parts = urlsplit(url)
@@ -73,7 +73,8 @@ async def test_a_link_passes_cloudfront_until_it_expires(key_file: Path) -> None
 
 @pytest.mark.parametrize(("old", "new"), [("a%20b", "a%20c"), ("Expires=", "Expires=9"), ("text", "html")])
 async def test_a_link_that_was_changed_does_not_pass(key_file: Path, old: str, new: str) -> None:
-    url = await store(cloudfront_key_file=key_file, cloudfront_key_id="K1").presign("a b", ANSWER, expires_seconds=1)
+    signed = store(cloudfront_key_file=key_file, cloudfront_key_id="K1")
+    url = (await signed.locate("a b", ANSWER, expires_seconds=1)).url
 
     with pytest.raises(InvalidSignature):
         verify(url.replace(old, new, 1), key=KEY.public_key())
@@ -83,7 +84,7 @@ async def test_a_link_that_was_changed_does_not_pass(key_file: Path, old: str, n
 async def test_a_link_of_a_public_store_is_the_bare_address(protocol: str) -> None:
     bare = store(querystring_auth=False, url_protocol=protocol)
 
-    assert await bare.presign("a b", ANSWER, expires_seconds=1) == f"{protocol}://cdn.example.com/up/a%20b"
+    assert (await bare.locate("a b", ANSWER, expires_seconds=1)).url == f"{protocol}://cdn.example.com/up/a%20b"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where the values of a configuration come from: arguments, environment, file; the first goes before the next.
+"""Where the values of a configuration come from: arguments, environment, file. An earlier one wins.
 
 pydantic-settings asks the class for its sources, not a call. So what the next `Config()` reads is a context
 variable, set by `reading`.

@@ -74,7 +74,7 @@ def file_ranges(segments: Sequence[Segment], start: int, length: int) -> Iterato
         raise StagingDamaged(staged=begins, missing=length)
 
 
-def open_staged(path: Path) -> int:
+def _open_staged(path: Path) -> int:
     """Open a staged file for reading and return its descriptor.
 
     Raises:
@@ -140,7 +140,7 @@ class RangeReader:
         if self._open and self._open[0] == path:
             return self._open[1]
         self._release()
-        descriptor = open_staged(path)
+        descriptor = _open_staged(path)
         self._open = (path, descriptor)
         return descriptor
 

@@ -155,14 +155,11 @@ class S3Store(ObjectStore, PartStore):
     async def locate(
         self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int
     ) -> PresignedUrl:
-        return PresignedUrl(await self.presign(key, headers, method=method, expires_seconds=expires_seconds))
-
-    async def presign(self, key: str, headers: DownloadHeaders, *, method: str = "GET", expires_seconds: int) -> str:
         if self._cdn is not None:
-            return self._cdn.sign(self._prefix + key, headers, expires_seconds=expires_seconds)
+            return PresignedUrl(self._cdn.sign(self._prefix + key, headers, expires_seconds=expires_seconds))
         # All of them: some stores forget the type of an object, and none knows the disposition.
         parameters = {f"Response{name.replace('-', '')}": value for name, value in headers.as_dict().items()}
-        return await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds)
+        return PresignedUrl(await self._bucket.presign(method, self._prefix + key, parameters, expires_seconds))
 
     def list_objects(self) -> AsyncIterator[ListedObject]:
         return listing.objects(self._bucket, self._prefix, self._page_size)
