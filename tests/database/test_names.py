@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -37,18 +37,18 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("values", [State, JobKind, JobState, UploadProtocol, Concat, Trigger, TRANSFER_OUTCOMES])
-def test_every_state_and_kind_is_in_the_glossary(values) -> None:
+def test_every_state_and_kind_is_in_the_glossary(values: Iterable[str]) -> None:
     assert {str(value) for value in values} - QUOTED == set()
 
 
-async def test_every_table_and_column_is_in_the_glossary(dsn) -> None:
+async def test_every_table_and_column_is_in_the_glossary(dsn: str) -> None:
     columns = await columns_of(dsn)
 
     assert {table for table, _ in columns} - QUOTED == set()
     assert {column for _, column in columns} - QUOTED == set()
 
 
-async def test_every_word_that_configuration_database_and_metrics_share_is_in_the_glossary(dsn) -> None:
+async def test_every_word_that_configuration_database_and_metrics_share_is_in_the_glossary(dsn: str) -> None:
     keys = words(keys_of(Config))
     names = words(name for pair in await columns_of(dsn) for name in pair)
     metrics = words(metric_names())
@@ -58,7 +58,7 @@ async def test_every_word_that_configuration_database_and_metrics_share_is_in_th
     assert shared - words(re.findall(r"\w+", GLOSSARY.lower())) - PLAIN == set()
 
 
-def words(names) -> set[str]:
+def words(names: Iterable[str]) -> set[str]:
     """Return the words of which names are made, in the singular."""
     parts = {part for name in names for part in re.split(r"[._]", name)}
     return {part[:-1] if len(part) > 3 and part.endswith("s") and not part.endswith("ss") else part for part in parts}
