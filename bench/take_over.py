@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.support.blocking_client import BlockingConnection, create
 from tests.support.server import Server
-from tests.support.stalling_client import RawConnection, create
 
 LENGTH = 10 * 2**20
 SENT = 2**20
@@ -31,7 +31,7 @@ def one_round(server: Server) -> tuple[str, float]:
     """Take an upload over; return where it happened and how many milliseconds it took."""
     target = create(server.port, LENGTH).headers["location"]
     pids = server.ready.http_pids
-    with RawConnection(server.port) as holder, RawConnection(server.port) as newcomer:
+    with BlockingConnection(server.port) as holder, BlockingConnection(server.port) as newcomer:
         holder.begin_patch(target, offset=0, length=LENGTH)
         holder.send(bytes(SENT))
         where = "one process" if holder.owner(pids) == newcomer.owner(pids) else "across processes"

@@ -28,9 +28,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.support.blocking_client import OCTETS, create, request
 from tests.support.files import download, seeded
 from tests.support.server import Server
-from tests.support.stalling_client import OCTETS, create, request
 
 MIB = 2**20
 ROOM, MORE_ROOM, PROMISED = "48m", "400m", 256 * MIB

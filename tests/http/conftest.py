@@ -1,4 +1,4 @@
-"""Our real runner on a real socket, in this process; requests go out as raw bytes or by aiohttp."""
+"""Our real runner on a real socket, in this process; requests go out as raw bytes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ import asyncpg
 import pytest
 from aiohttp.web_protocol import RequestHandler
 
-from tests.http.support import chunk, chunked, eventually, patch_head
+from tests.http.support import eventually
 from tests.support.fixtures import MakeConfig
-from tests.support.raw_http import RawConnection, RawResponse, exchange
+from tests.support.http_client import Connection, TusClient, chunk, patch_head
 from tusd_py.app import Core, Work, make_core, make_http_context, make_work, run_work, running
 from tusd_py.config import Config
 from tusd_py.http.application import build_application
@@ -33,77 +33,21 @@ from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.uploads.changes import ChangeNotifier
 from tusd_py.uploads.service import Timing, hash_token
 
-Headers = Mapping[str, str | None]
-"""Sent together with `Served.headers`, or in their place; None: one of those is left out."""
 
-
-@dataclass(slots=True)
-class Served:
-    """A running server and what is inside of it."""
+@dataclass(slots=True, kw_only=True)
+class Served(TusClient):
+    """A running server, its client, and what is inside of it."""
 
     config: Config
     core: Core
     web: HttpContext
     server: HttpServer
     work: Work
-    host: str
-    port: int
-    headers: dict[str, str] = field(default_factory=lambda: {"Tus-Resumable": "1.0.0"})
-    connections: list[RawConnection] = field(default_factory=list)
     stopped: bool = False
     worker: asyncio.Task[None] | None = None
     worker_stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def base(self) -> str:
-        return self.config.server.base_path
-
-    async def request(
-        self, method: str, path: str, headers: Headers | list[tuple[str, str]] | None = None, body: bytes = b""
-    ) -> RawResponse:
-        """Send one request on a connection of its own, with Tus-Resumable unless it is given (None: left out)."""
-        return await exchange(self.host, self.port, method, path, self._merged(headers), body)
-
-    def _merged(self, headers: Headers | list[tuple[str, str]] | None) -> list[tuple[str, str]]:
-        if isinstance(headers, list):
-            return headers
-        merged = {**self.headers, **(headers or {})}
-        return [(name, value) for name, value in merged.items() if value is not None]
-
-    async def create(self, length: int | None = None, headers: Headers | None = None, body: bytes = b"") -> str:
-        """Create an upload and return its path."""
-        extra = {"Upload-Length": str(length)} if length is not None else {}
-        response = await self.request("POST", f"{self.base}/", {**extra, **(headers or {})}, body)
-        assert response.status == 201, response
-        return response.headers["location"]
-
-    async def patch(self, path: str, offset: int, body: bytes, headers: Headers | None = None) -> RawResponse:
-        own = {"Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
-        return await self.request("PATCH", path, {**own, **(headers or {})}, body)
-
-    async def head(self, path: str, headers: Headers | None = None) -> RawResponse:
-        return await self.request("HEAD", path, headers)
-
-    async def patch_chunked(
-        self, path: str, offset: int, *pieces: bytes, headers: Headers | None = None
-    ) -> RawResponse:
-        """PATCH a body without Content-Length."""
-        own = {"Transfer-Encoding": "chunked"}
-        return await self.patch(path, offset, chunked(*pieces), {**own, **(headers or {})})
-
-    async def offset(self, path: str) -> int:
-        """Ask for the offset, which must be there."""
-        response = await self.head(path)
-        assert response.status == 200, response
-        return int(response.headers["upload-offset"])
-
-    async def connect(self) -> RawConnection:
-        """Open a connection; it is closed after the test."""
-        connection = await RawConnection.open(self.host, self.port)
-        self.connections.append(connection)
-        return connection
-
-    async def begin(self, path: str, offset: int, body: bytes, *headers: tuple[str, str]) -> RawConnection:
+    async def begin(self, path: str, offset: int, body: bytes, *headers: tuple[str, str]) -> Connection:
         """Begin a PATCH on a connection of its own and wait until `body` has arrived in the server."""
         bodies = self.bodies
         connection = await self.connect()
@@ -217,7 +161,9 @@ async def serving(
         server = HttpServer(build_application(web), config, lingering_seconds=0.2)
         await server.start([listening])
         host, port = listening.getsockname()
-        served = Served(config, core, web, server, work, host, port)
+        served = Served(
+            host, port, config.server.base_path, config=config, core=core, web=web, server=server, work=work
+        )
         try:
             yield served
         finally:

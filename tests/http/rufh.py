@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.http.conftest import Served
-from tests.support.raw_http import RawConnection, RawResponse
+from tests.support.http_client import Connection, Response
 
 PARTIAL_TYPE = "application/partial-upload"
 VERSIONS = (3, 4, 5, 6, 7, 8, None)
@@ -31,7 +31,7 @@ class Client:
             return "Upload-Incomplete", "?0" if complete else "?1"
         return "Upload-Complete", "?1" if complete else "?0"
 
-    def says_complete(self, response: RawResponse) -> bool:
+    def says_complete(self, response: Response) -> bool:
         """Read that field of a response; it must be there, and the other version's must not."""
         name, yes = self.complete(True)
         other = {"upload-complete", "upload-incomplete"} - {name.lower()}
@@ -39,7 +39,7 @@ class Client:
         assert response.headers[name.lower()] in {"?0", "?1"}, response
         return response.headers[name.lower()] == yes
 
-    async def create(self, body: bytes = b"", *extra: tuple[str, str], complete: bool) -> RawResponse:
+    async def create(self, body: bytes = b"", *extra: tuple[str, str], complete: bool) -> Response:
         fields = [*self.mark, self.complete(complete), *extra]
         return await self.served.request("POST", "/files/", fields, body)
 
@@ -55,18 +55,18 @@ class Client:
 
     async def append(
         self, path: str, offset: int, body: bytes = b"", *extra: tuple[str, str], complete: bool
-    ) -> RawResponse:
+    ) -> Response:
         fields = self.append_fields(offset, *extra, complete=complete)
         return await self.served.request("PATCH", path, fields, body)
 
-    async def begin(self, method: str, path: str, fields: Fields, body: bytes, *, announced: int) -> RawConnection:
+    async def begin(self, method: str, path: str, fields: Fields, body: bytes, *, announced: int) -> Connection:
         """Begin a request whose body ends later than `body`, on a connection of its own."""
         connection = await self.served.connect()
         await connection.send_head(method, path, [*fields, ("Content-Length", str(announced))])
         await connection.send(body)
         return connection
 
-    async def head(self, path: str, *extra: tuple[str, str]) -> RawResponse:
+    async def head(self, path: str, *extra: tuple[str, str]) -> Response:
         return await self.served.request("HEAD", path, [*self.mark, *extra])
 
     async def upload_headers(self, path: str) -> tuple[int, bool]:

@@ -10,10 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from tests.http.conftest import Headers, Serve, Served
-from tests.http.support import OFFSET_TYPE
+from tests.http.conftest import Serve, Served
 from tests.http.test_auth import SECRET, bearer
-from tests.support.raw_http import ConnectionLost
+from tests.support.http_client import OFFSET_TYPE, ConnectionLost, Headers
 from tusd_py.errors import PermanentStoreError
 from tusd_py.ports import Job
 from tusd_py.protocol.upload import State, Trigger

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.http.conftest import Served
-from tests.http.support import OFFSET_TYPE
+from tests.support.http_client import OFFSET_TYPE
 
 BODY = {"Content-Type": OFFSET_TYPE}
 

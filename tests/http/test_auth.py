@@ -10,7 +10,7 @@ import jwt
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, patch_head
+from tests.support.http_client import OFFSET_TYPE, TUS, patch_head
 
 SECRET = "a secret of thirty-two bytes, or so"
 BODY = {"Content-Type": OFFSET_TYPE}

@@ -11,8 +11,8 @@ import pytest
 from aiohttp import web
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost, RawResponse, exchange
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, ConnectionLost, Response, chunk, chunked, exchange, patch_head
 from tusd_py.http.application import build_application, runner_options
 
 BIG = bytes(range(256)) * 4096 * 3
@@ -215,7 +215,7 @@ async def patch_trailed(
     pieces: Iterable[bytes],
     trailers: Iterable[tuple[str, str]],
     headers: dict[str, str] = TRAILED,
-) -> RawResponse:
+) -> Response:
     return await served.patch(path, offset, chunked(*pieces, trailers=trailers), headers)
 
 

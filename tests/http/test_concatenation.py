@@ -9,9 +9,9 @@ from typing import NoReturn, Protocol
 
 import pytest
 
-from tests.http.conftest import Headers, Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
-from tests.support.raw_http import RawResponse
+from tests.http.conftest import Serve, Served
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, Headers, Response
 from tusd_py.crc64 import update
 from tusd_py.errors import StagingFull, TransientStoreError
 from tusd_py.protocol.concat import Room
@@ -32,7 +32,7 @@ async def part(served: Served, body: bytes = b"", length: int | None = None, hea
     return await served.create(len(body) if length is None else length, extra, body)
 
 
-async def concatenate(served: Served, *parts: str, **headers: str) -> RawResponse:
+async def concatenate(served: Served, *parts: str, **headers: str) -> Response:
     return await served.request("POST", "/files/", {"Upload-Concat": "final;" + " ".join(parts)} | headers)
 
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, patch_head
 from tusd_py.errors import TakenOver
 from tusd_py.protocol.upload import Upload, UploadId
 

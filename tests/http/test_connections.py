@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import TUS, eventually
-from tests.support.raw_http import ConnectionLost, RawConnection
+from tests.http.support import eventually
+from tests.support.http_client import TUS, Connection, ConnectionLost
 
 HEAD = b"HEAD /files/x HTTP/1.1\r\nHost: localhost\r\nTus-Resumable: 1.0.0\r\n"
 SLOW: dict[str, Any] = {"server": {"header_timeout": 0.5, "keepalive_timeout": 60}}
 
 
-async def drip(connection: RawConnection, seconds: float) -> None:
+async def drip(connection: Connection, seconds: float) -> None:
     """Send a header byte by byte for ever, as fast as it takes to seem alive."""
     end = time.monotonic() + seconds
     await connection.send(HEAD + b"X-Slow: ")

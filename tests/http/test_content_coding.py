@@ -10,8 +10,7 @@ import pytest
 
 from tests.http.conftest import Served
 from tests.http.rufh import Client
-from tests.http.support import OFFSET_TYPE, chunked
-from tests.support.raw_http import RawResponse
+from tests.support.http_client import OFFSET_TYPE, Response, chunked
 
 CODED = gzip.compress(b"a line of text\n" * 100, mtime=0)
 CODING = [("Content-Encoding", "gzip"), ("Content-Language", "de, en-GB")]
@@ -42,7 +41,7 @@ async def announced(client: Client) -> str:
     return path
 
 
-def coding_of(response: RawResponse) -> tuple[str | None, str | None]:
+def coding_of(response: Response) -> tuple[str | None, str | None]:
     return response.headers.get("content-encoding"), response.headers.get("content-language")
 
 

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Iterable
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost, RawResponse
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, Response, chunk, chunked, patch_head
 from tusd_py.protocol.upload import TokenHash, Upload
 
 MISSING = "/files/" + "b" * 32
@@ -81,7 +81,7 @@ async def test_a_post_may_stand_for_other_methods(served: Served) -> None:
     """CORE-07 AIO-14"""
     path = await served.create(5)
 
-    def overridden(method: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> Awaitable[RawResponse]:
+    def overridden(method: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> Awaitable[Response]:
         return served.request("POST", path, [TUS, *headers, ("X-HTTP-Method-Override", method)], body)
 
     patched = await overridden("PATCH", patch_head(0)[1:], b"hello")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, patch_head
-from tests.support.raw_http import RawResponse
+from tests.support.http_client import OFFSET_TYPE, Response, patch_head
 
 PAGE = {"Origin": "https://app.example"}
 PREFLIGHT = PAGE | {
@@ -24,7 +23,7 @@ async def served(serve: Serve) -> Served:
     return await serve(cors=NAMED)
 
 
-def listed(response: RawResponse, name: str) -> set[str]:
+def listed(response: Response, name: str) -> set[str]:
     return {item.strip().lower() for item in response.headers[name].split(",")}
 
 

@@ -7,7 +7,7 @@ import base64
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunked
+from tests.support.http_client import OFFSET_TYPE, TUS, chunked
 
 
 async def test_creation_answers_where_and_from_which_offset(served: Served) -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, chunked
 
 BODY = {"Content-Type": OFFSET_TYPE}
 IN_CHUNKS = BODY | {"Transfer-Encoding": "chunked"}

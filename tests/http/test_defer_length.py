@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE
 
 DEFER = {"Upload-Defer-Length": "1"}
 

@@ -7,8 +7,8 @@ import re
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, ZIP_OF_NOTHING, patch_head
-from tests.support.raw_http import RawResponse
+from tests.http.support import ZIP_OF_NOTHING
+from tests.support.http_client import OFFSET_TYPE, TUS, Response, patch_head
 
 BAD_INTEGERS = ["-1", "+5", "5.0", "0x5", "5, 5", "", " ", "five", "\u0665", "1_0", "9223372036854775808", "1" * 20]
 MISSING = "/files/" + "a" * 32
@@ -204,7 +204,7 @@ async def test_a_method_that_http_does_not_know_is_refused_by_the_parser(served:
     await connection.close()
 
 
-async def failures(served: Served) -> list[RawResponse]:
+async def failures(served: Served) -> list[Response]:
     """One response of each kind of failure."""
     path = await served.create(5, {"Content-Type": OFFSET_TYPE}, b"he")
     small = {"Content-Type": OFFSET_TYPE}

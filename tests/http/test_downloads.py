@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, ConnectionLost
 from tusd_py.ports import DownloadHeaders, PresignedUrl
 from tusd_py.protocol.upload import Upload, UploadId
 from tusd_py.uploads.locate import locate_bytes

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from tests.http.conftest import Served
-from tests.support.raw_http import RawResponse
+from tests.support.http_client import Response
 
 MIB = 2**20
 OCTETS = "application/offset+octet-stream"
 
 
-async def java_patch(served: Served, path: str, offset: int, body: bytes, *, override: bool = False) -> RawResponse:
+async def java_patch(served: Served, path: str, offset: int, body: bytes, *, override: bool = False) -> Response:
     """One request of tus-java-client: chunked, and nothing of the body before 100 Continue."""
     connection = await served.connect()
     headers = [

@@ -9,7 +9,8 @@ from email.utils import parsedate_to_datetime
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE
 
 IMF_FIXDATE = re.compile(
     r"(Mon|Tue|Wed|Thu|Fri|Sat|Sun), \d\d (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) \d{4} "

@@ -16,8 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunk, eventually, patch_head
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, patch_head
 from tusd_py.errors import DatabaseUnavailable, OffsetConflict, StagingFull, StorageError
 from tusd_py.protocol.upload import UploadId
 from tusd_py.uploads.service import Timing

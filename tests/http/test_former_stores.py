@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE
 from tests.support.fixtures import MakeConfig
+from tests.support.http_client import OFFSET_TYPE
 from tusd_py.commands.reconcile import reconcile_node
 from tusd_py.errors import StoreNotConfigured
 

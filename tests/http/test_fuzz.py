@@ -9,8 +9,7 @@ import pytest
 
 from tests.http.conftest import Serve
 from tests.http.rufh import PARTIAL_TYPE, Client
-from tests.http.support import OFFSET_TYPE
-from tests.support.raw_http import ConnectionLost
+from tests.support.http_client import OFFSET_TYPE, ConnectionLost
 
 ROUNDS = 400
 NAMES = [

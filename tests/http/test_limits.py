@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, chunk, chunked, eventually, patch_head
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, chunked, patch_head
 from tusd_py.http.application import READ_BUFFER_BYTES
 from tusd_py.http.request_body import FEW_BODIES, WIDE_BUFFER_BYTES
 from tusd_py.uploads.service import Timing

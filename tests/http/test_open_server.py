@@ -5,16 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, TUS, patch_head
 from tests.http.test_auth import SECRET
-from tests.support.raw_http import RawResponse
+from tests.support.http_client import OFFSET_TYPE, TUS, Response, patch_head
 
 STRANGER = {"Origin": "https://evil.example"}
 LETTERS = {"Content-Type": OFFSET_TYPE}
 JSON = ("Content-Type", "application/json")
 
 
-async def refusals(served: Served, headers: dict[str, str]) -> list[RawResponse]:
+async def refusals(served: Served, headers: dict[str, str]) -> list[Response]:
     """Everything that a page could ask for, about an upload that is there."""
     path = await served.create(5, LETTERS, b"he")
     upload_id = (await served.upload(path)).id

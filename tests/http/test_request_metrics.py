@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
+from tests.http.support import eventually
 from tests.http.test_downloads import Place, stored, uploaded
+from tests.support.http_client import OFFSET_TYPE
 from tusd_py.metrics import Metrics
 
 BODY = {"Content-Type": OFFSET_TYPE}

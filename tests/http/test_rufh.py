@@ -9,14 +9,14 @@ import pytest
 
 from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
-from tests.http.support import OFFSET_TYPE, TUS, chunked, eventually
-from tests.support.raw_http import ConnectionLost, RawResponse
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, Response, chunked
 from tusd_py.protocol.upload import State, UploadProtocol
 
 CHUNKED = ("Transfer-Encoding", "chunked")
 
 
-def problem(response: RawResponse) -> Any:
+def problem(response: Response) -> Any:
     assert response.headers["content-type"] == "application/problem+json; charset=utf-8"
     return json.loads(response.body)
 
@@ -76,7 +76,7 @@ async def test_a_malformed_complete_field_makes_no_resumable_upload(served: Serv
         assert "location" not in refused.headers
 
 
-def assert_refused_in_the_dialect(response: RawResponse) -> None:
+def assert_refused_in_the_dialect(response: Response) -> None:
     """400 as problem details, and nothing of tus."""
     assert response.status == 400
     assert response.headers["content-type"].startswith("application/problem+json")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
-from tests.http.support import chunked, eventually
-from tests.support.raw_http import ConnectionLost, RawResponse
+from tests.http.support import eventually
+from tests.support.http_client import ConnectionLost, Response, chunked
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.protocol.upload import State
 from tusd_py.uploads.service import Timing
@@ -22,7 +22,7 @@ CHUNKED = ("Transfer-Encoding", "chunked")
 WEEK = 7 * 86400
 
 
-def limits(response: RawResponse) -> dict[str, int]:
+def limits(response: Response) -> dict[str, int]:
     pairs = (member.split("=") for member in response.headers["upload-limit"].split(", "))
     return {key: int(value) for key, value in pairs}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
-from tests.support.raw_http import ConnectionLost
+from tests.http.support import eventually
+from tests.support.http_client import OFFSET_TYPE, ConnectionLost
 from tusd_py.protocol.upload import TokenHash, Upload
 
 BODY = {"Content-Type": OFFSET_TYPE}

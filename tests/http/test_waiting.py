@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 
 from tests.http.conftest import Serve, Served
-from tests.http.support import OFFSET_TYPE, eventually
+from tests.http.support import eventually
 from tests.http.test_auth import SECRET, bearer
-from tests.support.raw_http import RawResponse
+from tests.support.http_client import OFFSET_TYPE, Response
 from tusd_py.errors import TransientStoreError
 from tusd_py.protocol.upload import State, UploadId
 from tusd_py.uploads.changes import ChangeNotifier
@@ -39,7 +39,7 @@ def serve(serve: Serve, changes: ChangeNotifier) -> Serve:
 
 async def waiting(
     served: Served, upload_id: UUID, seconds: float = 30, headers: Iterable[tuple[str, str]] = ()
-) -> asyncio.Task[RawResponse]:
+) -> asyncio.Task[Response]:
     """Begin to wait; the request has arrived when this returns."""
     before = served.web.changes.waiting
     task = asyncio.create_task(served.request("GET", f"/api/v1/uploads/{upload_id}?wait={seconds}", list(headers)))
@@ -47,7 +47,7 @@ async def waiting(
     return task
 
 
-async def answer(task: asyncio.Task[RawResponse]) -> Any:
+async def answer(task: asyncio.Task[Response]) -> Any:
     async with asyncio.timeout(10):
         response = await task
     assert response.status == 200, response

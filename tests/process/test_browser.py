@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
+from tests.support.blocking_client import request
 from tests.support.browser import (
     REBOUND_NAME,
     WAIT_MS,
@@ -32,7 +33,6 @@ from tests.support.nginx import MAIN
 from tests.support.ports import LOOPBACK, free_port, is_listening
 from tests.support.process import Child, wait_until
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import request
 from tests.support.tools import ROOT, require_tool
 from tusd_py.http.upload_page import CDN
 

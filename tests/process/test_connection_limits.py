@@ -11,10 +11,10 @@ import urllib.request
 import psutil
 import pytest
 
+from tests.support.blocking_client import create, request
 from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import create, request
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]
 

@@ -17,11 +17,11 @@ import jwt
 import pytest
 import yaml
 
+from tests.support.blocking_client import OCTETS, TUS, request
 from tests.support.dockerfile import Build, Stage, one, parse
 from tests.support.files import random_file, seeded
 from tests.support.ports import LOOPBACK, free_port, is_listening
 from tests.support.process import Child
-from tests.support.stalling_client import OCTETS, TUS, request
 from tests.support.tools import ROOT, require_tool
 from tusd_py.config import Config, load_config
 from tusd_py.config.units import parse_duration

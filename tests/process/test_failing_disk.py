@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
 from tests.support.failing_disk import FailingDisk
 from tests.support.files import download, seeded
+from tests.support.http_client import Response
 from tests.support.process import wait_until
 from tests.support.server import Server
-from tests.support.stalling_client import OCTETS, RawConnection, Response, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -83,7 +84,7 @@ def test_a_sync_that_fails_at_the_end_of_a_cut_body_moves_nothing(server: Server
     content = seeded("failing-disk").randbytes(LENGTH)
     created = create(server.port, LENGTH)
     target = created.headers["location"]
-    with RawConnection(server.port) as connection:
+    with BlockingConnection(server.port) as connection:
         connection.begin_patch(target, offset=0, length=LENGTH)
         connection.send(content[: CHECKPOINT - 1])
         disk.fail_once()

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import BlockingConnection
 from tests.support.cutting_proxy import Cut, CuttingProxy, DropReply, Fault, Stall
 from tests.support.ports import LOOPBACK
 from tests.support.process import Child, is_alive, wait_until
 from tests.support.server import to_toml
-from tests.support.stalling_client import RawConnection
 from tests.support.tools import require_tool
 
 pytestmark = pytest.mark.acceptance
@@ -61,7 +61,7 @@ def sink() -> Iterator[Sink]:
         server.shutdown()
 
 
-def _send(connection: RawConnection, body: bytes, *, chunk: int | None = None) -> None:
+def _send(connection: BlockingConnection, body: bytes, *, chunk: int | None = None) -> None:
     framing = {"Transfer-Encoding": "chunked"} if chunk else {"Content-Length": str(len(body))}
     connection.send_head("PATCH", "/files/x", framing)
     if chunk:
@@ -74,7 +74,7 @@ def _send(connection: RawConnection, body: bytes, *, chunk: int | None = None) -
 @pytest.mark.parametrize("how", ["rst", "fin"])
 def test_cut_strikes_at_the_byte(chunk: int | None, how: str, sink: Sink) -> None:
     body = random.Random(1).randbytes(5_000)
-    with CuttingProxy(sink.port, Cut(1_234, how)) as proxy, RawConnection(proxy.port) as client:  # type: ignore[arg-type]
+    with CuttingProxy(sink.port, Cut(1_234, how)) as proxy, BlockingConnection(proxy.port) as client:  # type: ignore[arg-type]
         with pytest.raises((ConnectionError, BrokenPipeError)):
             _send(client, body, chunk=chunk)
             client.read_response()
@@ -86,9 +86,9 @@ def test_everything_passes_once_the_faults_have_struck(sink: Sink) -> None:
     faults: list[Fault] = [Cut(100), Cut(50)]
     with CuttingProxy(sink.port, *faults) as proxy:
         for _ in faults:
-            with RawConnection(proxy.port) as client, pytest.raises(ConnectionError):
+            with BlockingConnection(proxy.port) as client, pytest.raises(ConnectionError):
                 client.request("PATCH", "/files/x", body=bytes(1_000))
-        with RawConnection(proxy.port) as client:
+        with BlockingConnection(proxy.port) as client:
             answer = client.request("PATCH", "/files/x", {"Upload-Offset": "3"}, bytes(1_000) + b"END")
 
         assert (answer.status, answer.offset) == (204, 7)
@@ -100,14 +100,14 @@ def test_everything_passes_once_the_faults_have_struck(sink: Sink) -> None:
 
 def test_drop_reply_delivers_the_request_and_loses_the_answer(sink: Sink) -> None:
     with CuttingProxy(sink.port, DropReply("PATCH")) as proxy:
-        with RawConnection(proxy.port) as client, pytest.raises(ConnectionError):
+        with BlockingConnection(proxy.port) as client, pytest.raises(ConnectionError):
             client.request("PATCH", "/files/x", body=b"bytes END")
         assert bytes(sink.received[0]).endswith(b"bytes END")
         assert proxy.requests[0].status is None
 
 
 def test_stall_holds_the_connection_until_it_is_released(sink: Sink) -> None:
-    with CuttingProxy(sink.port, Stall(10)) as proxy, RawConnection(proxy.port) as client:
+    with CuttingProxy(sink.port, Stall(10)) as proxy, BlockingConnection(proxy.port) as client:
         client.send_head("PATCH", "/files/x", {"Content-Length": "100"})
         client.send(bytes(100))
         proxy.wait_struck()

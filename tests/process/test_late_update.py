@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
 from tests.support.files import download, seeded
+from tests.support.http_client import Response
 from tests.support.process import eventually
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import OCTETS, RawConnection, Response, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -52,8 +53,8 @@ async def until_waiting(database: asyncpg.Connection, count: int) -> None:
     await eventually(waiting, deadline=DEADLINE, what=f"{count} statements wait for the row")
 
 
-def begin_patch(server: Server, target: str, offset: int, body: bytes) -> RawConnection:
-    connection = RawConnection(server.port, timeout=DEADLINE)
+def begin_patch(server: Server, target: str, offset: int, body: bytes) -> BlockingConnection:
+    connection = BlockingConnection(server.port, timeout=DEADLINE)
     connection.begin_patch(target, offset=offset, length=len(body))
     connection.send(body)
     return connection

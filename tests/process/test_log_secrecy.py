@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.blocking_client import OCTETS, create, request
 from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 from tests.support.server import Server
-from tests.support.stalling_client import OCTETS, create, request
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import OCTETS, TUS, BlockingConnection, create, request
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import download, random_file, seeded
 from tests.support.nginx import Nginx, nginx
 from tests.support.node import NodeRun
 from tests.support.process import wait_until
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import OCTETS, TUS, RawConnection, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -34,7 +34,7 @@ def test_a_body_reaches_the_server_while_the_client_is_still_sending(start_serve
     server = start_server()
     with _behind_nginx(server, tmp_path) as front:
         target = create(front.port, 64 * MIB).headers["location"]
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "0", "Content-Length": str(64 * MIB)})
             client.send(bytes(32 * MIB))
             offset = request(front.port, "HEAD", target).offset
@@ -46,7 +46,7 @@ def test_a_refusal_arrives_before_the_body_was_sent(start_server: StartServer, t
     server = start_server()
     with _behind_nginx(server, tmp_path) as front:
         target = create(front.port, 64 * MIB).headers["location"]
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "7", "Content-Length": str(64 * MIB)})
             client.send(bytes(1000))
             answer = client.read_response()

@@ -13,13 +13,13 @@ import jwt
 import pytest
 from playwright.sync_api import BrowserContext, Dialog, Locator, Page, expect
 
+from tests.support.blocking_client import OCTETS, TUS, create, request
 from tests.support.browser import WAIT_MS, Complaints, add, button, finished, press_upload, row_of, start
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import files_under, sha256_of
 from tests.support.process import wait_until
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import OCTETS, TUS, create, request
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180), pytest.mark.usefixtures("built")]
 

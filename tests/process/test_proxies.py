@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import raw_http
+from tests.support import http_client
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
 from tests.support.cutting_proxy import Cut, CuttingProxy
 from tests.support.files import download, random_file, seeded
 from tests.support.node import run_node
@@ -17,7 +18,6 @@ from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 from tests.support.proxies import PROXIES, Front
 from tests.support.server import Server
-from tests.support.stalling_client import OCTETS, RawConnection, create, request
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.parametrize("proxy", PROXIES), pytest.mark.timeout(90)]
 
@@ -57,7 +57,7 @@ def test_an_upload_cut_at_a_third_resumes_and_is_downloaded_equal(proxy: str, se
 def test_bytes_reach_the_server_while_the_client_is_still_sending(proxy: str, server: Server, tmp_path: Path) -> None:
     with behind(proxy, server, tmp_path) as front:
         target = path_of(create(front.port, 64 * MIB).headers["location"])
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "0", "Content-Length": str(64 * MIB)})
             client.send(bytes(32 * MIB))
             kept = request(front.port, "HEAD", target).offset
@@ -68,7 +68,7 @@ def test_bytes_reach_the_server_while_the_client_is_still_sending(proxy: str, se
 def test_a_refusal_arrives_while_the_body_is_still_coming(proxy: str, server: Server, tmp_path: Path) -> None:
     with behind(proxy, server, tmp_path) as front:
         target = path_of(create(front.port, 64 * MIB).headers["location"])
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, {**OCTETS, "Upload-Offset": "7", "Content-Length": str(64 * MIB)})
             sent = client.send_until_answered(64 * MIB)
             answer = client.read_response()
@@ -83,7 +83,7 @@ def test_a_chunked_body_arrives_whole(proxy: str, server: Server, tmp_path: Path
         target = path_of(create(front.port, len(content)).headers["location"])
         framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
         headers = {**OCTETS, "Upload-Offset": "0", "Transfer-Encoding": "chunked"}
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, headers)
             client.send(framed)
             answer = client.read_response()
@@ -121,9 +121,9 @@ def test_expect_continue_is_answered_and_the_body_follows(proxy: str, server: Se
     with behind(proxy, server, tmp_path) as front:
         target = path_of(create(front.port, 5).headers["location"])
         headers = {**OCTETS, "Upload-Offset": "0", "Content-Length": "5", "Expect": "100-continue"}
-        with RawConnection(front.port) as client:
+        with BlockingConnection(front.port) as client:
             client.send_head("PATCH", target, headers)
-            assert client.read_response(head_only=True).status == 100
+            assert client.read_response("HEAD").status == 100
             client.send(b"hello")
             answer = client.read_response()
             while answer.status == 100:  # Caddy says it for itself and passes ours on
@@ -161,7 +161,7 @@ async def test_an_upload_of_the_ietfs_dialect_is_announced_where_the_proxy_passe
     with contextlib.ExitStack() as running:
         server = running.enter_context(Server(tmp_path / "server", {"rufh": {"interim_104": announces}}))
         front = running.enter_context(behind(proxy, server, tmp_path))
-        connection = await raw_http.RawConnection.open(LOOPBACK, front.port)
+        connection = await http_client.Connection.open(LOOPBACK, front.port)
         lines = ["POST /files/ HTTP/1.1", f"Host: {LOOPBACK}:{front.port}", *head, "", ""]
         await connection.send("\r\n".join(lines).encode())
         await connection.send(bytes(MIB - 1))  # Caddy passes a request on with the first bytes of its body

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import OCTETS, create, request
 from tests.support.files import download
 from tests.support.server import Server
-from tests.support.stalling_client import OCTETS, create, request
 from tests.support.tools import ROOT, require_tool
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(120)]

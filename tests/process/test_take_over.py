@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
 from tests.support.files import download, seeded
 from tests.support.process import is_alive, wait_until
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import OCTETS, RawConnection, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -34,7 +34,7 @@ def test_head_takes_over_from_a_stalled_patch(start_server: StartServer) -> None
     created = create(server.port, LENGTH)
     target = created.headers["location"]
 
-    with RawConnection(server.port) as holder, RawConnection(server.port) as newcomer:
+    with BlockingConnection(server.port) as holder, BlockingConnection(server.port) as newcomer:
         holder.begin_patch(target, offset=0, length=LENGTH)
         holder.send(content[:SENT])
         _assert_takes_over(newcomer, holder, target, SENT)
@@ -49,7 +49,7 @@ def test_head_takes_over_from_another_process(start_server: StartServer) -> None
     created = create(server.port, LENGTH)
     target = created.headers["location"]
 
-    with RawConnection(server.port) as holder:
+    with BlockingConnection(server.port) as holder:
         holder.begin_patch(target, offset=0, length=LENGTH)
         holder.send(content[:SENT])
         with _connection_to_another(server, holder) as newcomer:
@@ -111,7 +111,7 @@ def test_patch_takes_over_from_a_stalled_patch(start_server: StartServer) -> Non
     created = create(server.port, LENGTH)
     target = created.headers["location"]
 
-    with RawConnection(server.port) as holder:
+    with BlockingConnection(server.port) as holder:
         holder.begin_patch(target, offset=0, length=LENGTH)
         holder.send(content[:SENT])
         began = time.monotonic()
@@ -128,7 +128,7 @@ def test_delete_takes_over_from_a_stalled_patch(start_server: StartServer) -> No
     server = start_server()
     target = create(server.port, LENGTH).headers["location"]
 
-    with RawConnection(server.port) as holder:
+    with BlockingConnection(server.port) as holder:
         holder.begin_patch(target, offset=0, length=LENGTH)
         holder.send(bytes(SENT))
         began = time.monotonic()
@@ -148,7 +148,7 @@ def test_sigterm_during_a_patch_keeps_its_bytes(processes: int, start_server: St
     target = created.headers["location"]
     sent = 5 * MIB + 321
 
-    with RawConnection(server.port) as holder:
+    with BlockingConnection(server.port) as holder:
         holder.begin_patch(target, offset=0, length=len(content))
         holder.send(content[:sent])
         server.child.signal(signal.SIGTERM)
@@ -169,7 +169,7 @@ def test_sigterm_lets_a_flowing_patch_end_or_keeps_what_it_sent(start_server: St
     created = create(server.port, len(content))
     target = created.headers["location"]
 
-    with RawConnection(server.port) as holder:
+    with BlockingConnection(server.port) as holder:
         holder.begin_patch(target, offset=0, length=len(content))
         holder.send(content[: 2 * MIB])
         server.child.signal(signal.SIGTERM)
@@ -208,7 +208,7 @@ def test_kill_of_the_supervisor_leaves_nothing_behind(start_server: StartServer)
     assert not server.postmaster_pids()
 
 
-def _assert_takes_over(newcomer: RawConnection, holder: RawConnection, target: str, sent: int) -> None:
+def _assert_takes_over(newcomer: BlockingConnection, holder: BlockingConnection, target: str, sent: int) -> None:
     began = time.monotonic()
     head = newcomer.request("HEAD", target)
     assert time.monotonic() - began < TAKE_OVER_SECONDS
@@ -216,19 +216,19 @@ def _assert_takes_over(newcomer: RawConnection, holder: RawConnection, target: s
     assert all(last.status in LOSER_STATUSES for last in holder.read_to_end(TAKE_OVER_SECONDS))
 
 
-def _connection_to_another(server: Server, holder: RawConnection) -> RawConnection:
+def _connection_to_another(server: Server, holder: BlockingConnection) -> BlockingConnection:
     """A connection to the process that does not hold; the kernel deals them out at random."""
     pids = server.ready.http_pids
     holding = holder.owner(pids)
     for _ in range(100):
-        newcomer = RawConnection(server.port)
+        newcomer = BlockingConnection(server.port)
         if newcomer.owner(pids) != holding:
             return newcomer
         newcomer.close()
     raise AssertionError(f"100 connections all went to process {holding}")
 
 
-def _send_what_is_taken(connection: RawConnection, data: bytes) -> None:
+def _send_what_is_taken(connection: BlockingConnection, data: bytes) -> None:
     try:
         connection.send(data)
     except (OSError, AssertionError):

@@ -10,10 +10,10 @@ import pytest
 from tusclient.client import TusClient
 from tusclient.storage.filestorage import FileStorage
 
+from tests.support.blocking_client import request
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.files import download, seeded
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import request
 
 pytestmark = [
     pytest.mark.acceptance,

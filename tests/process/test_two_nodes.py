@@ -13,10 +13,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
 from tests.support.files import seeded
+from tests.support.http_client import Response
 from tests.support.process import wait_until
 from tests.support.server import Server, StartServer
-from tests.support.stalling_client import OCTETS, RawConnection, Response, create, request
 
 pytestmark = pytest.mark.acceptance
 
@@ -123,7 +124,7 @@ def test_the_wrong_node_reads_no_byte_of_a_body(nodes: Nodes) -> None:
     right, wrong = nodes()
     target = create(right.port, LENGTH).headers["location"]
 
-    with RawConnection(wrong.port) as connection:
+    with BlockingConnection(wrong.port) as connection:
         patch_head = {**OCTETS, "Upload-Offset": "0", "Content-Length": str(LENGTH), "Expect": "100-continue"}
         connection.send_head("PATCH", target, patch_head)
         refused = connection.read_response()

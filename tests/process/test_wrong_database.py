@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import OCTETS, create, request
 from tests.support.databases import dsn_for, run_sql
 from tests.support.files import seeded
 from tests.support.process import wait_until
 from tests.support.server import START_SECONDS, STOP_SECONDS, Config, Server
-from tests.support.stalling_client import OCTETS, create, request
 
 pytestmark = pytest.mark.acceptance
 

@@ -1,4 +1,7 @@
-"""A blocking client by hand: it stalls amid a body, and sees exactly how a connection ends."""
+"""The HTTP client of tests/support/http_client.py without an event loop.
+
+A `BlockingConnection` stalls amid a body, and sees exactly how a connection ends.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +11,32 @@ import socket
 import struct
 import termios
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urljoin, urlsplit
 
 import psutil
 
+from tests.support import http_client
+from tests.support.http_client import BLOCK_BYTES, OFFSET_TYPE, Response, ResponseParser, encode_head
 from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 
-TUS = {"Tus-Resumable": "1.0.0"}
-OCTETS = {"Content-Type": "application/offset+octet-stream"}
+TUS = dict([http_client.TUS])
+OCTETS = {"Content-Type": OFFSET_TYPE}
 TCP_CLOSE = 7  # the first byte of Linux's struct tcp_info is the state
+MOST_REDIRECTS = 5
 
 
-@dataclass(frozen=True)
-class Response:
-    """One answer."""
+class BlockingConnection:
+    """One TCP connection, to a server on the loopback address unless it is told another."""
 
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def offset(self) -> int:
-        """Its `Upload-Offset`."""
-        return int(self.headers["upload-offset"])
-
-
-class RawConnection:
-    """One TCP connection to a server on the loopback address."""
-
-    def __init__(self, port: int, timeout: float = 10) -> None:
+    def __init__(self, port: int, timeout: float = 10, *, host: str = LOOPBACK) -> None:
         self.port = port
-        self._socket = socket.create_connection((LOOPBACK, port), timeout=timeout)
-        self._received = b""
+        self._host = f"{host}:{port}"
+        self._socket = socket.create_connection((host, port), timeout=timeout)
+        self._parser = ResponseParser()
 
     def send(self, data: bytes, *, deadline: float = 10) -> None:
         """Send, and wait until the server's process has read it all: not one byte is on its way.
@@ -64,17 +57,19 @@ class RawConnection:
         return sent
 
     def send_head(self, method: str, target: str, headers: dict[str, str]) -> None:
-        """Send a request without its body."""
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {LOOPBACK}:{self.port}"]
-        lines += [f"{name}: {value}" for name, value in {**TUS, **headers}.items()]
-        self.send("\r\n".join([*lines, "", ""]).encode())
+        """Send a tus request without its body."""
+        self.send(encode_head(method, target, {**TUS, **headers}.items(), host=self._host))
 
     def request(self, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-        """Send a whole request and return what came back."""
+        """Send a whole tus request and return its response."""
+        return self.exchange(method, target, {**TUS, **(headers or {})}, body)
+
+    def exchange(self, method: str, target: str, headers: dict[str, str], body: bytes = b"") -> Response:
+        """Send a whole request with these headers and no others, and return its response."""
         length = {"Content-Length": str(len(body))} if body or method in {"POST", "PATCH"} else {}
-        self.send_head(method, target, {**(headers or {}), **length})
+        self._socket.sendall(encode_head(method, target, {**headers, **length}.items(), host=self._host))
         self._socket.sendall(body)
-        return self.read_response(head_only=method == "HEAD")
+        return self.read_response(method)
 
     def begin_patch(self, target: str, *, offset: int, length: int) -> None:
         """Begin a PATCH of `length` bytes and wait until the server asks for them.
@@ -92,23 +87,15 @@ class RawConnection:
         interim = self.read_response()
         assert interim.status == 100, f"100 Continue was expected, not {interim}"
 
-    def read_response(self, *, head_only: bool = False) -> Response:
-        """Read one answer.
+    def read_response(self, method: str = "GET") -> Response:
+        """Read the next response to a request of this method, interim ones too.
 
         Raises:
             ConnectionError: the connection ended instead.
         """
-        while b"\r\n\r\n" not in self._received:
-            self._receive()
-        head, self._received = self._received.split(b"\r\n\r\n", 1)
-        first, *lines = head.decode("latin-1").split("\r\n")
-        fields = (line.partition(":") for line in lines)
-        headers = {name.strip().lower(): value.strip() for name, _colon, value in fields}
-        length = 0 if head_only else int(headers.get("content-length", "0"))
-        while len(self._received) < length:
-            self._receive()
-        body, self._received = self._received[:length], self._received[length:]
-        return Response(int(first.split(" ")[1]), headers, body)
+        while (response := self._parser.next(method)) is None:
+            self._parser.feed(self._socket.recv(BLOCK_BYTES))
+        return response
 
     def read_to_end(self, deadline: float) -> list[Response]:
         """Return what the server still says before it ends the connection.
@@ -139,14 +126,7 @@ class RawConnection:
         return wait_until(accepted_by, deadline=deadline, what=f"one of {pids} has accepted the connection")
 
     def close(self) -> None:
-        """Close it."""
         self._socket.close()
-
-    def _receive(self) -> None:
-        data = self._socket.recv(65536)
-        if not data:
-            raise ConnectionResetError("the server closed the connection")
-        self._received += data
 
     def _was_read(self) -> bool:
         if self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
@@ -171,13 +151,37 @@ class RawConnection:
 
 
 def request(port: int, method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b"") -> Response:
-    """Send one request on a connection of its own."""
-    with RawConnection(port) as connection:
+    """Send one tus request on a connection of its own."""
+    with BlockingConnection(port) as connection:
         return connection.request(method, target, headers, body)
 
 
 def create(port: int, length: int, *, target: str = "/files/") -> Response:
-    """Create an upload; its URL path is the `location` header of the answer."""
+    """Create an upload; its URL path is the `location` header of the response."""
     created = request(port, "POST", target, {"Upload-Length": str(length)})
     assert created.status == 201, created
     return created
+
+
+def fetch(
+    url: str,
+    method: str = "GET",
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    *,
+    timeout: float = 30,
+    redirects: int = MOST_REDIRECTS,
+) -> Response:
+    """Send one request to a URL, with these headers and no others, and return its response, whatever its status.
+
+    Redirects of GET and HEAD are followed, up to so many.
+    """
+    parts = urlsplit(url)
+    target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    with BlockingConnection(parts.port or 80, timeout, host=parts.hostname or LOOPBACK) as connection:
+        response = connection.exchange(method, target, {**(headers or {}), "Connection": "close"}, body)
+    if redirects and method in {"GET", "HEAD"} and "location" in response.headers and 300 <= response.status < 400:
+        return fetch(
+            urljoin(url, response.headers["location"]), method, headers, timeout=timeout, redirects=redirects - 1
+        )
+    return response
