@@ -24,17 +24,17 @@ from tusd_py.database import (
     job_results,
     jobs,
     lists,
-    reconcile,
     stats,
     termination,
     transfer_state,
     transfers,
-    uploads,
 )
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.pool import Statement
+from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.database.transfer_state import PostgresTransferState
+from tusd_py.database.uploads import PostgresUploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
 
@@ -210,12 +210,25 @@ def bound(call: tuple[Any, ...]) -> tuple[str, list[Any]]:
 
 TOKEN = b"0" * 32
 UNAUTHENTICATED = "00000000-0000-0000-0000-000000000000"
+ADVANCED = {
+    "writer": 0,
+    "crc64nvme": 7,
+    "length": None,
+    "completes": True,
+    "expires_after": 60.0,
+    "eager_above": None,
+}
 PLANS = {
-    "find_by_token": (uploads.FIND_BY_TOKEN, [TOKEN], "uploads_token_hash_key"),
-    "find": (uploads.FIND, [UNAUTHENTICATED], "uploads_pkey"),
-    "advance": (uploads.ADVANCE, [UNAUTHENTICATED, 0, 5, 7, 0.0, None, 3, True, 0], "uploads_pkey"),
+    "find_by_token": (*bound(PostgresUploads.FIND_BY_TOKEN(token_hash=TOKEN)), "uploads_token_hash_key"),
+    "find": (*bound(PostgresUploads.FIND(id=UNAUTHENTICATED)), "uploads_pkey"),
+    "advance": (
+        *bound(
+            PostgresUploads.ADVANCE(id=UNAUTHENTICATED, old_offset=0, new_offset=5, **ADVANCED | {"eager_above": 3})
+        ),
+        "uploads_pkey",
+    ),
     "promised": (concatenation.PROMISED, [1], "uploads_waiting_finals"),
-    "become_writer": (uploads.BECOME_WRITER, [UNAUTHENTICATED], "uploads_pkey"),
+    "become_writer": (*bound(PostgresUploads.BECOME_WRITER(id=UNAUTHENTICATED)), "uploads_pkey"),
     "transfer_view": (transfers.TRANSFER_VIEW, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
     "latest_transfer": (transfers.LATEST_TRANSFER, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
     "commit": (transfers.COMMIT, [UNAUTHENTICATED], "uploads_pkey"),
@@ -255,18 +268,29 @@ PLANS = {
         "uploads_unsettled",
     ),
     "purge_rows": (*bound(CleanupRecords.PURGE_ROWS(older_than=60.0, limit=500)), "uploads_gone"),
-    "reconcile_page": (reconcile.PAGE, ["key/2", 500, [1]], "uploads_object_key_place"),
-    "reconcile_by_key": (reconcile.BY_KEY, [["key/2", "key/3"], [1]], "uploads_object_key_place"),
-    "reconcile_by_id": (reconcile.BY_ID, [[UNAUTHENTICATED]], "uploads_pkey"),
-    "reconcile_newest_stored": (reconcile.NEWEST_STORED, [HERE, 20, [1]], "uploads_created|uploads_settled"),
+    "reconcile_page": (
+        *bound(ReconcileRecords.PAGE(after="key/2", limit=500, places=[1])),
+        "uploads_object_key_place",
+    ),
+    "reconcile_by_key": (
+        *bound(ReconcileRecords.BY_KEY(keys=["key/2", "key/3"], places=[1])),
+        "uploads_object_key_place",
+    ),
+    "reconcile_by_id": (*bound(ReconcileRecords.BY_ID(upload_ids=[UNAUTHENTICATED])), "uploads_pkey"),
+    "reconcile_newest_stored": (
+        *bound(ReconcileRecords.NEWEST_STORED(staging_id=HERE, limit=20, places=[1])),
+        "uploads_created|uploads_settled",
+    ),
     "reconcile_queue_job": (
-        reconcile.QUEUE_JOB,
-        [UNAUTHENTICATED, "removing", 10, "remove"],
+        *bound(ReconcileRecords.QUEUE_JOB(id=UNAUTHENTICATED, state="removing", offset=10, kind="remove")),
         "uploads_pkey|uploads_unsettled",
     ),
     "reconcile_requeue_lost": (
-        reconcile.REQUEUE_LOST,
-        [UNAUTHENTICATED, "stored", 10, "why", sources(Event.LOSE)],
+        *bound(
+            ReconcileRecords.REQUEUE_LOST(
+                id=UNAUTHENTICATED, state="stored", offset=10, reason="why", states=sources(Event.LOSE)
+            )
+        ),
         "uploads_pkey",
     ),
     "figures": (stats.FIGURES, [HERE], "uploads_unsettled"),
@@ -374,7 +398,8 @@ async def test_an_offset_moves_without_touching_an_index(world: World) -> None:
     async with world.database.transaction() as connection:
         before = await connection.fetchrow(UPDATES, "uploads")
         for offset in range(8):
-            await connection.fetchrow(uploads.ADVANCE, upload.id, offset, offset + 1, 7, 60.0, None, None, True, 0)
+            statement = PostgresUploads.ADVANCE(id=upload.id, old_offset=offset, new_offset=offset + 1, **ADVANCED)
+            await connection.fetchrow(*statement)
         after = await connection.fetchrow(UPDATES, "uploads")
 
     assert [now - then for now, then in zip(after, before, strict=True)] == [8, 8]

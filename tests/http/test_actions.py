@@ -87,13 +87,13 @@ async def test_a_small_upload_that_waits_is_one_statement_as_well(
     guarded: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statements = []
-    original = guarded.core.database.fetchrow
+    original = guarded.core.database.fetch
 
     async def counted(sql: str, *arguments: object) -> Any:
         statements.append(sql)
         return await original(sql, *arguments)
 
-    monkeypatch.setattr(guarded.core.database, "fetchrow", counted)
+    monkeypatch.setattr(guarded.core.database, "fetch", counted)
     await guarded.create(5, BODY | bearer(profile="shop"), b"hello")
 
     assert len(statements) == 1

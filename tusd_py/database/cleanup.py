@@ -111,18 +111,18 @@ class CleanupRecords:
 
     async def expire(self, upload_id: UploadId) -> bool:
         """Expire an upload if it is still overdue, and queue the removal of its bytes."""
-        async with self._database.transaction() as connection:
-            await connection.execute(*self.LOCK_OVERDUE(upload_id=upload_id))
+        async with self._notifier.transaction() as transaction:
+            await transaction.connection.execute(*self.LOCK_OVERDUE(upload_id=upload_id))
             statement = self.EXPIRE(
                 staging_id=self._directory.id,
                 uncommitted_after=self._uncommitted_after_seconds,
                 upload_id=upload_id,
                 states=sources(Event.EXPIRE),
             )
-            moved = await connection.fetchrow(*statement)
-        if moved is not None:
+            expired = bool(await transaction.run(*statement))
+        if expired:
             self._notifier.notify_changed(upload_id)
-        return self._announce(0 if moved is None else 1) > 0
+        return expired
 
     PURGEABLE: Final = Statement(
         """
@@ -195,7 +195,7 @@ class CleanupRecords:
     REQUEUE_FAILED: Final = Statement(
         f"""
         WITH queued AS ({enqueue(JobKind.TRANSFER, _FAILED_LONG_AGO)}), {FORGET_OLD_JOBS}
-        SELECT upload_id FROM queued
+        SELECT upload_id, staging_id, wake_workers FROM queued
         """  # noqa: S608
     )
 
@@ -204,9 +204,9 @@ class CleanupRecords:
         statement = self.REQUEUE_FAILED(
             staging_id=self._directory.id, older_than=float(older_than_seconds), limit=limit
         )
-        rows = await self._database.fetch(*statement)
+        rows = await self._notifier.run(*statement)
         self._notifier.notify_changed(*(row["upload_id"] for row in rows))
-        return self._announce(len(rows))
+        return len(rows)
 
     COUNT_REQUEUED: Final = Statement(
         f"""
@@ -228,7 +228,7 @@ class CleanupRecords:
     async def requeue_orphaned(self, limit: int) -> int:
         """Enqueue the jobs of uploads that should have one and have none; return how many."""
         statement = self.REQUEUE_ORPHANED(staging_id=self._directory.id, limit=limit)
-        return self._announce(len(await self._database.fetch(*statement)))
+        return len(await self._notifier.run(*statement))
 
     RELEASE_PARTS: Final = Statement(
         f"""
@@ -307,8 +307,3 @@ class CleanupRecords:
         """Return whether the database knows this staging directory."""
         row = await self._database.read(*self.KNOWS_DIRECTORY(staging_id=self._directory.id))
         return row is not None and bool(row["known"])
-
-    def _announce(self, jobs: int) -> int:
-        if jobs:
-            self._notifier.notify_workers(self._directory.id)
-        return jobs

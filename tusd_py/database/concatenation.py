@@ -19,6 +19,7 @@ from tusd_py.ports import JobKind
 from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Transaction
     from tusd_py.database.pool import Connection, Row
     from tusd_py.protocol.upload import TokenHash
 
@@ -69,7 +70,7 @@ WITH changed AS (
      WHERE id = $1 AND state IN {IN_RECEIVING}
     RETURNING {UPLOAD_COLUMNS}
 ), {FOLLOW_COMPLETION}
-SELECT * FROM changed
+SELECT staging_id, wake_workers FROM queued
 """  # noqa: S608
 FAIL_FINAL: Final = f"""
 WITH moved AS (
@@ -128,13 +129,13 @@ async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncItera
 
 
 async def settle_final(
-    connection: Connection, final_id: UploadId, length: int, crc64nvme: int | None, *, max_size: int | None
+    transaction: Transaction, final_id: UploadId, length: int, crc64nvme: int | None, *, max_size: int | None
 ) -> None:
     """Complete a final upload whose partial uploads are complete; one that is too large expires.
 
     `crc64nvme` is signed, as the column is.
     """
     if max_size is not None and length > max_size:
-        await connection.execute(FAIL_FINAL, final_id, "the parts together are larger than max_size")
+        await transaction.run(FAIL_FINAL, final_id, "the parts together are larger than max_size")
     else:
-        await connection.execute(COMPLETE_FINAL, final_id, length, crc64nvme)
+        await transaction.run(COMPLETE_FINAL, final_id, length, crc64nvme)

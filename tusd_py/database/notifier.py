@@ -8,15 +8,16 @@ A notification that gets lost costs whoever waits for it one poll interval, noth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+import contextlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from tusd_py.errors import DatabaseUnavailable
 
 if TYPE_CHECKING:
-    from tusd_py.database.pool import Database
+    from tusd_py.database.pool import Connection, Database, Row
     from tusd_py.protocol.upload import StagingId, UploadId
 
 log = structlog.get_logger(__name__)
@@ -33,8 +34,25 @@ IDS_PER_NOTIFICATION: Final = 200
 """A payload has less than 8000 bytes, and an id 36."""
 
 
+class Transaction:
+    """Several statements in one transaction. The workers that they wake are notified once it is committed."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.rows: list[Row] = []
+
+    async def run(self, sql: str, *arguments: Any) -> list[Row]:
+        """Run a statement as `Notifier.run` does."""
+        rows: list[Row] = await self.connection.fetch(sql, *arguments)
+        self.rows += rows
+        return rows
+
+
 class Notifier:
-    """Wakes the workers beside a staging directory, and tells who waits for uploads that they have changed."""
+    """Wakes the workers beside a staging directory, and those who wait for a change of an upload.
+
+    Every statement that may enqueue a job goes through `run`, here or of a transaction: who enqueues, notifies.
+    """
 
     def __init__(self, database: Database, *, jobs_channel: str = JOBS_CHANNEL) -> None:
         self._database = database
@@ -42,6 +60,25 @@ class Notifier:
         self._directories: set[StagingId | None] = set()
         self._uploads: set[UploadId] = set()
         self._task: asyncio.Task[None] | None = None
+
+    async def run(self, sql: str, *arguments: Any) -> list[Row]:
+        """Run a statement and return its rows; for each that says `wake_workers`, wake those beside `staging_id`."""
+        rows = await self._database.fetch(sql, *arguments)
+        self._wake(rows)
+        return rows
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """Hold a transaction; rolled back on any error, and then nobody is notified."""
+        async with self._database.transaction() as connection:
+            transaction = Transaction(connection)
+            yield transaction
+        self._wake(transaction.rows)
+
+    def _wake(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if row["wake_workers"]:
+                self.notify_workers(row["staging_id"])
 
     def notify_workers(self, staging_id: StagingId | None) -> None:
         """Wake the workers beside a staging directory soon, None: all of them. Never blocks and never fails."""

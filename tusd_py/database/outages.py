@@ -53,7 +53,7 @@ WITH over AS (
 ), due AS (
     UPDATE jobs SET due_at = now() FROM waiting WHERE jobs.id = waiting.id
 )
-SELECT extract(epoch FROM now() - since)::float8 AS seconds FROM over
+SELECT extract(epoch FROM now() - since)::float8 AS seconds, staging_id, true AS wake_workers FROM over
 """
 CURRENT: Final = "SELECT blocked, error_code, error FROM store_outages WHERE staging_id = $1 AND ended_at IS NULL"
 
@@ -89,12 +89,8 @@ class StoreOutages:
 
         Return None if another worker has recorded it.
         """
-        row = await self._database.fetchrow(END, self._directory.id)
-        if row is None:
-            return None
-        self._notifier.notify_workers(self._directory.id)
-        seconds: float = row["seconds"]
-        return seconds
+        rows = await self._notifier.run(END, self._directory.id)
+        return rows[0]["seconds"] if rows else None
 
 
 async def read_outage(database: Database, staging_id: StagingId | None) -> Outage | None:

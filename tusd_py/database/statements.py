@@ -46,6 +46,8 @@ def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
     Every job comes from here, most of them as part of the statement that makes them necessary: no crash
     can come between the two. Its rows have the columns of `uploads`; for a removal, `staging_id` may be NULL.
     `kind` may be an SQL expression. An upload that has a live job of the kind keeps that one.
+
+    The statement is for `Notifier.run`, which wakes the workers: those beside `staging_id`, where `wake_workers`.
     """
     match kind:
         case JobKind.REMOVE:
@@ -58,7 +60,7 @@ def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
     INSERT INTO jobs (upload_id, kind, staging_id, length, due_at)
     SELECT id, {name}, staging_id, {length}, {due_at} FROM {source}
     ON CONFLICT DO NOTHING
-    RETURNING id, upload_id
+    RETURNING id, upload_id, staging_id, true AS wake_workers
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 
 
@@ -86,7 +88,7 @@ def record_attempt(
 _COMPLETED: Final = "changed WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'"
 # Part of the statement that records the last byte.
 FOLLOW_COMPLETION: Final = f"""
-queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), told AS (
+queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), recorded AS (
     INSERT INTO events (upload_id, kind, payload)
     SELECT id, CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END,
            jsonb_build_object('length', upload_length)
@@ -95,12 +97,14 @@ queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), told AS (
 )
 """  # noqa: S608
 
-_LARGE: Final = """
-changed WHERE state = 'uploading' AND upload_length > {longer_than} AND concat IS NULL AND trigger = 'complete'
-"""
 # Part of the statement that records a checkpoint. It never touches a job that is there: its holder
-# locks it before the upload, and this statement holds the upload.
-ENQUEUE_EAGER: Final = f"eager AS ({enqueue(JobKind.EAGER, _LARGE)})"
+# locks it before the upload, and this statement holds the upload. That job may be due now, as a new one is.
+ENQUEUE_EAGER: Final = f"""
+sendable AS (
+    SELECT * FROM changed
+     WHERE state = 'uploading' AND upload_length > :eager_above::bigint AND concat IS NULL AND trigger = 'complete'
+), eager AS ({enqueue(JobKind.EAGER, "sendable")})
+"""  # noqa: S608
 
 # A final that is stored says that it is in staging as well only as long as each of its parts is.
 DISOWN_LOCAL: Final = """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
+from tusd_py.database.pool import Statement
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
     LIVE,
@@ -26,6 +27,7 @@ from tusd_py.ports import JobKind
 from tusd_py.protocol.upload import GONE, Concat, Event, State, UploadId, sources
 
 if TYPE_CHECKING:
+    from tusd_py.database.notifier import Transaction
     from tusd_py.database.pool import Connection, Row
 
 LOCK_TRANSFER: Final = f"""
@@ -53,18 +55,18 @@ REQUEST_CANCEL: Final = """
 UPDATE jobs SET cancel_requested = true WHERE id = $1
 """
 # Not before the lease ends of a worker that was told to stop.
-_AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = $3 AND cancel_requested), now())"
-REMOVE: Final = f"""
+_AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = :transfer_id AND cancel_requested), now())"
+REMOVE: Final = Statement(f"""
 WITH moved AS (
     UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now()
-     WHERE id = $1 AND state = ANY ($2::text[])
+     WHERE id = :upload_id AND state = ANY (:states::text[])
     RETURNING id, {REMOVED_WHERE}
 ), {DISOWN_LOCAL}
 {enqueue(JobKind.REMOVE, "moved", due_at=_AFTER_TRANSFER)}
-"""  # noqa: S608
+""")  # noqa: S608
 
 
-async def remove_upload(connection: Connection, upload_id: UploadId, *, force: bool) -> Row:
+async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force: bool) -> Row:
     """Move an upload to `removing` and queue its removal, inside the caller's transaction.
 
     Returns the upload's row as it was.
@@ -72,6 +74,7 @@ async def remove_upload(connection: Connection, upload_id: UploadId, *, force: b
     Raises:
         UploadNotFound, InvalidTransition, UploadHeld, PartialInUse, TransferInProgress.
     """
+    connection = transaction.connection
     transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
     await connection.execute(STOP_EAGER, upload_id)
     upload = await connection.fetchrow(LOCK_UPLOAD, upload_id)
@@ -83,7 +86,7 @@ async def remove_upload(connection: Connection, upload_id: UploadId, *, force: b
     if transfer is not None:
         await _stop(connection, transfer, force=force)
     transfer_id = None if transfer is None else transfer["id"]
-    await connection.execute(REMOVE, upload_id, sources(Event.REMOVE), transfer_id)
+    await transaction.run(*REMOVE(upload_id=upload_id, states=sources(Event.REMOVE), transfer_id=transfer_id))
     return upload
 
 

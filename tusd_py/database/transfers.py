@@ -14,7 +14,7 @@ from tusd_py.database.uploads import upload_from_row
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
 from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
 from tusd_py.ports.queue import WAITING
-from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Trigger, Upload, UploadId
+from tusd_py.protocol.upload import GONE, RECEIVING, Concat, State, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.notifier import Notifier
@@ -28,10 +28,10 @@ COMMIT: Final = f"""
 WITH changed AS (
     UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = $1
     RETURNING {UPLOAD_COLUMNS}
-), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), told AS (
+), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), recorded AS (
     INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
 )
-SELECT * FROM changed
+SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
 """  # noqa: S608
 
 LATEST_TRANSFER: Final = f"""
@@ -40,7 +40,7 @@ SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'tr
 # The upload keeps its state and its error until a worker claims the new job.
 QUEUE_TRANSFER: Final = f"""
 WITH queued AS ({enqueue(JobKind.TRANSFER, "uploads WHERE id = $1")}), {FORGET_OLD_JOBS}
-SELECT id FROM queued
+SELECT id, staging_id, wake_workers FROM queued
 """  # noqa: S608
 
 SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
@@ -85,15 +85,12 @@ class TransferRequests:
             NotReady: bytes are still missing.
             InvalidTransition: it is a partial upload.
         """
-        async with self._database.transaction() as connection:
-            upload = await _lock_whole(connection, upload_id)
+        async with self._notifier.transaction() as transaction:
+            upload = await _lock_whole(transaction.connection, upload_id)
             if upload.committed_at is None:
-                row = await connection.fetchrow(COMMIT, upload_id)
-                assert row is not None  # it is locked
+                (row,) = await transaction.run(COMMIT, upload_id)  # it is locked
                 upload = upload_from_row(row)
         self._notifier.notify_changed(upload.id)
-        if upload.trigger is Trigger.COMMIT:
-            self._notifier.notify_workers(upload.staging_id)
         return upload
 
     async def request(self, upload_id: UploadId) -> TransferOrder:
@@ -104,15 +101,14 @@ class TransferRequests:
         Raises:
             UploadNotFound, NotReady, InvalidTransition: as `commit` does.
         """
-        async with self._database.transaction() as connection:
-            upload = await _lock_whole(connection, upload_id)
-            latest = await connection.fetchrow(LATEST_TRANSFER, upload_id)
+        async with self._notifier.transaction() as transaction:
+            upload = await _lock_whole(transaction.connection, upload_id)
+            latest = await transaction.connection.fetchrow(LATEST_TRANSFER, upload_id)
             if upload.state is State.STORED or (latest is not None and latest["live"]):
                 return TransferOrder(upload=upload, transfer_id=None if latest is None else latest["id"])
-            transfer_id = await connection.fetchval(QUEUE_TRANSFER, upload_id)
-        self._notifier.notify_workers(upload.staging_id)
+            queued = await transaction.run(QUEUE_TRANSFER, upload_id)
         self._notifier.notify_changed(upload_id)
-        return TransferOrder(upload=upload, transfer_id=transfer_id, queued=True)
+        return TransferOrder(upload=upload, transfer_id=queued[0]["id"] if queued else None, queued=True)
 
     async def sent_bytes(self, upload_id: UploadId) -> int:
         """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""

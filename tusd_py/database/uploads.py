@@ -7,7 +7,7 @@ together (offset, state, job, event) is one statement or one transaction.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.crc64 import combine
 from tusd_py.database.concatenation import (
@@ -20,6 +20,7 @@ from tusd_py.database.concatenation import (
     promised_bytes,
     settle_final,
 )
+from tusd_py.database.pool import Statement
 from tusd_py.database.statements import ENQUEUE_EAGER, FOLLOW_COMPLETION, IN_RECEIVING, UPLOAD_COLUMNS, expires
 from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
@@ -38,56 +39,8 @@ _PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
 _CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
 _TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
-CREATE: Final = f"""
-WITH changed AS (
-    INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
-                         metadata, concat, concat_header, filename, content_type, object_key,
-                         protocol, repr_digest, profile, trigger, content_encoding, content_language,
-                         place_id, expires_at, completed_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $16, $17, $18, $19, $20, $21, $22,
-            CASE WHEN $5 <> 'completed' OR $10::text = 'partial' THEN {expires("$15::float8")} END,
-            CASE WHEN $5 = 'completed' THEN now() END)
-    RETURNING {UPLOAD_COLUMNS}
-), {FOLLOW_COMPLETION}
-SELECT * FROM changed
-"""  # noqa: S608
 
-FIND_BY_TOKEN: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = $1"  # noqa: S608
-FIND: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1"  # noqa: S608
-
-_COMPLETES: Final = "$8 AND $3 = coalesce(upload_length, $6)"
-ADVANCE: Final = f"""
-WITH changed AS (
-    UPDATE uploads
-       SET upload_offset = $3,
-           upload_length = coalesce(upload_length, $6),
-           crc64nvme = $4,
-           state = CASE WHEN {_COMPLETES} THEN 'completed' ELSE 'uploading' END,
-           completed_at = CASE WHEN {_COMPLETES} THEN now() END,
-           expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
-                             ELSE greatest(expires_at, {expires("$5::float8")}) END,
-           updated_at = now()
-     WHERE id = $1 AND upload_offset = $2 AND writer = $9 AND $3 >= $2 AND state IN {IN_RECEIVING}
-       AND concat IS DISTINCT FROM 'final'
-    RETURNING {UPLOAD_COLUMNS}
-), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER.format(longer_than="$7::bigint")}
-SELECT * FROM changed
-"""  # noqa: S608
-
-DECLARE_LENGTH: Final = f"""
-UPDATE uploads SET upload_length = $2, updated_at = now()
- WHERE id = $1 AND state IN {IN_RECEIVING} AND (upload_length IS NULL OR upload_length = $2)
-   AND upload_offset <= $2 AND writer = $3
-RETURNING {UPLOAD_COLUMNS}
-"""  # noqa: S608
-
-BECOME_WRITER: Final = f"""
-UPDATE uploads SET writer = writer + 1 WHERE id = $1 AND state IN {IN_RECEIVING} RETURNING {UPLOAD_COLUMNS}
-"""  # noqa: S608
-
-DAMAGE: Final = f"""
-UPDATE uploads SET error = $2, updated_at = now() WHERE id = $1 AND state IN {IN_RECEIVING}
-"""  # noqa: S608
+_COMPLETES: Final = ":completes AND :new_offset = coalesce(upload_length, :length)"
 
 
 class PostgresUploads:
@@ -105,21 +58,63 @@ class PostgresUploads:
         self._notifier = notifier
         self._max_size = max_size
 
+    CREATE: Final = Statement(
+        f"""
+        WITH changed AS (
+            INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
+                                 metadata, concat, concat_header, filename, content_type, object_key,
+                                 protocol, repr_digest, profile, trigger, content_encoding, content_language,
+                                 place_id, expires_at, completed_at)
+            VALUES (:id, :token_hash, :owner, :staging_id, :state, :length, :offset, :crc64nvme,
+                    :metadata, :concat, :concat_header, :filename, :content_type, :object_key,
+                    :protocol, :repr_digest, :profile, :trigger, :content_encoding, :content_language, :place_id,
+                    CASE WHEN :state <> 'completed' OR :concat::text = 'partial'
+                         THEN {expires(":expires_after::float8")} END,
+                    CASE WHEN :state = 'completed' THEN now() END)
+            RETURNING {UPLOAD_COLUMNS}
+        ), {FOLLOW_COMPLETION}
+        SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
+        """  # noqa: S608
+    )
+
     async def create(self, new: NewUpload) -> Upload:
         """Insert a row; a complete one comes with its transfer job and event."""
-        row = await self._database.fetchrow(CREATE, *_create_arguments(new))
-        assert row is not None  # an INSERT … RETURNING either raises or answers its row
-        return self._announce(upload_from_row(row))
+        (row,) = await self._notifier.run(*self.CREATE(**_columns_of(new)))
+        return upload_from_row(row)
+
+    FIND_BY_TOKEN: Final = Statement(f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = :token_hash")  # noqa: S608
 
     async def find_by_token(self, token_hash: TokenHash) -> Upload | None:
         """Return the upload behind a tus URL, whatever its state."""
-        row = await self._database.read(FIND_BY_TOKEN, token_hash)
+        row = await self._database.read(*self.FIND_BY_TOKEN(token_hash=token_hash))
         return upload_from_row(row) if row else None
+
+    FIND: Final = Statement(f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = :id")  # noqa: S608
 
     async def find(self, upload_id: UploadId) -> Upload | None:
         """Return an upload by its public id, whatever its state."""
-        row = await self._database.read(FIND, upload_id)
+        row = await self._database.read(*self.FIND(id=upload_id))
         return upload_from_row(row) if row else None
+
+    ADVANCE: Final = Statement(
+        f"""
+        WITH changed AS (
+            UPDATE uploads
+               SET upload_offset = :new_offset,
+                   upload_length = coalesce(upload_length, :length),
+                   crc64nvme = :crc64nvme,
+                   state = CASE WHEN {_COMPLETES} THEN 'completed' ELSE 'uploading' END,
+                   completed_at = CASE WHEN {_COMPLETES} THEN now() END,
+                   expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
+                                     ELSE greatest(expires_at, {expires(":expires_after::float8")}) END,
+                   updated_at = now()
+             WHERE id = :id AND upload_offset = :old_offset AND writer = :writer AND :new_offset >= :old_offset
+               AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final'
+            RETURNING {UPLOAD_COLUMNS}
+        ), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER}
+        SELECT changed.*, EXISTS (SELECT FROM queued) OR EXISTS (SELECT FROM sendable) AS wake_workers FROM changed
+        """  # noqa: S608
+    )
 
     async def advance(  # noqa: PLR0913 -- each is one fact of the row
         self,
@@ -139,55 +134,74 @@ class PostgresUploads:
         Raises:
             OffsetConflict: another writer moved the upload, or became its writer; nothing was changed.
         """
-        arguments = (
-            upload.id, upload.offset, new_offset, signed(crc64nvme), float(expires_after_seconds), length,
-            self._eager_above, completes, upload.writer,
-        )  # fmt: skip
+        statement = self.ADVANCE(
+            id=upload.id,
+            writer=upload.writer,
+            old_offset=upload.offset,
+            new_offset=new_offset,
+            crc64nvme=signed(crc64nvme),
+            length=length,
+            completes=completes,
+            expires_after=float(expires_after_seconds),
+            eager_above=self._eager_above,
+        )
         finals: list[UploadId] = []
         if upload.concat is None:
-            row = await self._database.fetchrow(ADVANCE, *arguments)
+            rows = await self._notifier.run(*statement)
         else:
-            row, finals = await self._advance_partial(arguments)
-        if row is None:
+            rows, finals = await self._advance_partial(statement)
+        if not rows:
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
-        after = upload_from_row(row)
+        after = upload_from_row(rows[0])
         if after.state is not upload.state:
             self._notifier.notify_changed(after.id, *finals)
-        if finals:
-            self._notifier.notify_workers(after.staging_id)
-        return self._announce(after)
+        return after
 
-    async def _advance_partial(self, arguments: tuple[object, ...]) -> tuple[Row | None, list[UploadId]]:
+    async def _advance_partial(self, statement: tuple[Any, ...]) -> tuple[list[Row], list[UploadId]]:
         """Advance a partial upload; return its row, and the finals that it completed or failed."""
         settled: list[UploadId] = []
-        async with self._database.transaction() as connection:
-            row = await connection.fetchrow(ADVANCE, *arguments)
-            if row is None:
-                return None, []
-            await prolong_finals(connection, row)
-            if row["state"] != State.COMPLETED:
-                return row, []
-            async for final_id, partials in pending_finals(connection, row["id"]):
-                joined = join_partials([upload_from_row(partial) for partial in partials], combine)
-                if joined.complete and joined.length is not None:
-                    crc = signed(joined.crc64nvme)
-                    await settle_final(connection, final_id, joined.length, crc, max_size=self._max_size)
-                    settled.append(final_id)
-        return row, settled
+        async with self._notifier.transaction() as transaction:
+            rows = await transaction.run(*statement)
+            for row in rows:
+                await prolong_finals(transaction.connection, row)
+                if row["state"] != State.COMPLETED:
+                    continue
+                async for final_id, partials in pending_finals(transaction.connection, row["id"]):
+                    joined = join_partials([upload_from_row(partial) for partial in partials], combine)
+                    if joined.complete and joined.length is not None:
+                        crc = signed(joined.crc64nvme)
+                        await settle_final(transaction, final_id, joined.length, crc, max_size=self._max_size)
+                        settled.append(final_id)
+        return rows, settled
+
+    DECLARE_LENGTH: Final = Statement(
+        f"""
+        UPDATE uploads SET upload_length = :length, updated_at = now()
+         WHERE id = :id AND state IN {IN_RECEIVING} AND (upload_length IS NULL OR upload_length = :length)
+           AND upload_offset <= :length AND writer = :writer
+        RETURNING {UPLOAD_COLUMNS}
+        """  # noqa: S608
+    )
 
     async def declare_length(self, upload: Upload, length: int) -> Upload:
         """Fix the length of an upload created without one. Raises `LengthConflict`."""
-        row = await self._database.fetchrow(DECLARE_LENGTH, upload.id, length, upload.writer)
+        row = await self._database.fetchrow(*self.DECLARE_LENGTH(id=upload.id, length=length, writer=upload.writer))
         if row is None:
             raise LengthConflict
         return upload_from_row(row)
+
+    BECOME_WRITER: Final = Statement(
+        f"""
+        UPDATE uploads SET writer = writer + 1 WHERE id = :id AND state IN {IN_RECEIVING} RETURNING {UPLOAD_COLUMNS}
+        """  # noqa: S608
+    )
 
     async def become_writer(self, upload_id: UploadId) -> Upload | None:
         """Fence out all earlier writers and return the upload with the offset that is then final for them.
 
         None: it does not receive bytes any more. To be called by whoever holds the file and is about to cut it.
         """
-        row = await self._database.fetchrow(BECOME_WRITER, upload_id)
+        row = await self._database.fetchrow(*self.BECOME_WRITER(id=upload_id))
         return upload_from_row(row) if row else None
 
     async def create_final(
@@ -206,7 +220,8 @@ class PostgresUploads:
         Raises:
             InvalidConcat, PartialNotFinished, UploadTooLarge, StoreFull: nothing is created.
         """
-        async with self._database.transaction() as connection:
+        async with self._notifier.transaction() as transaction:
+            connection = transaction.connection
             rows = await lock_partials(connection, parts, in_turn_for=None if room is None else new.place_id)
             partials = resolve_partials(
                 [None if row is None else upload_from_row(row) for row in rows],
@@ -219,18 +234,24 @@ class PostgresUploads:
             )
             if room is not None:
                 room.check(known_length(partials), promised=await promised_bytes(connection, new.place_id))
-            row = await connection.fetchrow(CREATE, *_create_arguments(new.joined(join_partials(partials, combine))))
-            assert row is not None  # an INSERT … RETURNING either raises or returns its row
+            final = new.joined(join_partials(partials, combine))
+            (row,) = await transaction.run(*self.CREATE(**_columns_of(final)))
             await link_partials(connection, row, [partial.id for partial in partials])
-        return self._announce(upload_from_row(row))
+        return upload_from_row(row)
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
         """Return the parts of a final upload in order."""
         return [upload_from_row(row) for row in await self._database.fetch(PARTS, final_id)]
 
+    DAMAGE: Final = Statement(
+        f"""
+        UPDATE uploads SET error = :reason, updated_at = now() WHERE id = :id AND state IN {IN_RECEIVING}
+        """  # noqa: S608
+    )
+
     async def record_damage(self, upload_id: UploadId, reason: str) -> None:
         """Note that the staged bytes of an unfinished upload are damaged."""
-        await self._database.execute(DAMAGE, upload_id, reason)
+        await self._database.execute(*self.DAMAGE(id=upload_id, reason=reason))
 
     async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
         """Make the upload gone for everybody and queue the removal of its bytes.
@@ -241,31 +262,10 @@ class PostgresUploads:
         Raises:
             UploadNotFound, UploadHeld, PartialInUse, TransferInProgress: nothing was changed.
         """
-        async with self._database.transaction() as connection:
-            upload = upload_from_row(await remove_upload(connection, upload_id, force=force))
-        self._notifier.notify_workers(upload.staging_id if upload.local_present else None)
+        async with self._notifier.transaction() as transaction:
+            upload = upload_from_row(await remove_upload(transaction, upload_id, force=force))
         self._notifier.notify_changed(upload.id)
         return upload
-
-    def _announce(self, upload: Upload) -> Upload:
-        # The wake-up is rung here, so that no caller of a statement that queues a job can forget it.
-        # A partial upload is never transferred by itself.
-        whole = upload.concat is not Concat.PARTIAL
-        queued = whole and upload.state is State.COMPLETED and upload.trigger is Trigger.COMPLETE
-        if queued or self._is_eager(upload):
-            self._notifier.notify_workers(upload.staging_id)
-        return upload
-
-    def _is_eager(self, upload: Upload) -> bool:
-        above = self._eager_above
-        return (
-            above is not None
-            and upload.state is State.UPLOADING
-            and upload.concat is None
-            and upload.trigger is Trigger.COMPLETE
-            and upload.length is not None
-            and upload.length > above
-        )
 
 
 def upload_from_row(row: Row) -> Upload:
@@ -320,11 +320,29 @@ def unsigned(value: int | None) -> int | None:
     return value + (1 << 64) if value is not None and value < 0 else value
 
 
-def _create_arguments(new: NewUpload) -> tuple[object, ...]:
-    return (
-        new.id, new.token_hash, new.owner, new.staging_id, new.state, new.length, new.offset, signed(new.crc64nvme),
-        new.metadata, new.concat, new.concat_header, new.filename, new.content_type, new.object_key,
-        float(new.expires_after_seconds), new.protocol,
-        None if new.repr_digest is None else new.repr_digest.to_text(), new.profile, new.trigger,
-        new.content_encoding, new.content_language, new.place_id,
-    )  # fmt: skip
+def _columns_of(new: NewUpload) -> dict[str, Any]:
+    """Return the arguments of `CREATE`."""
+    return {
+        "id": new.id,
+        "token_hash": new.token_hash,
+        "owner": new.owner,
+        "staging_id": new.staging_id,
+        "state": new.state,
+        "length": new.length,
+        "offset": new.offset,
+        "crc64nvme": signed(new.crc64nvme),
+        "metadata": new.metadata,
+        "concat": new.concat,
+        "concat_header": new.concat_header,
+        "filename": new.filename,
+        "content_type": new.content_type,
+        "content_encoding": new.content_encoding,
+        "content_language": new.content_language,
+        "object_key": new.object_key,
+        "place_id": new.place_id,
+        "protocol": new.protocol,
+        "repr_digest": None if new.repr_digest is None else new.repr_digest.to_text(),
+        "profile": new.profile,
+        "trigger": new.trigger,
+        "expires_after": float(new.expires_after_seconds),
+    }
