@@ -27,13 +27,13 @@ from tusd_py.database import (
     stats,
     termination,
     transfer_state,
-    transfers,
 )
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.pool import Statement
 from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.database.transfer_state import PostgresTransferState
+from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.ports import LARGE_BYTES
 from tusd_py.protocol.upload import Event, State, sources
@@ -229,10 +229,13 @@ PLANS = {
     ),
     "promised": (concatenation.PROMISED, [1], "uploads_waiting_finals"),
     "become_writer": (*bound(PostgresUploads.BECOME_WRITER(id=UNAUTHENTICATED)), "uploads_pkey"),
-    "transfer_view": (transfers.TRANSFER_VIEW, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
-    "latest_transfer": (transfers.LATEST_TRANSFER, [UNAUTHENTICATED], "jobs_upload|jobs_pkey"),
-    "commit": (transfers.COMMIT, [UNAUTHENTICATED], "uploads_pkey"),
-    "attempts": (transfers.ATTEMPTS, [UNAUTHENTICATED, 100], "jobs_upload|jobs_pkey|jobs_live"),
+    "transfer_view": (*bound(TransferRequests.TRANSFER_VIEW(upload_id=UNAUTHENTICATED)), "jobs_upload|jobs_pkey"),
+    "latest_transfer": (*bound(TransferRequests.LATEST_TRANSFER(upload_id=UNAUTHENTICATED)), "jobs_upload|jobs_pkey"),
+    "commit": (*bound(TransferRequests.COMMIT(upload_id=UNAUTHENTICATED)), "uploads_pkey"),
+    "attempts": (
+        *bound(TransferRequests.ATTEMPTS(upload_id=UNAUTHENTICATED, limit=100)),
+        "jobs_upload|jobs_pkey|jobs_live",
+    ),
     "claim": (
         *bound(
             JobQueue.CLAIM(

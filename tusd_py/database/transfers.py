@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tusd_py.database.pool import Statement
 from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE, UPLOAD_COLUMNS, enqueue
 from tusd_py.database.termination import LOCK_UPLOAD
 from tusd_py.database.uploads import upload_from_row
@@ -22,50 +23,12 @@ if TYPE_CHECKING:
 
 _AWAITED: Final = f"""
 changed WHERE state = 'completed' AND trigger = 'commit'
-          AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = $1 AND kind = 'transfer' AND jobs.state IN {LIVE})
+          AND NOT EXISTS (SELECT 1 FROM jobs WHERE upload_id = :upload_id AND kind = 'transfer'
+                                               AND jobs.state IN {LIVE})
 """  # noqa: S608 -- only constants of this package are inserted, here and below
-COMMIT: Final = f"""
-WITH changed AS (
-    UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = $1
-    RETURNING {UPLOAD_COLUMNS}
-), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), recorded AS (
-    INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
-)
-SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
-"""  # noqa: S608
 
-LATEST_TRANSFER: Final = f"""
-SELECT id, state IN {LIVE} AS live FROM jobs WHERE upload_id = $1 AND kind = 'transfer' ORDER BY id DESC LIMIT 1
-"""  # noqa: S608
-# The upload keeps its state and its error until a worker claims the new job.
-QUEUE_TRANSFER: Final = f"""
-WITH queued AS ({enqueue(JobKind.TRANSFER, "uploads WHERE id = $1")}), {FORGET_OLD_JOBS}
-SELECT id, staging_id, wake_workers FROM queued
-"""  # noqa: S608
 
-SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = $1"
-# During an outage a waiting job has no due time: the outage says why it waits and whether it is blocked.
-# So no job needs to be written to when an outage begins or ends.
-# `bytes_done` counts recorded parts as well: an eager transfer may have sent some before this one began.
-TRANSFER_VIEW: Final = f"""
-SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
-       CASE WHEN outage.staging_id IS NULL THEN job.due_at END AS due_at,
-       coalesce(outage.error, job.last_error) AS last_error, coalesce(outage.error_code, job.error_code) AS error_code,
-       greatest(job.bytes_done, ({SENT})) AS bytes_done
-  FROM jobs job LEFT JOIN store_outages outage
-       ON outage.staging_id = job.staging_id AND outage.ended_at IS NULL AND job.state IN ('queued', 'retry_wait')
- WHERE job.upload_id = $1 AND job.kind = 'transfer' ORDER BY job.id DESC LIMIT 1
-"""  # noqa: S608
-ATTEMPTS: Final = """
-SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,
-       past.started_at, past.finished_at
-  FROM jobs job JOIN job_attempts past ON past.job_id = job.id
- WHERE job.upload_id = $1
- UNION ALL
-SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
- WHERE upload_id = $1 AND state = 'running'
- ORDER BY 1 DESC, 3 DESC LIMIT $2
-"""
+_SENT: Final = "SELECT coalesce(sum(part_length), 0)::bigint AS sent FROM transfer_parts WHERE upload_id = :upload_id"
 
 
 class TransferRequests:
@@ -74,6 +37,18 @@ class TransferRequests:
     def __init__(self, database: Database, notifier: Notifier) -> None:
         self._database = database
         self._notifier = notifier
+
+    COMMIT: Final = Statement(
+        f"""
+        WITH changed AS (
+            UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = :upload_id
+            RETURNING {UPLOAD_COLUMNS}
+        ), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), recorded AS (
+            INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
+        )
+        SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
+        """  # noqa: S608
+    )
 
     async def commit(self, upload_id: UploadId) -> Upload:
         """Record that the application keeps a complete upload; queue its transfer if it waited for that.
@@ -88,10 +63,25 @@ class TransferRequests:
         async with self._notifier.transaction() as transaction:
             upload = await _lock_whole(transaction.connection, upload_id)
             if upload.committed_at is None:
-                (row,) = await transaction.run(COMMIT, upload_id)  # it is locked
+                (row,) = await transaction.run(*self.COMMIT(upload_id=upload_id))  # it is locked
                 upload = upload_from_row(row)
         self._notifier.notify_changed(upload.id)
         return upload
+
+    LATEST_TRANSFER: Final = Statement(
+        f"""
+        SELECT id, state IN {LIVE} AS live FROM jobs
+         WHERE upload_id = :upload_id AND kind = 'transfer' ORDER BY id DESC LIMIT 1
+        """  # noqa: S608
+    )
+
+    # The upload keeps its state and its error until a worker claims the new job.
+    QUEUE_TRANSFER: Final = Statement(
+        f"""
+        WITH queued AS ({enqueue(JobKind.TRANSFER, "uploads WHERE id = :upload_id")}), {FORGET_OLD_JOBS}
+        SELECT id, staging_id, wake_workers FROM queued
+        """  # noqa: S608
+    )
 
     async def request(self, upload_id: UploadId) -> TransferOrder:
         """Queue the transfer of a complete upload, or try a failed one again, with all its retries.
@@ -103,26 +93,60 @@ class TransferRequests:
         """
         async with self._notifier.transaction() as transaction:
             upload = await _lock_whole(transaction.connection, upload_id)
-            latest = await transaction.connection.fetchrow(LATEST_TRANSFER, upload_id)
+            latest = await transaction.connection.fetchrow(*self.LATEST_TRANSFER(upload_id=upload_id))
             if upload.state is State.STORED or (latest is not None and latest["live"]):
                 return TransferOrder(upload=upload, transfer_id=None if latest is None else latest["id"])
-            queued = await transaction.run(QUEUE_TRANSFER, upload_id)
+            queued = await transaction.run(*self.QUEUE_TRANSFER(upload_id=upload_id))
         self._notifier.notify_changed(upload_id)
         return TransferOrder(upload=upload, transfer_id=queued[0]["id"] if queued else None, queued=True)
 
+    SENT: Final = Statement(_SENT)
+
     async def sent_bytes(self, upload_id: UploadId) -> int:
         """Return how many bytes the store has acknowledged of an upload whose transfer is not over."""
-        row = await self._database.read(SENT, upload_id)
+        row = await self._database.read(*self.SENT(upload_id=upload_id))
         return 0 if row is None else int(row["sent"])
+
+    # During an outage a waiting job has no due time: the outage says why it waits and whether it is blocked.
+    # So no job needs to be written to when an outage begins or ends.
+    # `bytes_done` counts recorded parts as well: an eager transfer may have sent some before this one began.
+    TRANSFER_VIEW: Final = Statement(
+        f"""
+        SELECT job.id, job.attempt, job.failures, CASE WHEN outage.blocked THEN 'blocked' ELSE job.state END AS state,
+               CASE WHEN outage.staging_id IS NULL THEN job.due_at END AS due_at,
+               coalesce(outage.error, job.last_error) AS last_error,
+               coalesce(outage.error_code, job.error_code) AS error_code,
+               greatest(job.bytes_done, ({_SENT})) AS bytes_done
+          FROM jobs job LEFT JOIN store_outages outage
+               ON outage.staging_id = job.staging_id AND outage.ended_at IS NULL
+               AND job.state IN ('queued', 'retry_wait')
+         WHERE job.upload_id = :upload_id AND job.kind = 'transfer' ORDER BY job.id DESC LIMIT 1
+        """  # noqa: S608
+    )
 
     async def latest(self, upload_id: UploadId) -> TransferView | None:
         """Return how the latest transfer stands, None if there is none."""
-        row = await self._database.read(TRANSFER_VIEW, upload_id)
+        row = await self._database.read(*self.TRANSFER_VIEW(upload_id=upload_id))
         return None if row is None else _transfer_view(row)
+
+    ATTEMPTS: Final = Statement(
+        """
+        SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,
+               past.started_at, past.finished_at
+          FROM jobs job JOIN job_attempts past ON past.job_id = job.id
+         WHERE job.upload_id = :upload_id
+         UNION ALL
+        SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
+         WHERE upload_id = :upload_id AND state = 'running'
+         ORDER BY 1 DESC, 3 DESC LIMIT :limit
+        """
+    )
 
     async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:
         """Return the latest attempts of an upload's jobs, newest first."""
-        return [_attempt_view(row) for row in await self._database.fetch(ATTEMPTS, upload_id, limit)]
+        return [
+            _attempt_view(row) for row in await self._database.fetch(*self.ATTEMPTS(upload_id=upload_id, limit=limit))
+        ]
 
 
 async def _lock_whole(connection: Connection, upload_id: UploadId) -> Upload:
