@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tusd_py.database.pool import Connection, Row
     from tusd_py.protocol.upload import TokenHash
 
+
+# Of two that look at the same time at what is promised, the second sees the first. Taken before any row.
+ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(1953854308, $1)"
 # Locked against an append that completes a part, and a cleanup that expires one, between this look and
 # the final's own row. Exclusively, since KEEP_PARTS would have to raise a shared lock: of two finals
 # made of the same parts at once, each would wait for the other.
@@ -30,13 +33,43 @@ LOCK_PARTS: Final = f"""
 SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads
  WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
+
+
+async def lock_partials(
+    connection: Connection, tokens: Sequence[TokenHash], *, in_turn_for: int | None
+) -> list[Row | None]:
+    """Lock the partial uploads of a final one; return their rows in its order, None for those that do not exist.
+
+    `in_turn_for` is the place whose room is then checked: only one final upload at a time is.
+    """
+    if in_turn_for is not None:
+        await connection.execute(ONE_AT_A_TIME, in_turn_for)
+    rows = {bytes(row["token_hash"]): row for row in await connection.fetch(LOCK_PARTS, set(tokens))}
+    return [rows.get(token) for token in tokens]
+
+
+NOW: Final = "SELECT now()"
+
+
+async def database_time(connection: Connection) -> datetime:
+    """Return when this transaction began, by the database's clock."""
+    began: datetime = await connection.fetchval(NOW)
+    return began
+
+
 # Finals share their parts in staging, but each is a whole object in the store.
 PROMISED: Final = f"""
 SELECT coalesce(sum(upload_length), 0)::bigint FROM uploads
  WHERE place_id = $1 AND concat = 'final' AND state IN {NEEDING_PARTS}
 """  # noqa: S608
-# Of two that look at the same time at what is promised, the second sees the first. Taken before any row.
-ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(1953854308, $1)"
+
+
+async def promised_bytes(connection: Connection, place_id: int) -> int:
+    """Return how many bytes all final uploads in a place will have that are not stored yet."""
+    promised: int = await connection.fetchval(PROMISED, place_id)
+    return promised
+
+
 LINK_PARTS: Final = """
 INSERT INTO upload_parts (final_id, position, part_id)
 SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part (part_id, position)
@@ -45,6 +78,15 @@ SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part
 KEEP_PARTS: Final = """
 UPDATE uploads SET expires_at = greatest(expires_at, $2) WHERE id = ANY ($1::uuid[]) AND expires_at < $2
 """
+
+
+async def link_partials(connection: Connection, final: Row, partial_ids: Sequence[UploadId]) -> None:
+    """Record in their order of which partial uploads a final one is made, and keep them for as long as it."""
+    await connection.execute(LINK_PARTS, final["id"], partial_ids)
+    if final["expires_at"] is not None:
+        await connection.execute(KEEP_PARTS, partial_ids, final["expires_at"])
+
+
 # While a part receives bytes, the finals that wait for it stay as well.
 PROLONG_FINALS: Final = f"""
 UPDATE uploads SET expires_at = $2
@@ -53,15 +95,32 @@ UPDATE uploads SET expires_at = $2
                  AND expires_at < $2
                ORDER BY id FOR NO KEY UPDATE)
 """  # noqa: S608
-PARTS: Final = f"""
-SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part.id = link.part_id
- WHERE link.final_id = $1 ORDER BY link.position
-"""  # noqa: S608
+
+
+async def prolong_finals(connection: Connection, partial: Row) -> None:
+    """Keep the finals that wait for this partial upload at least as long as itself."""
+    if partial["expires_at"] is not None:
+        await connection.execute(PROLONG_FINALS, partial["id"], partial["expires_at"])
+
+
 PENDING_FINALS: Final = f"""
 SELECT {UPLOAD_COLUMNS} FROM uploads
  WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
  ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608
+PARTS: Final = f"""
+SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part.id = link.part_id
+ WHERE link.final_id = $1 ORDER BY link.position
+"""  # noqa: S608
+
+
+async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncIterator[tuple[UploadId, list[Row]]]:
+    """Yield each final upload that waits for this partial one, locked, and the rows of all its partial uploads."""
+    for final in await connection.fetch(PENDING_FINALS, partial_id):
+        # Read after the final is locked: of two partial uploads that finish at once, the second sees both.
+        yield UploadId(final["id"]), await connection.fetch(PARTS, final["id"])
+
+
 COMPLETE_FINAL: Final = f"""
 WITH changed AS (
     UPDATE uploads
@@ -80,52 +139,6 @@ WITH moved AS (
 )
 {enqueue(JobKind.REMOVE, "moved")}
 """  # noqa: S608
-NOW: Final = "SELECT now()"
-
-
-async def lock_partials(
-    connection: Connection, tokens: Sequence[TokenHash], *, in_turn_for: int | None
-) -> list[Row | None]:
-    """Lock the partial uploads of a final one; return their rows in its order, None for those that do not exist.
-
-    `in_turn_for` is the place whose room is then checked: only one final upload at a time is.
-    """
-    if in_turn_for is not None:
-        await connection.execute(ONE_AT_A_TIME, in_turn_for)
-    rows = {bytes(row["token_hash"]): row for row in await connection.fetch(LOCK_PARTS, set(tokens))}
-    return [rows.get(token) for token in tokens]
-
-
-async def database_time(connection: Connection) -> datetime:
-    """Return when this transaction began, by the database's clock."""
-    began: datetime = await connection.fetchval(NOW)
-    return began
-
-
-async def promised_bytes(connection: Connection, place_id: int) -> int:
-    """Return how many bytes all final uploads in a place will have that are not stored yet."""
-    promised: int = await connection.fetchval(PROMISED, place_id)
-    return promised
-
-
-async def link_partials(connection: Connection, final: Row, partial_ids: Sequence[UploadId]) -> None:
-    """Record in their order of which partial uploads a final one is made, and keep them for as long as it."""
-    await connection.execute(LINK_PARTS, final["id"], partial_ids)
-    if final["expires_at"] is not None:
-        await connection.execute(KEEP_PARTS, partial_ids, final["expires_at"])
-
-
-async def prolong_finals(connection: Connection, partial: Row) -> None:
-    """Keep the finals that wait for this partial upload at least as long as itself."""
-    if partial["expires_at"] is not None:
-        await connection.execute(PROLONG_FINALS, partial["id"], partial["expires_at"])
-
-
-async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncIterator[tuple[UploadId, list[Row]]]:
-    """Yield each final upload that waits for this partial one, locked, and the rows of all its partial uploads."""
-    for final in await connection.fetch(PENDING_FINALS, partial_id):
-        # Read after the final is locked: of two partial uploads that finish at once, the second sees both.
-        yield UploadId(final["id"]), await connection.fetch(PARTS, final["id"])
 
 
 async def settle_final(

@@ -34,12 +34,7 @@ LOCK_TRANSFER: Final = f"""
 SELECT id, attempt, state = 'running' AS claimed, state = 'running' AND due_at > now() AS leased FROM jobs
  WHERE upload_id = $1 AND kind = 'transfer' AND state IN {LIVE} FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
-LOCK_NEW_TRANSFER: Final = f"{LOCK_TRANSFER} NOWAIT"
 LOCK_UPLOAD: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1 FOR NO KEY UPDATE"  # noqa: S608
-PART_IN_USE: Final = f"""
-SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-                WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
-"""  # noqa: S608
 # An eager job gives way to whoever removes the upload: at once, or the next time it records something.
 STOP_EAGER: Final = f"""
 UPDATE jobs SET cancel_requested = (state = 'running'),
@@ -47,13 +42,6 @@ UPDATE jobs SET cancel_requested = (state = 'running'),
                 finished_at = CASE state WHEN 'running' THEN finished_at ELSE now() END
  WHERE upload_id = $1 AND kind = 'eager' AND state IN {LIVE}
 """  # noqa: S608
-CANCEL: Final = """
-UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1
-"""
-RECORD_LOST: Final = record_attempt("'lost'", "jobs WHERE id = $1", worker="worker")
-REQUEST_CANCEL: Final = """
-UPDATE jobs SET cancel_requested = true WHERE id = $1
-"""
 # Not before the lease ends of a worker that was told to stop.
 _AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = :transfer_id AND cancel_requested), now())"
 REMOVE: Final = Statement(f"""
@@ -90,6 +78,12 @@ async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force:
     return upload
 
 
+PART_IN_USE: Final = f"""
+SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
+                WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
+"""  # noqa: S608
+
+
 async def _check(connection: Connection, upload: Row) -> None:
     if upload["state"] not in sources(Event.REMOVE):
         raise UploadNotFound if State(upload["state"]) in GONE else InvalidTransition
@@ -99,6 +93,9 @@ async def _check(connection: Connection, upload: Row) -> None:
         raise PartialInUse
 
 
+LOCK_NEW_TRANSFER: Final = f"{LOCK_TRANSFER} NOWAIT"
+
+
 async def _transfer_just_queued(connection: Connection, upload_id: UploadId) -> Row | None:
     """Lock a transfer that was queued between the look at the jobs and the lock on the upload."""
     try:
@@ -106,6 +103,15 @@ async def _transfer_just_queued(connection: Connection, upload_id: UploadId) -> 
     except asyncpg.LockNotAvailableError as error:
         # A worker claims it at this moment and waits for the upload that is locked here.
         raise TransferInProgress from error
+
+
+CANCEL: Final = """
+UPDATE jobs SET state = 'cancelled', finished_at = now() WHERE id = $1
+"""
+RECORD_LOST: Final = record_attempt("'lost'", "jobs WHERE id = $1", worker="worker")
+REQUEST_CANCEL: Final = """
+UPDATE jobs SET cancel_requested = true WHERE id = $1
+"""
 
 
 async def _stop(connection: Connection, transfer: Row, *, force: bool) -> None:
