@@ -12,7 +12,7 @@ from tusd_py.database.statements import (
     FORGET_OLD_JOBS,
     IN_RECEIVING,
     LIVE,
-    NEEDING_PARTS,
+    NEEDING_PARTIALS,
     STORE_THERE,
     UPLOAD_COLUMNS,
     WANTS_TRANSFER,
@@ -32,7 +32,7 @@ PART_GRACE_SECONDS: Final = 24 * 3600
 # A partial upload that a final one still needs stays, however overdue it is.
 _NOT_NEEDED: Final = f"""
 NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-             WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTS})
+             WHERE link.part_id = uploads.id AND final.state IN {NEEDING_PARTIALS})
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 _OVERDUE: Final = f"""
 staging_id = :staging_id AND NOT hold AND {_NOT_NEEDED}

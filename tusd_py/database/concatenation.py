@@ -10,7 +10,7 @@ from uuid import UUID
 from tusd_py.database.statements import (
     FOLLOW_COMPLETION,
     IN_RECEIVING,
-    NEEDING_PARTS,
+    NEEDING_PARTIALS,
     UPLOAD_COLUMNS,
     enqueue,
     upload_columns,
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 # Of two that look at the same time at what is promised, the second sees the first. Taken before any row.
 ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(1953854308, $1)"
-# Locked against an append that completes a part, and a cleanup that expires one, between this look and
-# the final's own row. Exclusively, since KEEP_PARTS would have to raise a shared lock: of two finals
-# made of the same parts at once, each would wait for the other.
-LOCK_PARTS: Final = f"""
+# Locked against an append that completes a partial upload, and a cleanup that expires one, between this look
+# and the final's own row. Exclusively, since KEEP_PARTIALS would have to raise a shared lock: of two finals
+# made of the same partial uploads at once, each would wait for the other.
+LOCK_PARTIALS: Final = f"""
 SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads
  WHERE token_hash = ANY ($1::bytea[]) ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
@@ -44,7 +44,7 @@ async def lock_partials(
     """
     if in_turn_for is not None:
         await connection.execute(ONE_AT_A_TIME, in_turn_for)
-    rows = {bytes(row["token_hash"]): row for row in await connection.fetch(LOCK_PARTS, set(tokens))}
+    rows = {bytes(row["token_hash"]): row for row in await connection.fetch(LOCK_PARTIALS, set(tokens))}
     return [rows.get(token) for token in tokens]
 
 
@@ -57,10 +57,10 @@ async def database_time(connection: Connection) -> datetime:
     return began
 
 
-# Finals share their parts in staging, but each is a whole object in the store.
+# Finals share their partial uploads in staging, but each is a whole object in the store.
 PROMISED: Final = f"""
 SELECT coalesce(sum(upload_length), 0)::bigint FROM uploads
- WHERE place_id = $1 AND concat = 'final' AND state IN {NEEDING_PARTS}
+ WHERE place_id = $1 AND concat = 'final' AND state IN {NEEDING_PARTIALS}
 """  # noqa: S608
 
 
@@ -70,24 +70,24 @@ async def promised_bytes(connection: Connection, place_id: int) -> int:
     return promised
 
 
-LINK_PARTS: Final = """
+LINK_PARTIALS: Final = """
 INSERT INTO upload_parts (final_id, position, part_id)
 SELECT $1, position - 1, part_id FROM unnest($2::uuid[]) WITH ORDINALITY AS part (part_id, position)
 """
-# A part must not expire before the final that waits for it.
-KEEP_PARTS: Final = """
+# A partial upload must not expire before the final that waits for it.
+KEEP_PARTIALS: Final = """
 UPDATE uploads SET expires_at = greatest(expires_at, $2) WHERE id = ANY ($1::uuid[]) AND expires_at < $2
 """
 
 
 async def link_partials(connection: Connection, final: Row, partial_ids: Sequence[UploadId]) -> None:
     """Record in their order of which partial uploads a final one is made, and keep them for as long as it."""
-    await connection.execute(LINK_PARTS, final["id"], partial_ids)
+    await connection.execute(LINK_PARTIALS, final["id"], partial_ids)
     if final["expires_at"] is not None:
-        await connection.execute(KEEP_PARTS, partial_ids, final["expires_at"])
+        await connection.execute(KEEP_PARTIALS, partial_ids, final["expires_at"])
 
 
-# While a part receives bytes, the finals that wait for it stay as well.
+# While a partial upload receives bytes, the finals that wait for it stay as well.
 PROLONG_FINALS: Final = f"""
 UPDATE uploads SET expires_at = $2
  WHERE id IN (SELECT id FROM uploads
@@ -108,7 +108,7 @@ SELECT {UPLOAD_COLUMNS} FROM uploads
  WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
  ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608
-PARTS: Final = f"""
+PARTIALS: Final = f"""
 SELECT {upload_columns("part")} FROM upload_parts link JOIN uploads part ON part.id = link.part_id
  WHERE link.final_id = $1 ORDER BY link.position
 """  # noqa: S608
@@ -118,7 +118,7 @@ async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncItera
     """Yield each final upload that waits for this partial one, locked, and the rows of all its partial uploads."""
     for final in await connection.fetch(PENDING_FINALS, partial_id):
         # Read after the final is locked: of two partial uploads that finish at once, the second sees both.
-        yield UploadId(final["id"]), await connection.fetch(PARTS, final["id"])
+        yield UploadId(final["id"]), await connection.fetch(PARTIALS, final["id"])
 
 
 COMPLETE_FINAL: Final = f"""

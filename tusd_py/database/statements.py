@@ -19,7 +19,7 @@ STORE_THERE: Final = (
     "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = :staging_id AND ended_at IS NULL)"
 )
 """No outage lasts beside the staging directory that is an argument of the statement."""
-NEEDING_PARTS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
+NEEDING_PARTIALS: Final = "('created', 'uploading', 'completed', 'transferring', 'transfer_failed')"
 """States of a final upload that still reads its parts. A stored one reads the store instead."""
 
 WANTS_TRANSFER: Final = """

@@ -16,7 +16,7 @@ from tusd_py.database.pool import Statement
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
     LIVE,
-    NEEDING_PARTS,
+    NEEDING_PARTIALS,
     REMOVED_WHERE,
     UPLOAD_COLUMNS,
     enqueue,
@@ -78,9 +78,9 @@ async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force:
     return upload
 
 
-PART_IN_USE: Final = f"""
+PARTIAL_IN_USE: Final = f"""
 SELECT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = link.final_id
-                WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTS})
+                WHERE link.part_id = $1 AND final.state IN {NEEDING_PARTIALS})
 """  # noqa: S608
 
 
@@ -89,7 +89,7 @@ async def _check(connection: Connection, upload: Row) -> None:
         raise UploadNotFound if State(upload["state"]) in GONE else InvalidTransition
     if upload["hold"]:
         raise UploadHeld
-    if upload["concat"] == Concat.PARTIAL and await connection.fetchval(PART_IN_USE, upload["id"]):
+    if upload["concat"] == Concat.PARTIAL and await connection.fetchval(PARTIAL_IN_USE, upload["id"]):
         raise PartialInUse
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.crc64 import combine
 from tusd_py.database.concatenation import (
-    PARTS,
+    PARTIALS,
     database_time,
     link_partials,
     lock_partials,
@@ -241,7 +241,7 @@ class PostgresUploads:
 
     async def parts(self, final_id: UploadId) -> list[Upload]:
         """Return the parts of a final upload in order."""
-        return [upload_from_row(row) for row in await self._database.fetch(PARTS, final_id)]
+        return [upload_from_row(row) for row in await self._database.fetch(PARTIALS, final_id)]
 
     DAMAGE: Final = Statement(
         f"""
