@@ -86,7 +86,8 @@ def record_attempt(
 
 
 _COMPLETED: Final = "changed WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'"
-# Part of the statement that records the last byte.
+# Part of the statement that records the last byte. Like every statement that changes a state it writes to
+# `events`, which only cleanup reads so far, to delete old ones: webhooks and live events of the API will.
 FOLLOW_COMPLETION: Final = f"""
 queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), recorded AS (
     INSERT INTO events (upload_id, kind, payload)

@@ -51,6 +51,7 @@ class State(StrEnum):
     STORED = "stored"
     TRANSFER_FAILED = "transfer_failed"
     REJECTED = "rejected"
+    """Its content was refused. Nothing refuses any yet: checks of the content, such as a scan for viruses, will."""
     EXPIRED = "expired"
     REMOVING = "removing"
     REMOVED = "removed"
@@ -62,6 +63,7 @@ class Event(StrEnum):
     APPEND = "append"
     COMPLETE = "complete"
     REJECT = "reject"
+    """Of the checks of the content to come; see `State.REJECTED`."""
     TRANSFER = "transfer"
     STORE = "store"
     GIVE_UP = "give_up"
@@ -160,6 +162,7 @@ class Upload:
     local_present: bool
     remote_present: bool
     hold: bool
+    """It must not expire and cannot be removed. Nothing sets it yet: operators will, by the API."""
     created_at: datetime
     updated_at: datetime
     expires_at: datetime | None
