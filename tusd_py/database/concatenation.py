@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from tusd_py.protocol.upload import TokenHash
 
 
-# Of two that look at the same time at what is promised, the second sees the first. Taken before any row.
+# Of two finals that are created at the same time, the second counts what the first was promised. Locked before
+# any row.
 ONE_AT_A_TIME: Final = "SELECT pg_advisory_xact_lock(1953854308, $1)"
 # Locked against an append that completes a partial upload, and a cleanup that expires one, between this look
 # and the final's own row. Exclusively, since KEEP_PARTIALS would have to raise a shared lock: of two finals

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 RELEASE_SECONDS: Final = 1.0
 """What is left of a lease that is released: requests that are on their way to the store end meanwhile."""
-FEW: Final = 8
+MOST_FROM_ANYWHERE: Final = 8
 """How many jobs that any worker may do one claim takes beside its own."""
 LOSSES_IN_A_ROW: Final = 3
 """After so many lost attempts a job is not released any more: it may be what kills its workers."""
@@ -42,7 +42,7 @@ SELECT id, state, worker, attempt, started_at FROM jobs
 _DUE_ANYWHERE: Final = f"""
 SELECT id, state, worker, attempt, started_at FROM jobs
  WHERE staging_id IS NULL AND state IN {LIVE} AND due_at <= now() AND {_FREE} AND {STORE_THERE}
- ORDER BY due_at LIMIT least(:limit, {FEW}) FOR NO KEY UPDATE SKIP LOCKED
+ ORDER BY due_at LIMIT least(:limit, {MOST_FROM_ANYWHERE}) FOR NO KEY UPDATE SKIP LOCKED
 """  # noqa: S608
 # Finished uploads come first. An eager job is due if it has a part to send, or if its upload is not being
 # received any more: then it is closed. An upload that has all its bytes and waits for the client to

@@ -32,7 +32,7 @@ UNAVAILABLE: Final = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    # Of a connection that has been told of its end and not yet seen it.
+    # Raised by a connection that has lost its server and not noticed it yet.
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
@@ -48,8 +48,8 @@ UNAVAILABLE: Final = (
     asyncpg.InsufficientPrivilegeError,
     *WITHOUT_SCHEMA,
 )
-"""What a database that is away, starting, stopping, failing over or full answers, one that ended two
-transactions' waiting for each other, and one that nobody has migrated yet. A later try may succeed."""
+"""Errors of a database that is away, starting, stopping, failing over or full, of one that ended a deadlock,
+and of one that has not been migrated yet. A later attempt may succeed."""
 LOST_CONNECTION: Final = (
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.InterfaceError,
@@ -266,7 +266,7 @@ class Notifications:
         self._task: asyncio.Task[None] | None = None
 
     def subscribe(self, channel: str, callback: Listener) -> None:
-        """Call `callback(payload)` for each notification. To be said before `open`."""
+        """Call `callback(payload)` for each notification. To be called before `open`."""
         self._listeners[channel] = callback
 
     async def open(self) -> None:

@@ -1,4 +1,4 @@
-"""What the database refuses for good, said in one sentence with its cure."""
+"""Refusals of the database that only a person can cure, each explained in one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we may do in the database's tables."""
+"""The privileges that this program needs on its tables."""
 
 from __future__ import annotations
 

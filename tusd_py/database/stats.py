@@ -1,4 +1,4 @@
-"""QueueStats that operators watch, read in one statement."""
+"""Figures of the queue that operators watch, read in one statement."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ SHORTEST_PAUSE_SECONDS: Final = 0.05
 
 
 class OutageDetector:
-    """Whether the store is away, as one worker process sees it."""
+    """Detects outages of the store for one worker process, and waits for their end."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class OutageDetector:
         while True:
             self._declared.clear()
             try:
-                wait = await self._look()
+                wait = await self._probe_in_turn()
             except DatabaseUnavailable:
                 wait = DATABASE_PAUSE_SECONDS
             if wait is None:
@@ -79,7 +79,7 @@ class OutageDetector:
                 async with asyncio.timeout(max(SHORTEST_PAUSE_SECONDS, wait)):
                     await self._declared.wait()
 
-    async def _look(self) -> float | None:
+    async def _probe_in_turn(self) -> float | None:
         """Probe if it is our turn; return the seconds to wait before the next call, None if the store is back."""
         turn = await self._outages.take_probe(for_seconds=self._probe_seconds, at_once=not self._started)
         self._started = True

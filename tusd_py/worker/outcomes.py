@@ -1,7 +1,8 @@
 """What the end of a job that did not succeed means: again later, never again, or not ours any more.
 
 An error of the store is the store's outage if the detector says so, and then uses up no retry. What is
-not known to be permanent is tried again. What the database cannot be told now is told once it is back.
+not known to be permanent is tried again. What cannot be recorded while the database is away is recorded
+once it is back.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class JobOutcomes:
 
     @property
     def unrecorded(self) -> Sequence[Job]:
-        """The jobs whose end the database could not be told yet: they are still leased to this worker."""
+        """The jobs whose end could not be recorded yet: they are still leased to this worker."""
         return [job for job, _, _ in self._unrecorded]
 
     async def catch_up(self) -> None:
@@ -146,8 +147,8 @@ class JobOutcomes:
         return ours
 
     async def _try_again(self, job: Job, error: Exception, code: str) -> bool:
-        asked = error.retry_after_seconds if isinstance(error, TusdError) else None
-        delay = retry_delay(self._config, job.failures + 1) if asked is None else asked
+        retry_after = error.retry_after_seconds if isinstance(error, TusdError) else None
+        delay = retry_delay(self._config, job.failures + 1) if retry_after is None else retry_after
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
             self._context.count(job, "retry")

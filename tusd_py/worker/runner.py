@@ -55,7 +55,7 @@ class RunningJobs:
     timer: asyncio.TimerHandle = field(init=False)
     leased: bool = True
     """False once only the outcome is left to be recorded: that is fenced and needs no lease."""
-    told_to_stop: bool = False
+    asked_to_stop: bool = False
     taken_away: bool = False
     """The database said so: cancelled, or somebody else's by now."""
 
@@ -218,7 +218,7 @@ class JobRunner:
 
     def _start(self, group: asyncio.TaskGroup, work: RunningJobs, perform: Perform) -> None:
         first = work.jobs[0]
-        work.timer = asyncio.get_running_loop().call_at(work.until, self._look_at_lease, work)
+        work.timer = asyncio.get_running_loop().call_at(work.until, self._check_lease, work)
         work.task = group.create_task(self._perform(work, perform), name=f"{first.kind}-{first.id}")
         self._works.add(work)
 
@@ -232,7 +232,7 @@ class JobRunner:
                 await self._outcomes.stopped(work.jobs)
             else:
                 await self._outcomes.interrupted(work.jobs)
-            if not work.told_to_stop:
+            if not work.asked_to_stop:
                 raise
         except Exception as error:  # noqa: BLE001 -- the worker outlives every job; `failed` logs it
             failed_at = asyncio.get_running_loop().time()
@@ -283,21 +283,21 @@ class JobRunner:
                     work.until = until
                 else:
                     work.taken_away = True
-                    self._tell_to_stop(work, "lease_lost")
+                    self._ask_to_stop(work, "lease_lost")
 
-    def _look_at_lease(self, work: RunningJobs) -> None:
+    def _check_lease(self, work: RunningJobs) -> None:
         """Stop work whose lease was not renewed in time; look again later if it was."""
         loop = asyncio.get_running_loop()
         if loop.time() >= work.until:
-            self._tell_to_stop(work, "lease_ran_out")
+            self._ask_to_stop(work, "lease_ran_out")
         else:
-            work.timer = loop.call_at(work.until, self._look_at_lease, work)
+            work.timer = loop.call_at(work.until, self._check_lease, work)
 
-    def _tell_to_stop(self, work: RunningJobs, reason: str) -> None:
+    def _ask_to_stop(self, work: RunningJobs, reason: str) -> None:
         # Work that is already recording its outcome goes on: its statements are fenced.
-        if work.leased and not work.told_to_stop:
+        if work.leased and not work.asked_to_stop:
             log.warning(reason, jobs=[job.id for job in work.jobs], first=str(work.jobs[0].upload.id))
-            work.told_to_stop = True
+            work.asked_to_stop = True
             work.task.cancel()
 
     async def _finish(self) -> None:
@@ -306,7 +306,7 @@ class JobRunner:
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=self._shutdown_timeout)
             for work in self._works:
-                work.told_to_stop = True
+                work.asked_to_stop = True
             for task in late:
                 task.cancel()
             if late:
