@@ -12,7 +12,7 @@ from tests.database.test_statements import statements
 from tests.support.world import HERE, World, stored
 from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.errors import PermanentStoreError, StateConflict
-from tusd_py.ports import Job
+from tusd_py.ports import Job, JobKind
 from tusd_py.protocol.upload import TRANSITIONS, Concat, Event, State, Upload
 
 WORKER = "worker-1"
@@ -43,13 +43,13 @@ async def claim(world: World, uploads: dict[State, Upload]) -> None:
 
 
 async def store(world: World, uploads: dict[State, Upload]) -> None:
-    jobs = await running(world, uploads, "transfer")
+    jobs = await running(world, uploads, JobKind.TRANSFER)
     recorded = await world.jobs(WORKER).finish_transfers([(job, stored(job.upload)) for job in jobs])
     assert recorded == {job.id for job in jobs if Event.STORE in TRANSITIONS[job.upload.state]}
 
 
 async def give_up(world: World, uploads: dict[State, Upload]) -> None:
-    for job in await running(world, uploads, "transfer"):
+    for job in await running(world, uploads, JobKind.TRANSFER):
         assert await world.jobs(WORKER).fail(job, PermanentStoreError(), code="ERR_STORE_REFUSED")
 
 
@@ -75,7 +75,7 @@ async def remove(world: World, uploads: dict[State, Upload]) -> None:
 
 
 async def removed(world: World, uploads: dict[State, Upload]) -> None:
-    await world.jobs(WORKER).finish_removals(await running(world, uploads, "remove"))
+    await world.jobs(WORKER).finish_removals(await running(world, uploads, JobKind.REMOVE))
 
 
 ACTS: dict[Event, Act] = {
@@ -101,7 +101,7 @@ async def put_jobs(world: World, uploads: dict[State, Upload], kind: str, state:
         )  # fmt: skip
 
 
-async def running(world: World, uploads: dict[State, Upload], kind: str) -> list[Job]:
+async def running(world: World, uploads: dict[State, Upload], kind: JobKind) -> list[Job]:
     """A claimed job for each upload, whatever its state."""
     await put_jobs(world, uploads, kind, "running")
     await world.sql("UPDATE jobs SET due_at = now() + interval '1 minute'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,7 +127,7 @@ async def test_a_list_shows_the_newest_of_one_owner(world: World) -> None:
     await world.uploads.remove(hidden.id)
 
     async def ids(owner: str | None, **changes: object) -> list[UploadId]:
-        arguments = {"after": None, "limit": 10, "hide": [State.REMOVING]} | changes
+        arguments: dict[str, Any] = {"after": None, "limit": 10, "hide": [State.REMOVING]} | changes
         return [upload.id for upload in await UploadLists(world.database).newest(owner, **arguments)]
 
     newest_first = [upload.id for upload in reversed(mine)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.support.browser import WAIT_MS, Complaints, chromium
 from tests.support.files import random_file, seeded
+from tests.support.fixtures import MakeFile
 from tests.support.server import Config, Server, StartServer
 from tests.support.tools import ROOT, require_tool
 
@@ -77,7 +78,7 @@ def built() -> None:
 
 
 @pytest.fixture
-def make_file(tmp_path: Path) -> Callable[[str, int], tuple[Path, str]]:
+def make_file(tmp_path: Path) -> MakeFile:
     rng = seeded("browser")
 
     def make(name: str, size: int) -> tuple[Path, str]:

@@ -29,6 +29,7 @@ from tests.support.browser import (
 )
 from tests.support.cutting_proxy import CuttingProxy, Request, Stall
 from tests.support.files import download, files_under, sha256_of
+from tests.support.fixtures import MakeFile
 from tests.support.nginx import MAIN
 from tests.support.ports import LOOPBACK, free_port, is_listening
 from tests.support.process import Child, wait_until
@@ -69,7 +70,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     require_tool("node", install="apt-get install nodejs npm")
     target = tmp_path_factory.mktemp("example")
-    command = [bundler, "main.js", "--bundle", "--target=es2022", f"--outfile={target / 'dist' / 'main.js'}"]
+    command = [str(bundler), "main.js", "--bundle", "--target=es2022", f"--outfile={target / 'dist' / 'main.js'}"]
     subprocess.run(command, cwd=EXAMPLE, check=True, capture_output=True, timeout=60)
     shutil.copy(EXAMPLE / "index.html", target)
     return target
@@ -116,7 +117,11 @@ def resumed(requests: list[Request]) -> int:
 
 @pytest.mark.usefixtures("built")
 def test_a_file_goes_up_through_the_page_and_comes_down_equal(
-    page: Page, complaints: Complaints, start_server: StartServer, make_file, tmp_path: Path
+    page: Page,
+    complaints: Complaints,
+    start_server: StartServer,
+    make_file: MakeFile,
+    tmp_path: Path,
 ) -> None:
     path, sha256 = make_file("Überraschung & co.bin", 3 * MIB)
     server = start_server()
@@ -137,7 +142,9 @@ def test_a_file_goes_up_through_the_page_and_comes_down_equal(
 
 
 @pytest.mark.usefixtures("built")
-def test_a_large_file_goes_up_in_parts_that_are_joined(page: Page, start_server: StartServer, make_file) -> None:
+def test_a_large_file_goes_up_in_parts_that_are_joined(
+    page: Page, start_server: StartServer, make_file: MakeFile
+) -> None:
     path, sha256 = make_file("large.bin", 33 * MIB)
     server = start_server()
     with CuttingProxy(server.port) as proxy:
@@ -154,7 +161,7 @@ def test_a_large_file_goes_up_in_parts_that_are_joined(page: Page, start_server:
 
 
 @pytest.mark.usefixtures("built")
-def test_cancelling_a_large_file_removes_its_parts(page: Page, start_server: StartServer, make_file) -> None:
+def test_cancelling_a_large_file_removes_its_parts(page: Page, start_server: StartServer, make_file: MakeFile) -> None:
     path, _ = make_file("large.bin", 33 * MIB)
     server = start_server()
     with CuttingProxy(server.port, Stall(MIB), Stall(MIB)) as proxy:
@@ -171,7 +178,7 @@ def test_cancelling_a_large_file_removes_its_parts(page: Page, start_server: Sta
 
 @pytest.mark.usefixtures("built")
 def test_the_list_shows_what_is_under_way_and_goes_on_after_a_reload(
-    page: Page, start_server: StartServer, make_file
+    page: Page, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
     server = start_server({"staging": {"checkpoint_seconds": 0.2}})
@@ -192,7 +199,11 @@ def test_the_list_shows_what_is_under_way_and_goes_on_after_a_reload(
 
 @pytest.mark.usefixtures("built")
 def test_below_a_prefix_of_a_proxy_the_page_works_the_same(
-    page: Page, complaints: Complaints, start_server: StartServer, make_file, tmp_path: Path
+    page: Page,
+    complaints: Complaints,
+    start_server: StartServer,
+    make_file: MakeFile,
+    tmp_path: Path,
 ) -> None:
     path, sha256 = make_file("small.bin", 100_000)
     port = free_port()
@@ -200,7 +211,7 @@ def test_below_a_prefix_of_a_proxy_the_page_works_the_same(
     program = require_tool("nginx", install="apt-get install nginx-light")
     (tmp_path / "tusd-py.conf").write_text(PREFIXED.format(LOOPBACK=LOOPBACK, port=port, upstream=server.port))
     (tmp_path / "nginx.conf").write_text(MAIN.format(directory=tmp_path))
-    command = [program, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
+    command: list[str | Path] = [program, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
     with Child(command, log=tmp_path / "nginx.log") as front:
         front.wait_ready(lambda: is_listening(port), deadline=10, what="nginx listens")
         page.goto(f"http://{LOOPBACK}:{port}/media/")
@@ -250,7 +261,7 @@ def serve_cdn(page: Page, change: Callable[[bytes], bytes] = bytes) -> None:
 
 
 def test_with_the_files_of_the_cdn_the_page_works_the_same(
-    page: Page, complaints: Complaints, unbuilt_server: Server, make_file
+    page: Page, complaints: Complaints, unbuilt_server: Server, make_file: MakeFile
 ) -> None:
     path, sha256 = make_file("small.bin", 100_000)
     serve_cdn(page)
@@ -277,7 +288,11 @@ def test_files_that_differ_from_the_pinned_ones_are_refused(page: Page, unbuilt_
 
 
 def test_three_files_from_another_origin_are_stored(
-    page: Page, complaints: Complaints, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page,
+    complaints: Complaints,
+    open_example: OpenExample,
+    start_server: StartServer,
+    make_file: MakeFile,
 ) -> None:
     files = [make_file(f"{number}.bin", size) for number, size in enumerate((3 * MIB, 1, 3 * MIB + 1))]
     server = start_server(WELCOME)
@@ -291,7 +306,7 @@ def test_three_files_from_another_origin_are_stored(
 
 
 def test_a_page_that_the_configuration_does_not_name_is_refused(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, _ = make_file("film.bin", 1000)
     server = start_server()
@@ -317,7 +332,7 @@ def test_a_name_rebound_to_this_machine_shows_nothing(page: Page, start_server: 
 
 
 def test_a_paused_upload_goes_on_from_its_offset(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
     server = start_server(WELCOME)
@@ -337,7 +352,7 @@ def test_a_paused_upload_goes_on_from_its_offset(
 
 
 def test_cancelling_deletes_the_upload_at_the_server(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, _ = make_file("film.bin", 8 * MIB)
     server = start_server(WELCOME)
@@ -365,7 +380,7 @@ KEPT = """() => new Promise((resolve) => {
 
 
 def test_after_a_reload_the_file_is_there_again_and_goes_on_from_its_offset(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, sha256 = make_file("film.bin", 8 * MIB)
     server = start_server(WELCOME)
@@ -386,7 +401,11 @@ def test_after_a_reload_the_file_is_there_again_and_goes_on_from_its_offset(
 
 
 def test_npm_start_serves_the_example_without_a_terminal(
-    page: Page, complaints: Complaints, start_server: StartServer, make_file, tmp_path: Path
+    page: Page,
+    complaints: Complaints,
+    start_server: StartServer,
+    make_file: MakeFile,
+    tmp_path: Path,
 ) -> None:
     """A watching esbuild ends with its standard input, which a service or a script closes."""
     npm = require_tool("npm", install="apt-get install npm")
@@ -394,7 +413,7 @@ def test_npm_start_serves_the_example_without_a_terminal(
     path, sha256 = make_file("small.bin", 100_000)
     port = free_port()
     server = start_server({"cors": {"allow_origins": [f"http://{LOOPBACK}:{port}"]}})
-    command = [npm, "start", "--prefix", EXAMPLE, "--", f"--serve={LOOPBACK}:{port}"]
+    command: list[str | Path] = [npm, "start", "--prefix", EXAMPLE, "--", f"--serve={LOOPBACK}:{port}"]
     with Child(command, log=tmp_path / "npm.log") as started:
         started.wait_ready(lambda: is_listening(port), deadline=60, what="the example is served")
         page.goto(f"http://{LOOPBACK}:{port}/?{urlencode({'endpoint': server.url})}")
@@ -409,7 +428,7 @@ def test_npm_start_serves_the_example_without_a_terminal(
 
 
 def test_a_refused_file_shows_what_the_server_says(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, _ = make_file("film.bin", 2 * MIB)
     server = start_server({**WELCOME, "limits": {"max_size": MIB}})
@@ -424,7 +443,7 @@ def test_a_refused_file_shows_what_the_server_says(
 
 
 def test_parallel_parts_become_one_file(
-    page: Page, open_example: OpenExample, start_server: StartServer, make_file
+    page: Page, open_example: OpenExample, start_server: StartServer, make_file: MakeFile
 ) -> None:
     path, sha256 = make_file("film.bin", 6 * MIB + 1)
     server = start_server(WELCOME)
@@ -439,7 +458,11 @@ def test_parallel_parts_become_one_file(
 
 
 def test_credentials_are_sent_to_a_server_that_names_the_origin(
-    page: Page, context: BrowserContext, example: Path, start_server: StartServer, make_file
+    page: Page,
+    context: BrowserContext,
+    example: Path,
+    start_server: StartServer,
+    make_file: MakeFile,
 ) -> None:
     path, sha256 = make_file("film.bin", MIB)
     with static_server(example) as origin:

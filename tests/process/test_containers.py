@@ -152,8 +152,8 @@ def container(image: Stage, dsn: str, tmp_path: Path) -> Iterator[tuple[Child, d
         "TUSD_OPERATIONS__PORT": str(operations_port),
     }
     environment = image.environment() | compose_environment() | here
-    program, *arguments = [*one(LAST, "ENTRYPOINT").words, *SERVICE["command"]]
-    command = [image.path(f"/opt/tusd_py/bin/{program}"), *arguments]
+    program, *arguments = one(LAST, "ENTRYPOINT").words + SERVICE["command"]
+    command = [str(image.path(f"/opt/tusd_py/bin/{program}")), *arguments]
     child = Child(command, log=tmp_path / "log", env=environment, cwd=image.path(DATA))
     with child:
         child.wait_ready(lambda: is_listening(port), deadline=120, what="the container listens")
@@ -178,7 +178,7 @@ def test_what_the_image_is_made_of(image: Stage) -> None:
 
 
 def test_the_configuration_of_the_container_is_sound(image: Stage) -> None:
-    command = [image.path("/opt/tusd_py/bin/tusd-py"), "check-config"]
+    command = [str(image.path("/opt/tusd_py/bin/tusd-py")), "check-config"]
     environment = image.environment() | compose_environment()
     done = subprocess.run(command, env=environment, cwd=image.root, capture_output=True, text=True, timeout=60)
 

@@ -216,9 +216,9 @@ def _matches(matcher: promql_parser.Matcher, labels: dict[str, str]) -> bool:
     value = labels.get(matcher.name, "")
     match matcher.op:
         case promql_parser.MatchOp.Equal:
-            return value == matcher.value
+            return bool(value == matcher.value)
         case promql_parser.MatchOp.NotEqual:
-            return value != matcher.value and matcher.name in labels
+            return bool(value != matcher.value and matcher.name in labels)
         case promql_parser.MatchOp.Re:
             return re.fullmatch(matcher.value, value) is not None
         case _:

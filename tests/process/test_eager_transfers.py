@@ -43,7 +43,8 @@ def ask(method: str, url: str, headers: dict[str, str], body: bytes | None = Non
     """Send a request that succeeds; return the response's headers."""
     request = urllib.request.Request(url, data=body, method=method, headers={"Tus-Resumable": "1.0.0", **headers})
     with urllib.request.urlopen(request, timeout=30) as response:
-        return response.headers
+        received: HTTPMessage = response.headers
+    return received
 
 
 def create(server: Server) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from tests.support.failing_disk import FailingDisk
 from tests.support.files import download, seeded
 from tests.support.http_client import Response
 from tests.support.process import wait_until
-from tests.support.server import Server
+from tests.support.server import Server, StartServer
 
 pytestmark = pytest.mark.acceptance
 
@@ -34,7 +34,7 @@ def disk(tmp_path: Path) -> FailingDisk:
 
 
 @pytest.fixture
-def server(start_server, dsn: str, disk: FailingDisk) -> Server:
+def server(start_server: StartServer, dsn: str, disk: FailingDisk) -> Server:
     # The database is not below the directory; it is not the server's own, so that it is not preloaded either.
     staging = {"checkpoint_bytes": CHECKPOINT, "checkpoint_seconds": "1h", "block_size": "512KiB"}
     return start_server({"staging": staging, "database": {"dsn": dsn}}, env=disk.env)

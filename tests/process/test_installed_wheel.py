@@ -79,8 +79,9 @@ def clean(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("clean")
     succeeded(run(sys.executable, "-m", "venv", directory / "venv", cwd=directory))
     requirement = f"tusd-py[embedded] @ {wheel.as_uri()}"
-    pip = [directory / "venv" / "bin" / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt"]
-    succeeded(run(*pip, requirement, cwd=directory))
+    python = directory / "venv" / "bin" / "python"
+    options = ["--quiet", "-c", str(ROOT / "constraints.txt")]
+    succeeded(run(python, "-m", "pip", "install", *options, requirement, cwd=directory))
     return directory / "venv"
 
 

@@ -15,6 +15,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -58,7 +59,7 @@ def tusd_py(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
 # --- the operations listener -----------------------------------------------------------------------
 
 
-def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_server: StartServer):
+def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_server: StartServer) -> None:
     server = start_server()
     create(server.url, b"x" * 1000)
 
@@ -80,7 +81,7 @@ def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_ser
     assert get(f"{server.origin}/readyz")[0] == 404
 
 
-def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartServer):
+def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartServer) -> None:
     """`python -OO` takes docstrings and assertions away; no sentence may come from one, no step hang on the other."""
     server = start_server(env={"PYTHONOPTIMIZE": "2"})
     create(server.url, b"0123456789")
@@ -91,7 +92,7 @@ def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartS
     assert json.loads(body)["detail"] == "There is no such upload."
 
 
-def test_metrics_of_all_processes_are_one_sum(start_server: StartServer):
+def test_metrics_of_all_processes_are_one_sum(start_server: StartServer) -> None:
     server = start_server({"server": {"processes": 2}})
     for _ in range(20):
         create(server.url, b"0123456789")
@@ -102,7 +103,7 @@ def test_metrics_of_all_processes_are_one_sum(start_server: StartServer):
     assert "tusd_py_uploads_created_total 20.0" in metrics
 
 
-def test_readiness_names_a_database_that_is_away(start_server: StartServer):
+def test_readiness_names_a_database_that_is_away(start_server: StartServer) -> None:
     server = start_server()
     for pid in server.postmaster_pids():
         # Stopped, not ended: the supervisor would start another one.
@@ -123,7 +124,7 @@ def test_readiness_names_a_database_that_is_away(start_server: StartServer):
     assert json.loads(body)["checks"]["store"] == "ok"
 
 
-def test_readiness_names_a_staging_disk_without_space(start_server: StartServer):
+def test_readiness_names_a_staging_disk_without_space(start_server: StartServer) -> None:
     server = start_server({"staging": {"reserve": 2**62}})
 
     status, body = get(f"{server.ready.operations_url}/readyz")
@@ -138,7 +139,7 @@ def test_readiness_names_a_staging_disk_without_space(start_server: StartServer)
 # --- processes -------------------------------------------------------------------------------------
 
 
-def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServer):
+def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServer) -> None:
     server = start_server()
     path, upload_id = create(server.url, b"hello")
     server.wait_for_state(upload_id, "stored")
@@ -152,7 +153,7 @@ def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServ
     server.wait_for_state(second, "stored")
 
 
-def test_an_embedded_database_that_dies_is_started_again(start_server: StartServer):
+def test_an_embedded_database_that_dies_is_started_again(start_server: StartServer) -> None:
     server = start_server()
     path, _ = create(server.url, b"hello")
     before = server.postmaster_pids()
@@ -169,7 +170,7 @@ def test_an_embedded_database_that_dies_is_started_again(start_server: StartServ
     wait_until(answered, deadline=30, what="the upload is served again")
 
 
-def test_nothing_survives_a_kill_of_the_supervisor_and_the_next_start_is_clean(start_server: StartServer):
+def test_nothing_survives_a_kill_of_the_supervisor_and_the_next_start_is_clean(start_server: StartServer) -> None:
     server = start_server()
     path, upload_id = create(server.url, b"hello")
     server.wait_for_state(upload_id, "stored")
@@ -183,7 +184,7 @@ def test_nothing_survives_a_kill_of_the_supervisor_and_the_next_start_is_clean(s
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_in_order(start_server: StartServer, number: signal.Signals):
+def test_a_signal_ends_the_server_in_order(start_server: StartServer, number: signal.Signals) -> None:
     server = start_server()
     pids = [*server.ready.pids, *server.postmaster_pids()]
 
@@ -194,7 +195,7 @@ def test_a_signal_ends_the_server_in_order(start_server: StartServer, number: si
     assert not any(map(is_alive, pids))
 
 
-def test_systemd_is_told_when_the_server_is_ready_and_when_it_stops(start_server: StartServer, tmp_path: Path):
+def test_systemd_is_told_when_the_server_is_ready_and_when_it_stops(start_server: StartServer, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.bind(str(tmp_path / "notify"))
         channel.settimeout(20)
@@ -206,7 +207,7 @@ def test_systemd_is_told_when_the_server_is_ready_and_when_it_stops(start_server
     assert (first, second) == (b"READY=1", b"STOPPING=1")
 
 
-def test_a_port_in_use_is_said_in_one_line(start_server: StartServer, tmp_path: Path):
+def test_a_port_in_use_is_said_in_one_line(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server()
 
     result = tusd_py("serve", "--port", str(server.port), "--data-dir", str(tmp_path / "other"))
@@ -216,7 +217,7 @@ def test_a_port_in_use_is_said_in_one_line(start_server: StartServer, tmp_path: 
     assert "Traceback" not in result.stderr
 
 
-def test_an_unusable_data_directory_is_said_in_one_line(tmp_path: Path):
+def test_an_unusable_data_directory_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
 
     result = tusd_py("serve", "--port", "0", "--data-dir", str(tmp_path / "file" / "data"))
@@ -229,7 +230,7 @@ def test_an_unusable_data_directory_is_said_in_one_line(tmp_path: Path):
 # --- the log ---------------------------------------------------------------------------------------
 
 
-def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_server: StartServer):
+def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_server: StartServer) -> None:
     server = start_server()
     path, upload_id = create(server.url, b"hello")
     token = path.rpartition("/")[2]
@@ -252,7 +253,7 @@ def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_serv
 # --- the command line ------------------------------------------------------------------------------
 
 
-def test_check_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path):
+def test_check_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(to_toml({"server": {"port": 4000}, "auth": {"mode": "jwt", "jwt": {"secret": "s3cret" * 8}}}))
 
@@ -264,7 +265,7 @@ def test_check_config_prints_what_is_in_force_with_secrets_masked(tmp_path: Path
     assert "max_size" in result.stdout
 
 
-def test_check_config_names_every_problem_with_its_key(tmp_path: Path):
+def test_check_config_names_every_problem_with_its_key(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[server]\nprot = 1\nport = "eighty"\n[storage]\nbackend = "s3"\n')
 
@@ -276,7 +277,7 @@ def test_check_config_names_every_problem_with_its_key(tmp_path: Path):
     assert "storage.s3.bucket:" in result.stderr
 
 
-def test_check_config_connects_and_shows_what_it_may(tmp_path: Path):
+def test_check_config_connects_and_shows_what_it_may(tmp_path: Path) -> None:
     result = tusd_py("check-config", "--connect", "--data-dir", str(tmp_path / "data"))
 
     assert result.returncode == 0, result.stdout + result.stderr
@@ -285,7 +286,7 @@ def test_check_config_connects_and_shows_what_it_may(tmp_path: Path):
     assert "ok      store: rename" in result.stdout
 
 
-def test_check_config_names_the_right_that_is_missing(tmp_path: Path):
+def test_check_config_names_the_right_that_is_missing(tmp_path: Path) -> None:
     with rclone_s3(tmp_path) as server:
         storage = server.storage_config()
         storage["s3"] |= {"bucket": "another-bucket"}
@@ -301,7 +302,7 @@ def test_check_config_names_the_right_that_is_missing(tmp_path: Path):
     assert {line[0] for line in lines[1:]} == {"skipped"}
 
 
-def test_check_config_warns_of_what_is_allowed(tmp_path: Path):
+def test_check_config_warns_of_what_is_allowed(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(to_toml({"storage": {"backend": "s3", "s3": {"bucket": "b", "verify_tls": False}}}))
 
@@ -311,14 +312,14 @@ def test_check_config_warns_of_what_is_allowed(tmp_path: Path):
     assert "warning: storage.s3.verify_tls:" in result.stderr
 
 
-def test_a_missing_configuration_file_is_an_error(tmp_path: Path):
+def test_a_missing_configuration_file_is_an_error(tmp_path: Path) -> None:
     result = tusd_py("serve", "--config", str(tmp_path / "not_found.toml"))
 
     assert result.returncode == 2
     assert "not_found.toml" in result.stderr
 
 
-def test_other_than_loopback_without_authentication_refuses_to_start(tmp_path: Path):
+def test_other_than_loopback_without_authentication_refuses_to_start(tmp_path: Path) -> None:
     result = tusd_py("serve", "--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path))
 
     assert result.returncode == 2
@@ -326,7 +327,7 @@ def test_other_than_loopback_without_authentication_refuses_to_start(tmp_path: P
     assert not (tmp_path / "postgres").exists()
 
 
-def test_migrate_works_on_the_embedded_database_and_says_what_it_did(tmp_path: Path):
+def test_migrate_works_on_the_embedded_database_and_says_what_it_did(tmp_path: Path) -> None:
     first = tusd_py("migrate", "--data-dir", str(tmp_path / "data"))
     second = tusd_py("migrate", "--data-dir", str(tmp_path / "data"))
 
@@ -335,7 +336,7 @@ def test_migrate_works_on_the_embedded_database_and_says_what_it_did(tmp_path: P
     assert "up to date" in second.stdout
 
 
-def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_server: StartServer):
+def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_server: StartServer) -> None:
     server = start_server({"transfer": {"workers": 0}})
     _, upload_id = create(server.url, b"hello")
     assert server.upload_json(upload_id)["state"] == "completed"
@@ -351,7 +352,7 @@ def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_
     assert worker.wait(20) == 0
 
 
-def test_an_outside_database_serves_as_well(start_server: StartServer, dsn: str):
+def test_an_outside_database_serves_as_well(start_server: StartServer, dsn: str) -> None:
     server = start_server({"database": {"dsn": dsn}})
     _, upload_id = create(server.url, b"hello")
 
@@ -360,7 +361,7 @@ def test_an_outside_database_serves_as_well(start_server: StartServer, dsn: str)
     assert not (server.data_dir / "postgres").exists()
 
 
-def test_the_server_runs_as_an_ordinary_user():
+def test_the_server_runs_as_an_ordinary_user() -> None:
     user = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     home = Path(tempfile.mkdtemp(prefix="tusd-user-"))
     os.chown(home, user.pw_uid, user.pw_gid)
@@ -389,7 +390,7 @@ def test_the_server_runs_as_an_ordinary_user():
     assert child.returncode == 0
 
 
-def _identity(user: pwd.struct_passwd) -> dict[str, object]:
+def _identity(user: pwd.struct_passwd) -> dict[str, Any]:
     return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
 
 
@@ -406,7 +407,7 @@ def _python_for(user: pwd.struct_passwd) -> str:
     pytest.fail("no Python of this version that an ordinary user may run")
 
 
-def test_draining_answers_a_running_upload_with_its_true_offset(start_server: StartServer):
+def test_draining_answers_a_running_upload_with_its_true_offset(start_server: StartServer) -> None:
     server = start_server()
     headers = TUS | {"Upload-Length": "1000000"}
     creation = urllib.request.Request(server.url, method="POST", headers=headers)
@@ -433,7 +434,7 @@ def test_draining_answers_a_running_upload_with_its_true_offset(start_server: St
         assert head.headers["Upload-Offset"] == "300000"
 
 
-def test_a_database_that_is_killed_while_it_starts_again_is_started_once_more(start_server: StartServer):
+def test_a_database_that_is_killed_while_it_starts_again_is_started_once_more(start_server: StartServer) -> None:
     server = start_server()
     path, _ = create(server.url, b"hello")
     killed: set[int] = set(server.postmaster_pids())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tests.support.blocking_client import OCTETS, TUS, create, request
 from tests.support.browser import WAIT_MS, Complaints, add, button, finished, press_upload, row_of, start
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import files_under, sha256_of
+from tests.support.fixtures import MakeFile
 from tests.support.process import wait_until
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
@@ -28,8 +29,6 @@ SECRET = "0123456789abcdef0123456789abcdef"
 OTHER_SECRET = "another-secret-of-thirty-two-bytes"
 NEVER_RECORDED = {"staging": {"checkpoint_seconds": 600}}
 """The server says nothing of an upload before its request has ended."""
-
-MakeFile = Callable[[str, int], tuple[Path, str]]
 
 
 def row(page: Page, name: str) -> Locator:

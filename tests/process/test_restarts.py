@@ -22,7 +22,7 @@ READY_SECONDS = 60
 
 @pytest.mark.timeout(600)
 def test_killed_servers_do_not_hold_up_the_next_start() -> None:
-    command = [sys.executable, ROOT / "scripts" / "restart_rounds.py", "--rounds", str(ROUNDS)]
+    command = [sys.executable, str(ROOT / "scripts" / "restart_rounds.py"), "--rounds", str(ROUNDS)]
 
     result = subprocess.run(
         [*command, "--ready-within", str(READY_SECONDS)], capture_output=True, text=True, timeout=580

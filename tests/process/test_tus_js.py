@@ -180,7 +180,7 @@ def test_the_dialect_of_the_ietf_is_continued_after_cuts(
     protocol: str, client: int, server: Server, source: tuple[Path, str], tmp_path: Path
 ) -> None:
     path, sha256 = source
-    faults = [Cut(MIB, "rst"), Cut(MIB // 2, "fin"), DropReply("HEAD"), DropReply("PATCH")]
+    faults: list[Fault] = [Cut(MIB, "rst"), Cut(MIB // 2, "fin"), DropReply("HEAD"), DropReply("PATCH")]
 
     with CuttingProxy(server.port, *faults) as proxy:
         options = {"client": client, "file": str(path), "protocol": protocol}

@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 def wheel_of(tree: Path) -> set[str]:
     """Build a wheel and return the names in it."""
     target = tree.parent / "wheel"
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(target)]
     built = subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=50)
     assert built.returncode == 0, built.stderr
     (wheel,) = target.glob("*.whl")
@@ -38,7 +38,7 @@ def wheel_of(tree: Path) -> set[str]:
         return set(archive.namelist())
 
 
-def test_a_wheel_has_the_migrations_and_the_page(tree: Path):
+def test_a_wheel_has_the_migrations_and_the_page(tree: Path) -> None:
     names = wheel_of(tree)
 
     assert {f"tusd_py/migrations/{path.name}" for path in (ROOT / "migrations").glob("*.sql")} <= names
@@ -47,7 +47,7 @@ def test_a_wheel_has_the_migrations_and_the_page(tree: Path):
     assert not [name for name in names if "assets" in name or "node_modules" in name]
 
 
-def test_a_wheel_has_uppy_where_it_was_built_although_git_ignores_it(tree: Path):
+def test_a_wheel_has_uppy_where_it_was_built_although_git_ignores_it(tree: Path) -> None:
     assets = tree / "tusd_py" / "web" / "assets"
     assets.mkdir()
     for name in (*BUILT, ".done"):

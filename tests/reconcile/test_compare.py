@@ -57,7 +57,8 @@ def row(**changes: Any) -> UploadRecord:
 
 
 def found(**changes: Any) -> ObjectFacts:
-    return ObjectFacts(**({"length": 10, "age_seconds": 2 * HOUR, "etag": "e"} | changes))
+    values: dict[str, Any] = {"length": 10, "age_seconds": 2 * HOUR, "etag": "e"}
+    return ObjectFacts(**(values | changes))
 
 
 Judged = list[tuple[Kind, Repair]]

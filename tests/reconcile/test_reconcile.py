@@ -192,7 +192,9 @@ async def test_an_unclaimed_file_that_does_not_fit_stays_where_it_is(world: Worl
     assert aside.exists()
 
 
-async def test_an_orphan_that_somebody_holds_or_that_gets_its_row_meanwhile_stays(world: World) -> None:
+async def test_an_orphan_that_somebody_holds_or_that_gets_its_row_meanwhile_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held, late = UploadId(uuid.uuid4()), UploadId(uuid.uuid4())
     await world.create()
     file = await world.staging.open(held, create=True)
@@ -209,7 +211,7 @@ async def test_an_orphan_that_somebody_holds_or_that_gets_its_row_meanwhile_stay
             await world.create(id=late, offset=4)
         return found
 
-    one._records.by_id = row_comes_second  # type: ignore[method-assign]
+    monkeypatch.setattr(one._records, "by_id", row_comes_second)
     outcomes = [outcome async for outcome in one.run(repair=True)]
     await file.close()
 
@@ -611,7 +613,9 @@ async def test_a_running_upload_and_a_running_transfer_are_not_touched(world: Wo
     await is_clean(world)
 
 
-async def test_an_upload_that_moves_under_the_eyes_of_a_run_is_no_finding(world: World) -> None:
+async def test_an_upload_that_moves_under_the_eyes_of_a_run_is_no_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker stores it and removes the staged copy between the look at the row and that at the disk."""
     upload = await world.received(CONTENT)
     await world.sql("DELETE FROM jobs")
@@ -631,8 +635,8 @@ async def test_an_upload_that_moves_under_the_eyes_of_a_run_is_no_finding(world:
         return found
 
     stat = world.store.stat
-    one._staging.sizes = moves_meanwhile  # type: ignore[method-assign]
-    one._store.stat = stored  # type: ignore[method-assign]
+    monkeypatch.setattr(one._staging, "sizes", moves_meanwhile)
+    monkeypatch.setattr(one._store, "stat", stored)
     await age_rows(world)
 
     assert [outcome async for outcome in one.run(repair=True) if outcome.finding.row] == []

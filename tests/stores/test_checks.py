@@ -221,7 +221,7 @@ async def test_a_store_that_is_not_there_yet_is_left_alone(tmp_path: Path) -> No
     destination = FilesystemDestination(tmp_path / "deep" / "down" / "store")
     store = destination.store()
 
-    results = await proofs_of(store)  # type: ignore[arg-type]
+    results = await proofs_of(store)
 
     assert failed(results) == {}
     assert list(tmp_path.iterdir()) == []
@@ -238,7 +238,7 @@ async def test_a_directory_that_cannot_be_used_says_at_what(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, method, refuse)
-    found = failed(await proofs_of(store))  # type: ignore[arg-type]
+    found = failed(await proofs_of(store))
     monkeypatch.undo()
 
     assert list(found) == [f"store: {step}"]
@@ -250,7 +250,7 @@ async def test_a_file_where_the_directory_should_be_is_named(tmp_path: Path) -> 
     (tmp_path / "store").write_bytes(b"")
     store = FilesystemDestination(tmp_path / "store").store()
 
-    found = failed(await proofs_of(store))  # type: ignore[arg-type]
+    found = failed(await proofs_of(store))
 
     assert str(tmp_path / "store") in found["store: create"]
     assert (tmp_path / "store").read_bytes() == b""

@@ -14,7 +14,7 @@ from tusd_py.stores.s3.client import Bucket
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("models_are_read_once")]
 
-KEYS = {"access_key": "AKID", "secret_key": "secret"}
+KEYS: dict[str, Any] = {"access_key": "AKID", "secret_key": "secret"}
 
 
 async def link(**settings: Any) -> tuple[str, str, dict[str, list[str]]]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tusd_py.config.sections import S3StoreConfig
+from tusd_py.config.sections import ObjectParameters, S3StoreConfig
 from tusd_py.ports import ObjectSpec
 from tusd_py.stores.ranges import RangeChecksums
 from tusd_py.stores.s3.parameters import (
@@ -64,7 +64,7 @@ def test_a_client_cannot_replace_our_own_entries() -> None:
 
 
 def test_what_the_client_says_of_the_coding_of_its_bytes_goes_before_every_setting() -> None:
-    configured = S3StoreConfig(bucket="b", object_parameters={"content_language": "fr"})
+    configured = S3StoreConfig(bucket="b", object_parameters=ObjectParameters(content_language="fr"))
 
     said = object_parameters(configured, replace(spec(), content_encoding="gzip", content_language="de"))
 
@@ -87,7 +87,7 @@ def test_parameters_are_named_as_s3_does() -> None:
         storage_class="STANDARD_IA",
         sse="aws:kms",
         sse_kms_key_id="key-1",
-        object_parameters={"cache_control": "no-store"},
+        object_parameters=ObjectParameters(cache_control="no-store"),
     )
 
     sent = object_parameters(config, spec())

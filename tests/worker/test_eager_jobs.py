@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -90,13 +91,17 @@ async def receive(world: World, upload: Upload, end: int, *, completes: bool = T
     )
 
 
+def has_sent(store: Ahead, upload: Upload, parts: str) -> bool:
+    return store.sent_of(upload) == parts
+
+
 async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
     store = Ahead(world.store)
     async with working(world, store):
         for end, sent in ((PART, "1 "), (2 * PART + 1, "1 2 "), (3 * PART, "1 2 3 ")):
             upload = await receive(world, upload, end)
-            await is_true(lambda sent=sent, one=upload: store.sent_of(one) == sent, f"parts {sent}are sent")
+            await is_true(partial(has_sent, store, upload, sent), f"parts {sent}are sent")
         assert await world.state(upload) is State.UPLOADING
         assert world.object(upload) is None
 

@@ -26,11 +26,11 @@ CONTENT = hashlib.shake_128(b"integrity").digest(IN_PARTS)
 
 
 @contextlib.contextmanager
-def moto(_: Path) -> Iterator[S3Server]:
+def moto(_directory: Path) -> Iterator[S3Server]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    answer = S3Server("moto", port, None)  # type: ignore[arg-type] -- it has no process
+    answer = S3Server("moto", port, None)  # type: ignore[arg-type]  # it has no process
     answer.client().create_bucket(Bucket=answer.bucket)
     yield answer
     server.stop()

@@ -161,7 +161,7 @@ async def test_during_an_outage_one_probe_runs_instead_of_every_job(world: World
 
 
 async def _is_zero(world: World, statement: str) -> bool:
-    return await world.value(statement) == 0
+    return bool(await world.value(statement) == 0)
 
 
 async def test_a_store_that_refuses_blocks_is_logged_once_and_resumes_by_itself(world: World) -> None:
@@ -207,7 +207,7 @@ async def test_a_store_on_a_disk_that_takes_nothing(world: World, tmp_path: Path
 
 
 async def _waits(world: World, upload: Upload) -> bool:
-    return (await world.jobs_of(upload, "state"))[0][0] == "retry_wait"
+    return bool((await world.jobs_of(upload, "state"))[0][0] == "retry_wait")
 
 
 async def test_what_is_denied_for_one_key_fails_that_upload_alone(world: World) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -382,6 +383,8 @@ async def test_a_record_whose_reply_was_lost_counts(world: World) -> None:
 async def test_a_long_transfer_keeps_its_lease(world: World) -> None:
     upload = await world.received()
     store, other = Gated(world.store), OneByOne(world.store)
+
+    renewed: datetime
 
     async def renewed_twice() -> bool:
         nonlocal renewed
@@ -761,7 +764,7 @@ async def test_once_the_staged_bytes_are_gone_nobody_makes_the_object_anew(world
     assert world.object(upload) is None
 
 
-def put_arguments(world: World, job: Job) -> tuple[ObjectSpec, list, TransferState]:
+def put_arguments(world: World, job: Job) -> tuple[ObjectSpec, list[Segment], TransferState]:
     """What a worker hands its store for a job."""
     upload = job.upload
     spec = ObjectSpec(str(upload.id), upload.object_key, upload.offset, upload.crc64nvme, "text/plain")
