@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
-from tusd_py.authorization import Action, Principal
+from tusd_py.authorization import Action, Principal, authorize
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, RECORDED, UPLOAD_ID, HttpContext
 from tusd_py.http.download_routes import download
@@ -91,7 +91,7 @@ def options(request: web.Request) -> web.Response:
 async def create(context: HttpContext, request: web.Request) -> web.Response:
     """POST: create an upload, with its first bytes where they came along."""
     principal = principal_of(request)
-    context.uploads.permit(principal, Action.CREATE)
+    authorize(principal, Action.CREATE, None, context.uploads.rules)
     dialect = dialect_of(request)
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))

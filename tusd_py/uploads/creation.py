@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.authorization import Action, Principal
+from tusd_py.authorization import Action, Principal, authorize
 from tusd_py.errors import (
     BodyError,
     ChecksumMismatch,
@@ -109,7 +109,7 @@ async def receive_first_body(service: UploadService, begun: Created, command: Cr
 
 async def _prepare(service: UploadService, principal: Principal, command: Create, body: Body) -> tuple[NewUpload, str]:
     """Return the row to be and the token of its URL. Raises unless it may be created."""
-    service.permit(principal, Action.CREATE)
+    authorize(principal, Action.CREATE, None, service.rules)
     if command.unwanted_body is not None:
         await body.accept()
         if await body.read():

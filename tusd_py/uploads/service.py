@@ -19,7 +19,6 @@ from tusd_py.authorization import Action, Principal, Rules, authorize
 from tusd_py.errors import StagingDamaged, TusdError, UploadGone, UploadNotFound, WrongNode
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import (
-    DEFAULT_PROFILE,
     RECEIVING,
     Concat,
     State,
@@ -71,7 +70,7 @@ def unannounced_seconds(expires_after_seconds: float) -> float:
 
 
 class UploadService:
-    """What is done with an upload that there is. Knows no HTTP, no SQL and no adapter."""
+    """What every use-case works with, and the use-cases that take no body. Knows no HTTP, no SQL and no adapter."""
 
     def __init__(  # noqa: PLR0913 -- the collaborators of all use-cases
         self,
@@ -108,12 +107,6 @@ class UploadService:
 
     # --- who may use which upload ------------------------------------------------------------------
 
-    def permit(
-        self, principal: Principal, action: Action, owner: str | None = None, *, profile: str = DEFAULT_PROFILE
-    ) -> None:
-        """Raise unless `principal` may do this; see `authorization.authorize`."""
-        authorize(principal, action, owner, self.rules, profile=profile)
-
     async def get_by_token(self, principal: Principal, token: str, action: Action) -> Upload:
         """Return the upload behind a tus URL, for somebody who may use it so.
 
@@ -147,7 +140,7 @@ class UploadService:
     def _permitted(self, upload: Upload | None, principal: Principal, action: Action) -> Upload:
         # An unknown upload is checked as one's own: an invalid token is told so, everybody else gets 404.
         owner, profile = (principal.subject, "") if upload is None else (upload.owner, upload.profile)
-        self.permit(principal, action, owner, profile=profile)
+        authorize(principal, action, owner, self.rules, profile=profile)
         if upload is None:
             raise UploadNotFound
         return upload
@@ -271,7 +264,7 @@ class UploadService:
         """
         owner = None if everybody else principal.subject
         if not principal.anonymous:
-            self.permit(principal, Action.LIST, owner)
+            authorize(principal, Action.LIST, owner, self.rules)
         hide = HIDDEN_IN_LISTS if state is None else ()
         return await self.lists.newest(owner, after=after, limit=limit, hide=hide, state=state)
 
