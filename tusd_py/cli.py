@@ -275,7 +275,8 @@ def _database(config: Config) -> Iterator[Config]:
 def _refuse_new_database(config: Config) -> None:
     """Raise if the embedded database does not exist yet: compared with an empty one, every file is an orphan."""
     if config.database.dsn is None and not (config.data_dir / "postgres").is_dir():
-        raise ConfigError([f"database.dsn: not set, and there is no database in {config.data_dir} either"])
+        problem = f"there is no database in {config.data_dir} either: set it, or data_dir, as the server has them"
+        raise ConfigError([f"database.dsn: not set, and {problem}"])
 
 
 def _say(text: str) -> None:

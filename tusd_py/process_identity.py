@@ -1,4 +1,4 @@
-"""Which process is meant: by the time it is used, a pid alone may belong to somebody else.
+"""Processes by more than their pid, which may belong to another one by the time it is used.
 
 A pid and the moment its process started name one process of this boot, for processes that outlive
 the one that knew them as its children. Linux only, as the rest of the supervisor.
@@ -21,8 +21,8 @@ POLL_SECONDS: Final = 0.003
 KILL_SECONDS: Final = 10.0
 """How long the kernel may take to end a process that was killed."""
 NAME_PREFIX: Final = "tusd-"
-"""How the kernel's names of the supervisor's children begin, which `top` and /metrics show. Together with
-the longest role exactly the 15 bytes that the kernel keeps."""
+"""The beginning of the kernel's names of the supervisor's children, which `top` and /metrics show. With the
+longest role these are exactly the 15 bytes that the kernel keeps."""
 PARENT_FIELD, THREADS_FIELD, START_FIELD = 1, 17, 19
 """Positions in /proc/PID/stat (proc(5)), counted from the state, which follows the name."""
 
@@ -76,7 +76,7 @@ class ProcessIdentity:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process still runs."""
+        """Return whether this very process still runs."""
         return ProcessIdentity.of(self.pid) == self
 
     def send(self, number: signal.Signals) -> None:

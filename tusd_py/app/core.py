@@ -1,4 +1,4 @@
-"""What every process shares: the record of uploads, the staging area, the store."""
+"""The components that every process shares: the record of uploads, the staging area, the stores."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def running(core: Core) -> AsyncIterator[None]:
 
 
 async def identify_staging(config: Config) -> None:
-    """Have the staging directory and the database agree before anything is started; see `identify`."""
+    """Check that staging directory and database belong together, before anything is started; see `identify`."""
     records = make_records(config)
     await records.database.open()
     try:

@@ -39,7 +39,7 @@ HOW_TO_GO_ON: Final = (
 
 @dataclass(slots=True)
 class Holdings:
-    """What lies in a staging directory, and where the database has these uploads."""
+    """The files in a staging directory, and the directories in which the database has their uploads."""
 
     files: int = 0
     size: int = 0
@@ -47,12 +47,12 @@ class Holdings:
 
     @property
     def known(self) -> int:
-        """How many of the files belong to an upload that the database knows."""
+        """Return how many of the files belong to an upload that the database knows."""
         return self.holders.total()
 
 
 async def identify(records: Records) -> None:
-    """Have directory and database agree on the directory's id; a directory without one gets it here.
+    """Check that directory and database agree on the directory's id; give one to a directory that has none.
 
     Raises:
         StagingMismatch: they do not belong together.
@@ -144,7 +144,7 @@ def _next_page(pages: Iterator[list[StagedFile]]) -> list[StagedFile]:
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What there is, and what would be done about it."""
+    """A plan that binds a staging directory to the database, with what was found in both."""
 
     directory: Path
     present: StagingId | None
@@ -156,7 +156,7 @@ class Adoption:
     merged: tuple[StagingId, ...]
 
     def describe(self) -> list[str]:
-        """Return it in lines for people."""
+        """Return the plan as lines of text."""
         known = "known to the database" if self.present_known else "unknown to the database"
         held = [f"  {self.holdings.holders[one.id]} of staging directory {one}" for one in self.held]
         return [
@@ -225,7 +225,7 @@ def _present(directory: Path) -> StagingId | None:
 
 
 async def adopt(records: Records, adoption: Adoption) -> None:
-    """Do what was shown."""
+    """Bind the directory to the database as planned."""
     directories, node = StagingDirectories(records.database), records.config.node
     await directories.add(adoption.chosen, node)
     await asyncio.to_thread(write_id, adoption.directory, adoption.chosen, replace=True)

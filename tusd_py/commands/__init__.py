@@ -1,1 +1,1 @@
-"""What those commands do that need more than the command line: each module is imported by its own only."""
+"""The commands that work on uploads. `tusd_py.cli` imports each module only when its command is run."""

@@ -1,4 +1,4 @@
-"""Who may log in to the embedded server: this program's user and root, and nobody else.
+"""Logins of the embedded server: this program's user and root, and nobody else.
 
 PostgreSQL asks the kernel who is at the other end of the socket ("peer"). So nothing secret is kept, and other
 programs that run under the server's account are not let in; they could only damage what the account owns.
@@ -16,7 +16,7 @@ HBA: Final = f"{NOTE}local all tusd peer map=tusd\n"
 
 
 def write_access(data_dir: Path, user_names: set[str], owner: tuple[int, int]) -> None:
-    """Let only these users of the system in, by their names as the server sees them."""
+    """Allow logins of these system users only, by their names as the server sees them."""
     lines = "".join(f'tusd "{name}" tusd\n' for name in sorted(user_names))
     _write(data_dir / "pg_ident.conf", NOTE + lines, owner)
     _write(data_dir / "pg_hba.conf", HBA, owner)

@@ -1,4 +1,4 @@
-"""Which PostgreSQL binaries are run: the first that fit the data, and that somebody here can run.
+"""The PostgreSQL binaries that are run: the first that fit the data, and that a user here can run.
 
 Whether an identity can run them and reach the data is found out by trying it, never by reading permission bits.
 """

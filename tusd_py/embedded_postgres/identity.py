@@ -1,4 +1,4 @@
-"""Who PostgreSQL runs as, and how its programs are started.
+"""The user that PostgreSQL runs as, and how its programs are started.
 
 PostgreSQL refuses to run as root. Started by root, it runs as the user of `database.embedded_user`, or as
 the one who owns the data, or as `postgres`; never as `nobody`, whose account others share. Where that user
@@ -22,7 +22,7 @@ from tusd_py.errors import ConfigError
 
 DEFAULT_USER: Final = "postgres"
 SHARED_USERS: Final = frozenset({"nobody"})
-"""Whatever has no account of its own runs under this one, and could read or change the data."""
+"""Programs without an account of their own run under this one, and could read or change the data."""
 PR_SET_PDEATHSIG: Final = 1
 
 # Looked up here because nothing may be imported between fork and exec.
@@ -31,7 +31,7 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a program runs as: a user to switch to, or a command that goes in front, or neither."""
+    """The user that a program runs as: one to switch to, or a command that goes in front, or neither."""
 
     uid: int | None = None
     gid: int | None = None

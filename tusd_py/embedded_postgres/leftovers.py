@@ -1,4 +1,4 @@
-"""What a dead owner left running, and how it is ended.
+"""End what a dead owner left running.
 
 A server gets SIGQUIT when its owner dies, and ends by itself. It does not if it was stopped, if it waits
 for a child that ignores its signals, or if it was killed itself and a child of it goes on computing.

@@ -1,4 +1,4 @@
-"""What a server says of itself in `postmaster.pid` and on its socket.
+"""The state of a server, by `postmaster.pid` and its socket.
 
 The file outlives a server that was killed, and its process id may belong to another process by then:
 nothing in it counts until the process, or the socket, has confirmed it.

@@ -261,9 +261,9 @@ class EmbeddedPostgres:
         self._record_server(socket_dir, child.pid)
         wait = self._wait(f"for PostgreSQL to be ready: after a crash it replays its log, see {self._log_path}")
         while (status := child.poll()) is None:
-            said = postmaster.read_status(self._data_dir)
+            file = postmaster.read_status(self._data_dir)
             # In another server's file, even "ready" says nothing about ours.
-            if said is not None and said.pid == child.pid and said.ready:
+            if file is not None and file.pid == child.pid and file.ready:
                 self._use(socket_dir, child.pid, owned=True)
                 return True
             if time.monotonic() > deadline:
@@ -271,8 +271,8 @@ class EmbeddedPostgres:
                 raise log_failure(self._log_path, f"PostgreSQL is not ready after {seconds:g} s", begin)
             wait.pause()
         self._child = None
-        said_last = directories.log_since(self._log_path, begin)
-        if time.monotonic() < deadline and any(text in said_last for text in PASSING_FAILURES):
+        logged = directories.log_since(self._log_path, begin)
+        if time.monotonic() < deadline and any(text in logged for text in PASSING_FAILURES):
             return False
         raise log_failure(self._log_path, f"PostgreSQL ended with status {status}", begin)
 

@@ -1,4 +1,4 @@
-"""How long the embedded server is waited for, and polling that logs what it waits for if that takes long."""
+"""Timeouts of the embedded server, and polling that logs what it waits for if that takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person at the terminal is told once the server is ready."""
+"""The text that is printed in the terminal once the server is ready."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ KEPT_NAMES: Final = 100
 
 
 class ChildMain(Protocol):
-    """What a child process does."""
+    """The main function of a child process."""
 
     def __call__(self, config: Config, *, ready: Callable[[], None]) -> None:
         """Run until SIGTERM; call `ready` once set up."""
@@ -111,7 +111,7 @@ class Child:
             os._exit(status)
 
     def has_become_ready(self) -> bool:
-        """Return whether it has said so since the last call."""
+        """Return True once: when the child has reported that it is ready."""
         if not self.pid or self.ready:
             return False
         self.ready = _is_ready(self._ready_fd)

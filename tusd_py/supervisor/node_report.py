@@ -1,4 +1,4 @@
-"""What the operations process reports of its node: whether it is ready, and the metrics of all processes."""
+"""The report of the operations process on its node: whether it is ready, and the metrics of all processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each child process does: serve HTTP, move uploads, report to operators.
+"""The main functions of the child processes: serve HTTP, move uploads, report to operators.
 
 Each `run_…` is the whole life of a process: set up, report ready, run until SIGTERM, shut down.
 """

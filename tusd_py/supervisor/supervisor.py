@@ -200,7 +200,7 @@ class Supervisor:
     # --- announce --------------------------------------------------------------------------------------
 
     def _announce(self) -> None:
-        """Say that the server is ready: always in the ready file, whose pids change, and once to everybody else."""
+        """Announce that the server is ready: in the ready file each time, since pids change; elsewhere once."""
         operations = self._listeners.operations
         url = f"{origin_of(self._listeners.public[0])}{self._config.server.base_path}/"
         operations_url = None if operations is None else origin_of(operations)
@@ -251,7 +251,7 @@ def migrate_database(config: Config) -> None:
 
 
 def identify_staging_directory(config: Config) -> None:
-    """Have the staging directory and the database agree on who they are."""
+    """Check that the staging directory and the database belong together."""
     from tusd_py.app import identify_staging
 
     asyncio.run(identify_staging(config))

@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 PAUSE_SECONDS: Final = 1.0
 """Between two tries to start it again."""
 MOST_RETRIES: Final = 5
-"""How often a step of the start is done again because the database was killed meanwhile."""
+"""How often a step of the start is repeated because the database was killed meanwhile."""
 
 
 class WatchedPostgres(EmbeddedPostgres):
@@ -28,9 +28,9 @@ class WatchedPostgres(EmbeddedPostgres):
     _restart_at = 0.0
 
     def run(self, config: Config, step: Callable[[Config], None]) -> Config:
-        """Do a step of the start with this database, and return the configuration with its address.
+        """Run a step of the start with this database, and return the configuration with its address.
 
-        The step is done again if the database was killed meanwhile.
+        The step is repeated if the database was killed meanwhile.
         """
         retries_left = MOST_RETRIES
         while True:
