@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(180)]
 
 FAULTS = """
     import asyncio, logging, threading, warnings
-    from tusd_py.uploads import access
+    from tusd_py.uploads.service import UploadService
 
-    load = access.Access.load
+    get_by_token = UploadService.get_by_token
 
     async def forgotten(token):
         raise KeyError(token)
@@ -42,7 +42,7 @@ FAULTS = """
 
     async def failing(self, principal, token, action):
         if not token.startswith("fail"):
-            return await load(self, principal, token, action)
+            return await get_by_token(self, principal, token, action)
         asyncio.ensure_future(forgotten(token))
         threading.Thread(target=thread, args=(token,)).start()
         Finalized(token)
@@ -54,7 +54,7 @@ FAULTS = """
         except KeyError as error:
             raise RuntimeError(f"cannot read /files/{token}, {local}") from error
 
-    access.Access.load = failing
+    UploadService.get_by_token = failing
 """
 """What a server is given that shall fail: an error in every kind of record, with the token in its text."""
 
