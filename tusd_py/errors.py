@@ -417,3 +417,31 @@ class ConfigError(TusdError):
 class MigrationError(TusdError):
     code = "ERR_MIGRATION"
     sentence = "The database schema cannot be brought up to date."
+
+
+# --- hooks ---------------------------------------------------------------------------------------
+
+
+class HookFailed(TusdError):
+    code, status, retryable = "ERR_HOOK_FAILED", 503, True
+    sentence = "The application behind this server could not be asked; try again."
+
+
+class HookInvalid(TusdError):
+    code, status = "ERR_HOOK_INVALID", 500
+    sentence = "The application behind this server gave a reply that cannot be used."
+
+
+class UploadRejected(TusdError):
+    code, status = "ERR_UPLOAD_REJECTED", 400
+    sentence = "The application does not take this upload."
+
+
+class TerminationRejected(TusdError):
+    code, status = "ERR_UPLOAD_TERMINATION_REJECTED", 400
+    sentence = "The application does not let this upload be terminated."
+
+
+class UploadStopped(TusdError):
+    code, status = "ERR_UPLOAD_STOPPED", 400
+    sentence = "The application has stopped this upload."

@@ -1,0 +1,86 @@
+"""Events: facts about uploads, recorded together with the change that makes them true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Any, Final
+from uuid import UUID
+
+from tusd_py.protocol.upload import UploadId
+
+TYPE_PREFIX: Final = "tusd_py."
+"""What the type of a CloudEvent begins with; the rest is the kind."""
+
+
+class EventKind(StrEnum):
+    """What has happened."""
+
+    CREATED = "upload.created"
+    PROGRESS = "upload.progress"
+    """Bytes have become durable. Not recorded: it is told to those who listen, and may be dropped."""
+    COMPLETED = "upload.completed"
+    """Every byte is here."""
+    PART_COMPLETED = "upload.part_completed"
+    """Every byte of a partial upload is here."""
+    COMMITTED = "upload.committed"
+    TRANSFERRING = "upload.transferring"
+    STORED = "upload.stored"
+    TRANSFER_FAILED = "upload.transfer_failed"
+    OBJECT_MISSING = "upload.object_missing"
+    """Reconciliation did not find the object in the store."""
+    BYTES_MISSING = "upload.bytes_missing"
+    """Reconciliation did not find the bytes in staging."""
+    REJECTED = "upload.rejected"
+    TERMINATED = "upload.terminated"
+    """Somebody asked for its removal."""
+    EXPIRED = "upload.expired"
+    REMOVED = "upload.removed"
+    """Its bytes are gone."""
+
+
+RECORDED: Final = frozenset(EventKind) - {EventKind.PROGRESS}
+
+
+def kinds_matching(patterns: Iterable[str]) -> list[EventKind]:
+    """Return the kinds that match one of the patterns (`upload.stored`, `upload.*`), in their own order.
+
+    No pattern with a wildcard matches `upload.progress`: whoever wants that says so.
+    """
+    wanted = set(patterns)
+    return [
+        kind
+        for kind in EventKind
+        if kind.value in wanted or (kind in RECORDED and any(fnmatchcase(kind.value, each) for each in wanted))
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedEvent:
+    """An event as it was recorded."""
+
+    id: UUID
+    """The same on every delivery."""
+    upload_id: UploadId
+    kind: EventKind
+    sequence: int
+    """Counts the events of an upload from 1 without gaps."""
+    created_at: datetime
+    payload: Mapping[str, Any]
+    """Facts of the change itself, such as the error code of a failed transfer."""
+    snapshot: Mapping[str, Any]
+    """The columns of the upload as they were then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRecord:
+    """What the database knows of an endpoint."""
+
+    name: str
+    kinds: frozenset[EventKind]
+    profiles: frozenset[str]
+    """Empty: all."""
+    paused: bool = False
