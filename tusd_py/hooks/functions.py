@@ -52,5 +52,5 @@ def load_hook(reference: str) -> PythonHook:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{reference!r} cannot be loaded: {error}") from error
     if not callable(found):
-        raise ValueError(f"{reference!r} cannot be called")
+        raise ValueError(f"{reference!r} cannot be called")  # noqa: TRY004 -- as every problem of a setting
     return cast("PythonHook", found)

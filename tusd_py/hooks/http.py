@@ -8,7 +8,7 @@ from typing import Final
 import aiohttp
 import structlog
 
-from tusd_py.errors import HookFailed
+from tusd_py.errors import HookFailed, HookInvalid
 from tusd_py.hooks.messages import MAX_REPLY_BYTES, decode_reply, encode_event
 from tusd_py.ports.hooks import HookEvent, HookReply, Hooks
 
@@ -35,28 +35,28 @@ class HttpHooks(Hooks):
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, event: HookEvent) -> HookReply:
-        for attempt in range(self._retries + 1):
-            if attempt:
-                await asyncio.sleep(self._backoff_seconds)
+        tries_left = self._retries
+        while True:
             try:
                 status, body = await self._post(event)
             except (aiohttp.ClientError, OSError) as error:
                 failure = HookFailed(hook=event.kind, cause=repr(error))
             else:
-                if status < SERVER_ERROR and status != TOO_MANY_REQUESTS:
-                    break
+                if status in SUCCESS:
+                    return decode_reply(body) if body.strip() else HookReply()
                 failure = HookFailed(hook=event.kind, status=status)
-            log.warning("hook_attempt_failed", hook=event.kind, attempt=attempt + 1, reason=str(failure))
-        else:
-            raise failure
-        if status not in SUCCESS:
-            raise HookFailed(hook=event.kind, status=status)
-        return decode_reply(body) if body.strip() else HookReply()
+                if status < SERVER_ERROR and status != TOO_MANY_REQUESTS:
+                    raise failure
+            if not tries_left:
+                raise failure
+            log.warning("hook_retried", hook=event.kind, tries_left=tries_left, reason=str(failure))
+            tries_left -= 1
+            await asyncio.sleep(self._backoff_seconds)
 
     async def _post(self, event: HookEvent) -> tuple[int, bytes]:
         if self._session is None:
-            # Redirects are not followed, and no proxy of the environment is used: hooks go where they are configured.
-            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=True)
+            # No proxy of the environment is used and no redirect followed: hooks go where they are configured to.
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
         headers = {"Content-Type": "application/json", "Hook-Name": event.kind.value}
         for name, values in event.request.headers.items():
             if name.lower() in self._forward_headers:
@@ -64,12 +64,12 @@ class HttpHooks(Hooks):
         async with self._session.post(
             self._url, data=encode_event(event), headers=headers, allow_redirects=False
         ) as response:
-            body = await response.content.read(MAX_REPLY_BYTES + 1)
-            while len(body) <= MAX_REPLY_BYTES and (more := await response.content.read(MAX_REPLY_BYTES + 1)):
-                body += more
-            if len(body) > MAX_REPLY_BYTES:
-                raise HookFailed(f"The reply is larger than {MAX_REPLY_BYTES} bytes.", hook=event.kind)
-            return response.status, body
+            body = bytearray()
+            async for chunk in response.content.iter_any():
+                body += chunk
+                if len(body) > MAX_REPLY_BYTES:
+                    raise HookInvalid(f"The reply is larger than {MAX_REPLY_BYTES} bytes.", hook=event.kind)
+            return response.status, bytes(body)
 
     async def close(self) -> None:
         if self._session is not None:

@@ -125,7 +125,7 @@ class _Fields:
         return _Fields(self._get(name, dict, "an object") or {}, name)
 
     def texts(self, name: str) -> dict[str, str] | None:
-        table = self._get(name, dict, "an object")
+        table: dict[str, str] | None = self._get(name, dict, "an object")
         if table is not None and not all(isinstance(value, str) for value in table.values()):
             raise HookInvalid(f"{name} in {self._name} has a value that is not a text.")
         return table

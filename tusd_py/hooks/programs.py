@@ -14,7 +14,7 @@ from pathlib import Path
 
 import structlog
 
-from tusd_py.errors import HookFailed
+from tusd_py.errors import HookFailed, HookInvalid
 from tusd_py.hooks.messages import MAX_REPLY_BYTES, decode_reply, encode_event
 from tusd_py.ports.hooks import HookEvent, HookReply, Hooks
 
@@ -76,5 +76,5 @@ async def run_program(program: Path, question: bytes, environment: dict[str, str
     if process.returncode:
         raise HookFailed(hook=program.name, exit_status=process.returncode)
     if len(output) > MAX_REPLY_BYTES:
-        raise HookFailed(f"The reply is larger than {MAX_REPLY_BYTES} bytes.", hook=program.name)
+        raise HookInvalid(f"The reply is larger than {MAX_REPLY_BYTES} bytes.", hook=program.name)
     return output
