@@ -1,0 +1,1 @@
+"""Blocking hooks, each way to ask."""
