@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 from tusd_py.protocol.upload import UploadId
@@ -84,3 +84,39 @@ class EndpointRecord:
     profiles: frozenset[str]
     """Empty: all."""
     paused: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """An event as an endpoint receives it."""
+
+    id: str
+    """The same on every try."""
+    name: str
+    """What the endpoint calls such an event: the type of a CloudEvent, or the name of a hook of tusd."""
+    body: bytes
+    content_type: str
+
+
+class DeliveryFailed(Exception):
+    """An endpoint did not take a message."""
+
+    def __init__(self, reason: str, *, retry_after_seconds: float | None = None, gone: bool = False) -> None:
+        """`retry_after_seconds` is when the endpoint wants to be asked again; `gone`: never (410)."""
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+        self.gone = gone
+
+
+class Endpoint(Protocol):
+    """Somebody who is told of events."""
+
+    async def send(self, message: Message) -> None:
+        """Hand over a message; return once it is taken.
+
+        Raises:
+            DeliveryFailed: it was not, or perhaps not.
+        """
+
+    async def close(self) -> None:
+        """Close connections."""

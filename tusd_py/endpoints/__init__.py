@@ -1,0 +1,1 @@
+"""Endpoints of events: webhooks by HTTP, and programs in the directory of hooks."""
