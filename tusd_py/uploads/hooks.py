@@ -1,0 +1,169 @@
+"""Ask the application before something happens to an upload, and take from its reply what it may change."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from tusd_py.errors import HookFailed, HookInvalid, TerminationRejected, UploadRejected
+from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookKind, HookReply, HookUpload
+from tusd_py.protocol.fields import is_upload_token
+from tusd_py.protocol.metadata import file_name, file_type, parse_metadata
+from tusd_py.protocol.upload import Concat
+
+if TYPE_CHECKING:
+    from tusd_py.config.sections.hooks import HooksConfig
+    from tusd_py.metrics import Metrics
+    from tusd_py.ports import NewUpload
+    from tusd_py.ports.hooks import HookRequest, HookResponse, Hooks
+    from tusd_py.protocol.upload import Upload
+
+log = structlog.get_logger(__name__)
+
+MAX_KEY_BYTES: Final = 1024
+"""Of an object's key in S3, prefix included; file systems take 255 bytes per component."""
+MAX_COMPONENT_BYTES: Final = 255
+
+
+class BlockingHooks:
+    """Whoever is asked, and the rules that hold for asking."""
+
+    def __init__(self, hooks: Hooks, config: HooksConfig, metrics: Metrics) -> None:
+        self._hooks = hooks
+        self._config = config
+        self._kinds = frozenset(config.events)
+        self._metrics = metrics
+
+    def wants(self, kind: HookKind) -> bool:
+        """Return whether the hook is to be asked."""
+        return kind in self._kinds
+
+    @property
+    def timeout_seconds(self) -> float:
+        """How long an answer may take, all tries together."""
+        return self._config.timeout
+
+    async def ask(self, kind: HookKind, upload: HookUpload, request: HookRequest) -> HookReply:
+        """Return the reply of a hook; the one that changes nothing if it fails and `on_error` is "allow".
+
+        Raises:
+            HookFailed: there was no reply in time, and `on_error` is "deny".
+            HookInvalid: the reply cannot be used.
+        """
+        try:
+            async with asyncio.timeout(self._config.timeout):
+                reply = await self._hooks.ask(HookEvent(kind=kind, upload=upload, request=request))
+        except (TimeoutError, HookFailed) as error:
+            log.warning("hook_failed", hook=kind, upload_id=upload.id, reason=str(error) or "no reply in time")
+            self._metrics.hooks.labels(kind.value, "failed").inc()
+            if self._config.on_error == "allow":
+                return HookReply()
+            raise HookFailed(hook=kind.value, cause=str(error)) from error
+        except HookInvalid as error:
+            log.error("hook_invalid", hook=kind, upload_id=upload.id, reason=str(error))
+            self._metrics.hooks.labels(kind.value, "invalid").inc()
+            raise
+        self._metrics.hooks.labels(kind.value, "replied").inc()
+        return reply
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self._hooks.close()
+
+    async def may_create(self, new: NewUpload, parts: Sequence[str], request: HookRequest) -> HookReply:
+        """Ask `pre-create`. Raises `UploadRejected`, and what `ask` raises."""
+        reply = await self.ask(HookKind.PRE_CREATE, hook_upload_to_be(new, parts), request)
+        if reply.reject_upload:
+            raise UploadRejected(response=reply.response)
+        return reply
+
+    async def may_terminate(self, upload: Upload, request: HookRequest) -> HookResponse:
+        """Ask `pre-terminate`. Raises `TerminationRejected`, and what `ask` raises."""
+        reply = await self.ask(HookKind.PRE_TERMINATE, hook_upload(upload), request)
+        if reply.reject_termination:
+            raise TerminationRejected(response=reply.response)
+        return reply.response
+
+
+def hook_upload(upload: Upload, *, storage: Mapping[str, str] | None = None) -> HookUpload:
+    """Return an upload as hooks see it."""
+    return HookUpload(
+        id=str(upload.id),
+        size=upload.length,
+        offset=upload.offset,
+        metadata=_texts(upload.metadata),
+        is_partial=upload.concat is Concat.PARTIAL,
+        is_final=upload.concat is Concat.FINAL,
+        storage=storage,
+    )
+
+
+def hook_upload_to_be(new: NewUpload, parts: Sequence[str] = ()) -> HookUpload:
+    """Return an upload that is about to be created. It has no id yet."""
+    return HookUpload(
+        id="",
+        size=new.length,
+        offset=0,
+        metadata=_texts(new.metadata),
+        is_partial=new.concat is Concat.PARTIAL,
+        is_final=new.concat is Concat.FINAL,
+        partial_uploads=list(parts) if new.concat is Concat.FINAL else None,
+    )
+
+
+def _texts(metadata: str | None) -> dict[str, str]:
+    pairs = parse_metadata(metadata, max_bytes=len(metadata or ""))
+    return {key: value.decode("utf-8", errors="replace") for key, value in pairs.items()}
+
+
+def with_changes(new: NewUpload, changes: FileInfoChanges, *, max_metadata: int) -> NewUpload:
+    """Return the upload to be with the metadata and the key that `pre-create` wants. Its token is the caller's.
+
+    Raises:
+        HookInvalid: the metadata or the key cannot be used.
+    """
+    if changes.metadata is not None:
+        header = encode_metadata(changes.metadata)
+        try:
+            pairs = parse_metadata(header, max_bytes=max_metadata)
+            new = replace(new, metadata=header, filename=file_name(pairs), content_type=file_type(pairs))
+        except Exception as error:
+            raise HookInvalid(f"ChangeFileInfo.MetaData cannot be used: {error}") from error
+    if changes.storage_path is not None:
+        new = replace(new, object_key=checked_key(changes.storage_path))
+    return new
+
+
+def encode_metadata(pairs: Mapping[str, str]) -> str | None:
+    """Return the Upload-Metadata header with these pairs (tus 1.0.0 §Upload-Metadata), None for none."""
+    items = [
+        f"{key} {base64.b64encode(value.encode()).decode('ascii')}" if value else key for key, value in pairs.items()
+    ]
+    return ",".join(items) or None
+
+
+def checked_token(token: str) -> str:
+    """Return the token that `pre-create` wants. Raises `HookInvalid` if it has not the form of one."""
+    if not is_upload_token(token):
+        raise HookInvalid("ChangeFileInfo.ID has not the form of a token: 22 to 64 letters, digits, - and _, no UUID.")
+    return token
+
+
+def checked_key(path: str) -> str:
+    """Return the object key that `pre-create` wants.
+
+    Raises:
+        HookInvalid: it is empty, absolute or too long, has an empty component, `.`, `..` or a control character.
+    """
+    components = path.split("/")
+    if not path.isprintable() or "\\" in path or any(each in {"", ".", ".."} for each in components):
+        raise HookInvalid("ChangeFileInfo.Storage.Path is not a relative path without empty components, . and ..")
+    longest = max(len(each.encode(errors="surrogatepass")) for each in components)
+    if len(path.encode(errors="surrogatepass")) > MAX_KEY_BYTES or longest > MAX_COMPONENT_BYTES:
+        raise HookInvalid("ChangeFileInfo.Storage.Path is too long.")
+    return path
