@@ -65,7 +65,7 @@ class BlockingHooks:
                 return HookReply()
             raise HookFailed(hook=kind.value, cause=str(error)) from error
         except HookInvalid as error:
-            log.error("hook_invalid", hook=kind, upload_id=upload.id, reason=str(error))
+            log.error("hook_invalid", hook=kind, upload_id=upload.id, reason=str(error))  # noqa: TRY400 -- not ours
             self._metrics.hooks.labels(kind.value, "invalid").inc()
             raise
         self._metrics.hooks.labels(kind.value, "replied").inc()
