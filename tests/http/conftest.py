@@ -183,7 +183,13 @@ def folder_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
 @pytest.fixture
 def dsn(folder_dsn: str) -> str:
     """The folder's database, emptied."""
-    asyncio.run(_execute(folder_dsn, "TRUNCATE uploads, upload_parts, jobs, job_attempts, transfer_parts, events"))
+    asyncio.run(
+        _execute(
+            folder_dsn,
+            "TRUNCATE uploads, upload_parts, jobs, job_attempts, transfer_parts, events, "
+            "dead_letters, webhook_endpoints",
+        )
+    )
     return folder_dsn
 
 

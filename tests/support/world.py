@@ -201,7 +201,10 @@ class World:
 EMPTY = (
     "DELETE FROM upload_parts",
     "DELETE FROM uploads",
+    "DELETE FROM jobs",
     "DELETE FROM events",
+    "DELETE FROM dead_letters",
+    "DELETE FROM webhook_endpoints",
     "DELETE FROM store_outages",
     # As the migration leaves them: whoever comes first has place 1.
     "DELETE FROM store_places",

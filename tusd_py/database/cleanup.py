@@ -13,10 +13,14 @@ from tusd_py.database.statements import (
     IN_RECEIVING,
     LIVE,
     NEEDING_PARTIALS,
+    NEXT_EVENT,
+    NO_DELIVERY,
+    RECORDED_COLUMNS,
     STORE_THERE,
     UPLOAD_COLUMNS,
     WANTS_TRANSFER,
     enqueue,
+    record_events,
 )
 from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import JobKind, StagingIdentity
@@ -41,14 +45,16 @@ AND ((state IN {IN_RECEIVING} AND expires_at <= now())
      OR (state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'commit' AND committed_at IS NULL
          AND :uncommitted_after::float8 > 0
          AND completed_at <= now() - make_interval(secs => :uncommitted_after)
-         AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})))
+         AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
+                                              AND {NO_DELIVERY})))
 """  # noqa: S608
 _JOBLESS: Final = f"""
-NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE})
+NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND {NO_DELIVERY})
 """  # noqa: S608
 # Eager jobs do not count: the job that follows one may be queued, and is claimed once the eager one is done.
 _UNATTENDED: Final = f"""
-NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND jobs.kind <> 'eager')
+NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
+                                 AND jobs.kind NOT IN ('eager', 'deliver'))
 """  # noqa: S608
 _FAILED_LONG_AGO: Final = f"""
 uploads WHERE staging_id = :staging_id AND state = 'transfer_failed'
@@ -101,10 +107,10 @@ class CleanupRecords:
     EXPIRE: Final = Statement(
         f"""
         WITH moved AS (
-            UPDATE uploads SET state = 'expired', gone_at = now(), updated_at = now()
+            UPDATE uploads SET state = 'expired', gone_at = now(), updated_at = now(), {NEXT_EVENT}
              WHERE id = :upload_id AND state = ANY (:states::text[]) AND {_OVERDUE}
-            RETURNING id, staging_id
-        ), {DISOWN_LOCAL}
+            RETURNING {RECORDED_COLUMNS}
+        ), {DISOWN_LOCAL}, {record_events("moved", "'upload.expired'")}
         {enqueue(JobKind.REMOVE, "moved")}
         """  # noqa: S608
     )
@@ -266,6 +272,8 @@ class CleanupRecords:
                AND gone_at <= now() - make_interval(secs => :older_than) AND NOT local_present AND {_JOBLESS}
                AND NOT EXISTS (SELECT 1 FROM upload_parts WHERE part_id = uploads.id OR final_id = uploads.id)
              ORDER BY gone_at LIMIT :limit FOR UPDATE SKIP LOCKED
+        ), jobless AS (
+            DELETE FROM jobs USING old WHERE jobs.upload_id = old.id AND {NO_DELIVERY}
         )
         DELETE FROM uploads USING old WHERE uploads.id = old.id
         """  # noqa: S608
@@ -275,14 +283,19 @@ class CleanupRecords:
         """Delete the rows of uploads long gone; return how many."""
         return await self._database.execute(*self.PURGE_ROWS(older_than=float(older_than_seconds), limit=limit))
 
+    # Those stay that somebody has yet to be told of.
     PURGE_EVENTS: Final = Statement(
-        """
+        f"""
         WITH old AS MATERIALIZED (
-            SELECT id FROM events WHERE created_at <= now() - make_interval(secs => :older_than)
+            SELECT id FROM events
+             WHERE created_at <= now() - make_interval(secs => :older_than)
+               AND NOT EXISTS (SELECT FROM dead_letters WHERE dead_letters.upload_id = events.upload_id)
+               AND NOT EXISTS (SELECT FROM jobs WHERE jobs.upload_id = events.upload_id AND jobs.kind = 'deliver'
+                                                  AND jobs.state IN {LIVE})
              ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
         )
         DELETE FROM events USING old WHERE events.id = old.id
-        """
+        """  # noqa: S608
     )
 
     async def purge_events(self, older_than_seconds: float, limit: int) -> int:

@@ -11,8 +11,11 @@ from tusd_py.database.statements import (
     FOLLOW_COMPLETION,
     IN_RECEIVING,
     NEEDING_PARTIALS,
+    NEXT_EVENT,
+    RECORDED_COLUMNS,
     UPLOAD_COLUMNS,
     enqueue,
+    record_events,
     upload_columns,
 )
 from tusd_py.ports import JobKind
@@ -126,18 +129,18 @@ COMPLETE_FINAL: Final = f"""
 WITH changed AS (
     UPDATE uploads
        SET upload_length = $2, upload_offset = $2, crc64nvme = $3, state = 'completed',
-           completed_at = now(), expires_at = NULL, updated_at = now()
+           completed_at = now(), expires_at = NULL, updated_at = now(), {NEXT_EVENT}
      WHERE id = $1 AND state IN {IN_RECEIVING}
-    RETURNING {UPLOAD_COLUMNS}
+    RETURNING {RECORDED_COLUMNS}
 ), {FOLLOW_COMPLETION}
 SELECT staging_id, wake_workers FROM queued
 """  # noqa: S608
 FAIL_FINAL: Final = f"""
 WITH moved AS (
-    UPDATE uploads SET state = 'expired', error = $2, gone_at = now(), updated_at = now()
+    UPDATE uploads SET state = 'expired', error = $2, gone_at = now(), updated_at = now(), {NEXT_EVENT}
      WHERE id = $1 AND state IN {IN_RECEIVING}
-    RETURNING id, staging_id
-)
+    RETURNING {RECORDED_COLUMNS}
+), {record_events("moved", "'upload.expired'")}
 {enqueue(JobKind.REMOVE, "moved")}
 """  # noqa: S608
 

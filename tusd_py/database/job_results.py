@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.database.pool import Statement
-from tusd_py.database.statements import our_jobs, record_attempt
+from tusd_py.database.statements import NEXT_EVENT, our_jobs, record_attempt, record_events, upload_columns
 from tusd_py.database.transfer_state import FENCE, PostgresTransferState
 from tusd_py.errors import TusdError
 from tusd_py.ports import Job, JobKind, StoredObject, TransferState
@@ -51,17 +51,14 @@ class JobResults:
         ), stored AS (
             UPDATE uploads SET state = 'stored', remote_present = true, stored_at = now(), updated_at = now(),
                                etag = done.etag, version_id = done.version_id, sha256 = done.sha256, md5 = done.md5,
-                               multipart_id = NULL, error = NULL
+                               multipart_id = NULL, error = NULL, {NEXT_EVENT}
               FROM done WHERE uploads.id = done.upload_id AND uploads.state = ANY (:states::text[])
-            RETURNING uploads.id, uploads.object_key
+            RETURNING {upload_columns("uploads")}, uploads.event_sequence
         ), history AS (
             {record_attempt("'succeeded'", "done")}
         ), forgotten AS (
             DELETE FROM transfer_parts USING stored WHERE transfer_parts.upload_id = stored.id
-        ), recorded AS (
-            INSERT INTO events (upload_id, kind, payload)
-            SELECT id, 'upload.stored', jsonb_build_object('key', object_key) FROM stored
-        )
+        ), {record_events("stored", "'upload.stored'")}
         SELECT done.id FROM done JOIN stored ON stored.id = done.upload_id
         """  # noqa: S608
     )
@@ -91,14 +88,13 @@ class JobResults:
         ), removed AS (
             UPDATE uploads SET state = CASE WHEN state = 'removing' THEN 'removed' ELSE state END,
                                error = CASE WHEN state = 'removing' THEN NULL ELSE error END,
-                               local_present = false, remote_present = false, multipart_id = NULL, updated_at = now()
+                               local_present = false, remote_present = false, multipart_id = NULL,
+                               updated_at = now(), {NEXT_EVENT}
               FROM done WHERE uploads.id = done.upload_id AND uploads.state IN ('removing', 'expired')
-            RETURNING uploads.id, uploads.state
+            RETURNING {upload_columns("uploads")}, uploads.event_sequence
         ), forgotten AS (
             DELETE FROM transfer_parts USING removed WHERE transfer_parts.upload_id = removed.id
-        ), recorded AS (
-            INSERT INTO events (upload_id, kind) SELECT id, 'upload.' || state FROM removed
-        )
+        ), {record_events("removed", "'upload.removed'")}
         SELECT id FROM done
         """  # noqa: S608
     )
@@ -153,14 +149,11 @@ class JobResults:
              WHERE {FENCE}
             RETURNING id, upload_id, kind, attempt, started_at
         ), moved AS (
-            UPDATE uploads SET state = 'transfer_failed', error = :sentence, updated_at = now()
+            UPDATE uploads SET state = 'transfer_failed', error = :sentence, updated_at = now(), {NEXT_EVENT}
               FROM failed WHERE uploads.id = failed.upload_id AND failed.kind = 'transfer'
                             AND uploads.state = ANY (:states::text[])
-            RETURNING uploads.id
-        ), recorded AS (
-            INSERT INTO events (upload_id, kind, payload)
-            SELECT id, 'upload.transfer_failed', jsonb_build_object('code', :code::text) FROM moved
-        )
+            RETURNING {upload_columns("uploads")}, uploads.event_sequence
+        ), {record_events("moved", "'upload.transfer_failed'", payload="jsonb_build_object('code', :code::text)")}
         {record_attempt("'failed'", "failed", code=":code", error=":error")}
         """  # noqa: S608
     )

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.job_results import KEPT_ATTEMPTS, JobResults
 from tusd_py.database.pool import Statement
-from tusd_py.database.statements import IN_RECEIVING, LIVE, STORE_THERE, our_jobs, record_attempt, upload_columns
+from tusd_py.database.statements import (
+    IN_RECEIVING,
+    LIVE,
+    NO_DELIVERY,
+    STORE_THERE,
+    our_jobs,
+    record_attempt,
+    record_events,
+    upload_columns,
+)
 from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import LARGE_BYTES, Job, JobKind, StagingIdentity
 from tusd_py.protocol.upload import Event, sources
@@ -30,7 +39,7 @@ LOSSES_IN_A_ROW: Final = 3
 
 # While an eager job is leased, jobs that would end its multipart upload wait.
 _FREE: Final = """
-kind <> 'eager' AND NOT EXISTS (
+kind <> 'eager' AND kind <> 'deliver' AND NOT EXISTS (
     SELECT 1 FROM jobs eager WHERE eager.upload_id = jobs.upload_id AND eager.kind = 'eager'
                                AND eager.state = 'running' AND eager.due_at > now())
 """
@@ -117,15 +126,17 @@ class JobQueue(JobResults):
             RETURNING jobs.id, jobs.upload_id, jobs.kind, jobs.attempt, jobs.failures, jobs.started_at, jobs.min_offset,
                       due.state = 'running' AS lost
         ), moved AS (
-            UPDATE uploads SET state = 'transferring', updated_at = now()
-              FROM claimed WHERE uploads.id = claimed.upload_id AND claimed.kind = 'transfer'
-                             AND uploads.state = ANY (:transfer_states::text[])
-            RETURNING uploads.id
-        )
+            UPDATE uploads SET state = 'transferring', updated_at = now(),
+                               event_sequence = uploads.event_sequence + (former.state <> 'transferring')::int
+              FROM claimed JOIN uploads former ON former.id = claimed.upload_id
+             WHERE uploads.id = former.id AND claimed.kind = 'transfer'
+               AND uploads.state = ANY (:transfer_states::text[])
+            RETURNING {upload_columns("uploads")}, uploads.event_sequence, former.state AS former_state
+        ), {record_events("moved WHERE former_state <> 'transferring'", "'upload.transferring'")}
         SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at,
                claimed.min_offset, claimed.lost,
                claimed.kind = 'remove' AND EXISTS (SELECT 1 FROM jobs past WHERE past.upload_id = upload.id
-                   AND past.kind <> 'remove' AND past.attempt > 0) AS sent,
+                   AND past.kind NOT IN ('remove', 'deliver') AND past.attempt > 0) AS sent,
                upload.multipart_id, {upload_columns("upload")},
                CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
                                  WHEN 'eager' THEN upload.state IN {IN_RECEIVING}
@@ -178,8 +189,8 @@ class JobQueue(JobResults):
         SELECT extract(epoch FROM least(
             (SELECT min(due_at) FROM jobs
               WHERE staging_id = :staging_id AND state IN {LIVE} AND (:large OR length <= :large_bytes)
-                AND kind <> 'eager'),
-            (SELECT min(due_at) FROM jobs WHERE staging_id IS NULL AND state IN {LIVE})
+                AND kind <> 'eager' AND {NO_DELIVERY}),
+            (SELECT min(due_at) FROM jobs WHERE staging_id IS NULL AND state IN {LIVE} AND {NO_DELIVERY})
         ) - now())::float8 AS seconds
          WHERE {STORE_THERE}
         """  # noqa: S608
@@ -229,7 +240,7 @@ class JobQueue(JobResults):
         WITH given AS (
             SELECT id FROM jobs
              WHERE (staging_id = :staging_id OR staging_id IS NULL) AND worker = ANY (:workers::text[])
-               AND state = 'running'
+               AND state = 'running' AND {NO_DELIVERY}
                AND id <> ALL (:held::bigint[]) AND due_at > now() + make_interval(secs => :seconds)
                AND (SELECT count(*) FROM job_attempts past WHERE past.job_id = jobs.id AND past.outcome = 'lost'
                         AND past.attempt >= jobs.attempt - {LOSSES_IN_A_ROW}) < {LOSSES_IN_A_ROW}

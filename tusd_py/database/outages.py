@@ -94,7 +94,7 @@ class StoreOutages:
         ), waiting AS (
             SELECT jobs.id FROM jobs, over
              WHERE (jobs.staging_id = over.staging_id OR jobs.staging_id IS NULL)
-               AND jobs.state = 'retry_wait' AND jobs.due_at > now()
+               AND jobs.state = 'retry_wait' AND jobs.due_at > now() AND jobs.kind <> 'deliver'
              ORDER BY jobs.id FOR NO KEY UPDATE OF jobs SKIP LOCKED
         ), due AS (
             UPDATE jobs SET due_at = now() FROM waiting WHERE jobs.id = waiting.id

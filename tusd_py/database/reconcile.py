@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from tusd_py.database.pool import Statement
-from tusd_py.database.statements import LIVE, WANTS_TRANSFER, enqueue
+from tusd_py.database.statements import (
+    LIVE,
+    NEXT_EVENT,
+    NO_DELIVERY,
+    RECORDED_COLUMNS,
+    WANTS_TRANSFER,
+    enqueue,
+    record_events,
+)
 from tusd_py.database.uploads import unsigned
 from tusd_py.ports import JobKind, StagedPartial, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
@@ -23,7 +31,7 @@ if TYPE_CHECKING:
 
 # An eager job waits for as long as its upload is being received, and no worker runs it then.
 _BUSY: Final = f"""
-EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE}
+EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {LIVE} AND {NO_DELIVERY}
                              AND (jobs.kind <> 'eager' OR jobs.state = 'running'))
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 # An expired upload keeps its `local_present` until the removal job has recorded that nothing is left.
@@ -146,14 +154,12 @@ class ReconcileRecords:
         WITH moved AS (
             UPDATE uploads SET state = 'transfer_failed', remote_present = false, local_present = true, etag = NULL,
                                version_id = NULL, stored_at = NULL, missing_at = NULL, error = :reason,
-                               updated_at = now()
+                               updated_at = now(), {NEXT_EVENT}
              WHERE {_UNCHANGED} AND state = ANY (:states::text[]) AND NOT {_BUSY}
                AND (concat IS DISTINCT FROM 'final' OR upload_length = (
                     SELECT coalesce(sum(segment.upload_offset), 0) FROM ({_SEGMENTS}) AS segment))
-            RETURNING id, staging_id, upload_length
-        ), queued AS ({enqueue(JobKind.TRANSFER, "moved")}), recorded AS (
-            INSERT INTO events (upload_id, kind) SELECT id, 'upload.object_missing' FROM moved
-        )
+            RETURNING {RECORDED_COLUMNS}
+        ), queued AS ({enqueue(JobKind.TRANSFER, "moved")}), {record_events("moved", "'upload.object_missing'")}
         SELECT staging_id, EXISTS (SELECT FROM queued) AS wake_workers FROM moved
         """  # noqa: S608
     )
@@ -176,15 +182,12 @@ class ReconcileRecords:
     MARK_MISSING: Final = Statement(
         f"""
         WITH marked AS (
-            UPDATE uploads SET missing_at = now(),
+            UPDATE uploads SET missing_at = now(), {NEXT_EVENT},
                                error = CASE WHEN state = 'transfer_failed' THEN coalesce(error, :reason)
                                             ELSE :reason END
              WHERE {_UNCHANGED} AND missing_at IS NULL
-            RETURNING id
-        ), recorded AS (
-            INSERT INTO events (upload_id, kind, payload)
-            SELECT id, 'upload.bytes_missing', jsonb_build_object('reason', :reason::text) FROM marked
-        )
+            RETURNING {RECORDED_COLUMNS}
+        ), {record_events("marked", "'upload.bytes_missing'", payload="jsonb_build_object('reason', :reason::text)")}
         SELECT id FROM marked
         """  # noqa: S608
     )

@@ -12,9 +12,13 @@ UPLOAD_COLUMNS: Final = (
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
     "protocol, repr_digest, content_encoding, content_language, writer, place_id, missing_at"
 )
+RECORDED_COLUMNS: Final = f"{UPLOAD_COLUMNS}, event_sequence"
+"""What a change returns from which an event is recorded."""
 IN_RECEIVING: Final = "('created', 'uploading')"
 LIVE: Final = str(tuple(state.value for state in queue.LIVE))
 """States of a job that is not over, for `IN`."""
+NO_DELIVERY: Final = "jobs.kind <> 'deliver'"
+"""Of jobs that belong to an upload's own course. A delivery may outlast it, and nothing waits for one."""
 STORE_THERE: Final = (
     "NOT EXISTS (SELECT FROM store_outages WHERE store_outages.staging_id = :staging_id AND ended_at IS NULL)"
 )
@@ -64,6 +68,38 @@ def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 
 
+def record_events(source: str, kind: str, *, sequence: str = "event_sequence", payload: str = "'{}'::jsonb") -> str:
+    """Return the common table expressions that record an event for each row of `source`, and enqueue its deliveries.
+
+    Every event comes from here, as part of the statement that makes the fact. `source` is what follows FROM; it
+    begins with the name of what has returned `RECORDED_COLUMNS` of uploads that this statement has changed, and
+    whose `event_sequence` it has raised. `kind`, `sequence` and `payload` are SQL expressions.
+
+    The upload is locked, so the events of one upload are numbered in the order of their transactions, without
+    gaps. The job of a delivery is locked after the upload; see `deliveries` for what follows from that.
+    """
+    return f"""
+recorded AS (
+    INSERT INTO events (upload_id, kind, sequence, payload, snapshot, owner, profile)
+    SELECT id, {kind}, {sequence}, {payload}, to_jsonb({source.split(maxsplit=1)[0]}), owner, profile FROM {source}
+    RETURNING upload_id, kind, sequence, profile
+), deliveries AS (
+    INSERT INTO jobs (upload_id, kind, endpoint, next_sequence, until_sequence)
+    SELECT recorded.upload_id, 'deliver', endpoint.name, min(recorded.sequence), max(recorded.sequence)
+      FROM recorded JOIN webhook_endpoints endpoint
+        ON recorded.kind = ANY (endpoint.kinds) AND endpoint.removed_at IS NULL
+       AND (endpoint.profiles = '{{}}' OR recorded.profile = ANY (endpoint.profiles))
+     GROUP BY recorded.upload_id, endpoint.name
+     ORDER BY recorded.upload_id, endpoint.name
+    ON CONFLICT (upload_id, endpoint) WHERE state IN {LIVE} AND kind = 'deliver'
+    DO UPDATE SET until_sequence = greatest(jobs.until_sequence, excluded.until_sequence)
+)
+"""  # noqa: S608
+
+
+NEXT_EVENT: Final = "event_sequence = uploads.event_sequence + 1"
+
+
 def our_jobs() -> str:
     """Return the statement that locks those of a worker's jobs that are still its own, and returns their ids."""
     return """
@@ -86,17 +122,12 @@ def record_attempt(
 
 
 _COMPLETED: Final = "changed WHERE state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'complete'"
-# Part of the statement that records the last byte. Like every statement that changes a state it writes to
-# `events`, which only cleanup reads so far, to delete old ones: webhooks and live events of the API will.
+COMPLETED_KIND: Final = "CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END"
+TRANSFER_COMPLETED: Final = f"queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)})"
+# Part of the statement that records the last byte.
 FOLLOW_COMPLETION: Final = f"""
-queued AS ({enqueue(JobKind.TRANSFER, _COMPLETED)}), recorded AS (
-    INSERT INTO events (upload_id, kind, payload)
-    SELECT id, CASE WHEN concat = 'partial' THEN 'upload.part_completed' ELSE 'upload.completed' END,
-           jsonb_build_object('length', upload_length)
-      FROM changed
-     WHERE state = 'completed'
-)
-"""  # noqa: S608
+{TRANSFER_COMPLETED}, {record_events("changed WHERE state = 'completed'", COMPLETED_KIND)}
+"""
 
 # Part of the statement that records a checkpoint. It never touches a job that is there: its holder
 # locks it before the upload, and this statement holds the upload. That job may be due now, as a new one is.
@@ -116,8 +147,8 @@ disowned AS (
 )
 """
 
-REMOVED_WHERE: Final = "CASE WHEN local_present THEN staging_id END AS staging_id"
-"""The directory that a removal needs, NULL if nothing of the upload is staged: then any worker may do it."""
+REMOVED_WHERE: Final = "(SELECT id, CASE WHEN local_present THEN staging_id END AS staging_id FROM moved) AS removal"
+"""What is removed, with the directory that this needs: NULL if nothing is staged, and then any worker may do it."""
 
 KEPT_JOBS: Final = 10
 # An upload that is queued again and again keeps its latest jobs; their history goes with the others.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tusd_py.database.statements import LIVE
+from tusd_py.database.statements import LIVE, NO_DELIVERY
 from tusd_py.ports import QueueStats
 
 if TYPE_CHECKING:
@@ -28,11 +28,12 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
                        count(*) AS n
                   FROM jobs LEFT JOIN away ON true
                  WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN {LIVE} AND kind <> 'eager'
+                   AND {NO_DELIVERY}
                  GROUP BY 1) AS counted) AS jobs,
        (SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
           FROM jobs
          WHERE (staging_id = $1 OR staging_id IS NULL) AND state IN ('queued', 'retry_wait')
-           AND kind <> 'eager' AND due_at <= now()
+           AND kind <> 'eager' AND {NO_DELIVERY} AND due_at <= now()
        ) AS oldest_due_job,
        coalesce((SELECT seconds FROM away WHERE NOT blocked), 0) AS store_away,
        coalesce((SELECT seconds FROM away WHERE blocked), 0) AS store_blocked

@@ -17,10 +17,13 @@ from tusd_py.database.statements import (
     DISOWN_LOCAL,
     LIVE,
     NEEDING_PARTIALS,
+    NEXT_EVENT,
+    RECORDED_COLUMNS,
     REMOVED_WHERE,
     UPLOAD_COLUMNS,
     enqueue,
     record_attempt,
+    record_events,
 )
 from tusd_py.errors import InvalidTransition, PartialInUse, TransferInProgress, UploadHeld, UploadNotFound
 from tusd_py.ports import JobKind
@@ -46,11 +49,11 @@ UPDATE jobs SET cancel_requested = (state = 'running'),
 _AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = :transfer_id AND cancel_requested), now())"
 REMOVE: Final = Statement(f"""
 WITH moved AS (
-    UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now()
+    UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now(), {NEXT_EVENT}
      WHERE id = :upload_id AND state = ANY (:states::text[])
-    RETURNING id, {REMOVED_WHERE}
-), {DISOWN_LOCAL}
-{enqueue(JobKind.REMOVE, "moved", due_at=_AFTER_TRANSFER)}
+    RETURNING {RECORDED_COLUMNS}
+), {DISOWN_LOCAL}, {record_events("moved", "'upload.terminated'")}
+{enqueue(JobKind.REMOVE, REMOVED_WHERE, due_at=_AFTER_TRANSFER)}
 """)  # noqa: S608
 
 

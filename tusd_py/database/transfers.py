@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.pool import Statement
-from tusd_py.database.statements import FORGET_OLD_JOBS, LIVE, UPLOAD_COLUMNS, enqueue
+from tusd_py.database.statements import (
+    FORGET_OLD_JOBS,
+    LIVE,
+    NEXT_EVENT,
+    NO_DELIVERY,
+    RECORDED_COLUMNS,
+    enqueue,
+    record_events,
+)
 from tusd_py.database.termination import LOCK_UPLOAD
 from tusd_py.database.uploads import upload_from_row
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
@@ -41,11 +49,9 @@ class TransferRequests:
     COMMIT: Final = Statement(
         f"""
         WITH changed AS (
-            UPDATE uploads SET committed_at = now(), updated_at = now() WHERE id = :upload_id
-            RETURNING {UPLOAD_COLUMNS}
-        ), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), recorded AS (
-            INSERT INTO events (upload_id, kind) SELECT id, 'upload.committed' FROM changed
-        )
+            UPDATE uploads SET committed_at = now(), updated_at = now(), {NEXT_EVENT} WHERE id = :upload_id
+            RETURNING {RECORDED_COLUMNS}
+        ), queued AS ({enqueue(JobKind.TRANSFER, _AWAITED)}), {record_events("changed", "'upload.committed'")}
         SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
         """  # noqa: S608
     )
@@ -130,16 +136,16 @@ class TransferRequests:
         return None if row is None else _transfer_view(row)
 
     ATTEMPTS: Final = Statement(
-        """
+        f"""
         SELECT job.id, job.kind, past.attempt, past.worker, past.outcome, past.error_code, past.error,
                past.started_at, past.finished_at
           FROM jobs job JOIN job_attempts past ON past.job_id = job.id
          WHERE job.upload_id = :upload_id
          UNION ALL
         SELECT id, kind, attempt, worker, NULL, NULL, NULL, started_at, NULL FROM jobs
-         WHERE upload_id = :upload_id AND state = 'running'
+         WHERE upload_id = :upload_id AND state = 'running' AND {NO_DELIVERY}
          ORDER BY 1 DESC, 3 DESC LIMIT :limit
-        """
+        """  # noqa: S608
     )
 
     async def attempts(self, upload_id: UploadId, limit: int) -> list[AttemptView]:

@@ -21,7 +21,17 @@ from tusd_py.database.concatenation import (
     settle_final,
 )
 from tusd_py.database.pool import Statement
-from tusd_py.database.statements import ENQUEUE_EAGER, FOLLOW_COMPLETION, IN_RECEIVING, UPLOAD_COLUMNS, expires
+from tusd_py.database.statements import (
+    COMPLETED_KIND,
+    ENQUEUE_EAGER,
+    FOLLOW_COMPLETION,
+    IN_RECEIVING,
+    RECORDED_COLUMNS,
+    TRANSFER_COMPLETED,
+    UPLOAD_COLUMNS,
+    expires,
+    record_events,
+)
 from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
 from tusd_py.ports import NewUpload
@@ -40,6 +50,10 @@ _CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value:
 _TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
 
+_NEW_UPLOAD: Final = f"""
+changed CROSS JOIN LATERAL (VALUES ('upload.created', 1), ({COMPLETED_KIND}, 2)) AS fact (kind, sequence)
+  WHERE fact.sequence <= changed.event_sequence
+"""
 _COMPLETES: Final = ":completes AND :new_offset = coalesce(upload_length, :length)"
 
 
@@ -64,15 +78,15 @@ class PostgresUploads:
             INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
                                  metadata, concat, concat_header, filename, content_type, object_key,
                                  protocol, repr_digest, profile, trigger, content_encoding, content_language,
-                                 place_id, expires_at, completed_at)
+                                 place_id, expires_at, completed_at, event_sequence)
             VALUES (:id, :token_hash, :owner, :staging_id, :state, :length, :offset, :crc64nvme,
                     :metadata, :concat, :concat_header, :filename, :content_type, :object_key,
                     :protocol, :repr_digest, :profile, :trigger, :content_encoding, :content_language, :place_id,
                     CASE WHEN :state <> 'completed' OR :concat::text = 'partial'
                          THEN {expires(":expires_after::float8")} END,
-                    CASE WHEN :state = 'completed' THEN now() END)
-            RETURNING {UPLOAD_COLUMNS}
-        ), {FOLLOW_COMPLETION}
+                    CASE WHEN :state = 'completed' THEN now() END, CASE WHEN :state = 'completed' THEN 2 ELSE 1 END)
+            RETURNING {RECORDED_COLUMNS}
+        ), {TRANSFER_COMPLETED}, {record_events(_NEW_UPLOAD, "fact.kind", sequence="fact.sequence")}
         SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
         """  # noqa: S608
     )
@@ -105,12 +119,13 @@ class PostgresUploads:
                    crc64nvme = :crc64nvme,
                    state = CASE WHEN {_COMPLETES} THEN 'completed' ELSE 'uploading' END,
                    completed_at = CASE WHEN {_COMPLETES} THEN now() END,
+                   event_sequence = event_sequence + CASE WHEN {_COMPLETES} THEN 1 ELSE 0 END,
                    expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
                                      ELSE greatest(expires_at, {expires(":expires_after::float8")}) END,
                    updated_at = now()
              WHERE id = :id AND upload_offset = :old_offset AND writer = :writer AND :new_offset >= :old_offset
                AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final'
-            RETURNING {UPLOAD_COLUMNS}
+            RETURNING {RECORDED_COLUMNS}
         ), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER}
         SELECT changed.*, EXISTS (SELECT FROM queued) OR EXISTS (SELECT FROM sendable) AS wake_workers FROM changed
         """  # noqa: S608
