@@ -310,7 +310,12 @@ async def test_a_stored_upload_is_recorded_with_job_history_and_event(world: Wor
     assert upload.stored_at is not None
     assert await world.jobs_of(upload, "state, bytes_done") == [("succeeded", 10)]
     assert await world.attempts_of(upload) == [("transfer", 1, "succeeded")]
-    assert await world.events_of(upload) == ["upload.completed", "upload.stored"]
+    assert await world.events_of(upload) == [
+        "upload.created",
+        "upload.completed",
+        "upload.transferring",
+        "upload.stored",
+    ]
     assert await world.sql("SELECT 1 FROM transfer_parts") == []
     assert await world.value("SELECT multipart_id FROM uploads") is None
 
@@ -334,7 +339,12 @@ async def test_a_record_counts_once(world: World) -> None:
     second = await queue.finish_transfers([(job, stored(job.upload))])
 
     assert (first, second) == ({job.id}, set())
-    assert await world.events_of(job.upload) == ["upload.completed", "upload.stored"]
+    assert await world.events_of(job.upload) == [
+        "upload.created",
+        "upload.completed",
+        "upload.transferring",
+        "upload.stored",
+    ]
 
 
 async def test_a_retry_waits_and_counts(world: World) -> None:
@@ -367,7 +377,12 @@ async def test_a_job_given_up_fails_its_upload_and_keeps_its_bytes(world: World)
     assert (upload.state, upload.local_present, upload.error) == (State.TRANSFER_FAILED, True, "The store is away.")
     assert await world.jobs_of(upload) == [("transfer", "failed")]
     assert await world.attempts_of(upload) == [("transfer", 1, "failed")]
-    assert await world.events_of(upload) == ["upload.completed", "upload.transfer_failed"]
+    assert await world.events_of(upload) == [
+        "upload.created",
+        "upload.completed",
+        "upload.transferring",
+        "upload.transfer_failed",
+    ]
     assert await world.jobs().next_due_seconds() is None
 
 
@@ -390,7 +405,12 @@ async def test_a_removal_leaves_a_tombstone(world: World) -> None:
     found = await world.find(upload)
     assert (found.state, found.local_present, found.remote_present) == (State.REMOVED, False, False)
     assert await world.jobs_of(upload) == [("transfer", "cancelled"), ("remove", "succeeded")]
-    assert await world.events_of(upload) == ["upload.completed", "upload.removed"]
+    assert await world.events_of(upload) == [
+        "upload.created",
+        "upload.completed",
+        "upload.terminated",
+        "upload.removed",
+    ]
 
 
 async def test_what_expired_stays_expired_once_its_bytes_are_gone(world: World) -> None:

@@ -38,7 +38,7 @@ async def test_the_last_byte_queues_a_transfer_if_that_is_the_trigger(world: Wor
         found = await world.find(upload)
         assert (found.state, found.trigger, found.committed_at) == (State.COMPLETED, trigger, None)
         assert await world.jobs_of(upload) == (QUEUED if trigger is Trigger.COMPLETE else [])
-        assert await world.events_of(upload) == ["upload.completed"]
+        assert await world.events_of(upload) == ["upload.created", "upload.completed"]
     assert await world.jobs_of(part) == await world.jobs_of(open_part) == []
 
 

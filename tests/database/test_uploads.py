@@ -52,7 +52,7 @@ async def test_an_upload_without_bytes_is_created(world: World) -> None:
     assert upload.expires_at is not None
     assert (upload.expires_at - upload.created_at).total_seconds() == DAY
     assert await world.jobs_of(upload) == []
-    assert await world.events_of(upload) == []
+    assert await world.events_of(upload) == ["upload.created"]
 
 
 async def test_an_upload_with_some_bytes_is_uploading(world: World) -> None:
@@ -71,7 +71,7 @@ async def test_a_whole_upload_comes_with_its_job_and_its_event(world: World) -> 
     assert upload.expires_at is None
     jobs = await world.jobs_of(upload, "kind, state, staging_id, length, attempt")
     assert jobs == [("transfer", "queued", HERE, 10, 0)]
-    assert await world.events_of(upload) == ["upload.completed"]
+    assert await world.events_of(upload) == ["upload.created", "upload.completed"]
 
 
 async def test_an_empty_upload_is_whole_at_once(world: World) -> None:
@@ -87,7 +87,7 @@ async def test_a_whole_part_waits_for_a_final_and_expires_without_one(world: Wor
     assert upload.state is State.COMPLETED
     assert upload.expires_at is not None
     assert await world.jobs_of(upload) == []
-    assert await world.events_of(upload) == ["upload.part_completed"]
+    assert await world.events_of(upload) == ["upload.created", "upload.part_completed"]
 
 
 async def test_an_upload_that_cannot_be_inserted_leaves_no_job(world: World) -> None:
@@ -96,7 +96,7 @@ async def test_an_upload_that_cannot_be_inserted_leaves_no_job(world: World) -> 
         await world.completed(object_key=first.object_key)
 
     assert await world.value("SELECT count(*) FROM jobs") == 1
-    assert await world.value("SELECT count(*) FROM events") == 1
+    assert await world.value("SELECT count(*) FROM events") == 2
 
 
 async def test_a_checksum_of_64_bits_survives(world: World) -> None:
@@ -177,7 +177,7 @@ async def test_the_last_byte_completes_with_job_and_event(world: World) -> None:
     assert done.completed_at is not None
     assert done.expires_at is None
     assert await world.jobs_of(upload, "kind, state, length") == [("transfer", "queued", 10)]
-    assert await world.events_of(upload) == ["upload.completed"]
+    assert await world.events_of(upload) == ["upload.created", "upload.completed"]
 
 
 async def test_of_twenty_writers_at_once_one_wins_and_one_job_is_queued(world: World) -> None:
@@ -188,7 +188,7 @@ async def test_of_twenty_writers_at_once_one_wins_and_one_job_is_queued(world: W
     assert sum(isinstance(result, Upload) for result in results) == 1
     assert sum(isinstance(result, OffsetConflict) for result in results) == 19
     assert await world.jobs_of(upload) == [("transfer", "queued")]
-    assert await world.events_of(upload) == ["upload.completed"]
+    assert await world.events_of(upload) == ["upload.created", "upload.completed"]
 
 
 async def test_a_writer_that_lost_its_place_changes_nothing(world: World) -> None:
@@ -360,7 +360,7 @@ async def test_a_final_over_whole_parts_is_whole(world: World) -> None:
     assert (final.state, final.length, final.offset) == (State.COMPLETED, 11, 11)
     assert final.crc64nvme == crc64.update(b"hello world")
     assert await world.jobs_of(final, "kind, length") == [("transfer", 11)]
-    assert await world.events_of(final) == ["upload.completed"]
+    assert await world.events_of(final) == ["upload.created", "upload.completed"]
     assert await world.uploads.parts(final.id) == parts
 
 
@@ -388,7 +388,7 @@ async def test_a_final_waits_for_its_parts_and_is_completed_by_the_last(world: W
     assert (final.state, final.offset, final.expires_at) == (State.COMPLETED, 7, None)
     assert final.crc64nvme == crc64.update(b"abcdefg")
     assert await world.jobs_of(final) == [("transfer", "queued")]
-    assert await world.events_of(final) == ["upload.completed"]
+    assert await world.events_of(final) == ["upload.created", "upload.completed"]
 
 
 async def test_the_length_of_a_final_is_unknown_while_a_parts_is(world: World) -> None:
@@ -411,7 +411,7 @@ async def test_parts_that_finish_at_once_complete_each_final_once(world: World, 
     for final in finals:
         assert await world.state(final) is State.COMPLETED
         assert await world.jobs_of(final) == [("transfer", "queued")]
-        assert await world.events_of(final) == ["upload.completed"]
+        assert await world.events_of(final) == ["upload.created", "upload.completed"]
 
 
 @pytest.mark.parametrize("round_number", range(3))

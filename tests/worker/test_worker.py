@@ -64,7 +64,12 @@ async def test_an_upload_reaches_the_store_and_leaves_staging(world: World, size
     assert world.object(upload) == content[:size]
     found = await world.find(upload)
     assert (found.remote_present, found.local_present) == (True, False)
-    assert await world.events_of(upload) == ["upload.completed", "upload.stored"]
+    assert await world.events_of(upload) == [
+        "upload.created",
+        "upload.completed",
+        "upload.transferring",
+        "upload.stored",
+    ]
 
 
 async def test_a_staged_copy_is_kept_where_it_is_to_be_kept(world: World) -> None:
