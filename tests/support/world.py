@@ -164,7 +164,7 @@ class World:
 
     async def events_of(self, upload: Upload) -> list[str]:
         """Return the kinds of an upload's events, oldest first."""
-        rows = await self.sql("SELECT kind FROM events WHERE upload_id = $1 ORDER BY id", upload.id)
+        rows = await self.sql("SELECT kind FROM events WHERE upload_id = $1 ORDER BY sequence", upload.id)
         return [row["kind"] for row in rows]
 
     async def force_state(self, upload: Upload, state: State) -> Upload:
