@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.blocking_client import fetch
 from tests.support.destinations import (
     PART,
     RCLONE,
@@ -28,7 +29,6 @@ from tests.support.destinations import (
     S3Account,
     S3Destination,
     cancelled_at,
-    fetch,
     identity_of,
 )
 from tests.support.ports import free_port, is_listening
@@ -1085,12 +1085,12 @@ async def test_a_link_serves_the_object_with_its_headers(
 ) -> None:
     url = await presigned(s3, open_store, stage)
 
-    status, headers, body = await asyncio.to_thread(fetch, url)
+    answer = await asyncio.to_thread(fetch, url)
 
-    assert (status, body) == (200, b"abc")
-    assert headers["content-type"] == "text/plain; charset=utf-8"
-    assert headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
-    assert (headers["content-encoding"], headers["content-language"]) == ("gzip", "de, en")
+    assert (answer.status, answer.body) == (200, b"abc")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
+    assert (answer.headers["content-encoding"], answer.headers["content-language"]) == ("gzip", "de, en")
     assert "X-Amz-Signature" in url
     assert "X-Amz-Expires=60" in url
 
@@ -1098,9 +1098,9 @@ async def test_a_link_serves_the_object_with_its_headers(
 async def test_a_link_for_head_answers_head(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
     url = await presigned(s3, open_store, stage, method="HEAD")
 
-    status, headers, body = await asyncio.to_thread(fetch, url, "HEAD")
+    answer = await asyncio.to_thread(fetch, url, "HEAD")
 
-    assert (status, headers["content-length"], body) == (200, "3", b"")
+    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "3", b"")
     assert "X-Amz-Signature" in url
 
 
@@ -1108,11 +1108,11 @@ async def test_a_link_is_for_one_method(s3: S3Destination, open_store: OpenStore
     for_get = await presigned(s3, open_store, stage)
     for_head = await presigned(s3, open_store, stage, method="HEAD")
 
-    headed, _, _ = await asyncio.to_thread(fetch, for_get, "HEAD")
-    got, _, _ = await asyncio.to_thread(fetch, for_head, "GET")
+    headed = await asyncio.to_thread(fetch, for_get, "HEAD")
+    got = await asyncio.to_thread(fetch, for_head, "GET")
 
     refused = 403 if s3.abilities.checks_links else 200
-    assert (headed, got) == (refused, refused)
+    assert (headed.status, got.status) == (refused, refused)
 
 
 async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
@@ -1122,7 +1122,7 @@ async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: S
     status = 200
     while status == 200 and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
-        status, _, _ = await asyncio.to_thread(fetch, url)
+        status = (await asyncio.to_thread(fetch, url)).status
 
     assert (status in {400, 403}) == s3.abilities.expires_links
 
@@ -1132,9 +1132,9 @@ async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenS
     store = await open_store(s3)
     await store.put(spec_of(b"secret", "other"), stage(b"secret"), MemoryTransferState())
 
-    status, _, _ = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
+    answer = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
 
-    assert (status == 403) == s3.abilities.checks_links
+    assert (answer.status == 403) == s3.abilities.checks_links
 
 
 async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:

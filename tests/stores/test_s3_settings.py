@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.stores.test_object_store import KEY, TWO_PARTS, Content, OpenStore, Stage, spec_of
-from tests.support.destinations import PART, MemoryTransferState, S3Account, S3Destination, fetch
+from tests.support.blocking_client import fetch
+from tests.support.destinations import PART, MemoryTransferState, S3Account, S3Destination
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.s3_proxy import S3Proxy, s3_proxy
 from tusd_py.errors import TransientStoreError
@@ -382,9 +383,9 @@ async def test_a_link_without_a_signature_opens_a_public_object_and_protects_the
     await put(store, stage, b"<script>", content_type="text/html", filename="ä.html")
 
     url = (await store.locate(KEY, DownloadHeaders("text/html", "inline"), expires_seconds=60)).url
-    status, headers, body = fetch(url)
+    answer = fetch(url)
 
     assert "?" not in url
-    assert (status, body) == (200, b"<script>")
+    assert (answer.status, answer.body) == (200, b"<script>")
     # The link cannot say it, so the object does.
-    assert headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4.html"
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4.html"

@@ -7,8 +7,6 @@ that it really does not, so a server that learns it makes a test fail and the ta
 from __future__ import annotations
 
 import functools
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,20 +257,6 @@ class S3Destination:
         except self.client.exceptions.NoSuchUpload:  # so rclone says that the bucket has none
             return []
         return [entry["UploadId"] for entry in answer.get("Uploads", ())]
-
-
-def fetch(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body, as a browser's redirect would see them."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
-            return (
-                answer.status,
-                {name.lower(): value for name, value in answer.headers.items()},
-                answer.read(),
-            )
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, {}, error.read()
 
 
 def identity_of(content: bytes, key: str, **changes: Any) -> ObjectIdentity:
