@@ -63,10 +63,10 @@ async def test_former_stores_are_reached_and_not_written_to(make_config: MakeCon
 
     well, results = await checked(make_config(storage={"former": former}))
 
-    told = {subject: result.outcome for subject, result in results.items() if subject.startswith("former store")}
-    assert told[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
-    assert f"former store: directory {there}" in told
-    assert len(told) == 2
+    outcomes = {subject: result.outcome for subject, result in results.items() if subject.startswith("former store")}
+    assert outcomes[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
+    assert f"former store: directory {there}" in outcomes
+    assert len(outcomes) == 2
     assert not well
     assert list(there.iterdir()) == []
     assert not (tmp_path / "missing").exists()

@@ -38,7 +38,7 @@ class QuietTransferState(TransferState):
     """A transfer state that remembers nothing but how far a copy has come."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self._cancel_at = cancel_at
 
     async def multipart_id(self) -> str | None:
@@ -56,7 +56,7 @@ class QuietTransferState(TransferState):
     async def progress(self, bytes_done: int) -> None:
         if bytes_done == self._cancel_at:
             raise TransferCancelled
-        self.told.append(bytes_done)
+        self.reported.append(bytes_done)
 
 
 def names(directory: Path) -> list[str]:
@@ -263,7 +263,7 @@ async def test_progress_is_told_between_steps(small_steps: FilesystemStore, stag
 
     await small_steps.put(spec_of(b"0123456789"), [stage(b"0123456789")], transfer_state)
 
-    assert transfer_state.told == [4, 8, 10]
+    assert transfer_state.reported == [4, 8, 10]
 
 
 @pytest.mark.usefixtures("other_disk")
@@ -324,7 +324,7 @@ async def test_short_writes_are_continued(
 async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
     store: FilesystemStore, stage: Stage, root: Path
 ) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
 
     await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
@@ -332,14 +332,14 @@ async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
 
 
 async def test_leftovers_of_a_killed_copy_go_with_the_object(store: FilesystemStore, root: Path) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
 
     await store.remove(identity_of(b"content"))
 
     assert names(root) == []
 
 
-def leave_half_made(root: Path) -> None:
+def leave_incomplete_copy(root: Path) -> None:
     """What a worker leaves that is killed in the middle of a copy."""
     incomplete = root / f"{KEY}.tmp" / "0123456789abcdef"
     incomplete.parent.mkdir(parents=True)
@@ -390,11 +390,11 @@ async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
     segment = stage(b"content")
     hardlink_to = Path.hardlink_to
 
-    def beaten(path: Path, target: Path) -> None:
+    def link_twice(path: Path, target: Path) -> None:
         hardlink_to(path, target)
         hardlink_to(path, target)
 
-    monkeypatch.setattr(Path, "hardlink_to", beaten)
+    monkeypatch.setattr(Path, "hardlink_to", link_twice)
 
     await store.put(spec_of(b"content"), [segment], QuietTransferState())
 
@@ -402,7 +402,7 @@ async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
 
 
 @pytest.fixture(params=["link", "renameat2", "neither"])
-def naming(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def limited_file_system(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """File systems that can do less and less; each of them copies what is staged."""
     if request.param != "link":
         fail(monkeypatch, os, "link", errno.EPERM)
@@ -410,7 +410,7 @@ def naming(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest
         monkeypatch.setattr(exclusive_name, "_renameat2", lambda: None)
 
 
-@pytest.mark.usefixtures("naming")
+@pytest.mark.usefixtures("limited_file_system")
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_a_foreign_file_that_appears_meanwhile_is_not_replaced(
     store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
@@ -424,7 +424,7 @@ async def test_a_foreign_file_that_appears_meanwhile_is_not_replaced(
     assert names((root / KEY).parent) == ["id-1"]
 
 
-@pytest.mark.usefixtures("naming")
+@pytest.mark.usefixtures("limited_file_system")
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
     store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
@@ -438,7 +438,7 @@ async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
     assert names((root / KEY).parent) == ["id-1"]
 
 
-@pytest.mark.usefixtures("naming")
+@pytest.mark.usefixtures("limited_file_system")
 async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore, stage: Stage, root: Path) -> None:
     await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
@@ -450,7 +450,7 @@ async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore,
 async def test_a_worker_killed_right_after_publishing_leaves_nothing(
     store: FilesystemStore, stage: Stage, root: Path
 ) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
     (root / KEY).hardlink_to(root / f"{KEY}.tmp" / "0123456789abcdef")
 
     await store.put(spec_of(b"half"), [stage(b"half")], QuietTransferState())

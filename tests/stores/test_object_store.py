@@ -1056,8 +1056,8 @@ async def test_an_object_says_how_its_bytes_are_coded(
 
     await (await open_store(s3)).put(spec, stage(data), MemoryTransferState())
 
-    told = s3.head(KEY)
-    assert (told.get("ContentEncoding"), told.get("ContentLanguage")) == ("gzip", "de, en")
+    stored_headers = s3.head(KEY)
+    assert (stored_headers.get("ContentEncoding"), stored_headers.get("ContentLanguage")) == ("gzip", "de, en")
 
 
 # --- handing out -----------------------------------------------------------------------------------
