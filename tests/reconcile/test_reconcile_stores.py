@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tests.stores.test_object_store import OpenStore
 from tests.support.destinations import PART, Destination, MemoryTransferState, S3Destination, identity_of
+from tests.support.fixtures import OpenStore
 from tests.support.reconciling import Run, reconcile, reports
 from tests.support.workers import reaches, working
 from tests.support.world import World

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.stores.test_object_store import OpenStore, assert_nothing
+from tests.stores.test_object_store import assert_nothing
 from tests.support.destinations import Destination, FilesystemDestination, S3Account, S3Destination
+from tests.support.fixtures import OpenStore
 from tests.support.ports import free_port
 from tests.support.s3_proxy import ACTIONS, S3Proxy, s3_proxy
 from tusd_py.errors import PermanentStoreError

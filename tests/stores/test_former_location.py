@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.stores.test_object_store import OpenStore
 from tests.support.blocking_client import fetch
 from tests.support.destinations import PART, S3Destination
+from tests.support.fixtures import OpenStore
 from tests.support.workers import reaches, working
 from tests.support.world import World
 from tusd_py.config.place import Place

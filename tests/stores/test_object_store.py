@@ -31,6 +31,7 @@ from tests.support.destinations import (
     cancelled_at,
     identity_of,
 )
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.ports import free_port, is_listening
 from tests.support.s3_servers import ACCESS_KEY, SECRET_KEY, rclone_s3
 from tusd_py import crc64
@@ -47,10 +48,6 @@ from tusd_py.ports import DownloadHeaders, LocalFile, ObjectSpec, PresignedUrl, 
 from tusd_py.stores.s3.client import Bucket
 from tusd_py.stores.s3.source import RangeBody
 from tusd_py.stores.s3.store import PROBE_NAME
-
-Content = Callable[[int], bytes]
-Stage = Callable[..., list[Segment]]
-OpenStore = Callable[..., Any]
 
 KEY = "2026/11/20/0b5a3b0e-5f0e-4d6b-9d5f-0d6c7f6f7a10"
 TWO_PARTS = PART + 1
@@ -433,6 +430,7 @@ async def test_a_multipart_upload_that_vanished_is_begun_anew(
     store = await open_store(s3)
     with pytest.raises(Crash):
         await store.put(spec_of(data), segments, transfer_state)
+    assert transfer_state.recorded_id is not None
     await store.abort(KEY, transfer_state.recorded_id)
 
     await store.put(spec_of(data), segments, transfer_state.successor())
@@ -950,6 +948,7 @@ async def test_an_unfinished_transfer_is_aborted_once_or_twice(
     with pytest.raises(Crash):
         await store.put(spec_of(data), stage(data), transfer_state)
     assert s3.unfinished()
+    assert transfer_state.recorded_id is not None
 
     await store.abort(KEY, transfer_state.recorded_id)
     await store.abort(KEY, transfer_state.recorded_id)
@@ -1069,7 +1068,7 @@ async def presigned(
     """A link to an object of three bytes, with headers of its own."""
     store = await open_store(s3)
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
-    located: PresignedUrl = await store.locate(
+    located = await store.locate(
         KEY,
         DownloadHeaders(
             "text/plain; charset=utf-8", "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt", "gzip", "de, en"
@@ -1077,6 +1076,7 @@ async def presigned(
         method=method,
         expires_seconds=seconds,
     )
+    assert isinstance(located, PresignedUrl)
     return located.url
 
 
@@ -1140,9 +1140,10 @@ async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenS
 async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:
     store = await open_store(s3, public_endpoint_url="https://files.example.com")
 
-    url = (await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)).url
+    located = await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)
 
-    assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
+    assert isinstance(located, PresignedUrl)
+    assert located.url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
 
 
 async def test_a_store_offers_links_or_files(destination: Destination, open_store: OpenStore, stage: Stage) -> None:

@@ -14,9 +14,6 @@ from tests.stores.test_checks import failed, run_checks
 from tests.stores.test_object_store import (
     KEY,
     TWO_PARTS,
-    Content,
-    OpenStore,
-    Stage,
     after_first_head,
     assert_nothing,
     assert_only,
@@ -30,6 +27,7 @@ from tests.support.destinations import (
     S3Destination,
     identity_of,
 )
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.s3_proxy import OF_VERSIONS, S3Proxy, s3_proxy
 from tusd_py import crc64
 from tusd_py.errors import ObjectLocked, PermanentStoreError

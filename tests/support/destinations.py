@@ -19,7 +19,7 @@ import pytest
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
-from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferState
+from tusd_py.ports import ObjectIdentity, ObjectSpec, ObjectStore, PartRecord, PartStore, Segment, TransferState
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.rate_limit import Bandwidth
 from tusd_py.stores.s3 import S3Store
@@ -293,6 +293,14 @@ class Calls:
 
 class Crash(BaseException):
     """The worker was killed. Not an Exception: nothing in the stores may clean up after it."""
+
+
+async def put_parts(
+    store: ObjectStore, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState
+) -> int:
+    """Call the store's own `put_parts`, which it must have."""
+    assert isinstance(store, PartStore)
+    return await store.put_parts(spec, segments, transfer_state)
 
 
 @dataclass
