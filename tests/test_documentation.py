@@ -229,6 +229,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "index.md"
+    listed = {target for target, _ in links(index)}
+
+    assert {page.name for page in set((ROOT / "docs").glob("*.md")) - listed} == {"index.md"}
+
+
 def test_every_page_can_be_reached_from_the_index() -> None:
     seen, waiting = set[Path](), [ROOT / "docs" / "index.md"]
     while waiting:

@@ -128,6 +128,8 @@ def _dumps(value: Any, **_: Any) -> bytes:
 def redact_values(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Take tokens and signatures out of everything that a caller, a library or the interpreter put into a record."""
     for key, value in event.items():
+        if isinstance(value, str) and len(value) < MIN_TOKEN_LENGTH and "=" not in value and value.isascii():
+            continue  # as most values of most records: neither a token nor a signature
         # nginx's $request_id and the ids of traces are 32 hexadecimal digits, by which records are found.
         if key not in _OF_STRUCTLOG and not (key == "request_id" and _HEXADECIMAL.fullmatch(str(value))):
             event[key] = _redacted(value)
@@ -155,7 +157,7 @@ def redact(text: str) -> str:
     """Return a text without the tokens and the signatures that stand in it."""
     if "=" in text:
         text = _SECRET.sub(r"\1=***", text)
-    # Most values of most records are one of these; to look for a token costs ten times as much.
+    # To look for a token costs ten times as much.
     if len(text) < MIN_TOKEN_LENGTH or is_public_id(text):
         return text
     return _CANDIDATE.sub(_shortened, text)

@@ -60,7 +60,7 @@ def token(**changes: object) -> str:
     return jwt.encode(claims(**changes), SECRET, algorithm="HS256")
 
 
-def bearing(text: str) -> str:
+def bearer(text: str) -> str:
     return f"Bearer {text}"
 
 
@@ -80,7 +80,7 @@ def reason_of(authenticator: JwtAuthenticator, header: str | None) -> str:
 @pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
 def test_a_token_signed_with_the_secret_is_accepted(algorithm: str) -> None:
     authenticator = by_secret(algorithms=["HS256", "HS384", "HS512"])
-    principal = authenticator.authenticate(bearing(jwt.encode(claims(), SECRET, algorithm=algorithm)))
+    principal = authenticator.authenticate(bearer(jwt.encode(claims(), SECRET, algorithm=algorithm)))
 
     assert (principal.subject, principal.scopes) == ("alice", frozenset())
     assert not principal.expired
@@ -107,7 +107,7 @@ def test_the_scheme_is_matched_in_any_case(scheme: str) -> None:
     ],
 )
 def test_scopes_are_read_in_every_usual_form(granted: dict[str, object], expected: set[str]) -> None:
-    assert by_secret().authenticate(bearing(token(**granted))).scopes == expected
+    assert by_secret().authenticate(bearer(token(**granted))).scopes == expected
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_scopes_are_read_in_every_usual_form(granted: dict[str, object], expecte
     ],
 )
 def test_a_token_may_name_a_profile(claims: dict[str, object], expected: str) -> None:
-    assert by_secret().authenticate(bearing(token(**claims))).profile == expected
+    assert by_secret().authenticate(bearer(token(**claims))).profile == expected
 
 
 @pytest.mark.parametrize(
@@ -179,23 +179,23 @@ def test_what_is_no_valid_bearer_token_is_refused(header: str | None) -> None:
 )
 def test_claims_that_do_not_hold_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(Unauthenticated):
-        by_secret().authenticate(bearing(signed_raw(claims(**changes))))
+        by_secret().authenticate(bearer(signed_raw(claims(**changes))))
 
 
 def test_a_token_without_subject_is_refused() -> None:
     with pytest.raises(Unauthenticated):
-        by_secret().authenticate(bearing(signed_raw({"exp": NOW + 60})))
+        by_secret().authenticate(bearer(signed_raw({"exp": NOW + 60})))
 
 
 def test_a_token_without_expiry_is_refused() -> None:
-    forever = bearing(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
+    forever = bearer(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
 
     assert reason_of(by_secret(), forever) == "exp is missing"
 
 
 def test_a_token_without_expiry_is_accepted_where_that_is_configured(clock: Clock) -> None:
     authenticator = by_secret(clock, require_exp=False)
-    forever = bearing(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
+    forever = bearer(jwt.encode({"sub": "alice"}, SECRET, algorithm="HS256"))
     authenticator.authenticate(forever)
     clock.advance(10**9)
 
@@ -217,7 +217,7 @@ def _base64url(data: bytes) -> str:
 @pytest.mark.parametrize("payload", [[], "alice", 5, None])
 def test_a_payload_that_is_no_object_is_refused(payload: object) -> None:
     with pytest.raises(Unauthenticated):
-        by_secret().authenticate(bearing(signed_raw(payload)))
+        by_secret().authenticate(bearer(signed_raw(payload)))
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_payload_that_is_no_object_is_refused(payload: object) -> None:
 )
 def test_a_header_that_asks_for_the_unknown_is_refused(header: object) -> None:
     with pytest.raises(Unauthenticated):
-        by_secret().authenticate(bearing(signed_raw(claims(), header)))
+        by_secret().authenticate(bearer(signed_raw(claims(), header)))
 
 
 @pytest.mark.parametrize("depth", [1_000, 9_000])
@@ -248,14 +248,14 @@ def test_a_header_nested_without_end_is_refused(depth: int) -> None:
 def test_a_token_of_another_secret_is_refused() -> None:
     forged = jwt.encode(claims(), SECRET + "x", algorithm="HS256")
 
-    assert "ignature" in reason_of(by_secret(), bearing(forged))
+    assert "ignature" in reason_of(by_secret(), bearer(forged))
 
 
 def test_a_long_token_is_refused_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     long = token(filler="x" * MAX_TOKEN_LENGTH)
     monkeypatch.setattr(jwt_module, "jwt", None)
 
-    assert reason_of(by_secret(), bearing(long)) == "token too long"
+    assert reason_of(by_secret(), bearer(long)) == "token too long"
 
 
 def test_the_longest_token_is_accepted() -> None:
@@ -263,12 +263,12 @@ def test_the_longest_token_is_accepted() -> None:
     fitting = token(filler="x" * filler)
 
     assert MAX_TOKEN_LENGTH - 4 <= len(fitting) <= MAX_TOKEN_LENGTH
-    assert by_secret().authenticate(bearing(fitting)).subject == "alice"
+    assert by_secret().authenticate(bearer(fitting)).subject == "alice"
 
 
 def test_the_reason_is_not_told_to_the_client() -> None:
     with pytest.raises(Unauthenticated) as refusal:
-        by_secret().authenticate(bearing(token(exp=0)))
+        by_secret().authenticate(bearer(token(exp=0)))
 
     assert refusal.value.detail == "A valid bearer token is required."
 
@@ -295,7 +295,7 @@ def test_issuer_and_audience_are_required_where_configured(
     required: dict[str, Any], claimed: dict[str, object], *, accepted: bool
 ) -> None:
     authenticator = by_secret(**required)
-    header = bearing(token(**claimed))
+    header = bearer(token(**claimed))
 
     if accepted:
         assert authenticator.authenticate(header).subject == "alice"
@@ -320,7 +320,7 @@ def test_issuer_and_audience_are_required_where_configured(
 @pytest.mark.parametrize("seen_before", [False, True])
 def test_an_expired_token_has_a_grace(clock: Clock, late: int, outcome: str, *, seen_before: bool) -> None:
     authenticator = by_secret(clock, leeway=30, resume_grace=3600)
-    header = bearing(token(exp=NOW + 100))
+    header = bearer(token(exp=NOW + 100))
     if seen_before:
         assert not authenticator.authenticate(header).expired
     clock.advance(100 + late)
@@ -333,7 +333,7 @@ def test_an_expired_token_has_a_grace(clock: Clock, late: int, outcome: str, *, 
 
 def test_the_grace_ends_for_a_token_seen_within_it(clock: Clock) -> None:
     authenticator = by_secret(clock, leeway=0, resume_grace=60)
-    header = bearing(token(exp=NOW - 1))
+    header = bearer(token(exp=NOW - 1))
     assert authenticator.authenticate(header).expired
     clock.advance(59)
 
@@ -341,7 +341,7 @@ def test_the_grace_ends_for_a_token_seen_within_it(clock: Clock) -> None:
 
 
 def test_without_grace_an_expired_token_is_refused(clock: Clock) -> None:
-    assert reason_of(by_secret(clock, resume_grace=0), bearing(token(exp=NOW - 31))) == "expired"
+    assert reason_of(by_secret(clock, resume_grace=0), bearer(token(exp=NOW - 31))) == "expired"
 
 
 # --- the memory of verified tokens ----------------------------------------------------------------
@@ -362,7 +362,7 @@ def count_of_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_repeated_token_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = count_of_checks(monkeypatch)
     authenticator = by_secret()
-    header = bearing(token())
+    header = bearer(token())
 
     assert authenticator.authenticate(header) == authenticator.authenticate(header)
     assert len(checks) == 1
@@ -370,7 +370,7 @@ def test_a_repeated_token_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_refused_token_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     authenticator = by_secret()
-    forged = bearing(jwt.encode(claims(), SECRET + "x", algorithm="HS256"))
+    forged = bearer(jwt.encode(claims(), SECRET + "x", algorithm="HS256"))
     reason_of(authenticator, forged)
     checks = count_of_checks(monkeypatch)
     reason_of(authenticator, forged)
@@ -381,11 +381,11 @@ def test_a_refused_token_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cache_is_bounded_and_forgets_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
     checks = count_of_checks(monkeypatch)
     authenticator = JwtAuthenticator(JwtConfig(secret=SecretStr(SECRET)), cache_entries=2)
-    first, second, third = (bearing(token(jti=str(n))) for n in range(3))
+    first, second, third = (bearer(token(jti=str(n))) for n in range(3))
     for header in (first, second, first, third, first, second):
         authenticator.authenticate(header)
 
-    assert [bearing(text) for text in checks] == [first, second, third, second]
+    assert [bearer(text) for text in checks] == [first, second, third, second]
     assert len(authenticator._cached) == 2
 
 
@@ -409,7 +409,7 @@ def algorithm_of(key: Private) -> str:
 
 
 def signed(key: Private, kid: str | None = None, **changes: object) -> str:
-    return bearing(
+    return bearer(
         jwt.encode(claims(**changes), key, algorithm=algorithm_of(key), headers={"kid": kid} if kid else None)
     )
 
@@ -505,7 +505,7 @@ def test_a_public_key_is_never_a_shared_secret(file: KeyFile) -> None:
 
 def test_a_key_does_not_verify_under_another_algorithm(file: KeyFile) -> None:
     file.write(jwk(RSA_KEY, "k1"))
-    by_pss = bearing(jwt.encode(claims(), RSA_KEY, algorithm="PS256", headers={"kid": "k1"}))
+    by_pss = bearer(jwt.encode(claims(), RSA_KEY, algorithm="PS256", headers={"kid": "k1"}))
 
     with pytest.raises(Unauthenticated):
         by_file(file).authenticate(by_pss)

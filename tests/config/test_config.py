@@ -568,7 +568,7 @@ def test_a_secret_that_is_not_there_is_an_error(
     assert message in problem
 
 
-def secretive(write: Files) -> Config:
+def config_with_secrets(write: Files) -> Config:
     text = f"""
     [auth]
     mode = "jwt"
@@ -583,7 +583,7 @@ def secretive(write: Files) -> Config:
 
 
 def test_secrets_are_never_shown(write: Files) -> None:
-    config = secretive(write)
+    config = config_with_secrets(write)
 
     shown = [repr(config), str(config), str(config.model_dump()), config.model_dump_json()]
 
@@ -600,7 +600,7 @@ def test_a_problem_never_shows_the_secret(write: Files) -> None:
 
 
 def test_the_effective_configuration_is_toml_with_masked_secrets(write: Files) -> None:
-    shown = tomllib.loads(render_effective(secretive(write)))
+    shown = tomllib.loads(render_effective(config_with_secrets(write)))
 
     assert shown["auth"]["jwt"]["secret"] == shown["storage"]["s3"]["access_key"] == MASK == "**********"
     assert shown["database"]["listen_dsn"] == ""
@@ -1028,7 +1028,7 @@ def test_secrets_of_stores_of_before_are_masked(write: Files) -> None:
     ],
 )
 def test_a_store_of_before_that_makes_no_sense_is_refused(write: Files, text: str, problem: str) -> None:
-    assert any(told.startswith(problem) for told in problems_of(write(text))), problems_of(write(text))
+    assert any(one.startswith(problem) for one in problems_of(write(text))), problems_of(write(text))
 
 
 def test_a_store_inside_the_data_directory_is_known_by_its_place_in_it(tmp_path: Path) -> None:

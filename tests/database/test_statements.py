@@ -111,6 +111,16 @@ async def test_each_statement_is_valid(prepared_on: asyncpg.Connection, name: st
     await prepared_on.prepare(statements()[name])
 
 
+ENQUEUING = sorted(name for name, text in statements().items() if "INSERT INTO jobs" in text)
+
+
+@pytest.mark.parametrize("name", ENQUEUING)
+async def test_a_statement_that_enqueues_says_whom_to_wake(prepared_on: asyncpg.Connection, name: str) -> None:
+    prepared = await prepared_on.prepare(statements()[name])
+
+    assert {"wake_workers", "staging_id"} <= {attribute.name for attribute in prepared.get_attributes()}
+
+
 @pytest.fixture(scope="module")
 def schema_dsn(postgres_dsn: str, template_database: str) -> str:
     return dsn_for(postgres_dsn, template_database)

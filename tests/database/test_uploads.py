@@ -361,7 +361,7 @@ async def test_a_final_over_whole_parts_is_whole(world: World) -> None:
     assert final.crc64nvme == crc64.update(b"hello world")
     assert await world.jobs_of(final, "kind, length") == [("transfer", 11)]
     assert await world.events_of(final) == ["upload.created", "upload.completed"]
-    assert await world.uploads.parts(final.id) == parts
+    assert await world.uploads.partials(final.id) == parts
 
 
 async def test_a_part_may_be_named_twice_where_that_is_allowed(world: World) -> None:
@@ -373,7 +373,7 @@ async def test_a_part_may_be_named_twice_where_that_is_allowed(world: World) -> 
 
     assert final.length == 5
     assert final.crc64nvme == crc64.update(b"abcab")
-    assert [part.id for part in await world.uploads.parts(final.id)] == [one.id, two.id, one.id]
+    assert [part.id for part in await world.uploads.partials(final.id)] == [one.id, two.id, one.id]
 
 
 async def test_a_final_waits_for_its_parts_and_is_completed_by_the_last(world: World) -> None:

@@ -22,7 +22,7 @@ class Client:
     version: int | None
 
     @property
-    def mark(self) -> Fields:
+    def version_headers(self) -> Fields:
         return [] if self.version is None else [("Upload-Draft-Interop-Version", str(self.version))]
 
     def complete(self, complete: bool) -> tuple[str, str]:
@@ -40,7 +40,7 @@ class Client:
         return response.headers[name.lower()] == yes
 
     async def create(self, body: bytes = b"", *extra: tuple[str, str], complete: bool) -> Response:
-        fields = [*self.mark, self.complete(complete), *extra]
+        fields = [*self.version_headers, self.complete(complete), *extra]
         return await self.served.request("POST", "/files/", fields, body)
 
     async def created(self, body: bytes = b"", *extra: tuple[str, str]) -> str:
@@ -51,7 +51,7 @@ class Client:
 
     def append_fields(self, offset: int, *extra: tuple[str, str], complete: bool) -> Fields:
         typed = [("Content-Type", PARTIAL_TYPE)] if self.version in {None, 6, 7, 8} else []
-        return [*self.mark, *typed, self.complete(complete), ("Upload-Offset", str(offset)), *extra]
+        return [*self.version_headers, *typed, self.complete(complete), ("Upload-Offset", str(offset)), *extra]
 
     async def append(
         self, path: str, offset: int, body: bytes = b"", *extra: tuple[str, str], complete: bool
@@ -67,7 +67,7 @@ class Client:
         return connection
 
     async def head(self, path: str, *extra: tuple[str, str]) -> Response:
-        return await self.served.request("HEAD", path, [*self.mark, *extra])
+        return await self.served.request("HEAD", path, [*self.version_headers, *extra])
 
     async def upload_headers(self, path: str) -> tuple[int, bool]:
         """Ask for offset and complete_header."""

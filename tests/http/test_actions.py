@@ -133,16 +133,16 @@ async def test_an_action_needs_every_byte_and_permission(guarded: Served, action
     gone_id = (await guarded.upload(gone)).id
     await guarded.request("DELETE", gone, bearer())
 
-    def told(answer: tuple[int, Any]) -> tuple[int, str]:
+    def error_of(answer: tuple[int, Any]) -> tuple[int, str]:
         return answer[0], answer[1]["code"]
 
-    assert told(await act(guarded, half, action, bearer())) == (409, "ERR_NOT_READY")
-    assert told(await act(guarded, part, action, bearer())) == (409, "ERR_INVALID_TRANSITION")
-    assert told(await post(guarded, gone_id, action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
-    assert told(await post(guarded, uuid.uuid4(), action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
-    assert told(await act(guarded, whole, action, bearer("bob"))) == (404, "ERR_UPLOAD_NOT_FOUND")
-    assert told(await act(guarded, whole, action, bearer("bob", scope="files:read:any")))[0] == 404
-    assert told(await act(guarded, whole, action)) == (401, "ERR_UNAUTHENTICATED")
+    assert error_of(await act(guarded, half, action, bearer())) == (409, "ERR_NOT_READY")
+    assert error_of(await act(guarded, part, action, bearer())) == (409, "ERR_INVALID_TRANSITION")
+    assert error_of(await post(guarded, gone_id, action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert error_of(await post(guarded, uuid.uuid4(), action, bearer())) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert error_of(await act(guarded, whole, action, bearer("bob"))) == (404, "ERR_UPLOAD_NOT_FOUND")
+    assert error_of(await act(guarded, whole, action, bearer("bob", scope="files:read:any")))[0] == 404
+    assert error_of(await act(guarded, whole, action)) == (401, "ERR_UNAUTHENTICATED")
     upload = await guarded.upload(whole)
     assert (upload.committed_at, await guarded.count("jobs", upload, "transfer")) == (None, 0)
 

@@ -23,7 +23,7 @@ async def at_once(client: Client) -> str:
 
 
 async def chunked_at_once(client: Client) -> str:
-    fields = [*client.mark, client.complete(True), *CODING, ("Transfer-Encoding", "chunked")]
+    fields = [*client.version_headers, client.complete(True), *CODING, ("Transfer-Encoding", "chunked")]
     created = await client.served.request("POST", "/files/", fields, chunked(CODED))
     return created.headers["location"]
 

@@ -269,14 +269,14 @@ async def test_without_a_redirect_the_url_of_the_store_is_told(served: Served, m
     )
     pretend_store(monkeypatch, served, RemoteStore())
 
-    told = await served.request("GET", f"{link}?redirect=0")
+    unredirected = await served.request("GET", f"{link}?redirect=0")
     redirected = await served.request("GET", f"{link}?redirect=1")
     refused = await served.request("GET", f"{link}?redirect=no")
 
     assert (staged.status, staged.body) == (200, DATA)
-    assert (told.status, told.body) == (204, b"")
-    assert told.headers["location"] == redirected.headers["location"]
-    assert "no-store" in told.headers["cache-control"]
+    assert (unredirected.status, unredirected.body) == (204, b"")
+    assert unredirected.headers["location"] == redirected.headers["location"]
+    assert "no-store" in unredirected.headers["cache-control"]
     assert redirected.status == 302
     assert refused.status == 400
 

@@ -84,16 +84,16 @@ async def test_a_name_that_the_configuration_names_is_ours(serve: Serve, server:
 
 
 async def test_behind_a_proxy_that_puts_its_own_host_the_public_origin_is_ours(serve: Serve) -> None:
-    told = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "up.example"}
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "up.example"}
     proxied = {"Host": "127.0.0.1:1080", "Origin": "https://up.example", "Upload-Length": "5"}
     named = await serve(server={"public_url": "https://up.example"})
     believed = await serve(server={"trusted_proxies": ["127.0.0.1"], "allowed_hosts": ["up.example"]})
 
     assert (await named.request("POST", "/files/", proxied)).status == 201
-    assert (await believed.request("POST", "/files/", proxied | told)).status == 201
+    assert (await believed.request("POST", "/files/", proxied | forwarded)).status == 201
     assert (await believed.request("POST", "/files/", proxied)).status == 403
-    told["X-Forwarded-Host"] = "evil.example"
-    assert (await believed.request("POST", "/files/", proxied | told)).status == 421
+    forwarded["X-Forwarded-Host"] = "evil.example"
+    assert (await believed.request("POST", "/files/", proxied | forwarded)).status == 421
 
 
 async def test_the_port_of_the_scheme_makes_no_other_origin(served: Served) -> None:

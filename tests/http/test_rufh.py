@@ -90,7 +90,7 @@ async def test_an_append_says_whether_it_is_the_last_or_is_refused(client: Clien
     path = await client.created()
     name = client.complete(True)[0]
     said = [] if value is None else [(name, value)]
-    fields = [*client.mark, ("Content-Type", PARTIAL_TYPE), ("Upload-Offset", "0"), *said]
+    fields = [*client.version_headers, ("Content-Type", PARTIAL_TYPE), ("Upload-Offset", "0"), *said]
 
     response = await client.served.request("PATCH", path, fields, b"hello")
 
@@ -137,7 +137,12 @@ async def test_an_unmarked_request_tells_no_server_what_it_is_to_find_out(
 async def test_a_malformed_offset_is_a_missing_one(newest: Client, value: str) -> None:
     """GEN-07 RA-01"""
     path = await newest.created()
-    fields = [*newest.mark, ("Content-Type", PARTIAL_TYPE), ("Upload-Complete", "?1"), ("Upload-Offset", value)]
+    fields = [
+        *newest.version_headers,
+        ("Content-Type", PARTIAL_TYPE),
+        ("Upload-Complete", "?1"),
+        ("Upload-Offset", value),
+    ]
 
     response = await newest.served.request("PATCH", path, fields, b"hello")
 
@@ -150,7 +155,7 @@ async def test_parameters_are_allowed_and_ignored(newest: Client) -> None:
     path = await newest.created(b"", ("Upload-Length", "5;unit=byte"))
 
     fields = [("Content-Type", PARTIAL_TYPE), ("Upload-Complete", "?1;a;b=2"), ("Upload-Offset", "0;x=1")]
-    done = await newest.served.request("PATCH", path, [*newest.mark, *fields], b"hello")
+    done = await newest.served.request("PATCH", path, [*newest.version_headers, *fields], b"hello")
 
     assert (done.status, done.headers["upload-complete"]) == (204, "?1")
 
@@ -194,7 +199,7 @@ async def test_either_protocol_ends_every_upload(client: Client) -> None:
     served = client.served
     tus, ours = await served.create(5), await client.created()
 
-    assert (await served.request("DELETE", tus, client.mark or [("Tus-Resumable", "1.0.0")])).status == 204
+    assert (await served.request("DELETE", tus, client.version_headers or [("Tus-Resumable", "1.0.0")])).status == 204
     assert (await served.request("DELETE", ours)).status == 204
 
 
@@ -356,7 +361,7 @@ async def test_coded_bytes_are_stored_as_they_came(newest: Client) -> None:
 async def test_a_creation_that_breaks_off_is_not_complete(client: Client) -> None:
     """RC-09"""
     connection = await client.begin(
-        "POST", "/files/", [*client.mark, client.complete(True)], b"x" * 3_000_000, announced=4_000_000
+        "POST", "/files/", [*client.version_headers, client.complete(True)], b"x" * 3_000_000, announced=4_000_000
     )
     await eventually(lambda: any(body.received for body in client.served.bodies))
     await connection.close()
@@ -412,10 +417,10 @@ async def test_a_question_may_tell_nothing(client: Client, method: str) -> None:
     """RH-04"""
     path = await client.created(b"hel")
 
-    told = [[*client.mark, client.complete(False)]]
+    creations = [[*client.version_headers, client.complete(False)]]
     if client.version is not None:  # without a version an offset alone names no dialect
-        told.append([*client.mark, ("Upload-Offset", "3")])
-    for fields in told:
+        creations.append([*client.version_headers, ("Upload-Offset", "3")])
+    for fields in creations:
         assert (await client.served.request(method, path, fields)).status == 400
     assert await client.upload_headers(path) == (3, False)
 
@@ -424,7 +429,7 @@ async def test_get_of_an_unfinished_upload_is_a_question(client: Client) -> None
     """RH-05"""
     path = await client.created(b"hel", ("Upload-Length", "5"))
 
-    response = await client.served.request("GET", path, client.mark)
+    response = await client.served.request("GET", path, client.version_headers)
 
     assert (response.status, response.body, response.headers["upload-offset"]) == (204, b"", "3")
     if client.version is not None:
@@ -435,7 +440,7 @@ async def test_get_of_a_complete_upload_is_a_download(client: Client) -> None:
     """RH-05"""
     path = (await client.create(b"hello", complete=True)).headers["location"]
 
-    response = await client.served.request("GET", path, client.mark)
+    response = await client.served.request("GET", path, client.version_headers)
 
     assert (response.status, response.body) == (200, b"hello")
     assert (response.headers["upload-offset"], response.headers["upload-length"]) == ("5", "5")
@@ -461,7 +466,7 @@ async def test_head_ends_a_running_append_and_tells_what_arrived(client: Client)
 @pytest.mark.parametrize("method", ["HEAD", "DELETE", "PATCH", "GET"])
 async def test_nothing_is_there_that_was_not_created(client: Client, method: str) -> None:
     """RH-07 RD-02"""
-    fields = client.append_fields(0, complete=True) if method == "PATCH" else client.mark
+    fields = client.append_fields(0, complete=True) if method == "PATCH" else client.version_headers
 
     response = await client.served.request(method, "/files/" + "a" * 32, fields)
 
@@ -555,7 +560,7 @@ async def test_without_the_field_version_3_means_the_end(served: Served) -> None
     client = Client(served, 3)
     path = await client.created(b"hel")
 
-    done = await served.request("PATCH", path, [*client.mark, ("Upload-Offset", "3")], b"lo")
+    done = await served.request("PATCH", path, [*client.version_headers, ("Upload-Offset", "3")], b"lo")
 
     assert (done.status, client.says_complete(done)) == (204, True)
 
@@ -580,7 +585,7 @@ async def test_an_append_has_a_type_of_its_own(served: Served, version: int | No
     """RA-01"""
     client = Client(served, version)
     path = await client.created(b"hel")
-    fields = [*client.mark, ("Upload-Complete", "?1"), ("Upload-Offset", "3")]
+    fields = [*client.version_headers, ("Upload-Complete", "?1"), ("Upload-Offset", "3")]
     fields += [("Content-Type", content_type)] if content_type else []
 
     refused = await served.request("PATCH", path, fields, b"lo")
@@ -596,9 +601,9 @@ async def test_another_offset_is_told_the_right_one(client: Client, offset: int)
     refused = await client.append(path, offset, b"lo", complete=True)
 
     assert (refused.status, refused.headers["upload-offset"], client.says_complete(refused)) == (409, "3", False)
-    told = problem(refused)
-    assert told["type"] == "https://iana.org/assignments/http-problem-types#mismatching-upload-offset"
-    assert (told["status"], told["expected-offset"], told["provided-offset"]) == (409, 3, offset)
+    details = problem(refused)
+    assert details["type"] == "https://iana.org/assignments/http-problem-types#mismatching-upload-offset"
+    assert (details["status"], details["expected-offset"], details["provided-offset"]) == (409, 3, offset)
     assert (await client.append(path, 3, b"lo", complete=True)).status == 204
 
 
@@ -732,7 +737,7 @@ async def test_delete_ends_an_upload_and_whoever_still_sends(client: Client) -> 
     connection = await client.begin("PATCH", path, client.append_fields(0, complete=True), b"hel", announced=5)
     await eventually(lambda: any(body.received == 3 for body in client.served.bodies))
 
-    ended = await client.served.request("DELETE", path, client.mark)
+    ended = await client.served.request("DELETE", path, client.version_headers)
 
     assert ended.status == 204
     assert (await client.head(path)).status == 404
@@ -746,7 +751,7 @@ async def test_delete_can_be_off(serve: Serve) -> None:
     client = Client(served, 8)
     path = await client.created()
 
-    refused = await served.request("DELETE", path, client.mark)
+    refused = await served.request("DELETE", path, client.version_headers)
 
     assert (refused.status, "DELETE" in refused.headers["allow"]) == (405, False)
 
@@ -771,7 +776,7 @@ async def test_a_page_of_another_origin_may_speak_it(serve: Serve) -> None:
 async def test_tus_wins_where_both_are_named(newest: Client) -> None:
     """GEN-01"""
     created = await newest.served.request(
-        "POST", "/files/", [TUS, *newest.mark, ("Upload-Complete", "?1"), ("Upload-Length", "5")]
+        "POST", "/files/", [TUS, *newest.version_headers, ("Upload-Complete", "?1"), ("Upload-Length", "5")]
     )
 
     assert (created.status, created.headers["tus-resumable"]) == (201, "1.0.0")

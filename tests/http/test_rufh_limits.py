@@ -68,10 +68,10 @@ async def test_limits_are_told_as_the_version_knows_them(serve: Serve, version: 
     if version in {3, 4, 5}:
         assert "upload-limit" not in created.headers
         return
-    told = limits(created)
-    assert (told.pop("max-size"), told.pop("max-append-size")) == (10, 6)
-    ages = [told.pop("max-age"), *([told.pop("expires")] if version == 6 else [])]
-    assert told == {}
+    sent = limits(created)
+    assert (sent.pop("max-size"), sent.pop("max-append-size")) == (10, 6)
+    ages = [sent.pop("max-age"), *([sent.pop("expires")] if version == 6 else [])]
+    assert sent == {}
     assert all(WEEK - 60 <= age <= WEEK for age in ages)
 
 
@@ -155,17 +155,17 @@ async def test_every_error_is_a_problem_and_none_has_a_body_on_head(served: Serv
     client = Client(served, 8)
     missing = "/files/" + "a" * 32
 
-    told = await client.append(missing, 0, b"x", complete=True)
+    refused = await client.append(missing, 0, b"x", complete=True)
 
-    assert told.headers["content-type"] == "application/problem+json; charset=utf-8"
-    assert json.loads(told.body) == {
+    assert refused.headers["content-type"] == "application/problem+json; charset=utf-8"
+    assert json.loads(refused.body) == {
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
         "detail": "There is no such upload.",
         "code": "ERR_UPLOAD_NOT_FOUND",
     }
-    assert told.headers["upload-complete"] == "?0"
+    assert refused.headers["upload-complete"] == "?0"
     assert (await client.head(missing)).body == b""
 
 
@@ -189,7 +189,7 @@ async def test_the_url_is_told_before_the_content_is_read(announcing: Served, ve
     """RC-02 RC-05 RC-14 AIO-01"""
     client = Client(announcing, version)
     connection = await announcing.connect()
-    fields = [*client.mark, client.complete(True), ("Content-Length", "5"), ("Expect", "100-continue")]
+    fields = [*client.version_headers, client.complete(True), ("Content-Length", "5"), ("Expect", "100-continue")]
     await connection.send_head("POST", "/files/", fields)
 
     offered = await connection.interim_response()
@@ -210,7 +210,9 @@ async def test_the_connection_goes_on_after_an_interim_response(announcing: Serv
     connection = await announcing.connect()
 
     for _ in range(2):
-        created = await connection.request("POST", "/files/", [*client.mark, client.complete(True)], b"hello")
+        created = await connection.request(
+            "POST", "/files/", [*client.version_headers, client.complete(True)], b"hello"
+        )
         assert (created.status, created.interim) == (201, [104])
 
 
@@ -218,7 +220,9 @@ async def test_the_connection_goes_on_after_an_interim_response(announcing: Serv
 async def test_what_was_announced_is_kept_and_continued(announcing: Served, version: int) -> None:
     """RC-02 RC-09 RC-15"""
     client = Client(announcing, version)
-    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    connection = await client.begin(
+        "POST", "/files/", [*client.version_headers, client.complete(True)], b"hel", announced=5
+    )
     path = (await connection.interim_response()).headers["location"]
     await eventually(lambda: any(body.received == 3 for body in announcing.bodies))
     connection.abort()
@@ -238,7 +242,9 @@ async def test_a_failure_after_the_announcement_closes_the_connection(
 ) -> None:
     """RC-15 RC-09"""
     client = Client(announcing, 8)
-    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    connection = await client.begin(
+        "POST", "/files/", [*client.version_headers, client.complete(True)], b"hel", announced=5
+    )
     path = (await connection.interim_response()).headers["location"]
     await eventually(lambda: any(body.received == 3 for body in announcing.bodies))
 
@@ -258,7 +264,7 @@ async def test_a_failure_after_the_announcement_closes_the_connection(
 async def test_too_much_after_the_announcement_ends_the_upload(announcing: Served) -> None:
     """RA-06 RC-15"""
     client = Client(announcing, 8)
-    fields = [*client.mark, client.complete(False), ("Upload-Length", "4"), CHUNKED]
+    fields = [*client.version_headers, client.complete(False), ("Upload-Length", "4"), CHUNKED]
     connection = await announcing.connect()
     await connection.send_head("POST", "/files/", fields)
     path = (await connection.interim_response()).headers["location"]
@@ -282,13 +288,15 @@ async def progressing(serve: Serve) -> Served:
 async def test_what_is_durable_is_told_while_more_comes(progressing: Served, version: int) -> None:
     """RC-13 RC-05"""
     client = Client(progressing, version)
-    connection = await client.begin("POST", "/files/", [*client.mark, client.complete(True)], b"hel", announced=5)
+    connection = await client.begin(
+        "POST", "/files/", [*client.version_headers, client.complete(True)], b"hel", announced=5
+    )
     offered = await connection.interim_response()
 
-    told = await connection.interim_response()
+    interim = await connection.interim_response()
 
-    assert (told.status, told.headers["upload-offset"]) == (104, "3")
-    assert told.headers["location"] == offered.headers["location"]
+    assert (interim.status, interim.headers["upload-offset"]) == (104, "3")
+    assert interim.headers["location"] == offered.headers["location"]
     assert "upload-offset" not in offered.headers
     await connection.send(b"lo")
     assert (await connection.response("POST")).headers["location"] == offered.headers["location"]
@@ -300,9 +308,9 @@ async def test_an_append_is_told_its_offset_and_no_url(progressing: Served) -> N
     path = await client.created(b"he")
     connection = await client.begin("PATCH", path, client.append_fields(2, complete=True), b"l", announced=3)
 
-    told = await connection.interim_response()
+    interim = await connection.interim_response()
 
-    assert (told.status, told.headers["upload-offset"], "location" in told.headers) == (104, "3", False)
+    assert (interim.status, interim.headers["upload-offset"], "location" in interim.headers) == (104, "3", False)
     await connection.send(b"lo")
     assert (await connection.response("PATCH")).status == 204
 
@@ -386,8 +394,8 @@ async def test_content_is_compared_with_its_digest(
 ) -> None:
     """RG-01"""
     client = Client(served, 8)
-    told = [digest(name, b"hello" if right else b"hellO") if name != "unixsum" else ":AAAA:" for name in algorithms]
-    field = ("Content-Digest", ", ".join(f"{name}={value}" for name, value in zip(algorithms, told, strict=True)))
+    digests = [digest(name, b"hello" if right else b"hellO") if name != "unixsum" else ":AAAA:" for name in algorithms]
+    field = ("Content-Digest", ", ".join(f"{name}={value}" for name, value in zip(algorithms, digests, strict=True)))
 
     if in_creation:
         response = await client.create(b"hello", field, complete=False)
@@ -523,7 +531,7 @@ async def test_an_announced_upload_with_a_wrong_digest_is_given_up(announcing: S
     """RG-02"""
     client = Client(announcing, 8)
     connection = await announcing.connect()
-    fields = [*client.mark, client.complete(True), promise(b"hellO"), ("Content-Length", "5")]
+    fields = [*client.version_headers, client.complete(True), promise(b"hellO"), ("Content-Length", "5")]
     await connection.send_head("POST", "/files/", fields)
     path = (await connection.interim_response()).headers["location"]
     await connection.send(b"hello")

@@ -22,7 +22,7 @@ async def test_the_wrong_node_refuses_before_it_reads_or_opens_anything(
     begun = await wrong.begin("PATCH", path, wrong.append_fields(4, complete=True), b"45", announced=6)
     appended = await begun.closed()
     asked = await wrong.head(path)
-    cancelled = await wrong.served.request("DELETE", path, wrong.mark)
+    cancelled = await wrong.served.request("DELETE", path, wrong.version_headers)
 
     assert b" 204 " not in appended
     assert asked.status == 423

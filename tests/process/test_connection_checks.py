@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -13,13 +13,12 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from tests.support.fixtures import MakeConfig
 from tests.support.ports import LOOPBACK, free_port
 from tusd_py.commands.connection_checks import run_checks
 from tusd_py.config import Config
 from tusd_py.ports import CheckResult, Outcome
 from tusd_py.staging import writers
-
-MakeConfig = Callable[..., Config]
 
 
 async def checked(config: Config, *, timeout_seconds: float = 20) -> tuple[bool, dict[str, CheckResult]]:
@@ -63,10 +62,10 @@ async def test_former_stores_are_reached_and_not_written_to(make_config: MakeCon
 
     well, results = await checked(make_config(storage={"former": former}))
 
-    told = {subject: result.outcome for subject, result in results.items() if subject.startswith("former store")}
-    assert told[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
-    assert f"former store: directory {there}" in told
-    assert len(told) == 2
+    outcomes = {subject: result.outcome for subject, result in results.items() if subject.startswith("former store")}
+    assert outcomes[f"former store: directory {tmp_path / 'missing'}"] is Outcome.FAILED
+    assert f"former store: directory {there}" in outcomes
+    assert len(outcomes) == 2
     assert not well
     assert list(there.iterdir()) == []
     assert not (tmp_path / "missing").exists()

@@ -6,12 +6,11 @@ import contextlib
 import resource
 import socket
 import time
-import urllib.request
 
 import psutil
 import pytest
 
-from tests.support.blocking_client import create, request
+from tests.support.blocking_client import create, fetch, request
 from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
 from tests.support.server import Server, StartServer
@@ -55,8 +54,7 @@ def test_connections_that_say_nothing_make_room_for_those_who_do(start_server: S
             if number % 2:
                 connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
         began = time.monotonic()
-        with urllib.request.urlopen(f"{server.origin}/api/v1/uploads", timeout=60) as answer:
-            assert answer.status == 200
+        assert fetch(f"{server.origin}/api/v1/uploads", timeout=60).status == 200
         # Three rounds of twenty are in front of it, each of which is given two seconds.
         assert time.monotonic() - began < 50
     assert "connections_full" in server.log_text()

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.blocking_client import fetch
 from tests.support.server import StartServer
 from tests.support.tools import ROOT, require_tool
 
@@ -192,8 +192,8 @@ def _substituted(expression: str) -> str:
 @pytest.mark.acceptance
 def test_every_name_and_label_is_exported_by_a_server_from_the_start(start_server: StartServer) -> None:
     server = start_server({"server": {"processes": 2}})
-    with urllib.request.urlopen(f"{server.ready.operations_url}/metrics", timeout=10) as response:
-        families = list(text_string_to_metric_families(response.read().decode()))
+    metrics = fetch(f"{server.ready.operations_url}/metrics").body.decode()
+    families = list(text_string_to_metric_families(metrics))
     exported: dict[str, list[dict[str, str]]] = {"up": [{}]}
     for sample in (sample for family in families for sample in family.samples):
         exported.setdefault(sample.name, []).append(sample.labels)

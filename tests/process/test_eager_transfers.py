@@ -6,14 +6,14 @@ import hashlib
 import os
 import random
 import signal
-import urllib.request
-from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.blocking_client import OCTETS, TUS, fetch
 from tests.support.files import download, files_under
+from tests.support.http_client import Response
 from tests.support.process import wait_until
 from tests.support.s3_servers import S3Server, ministack_s3, rclone_s3
 from tests.support.server import Server, StartServer
@@ -39,24 +39,22 @@ def config_for(s3: S3Server) -> dict[str, Any]:
     return {"storage": storage, "transfer": transfer, "tus": {"expire_after": "1h"}}
 
 
-def ask(method: str, url: str, headers: dict[str, str], body: bytes | None = None) -> HTTPMessage:
-    """Send a request that succeeds; return the response's headers."""
-    request = urllib.request.Request(url, data=body, method=method, headers={"Tus-Resumable": "1.0.0", **headers})
-    with urllib.request.urlopen(request, timeout=30) as response:
-        received: HTTPMessage = response.headers
-    return received
+def ask(method: str, url: str, headers: dict[str, str], body: bytes = b"") -> Response:
+    """Send a request that succeeds."""
+    response = fetch(url, method, {**TUS, **headers}, body)
+    assert response.status < 300, response
+    return response
 
 
 def create(server: Server) -> tuple[str, str]:
     """Create an upload; return its URL and its id."""
     created = ask("POST", server.url, {"Upload-Length": str(LENGTH)})
-    return server.absolute(created["Location"]), created["Upload-Id"]
+    return server.absolute(created.headers["location"]), created.headers["upload-id"]
 
 
 def append(url: str, start: int, end: int) -> None:
     """Append a piece of the content."""
-    headers = {"Upload-Offset": str(start), "Content-Type": "application/offset+octet-stream"}
-    assert ask("PATCH", url, headers, CONTENT[start:end])["Upload-Offset"] == str(end)
+    assert ask("PATCH", url, {**OCTETS, "Upload-Offset": str(start)}, CONTENT[start:end]).offset == end
 
 
 def parts_of(s3: S3Server) -> list[int]:

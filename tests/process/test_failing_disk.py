@@ -6,14 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, fetch, request
 from tests.support.failing_disk import FailingDisk
 from tests.support.files import download, seeded
 from tests.support.http_client import Response
@@ -45,12 +42,8 @@ def patch(server: Server, target: str, offset: int, body: bytes) -> Response:
 
 
 def readiness(server: Server) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"{server.ready.operations_url}/readyz", timeout=30) as response:
-            status, body = response.status, response.read()
-    except urllib.error.HTTPError as error:
-        status, body = error.code, error.read()
-    return status, json.loads(body)["checks"]["staging"]
+    response = fetch(f"{server.ready.operations_url}/readyz")
+    return response.status, response.json()["checks"]["staging"]
 
 
 def assert_stored(server: Server, upload_id: str, content: bytes) -> None:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from email import message_from_bytes
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.blocking_client import OCTETS, create, request
+from tests.support.blocking_client import OCTETS, create, fetch, request
 from tests.support.files import download, random_file, seeded, sha256_of
 from tests.support.server import Server
 from tests.support.tools import ROOT, require_tool
@@ -94,12 +93,6 @@ def installed(clean: Path, tmp_path: Path) -> Iterator[Server]:
     server.close()
 
 
-def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=30) as response:
-        body: bytes = response.read()
-    return body
-
-
 def assert_a_file_goes_through(server: Server, directory: Path) -> None:
     """Upload a file, wait until it is stored, and get it back."""
     source = directory / "source.bin"
@@ -119,13 +112,13 @@ def test_the_installed_wheel_serves_its_page_and_files(
     assert Path(where.strip()).is_relative_to(clean)
     installed.start(deadline=120)
 
-    page = fetch(f"{installed.origin}/").decode()
+    page = fetch(f"{installed.origin}/").body.decode()
     assert 'data-script="assets/uppy.js"' in page  # and not the CDN's
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.startswith("tusd_py/web/") and not name.endswith(".html")]
         assert "tusd_py/web/assets/uppy.js" in names
         for name in names:
-            assert fetch(f"{installed.origin}/assets/{name.rpartition('/')[2]}") == archive.read(name)
+            assert fetch(f"{installed.origin}/assets/{name.rpartition('/')[2]}").body == archive.read(name)
     assert_a_file_goes_through(installed, tmp_path)
 
 

@@ -8,8 +8,6 @@ import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ import psutil
 import pytest
 
 from tests.process.test_operations import create, get, tusd_py
+from tests.support import blocking_client
+from tests.support.blocking_client import fetch
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import files_under
 from tests.support.process import wait_until
@@ -32,13 +32,8 @@ MANUAL = {"transfer": {"trigger": "manual"}}
 
 def call(server: Server, method: str, path: str) -> tuple[int, dict[str, Any]]:
     headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{server.origin}/api/v1/uploads/{path}", method=method, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=70) as response:
-            status, body = response.status, response.read()
-    except urllib.error.HTTPError as error:
-        status, body = error.code, error.read()
-    return status, json.loads(body) if body else {}
+    response = fetch(f"{server.origin}/api/v1/uploads/{path}", method, headers, timeout=70)
+    return response.status, response.json() if response.body else {}
 
 
 # --- waiting ---------------------------------------------------------------------------------------
@@ -195,11 +190,7 @@ def test_who_tries_failed_transfers_again_hears_that_they_wait_for_the_store(sta
 
 def test_a_transfer_that_makes_no_sense_is_refused(start_server: StartServer) -> None:
     server = start_server(MANUAL)
-    request = urllib.request.Request(
-        server.url, method="POST", headers={"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as response:
-        unfinished = response.headers["Upload-Id"]
+    unfinished = blocking_client.create(server.port, 5).headers["upload-id"]
 
     unknown = transfer(server, "00000000-0000-4000-8000-000000000000")
     early = transfer(server, unfinished)

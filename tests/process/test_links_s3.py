@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import urllib.request
 from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import fetch
 from tests.support.files import location_of
 from tests.support.s3_servers import S3_SERVERS
 from tests.support.server import StartServer
@@ -25,15 +25,13 @@ def test_links_to_s3_answer_get_and_head_with_the_coding_of_the_bytes(
     with S3_SERVERS[name](tmp_path) as bucket:
         server = start_server({"storage": bucket.storage_config()})
         fields = {"Upload-Complete": "?1", "Content-Encoding": "gzip", "Content-Language": "de"}
-        creation = urllib.request.Request(server.url, data=CODED, headers=fields, method="POST")
-        with urllib.request.urlopen(creation, timeout=30) as created:
-            upload_id = created.headers["Upload-Id"]
+        upload_id = fetch(server.url, "POST", fields, CODED).headers["upload-id"]
         server.wait_for_state(upload_id, "stored", deadline=60)
 
         for method in ("GET", "HEAD"):
             url = location_of(f"{server.origin}/download/{upload_id}", method)
             assert url.startswith(bucket.endpoint_url)
-            with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=30) as answer:
-                assert answer.read() == (CODED if method == "GET" else b"")
-                assert answer.headers["Content-Length"] == str(len(CODED))
-                assert (answer.headers["Content-Encoding"], answer.headers["Content-Language"]) == ("gzip", "de")
+            answer = fetch(url, method)
+            assert (answer.status, answer.body) == (200, CODED if method == "GET" else b"")
+            assert answer.headers["content-length"] == str(len(CODED))
+            assert (answer.headers["content-encoding"], answer.headers["content-language"]) == ("gzip", "de")

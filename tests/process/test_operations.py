@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import pwd
@@ -12,8 +11,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,8 @@ import aiohttp
 import psutil
 import pytest
 
+from tests.support import blocking_client
+from tests.support.blocking_client import OCTETS, TUS, BlockingConnection, fetch
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import is_alive, wait_until
 from tests.support.s3_servers import rclone_s3
@@ -29,24 +28,19 @@ from tests.support.tools import ROOT
 
 pytestmark = pytest.mark.acceptance
 
-TUS = {"Tus-Resumable": "1.0.0"}
 PROGRAM = Path(sys.executable).with_name("tusd-py")
 
 
 def get(url: str) -> tuple[int, bytes]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
+    response = fetch(url)
+    return response.status, response.body
 
 
 def create(url: str, body: bytes) -> tuple[str, str]:
     """Upload in one POST; return the tus URL's path and the public id."""
-    headers = TUS | {"Upload-Length": str(len(body)), "Content-Type": "application/offset+octet-stream"}
-    request = urllib.request.Request(url, data=body, method="POST", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return response.headers["Location"], response.headers["Upload-Id"]
+    response = fetch(url, "POST", {**TUS, **OCTETS, "Upload-Length": str(len(body))}, body)
+    assert response.status == 201, response
+    return response.headers["location"], response.headers["upload-id"]
 
 
 def tusd_py(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -234,8 +228,7 @@ def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_serv
     server = start_server()
     path, upload_id = create(server.url, b"hello")
     token = path.rpartition("/")[2]
-    request = urllib.request.Request(f"{server.origin}{path}", method="HEAD", headers={"X-Request-ID": "my-request"})
-    urllib.request.urlopen(request, timeout=10).close()
+    assert fetch(f"{server.origin}{path}", "HEAD", {"X-Request-ID": "my-request"}).status == 200
     server.wait_for_state(upload_id, "stored")
     server.terminate()
 
@@ -409,29 +402,20 @@ def _python_for(user: pwd.struct_passwd) -> str:
 
 def test_draining_answers_a_running_upload_with_its_true_offset(start_server: StartServer) -> None:
     server = start_server()
-    headers = TUS | {"Upload-Length": "1000000"}
-    creation = urllib.request.Request(server.url, method="POST", headers=headers)
-    with urllib.request.urlopen(creation, timeout=10) as response:
-        path = response.headers["Location"]
-    connection = http.client.HTTPConnection(LOOPBACK, server.port, timeout=20)
-    connection.putrequest("PATCH", path)
-    for name, value in (TUS | {"Upload-Offset": "0", "Content-Length": "1000000"}).items():
-        connection.putheader(name, value)
-    connection.putheader("Content-Type", "application/offset+octet-stream")
-    connection.endheaders()
-    connection.send(b"x" * 300_000)
-    staged = wait_until(lambda: list(server.staging.glob("*/*")), deadline=10, what="the file is open")
+    path = blocking_client.create(server.port, 1_000_000).headers["location"]
+    with BlockingConnection(server.port, timeout=20) as connection:
+        connection.send_head("PATCH", path, {**OCTETS, "Upload-Offset": "0", "Content-Length": "1000000"})
+        connection.send(b"x" * 300_000)
+        staged = wait_until(lambda: list(server.staging.glob("*/*")), deadline=10, what="the file is open")
 
-    server.child.signal(signal.SIGTERM)
-    answer = connection.getresponse()
+        server.child.signal(signal.SIGTERM)
+        answer = connection.read_response()
     server.child.wait(20)
 
     assert staged
-    assert answer.status == 503
-    assert answer.headers["Upload-Offset"] == "300000"
+    assert (answer.status, answer.offset) == (503, 300_000)
     server.restart()
-    with urllib.request.urlopen(urllib.request.Request(f"{server.origin}{path}", method="HEAD"), timeout=10) as head:
-        assert head.headers["Upload-Offset"] == "300000"
+    assert fetch(f"{server.origin}{path}", "HEAD").offset == 300_000
 
 
 def test_a_database_that_is_killed_while_it_starts_again_is_started_once_more(start_server: StartServer) -> None:

@@ -83,17 +83,17 @@ def object_of(server: Server, upload_id: str) -> Path:
     return path
 
 
-def test_what_was_harmed_is_told_then_mended_and_then_in_order(start_server: StartServer) -> None:
+def test_damage_is_reported_then_repaired_and_then_in_order(start_server: StartServer) -> None:
     server = start_server({"transfer": {"delete_local": False}})
     kept, lost = stored(server), stored(server)
     file, victim = orphan(server), object_of(server, lost)
     victim.unlink()
     let_time_pass(server)
 
-    told = reconcile(server)
+    reported = reconcile(server)
 
-    assert (told.returncode, file.exists(), victim.exists()) == (1, True, False), told.stderr
-    lines = told.stdout.splitlines()
+    assert (reported.returncode, file.exists(), victim.exists()) == (1, True, False), reported.stderr
+    lines = reported.stdout.splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["object_missing", lost], ["orphan_file", file.name]]
     assert "9.8 KiB    2h  would queue the transfer again, from the staged bytes" in lines[0]
     assert "6 B    2h  would move it to unclaimed/" in lines[1]
@@ -103,13 +103,13 @@ def test_what_was_harmed_is_told_then_mended_and_then_in_order(start_server: Sta
         "findings: 2 (1 object_missing, 1 orphan_file)",
         "repaired: 0, left: 2",
     ]
-    logged = json.loads(told.stderr.splitlines()[-1])
+    logged = json.loads(reported.stderr.splitlines()[-1])
     assert (logged["event"], logged["level"], logged["findings"], logged["left"]) == ("reconciled", "warning", 2, 2)
 
-    mended = reconcile(server, "--repair", "--json")
+    repaired = reconcile(server, "--repair", "--json")
 
-    assert mended.returncode == 0, mended.stderr
-    *findings, last = [json.loads(line) for line in mended.stdout.splitlines()]
+    assert repaired.returncode == 0, repaired.stderr
+    *findings, last = [json.loads(line) for line in repaired.stdout.splitlines()]
     assert [(one["kind"], one["id"], one["result"]) for one in findings] == [
         ("object_missing", lost, "repaired"), ("orphan_file", file.name, "repaired"),
     ]  # fmt: skip
@@ -138,11 +138,11 @@ def test_an_object_that_was_deleted_from_a_shared_bucket_is_sent_again(
         theirs = client.create_multipart_upload(Bucket=s3.bucket, Key="shared/their-video")["UploadId"]
         let_time_pass(server)
 
-        told, mended = reconcile(server), reconcile(server, "--repair")
+        reported, repaired = reconcile(server), reconcile(server, "--repair")
 
-        assert (told.returncode, mended.returncode) == (1, 0), mended.stderr
-        assert f"object_missing        {lost}" in told.stdout
-        assert "foreign and not touched: 1 objects, 1 multiparts" in mended.stdout
+        assert (reported.returncode, repaired.returncode) == (1, 0), repaired.stderr
+        assert f"object_missing        {lost}" in reported.stdout
+        assert "foreign and not touched: 1 objects, 1 multiparts" in repaired.stdout
         server.wait_for_state(lost, "stored")
         assert client.get_object(Bucket=s3.bucket, Key=key)["Body"].read() == CONTENT
         assert client.get_object(Bucket=s3.bucket, Key="shared/theirs")["Body"].read() == b"theirs"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.blocking_client import fetch
 from tests.support.cutting_proxy import Answer, Cut, CuttingProxy, DropReply, Fault
 from tests.support.files import download, random_file, seeded
 from tests.support.node import NodeRun, run_node
@@ -165,10 +164,7 @@ def test_abort_with_termination_leaves_nothing(
 
     assert result["terminated"], result
     assert methods(result)[-1] == "DELETE"
-    gone = urllib.request.Request(result["url"], method="HEAD")
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(gone, timeout=10)
-    assert refused.value.code == 404
+    assert fetch(result["url"], "HEAD").status == 404
 
 
 IETF = pytest.mark.parametrize("protocol", ["ietf-draft-03", "ietf-draft-05"])

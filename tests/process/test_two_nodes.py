@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.blocking_client import OCTETS, BlockingConnection, create, request
+from tests.support.blocking_client import OCTETS, BlockingConnection, create, fetch, request
 from tests.support.files import seeded
 from tests.support.http_client import Response
 from tests.support.process import wait_until
@@ -65,14 +63,6 @@ def received(server: Server, content: bytes = CONTENT) -> tuple[str, str]:
     return target, created.headers["upload-id"]
 
 
-def status_of(url: str, *, method: str = "GET") -> int:
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=20) as response:
-            return int(response.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
 def rows(dsn: str, sql: str, *arguments: Any) -> list[dict[str, Any]]:
     """What the database holds."""
 
@@ -109,14 +99,14 @@ def test_the_wrong_node_refuses_an_unfinished_upload_and_changes_nothing(nodes: 
     assert [answer.status for answer in (continued, begun_again, deleted)] == [503] * 3
     assert b"ERR_WRONG_NODE" in continued.body
     assert "retry-after" in continued.headers
-    assert status_of(f"{wrong.origin}/api/v1/uploads/{upload_id}", method="DELETE") == 503
+    assert fetch(f"{wrong.origin}/api/v1/uploads/{upload_id}", "DELETE").status == 503
     assert row(dsn, upload_id) == before
     assert staged_files(wrong) == []
     assert wrong.upload_json(upload_id)["offset"] == SENT  # the JSON API reads the record alone
     assert request(right.port, "HEAD", target).offset == SENT
     assert patch(right, target, SENT, CONTENT[SENT:]).status == 204
     assert right.wait_for_state(upload_id, "stored")
-    assert status_of(f"{wrong.origin}/download/{upload_id}") == 200
+    assert fetch(f"{wrong.origin}/download/{upload_id}").status == 200
 
 
 def test_the_wrong_node_reads_no_byte_of_a_body(nodes: Nodes) -> None:
@@ -150,8 +140,7 @@ def test_of_two_nodes_at_once_one_receives(nodes: Nodes) -> None:
 
     assert answers == {right.port: 204, wrong.port: 503}
     right.wait_for_state(upload_id, "stored")
-    with urllib.request.urlopen(f"{wrong.origin}/download/{upload_id}", timeout=20) as response:
-        assert response.read() == CONTENT
+    assert fetch(f"{wrong.origin}/download/{upload_id}").body == CONTENT
 
 
 def test_a_whole_upload_is_transferred_and_served_where_its_bytes_are(nodes: Nodes, dsn: str) -> None:
@@ -161,8 +150,8 @@ def test_a_whole_upload_is_transferred_and_served_where_its_bytes_are(nodes: Nod
     _, other_id = received(wrong, b"another")
     wrong.wait_for_state(other_id, "stored")
 
-    assert status_of(f"{wrong.origin}/download/{upload_id}") == 503
-    assert status_of(f"{right.origin}/download/{upload_id}") == 200
+    assert fetch(f"{wrong.origin}/download/{upload_id}").status == 503
+    assert fetch(f"{right.origin}/download/{upload_id}").status == 200
     assert request(wrong.port, "HEAD", target).offset == LENGTH  # the record tells
     assert request(wrong.port, "GET", target).status == 503
     (job,) = rows(dsn, "SELECT state, attempt FROM jobs WHERE upload_id = $1::text::uuid", upload_id)

@@ -1,4 +1,4 @@
-"""Every kind of finding, made for real on a real database and a real disk: told, mended, and gone."""
+"""Every kind of finding, made for real on a real database and a real disk: reported, repaired, and gone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ async def put_in_store(world: World, *uploads: Upload) -> None:
             await reaches(world, upload, State.STORED)
 
 
-async def is_clean(world: World, **changes: Any) -> None:
+async def assert_no_findings(world: World, **changes: Any) -> None:
     run = await reconcile(world, **changes)
     assert [kind for kind in run.kinds if kind is not Kind.UNCLAIMED_FILE] == []
     assert run.report.left == 0
@@ -79,7 +79,7 @@ async def test_an_empty_upload_needs_no_file(world: World) -> None:
     await put_in_store(world, upload)
     world.staging.path(upload.id).unlink()
 
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 # --- staging ---------------------------------------------------------------------------------------
@@ -90,18 +90,18 @@ async def test_a_staged_file_of_no_upload_is_set_aside(world: World) -> None:
     orphan = world.staging.path(UploadId(uuid.uuid4()))
     orphan.write_bytes(CONTENT)
 
-    told = await reports(world)
-    mended = await reconcile(world, repair=True)
+    reported = await reports(world)
+    repaired = await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.ORPHAN_FILE]
-    assert (told.outcomes[0].finding.subject, told.outcomes[0].finding.size) == (orphan.name, 10)
-    assert mended.results == [Result.REPAIRED]
+    assert reported.kinds == repaired.kinds == [Kind.ORPHAN_FILE]
+    assert (reported.outcomes[0].finding.subject, reported.outcomes[0].finding.size) == (orphan.name, 10)
+    assert repaired.results == [Result.REPAIRED]
     assert not orphan.exists()
     assert unclaimed(world, orphan).read_bytes() == CONTENT
     later = await reports_kept(world)
     assert (later.kinds, later.results) == ([Kind.UNCLAIMED_FILE], [Result.KEPT])
     assert "no upload has it" in later.outcomes[0].finding.detail
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 def unclaimed(world: World, path: Path) -> Path:
@@ -115,14 +115,14 @@ async def reports_kept(world: World) -> Run:
     return run
 
 
-async def forgotten(world: World, *uploads: Upload) -> list[dict[str, Any]]:
+async def delete_rows(world: World, *uploads: Upload) -> list[dict[str, Any]]:
     """Let the database be an older one: it does not know these uploads; return their rows."""
     rows = [dict(row) for row in await world.sql("SELECT * FROM uploads")]
     await world.sql("DELETE FROM uploads WHERE id = ANY ($1::uuid[])", [upload.id for upload in uploads])
     return rows
 
 
-async def remember(world: World, rows: list[dict[str, Any]]) -> None:
+async def restore_rows(world: World, rows: list[dict[str, Any]]) -> None:
     """Let the rows be there again."""
     for row in rows:
         columns = ", ".join(row)
@@ -135,19 +135,19 @@ async def test_what_an_older_database_did_not_know_comes_back_with_its_row(world
     await world.create()
     whole, begun = await world.received(CONTENT), await world.create(length=20, offset=10)
     stage(world, begun, CONTENT)
-    rows = await forgotten(world, whole, begun)
+    rows = await delete_rows(world, whole, begun)
     assert (await reconcile(world, repair=True)).results == [Result.REPAIRED] * 2
     assert not world.staged(whole)
     assert not world.staged(begun)
-    await remember(world, rows)
+    await restore_rows(world, rows)
 
-    told = await reports(world)
-    mended = await reconcile(world, repair=True)
+    reported = await reports(world)
+    repaired = await reconcile(world, repair=True)
 
-    assert [kind for kind in told.kinds if kind is Kind.UNCLAIMED_FILE] == [Kind.UNCLAIMED_FILE] * 2
-    assert set(mended.results) == {Result.REPAIRED}
+    assert [kind for kind in reported.kinds if kind is Kind.UNCLAIMED_FILE] == [Kind.UNCLAIMED_FILE] * 2
+    assert set(repaired.results) == {Result.REPAIRED}
     assert world.staging.path(whole.id).read_bytes() == world.staging.path(begun.id).read_bytes() == CONTENT
-    await is_clean(world)
+    await assert_no_findings(world)
     assert not list((world.root / "staging" / "unclaimed").iterdir())
     async with working(world):
         await reaches(world, whole, State.STORED)
@@ -162,12 +162,12 @@ async def test_what_is_marked_as_missing_is_found_again_among_the_unclaimed(worl
     path.rename(aside)
     await world.sql("UPDATE uploads SET missing_at = now() WHERE id = $1", upload.id)
 
-    mended = await reconcile(world, repair=True)
+    repaired = await reconcile(world, repair=True)
 
-    assert mended.kinds == [Kind.FOUND_AGAIN, Kind.UNCLAIMED_FILE]
-    assert mended.results == [Result.REPAIRED] * 2
+    assert repaired.kinds == [Kind.FOUND_AGAIN, Kind.UNCLAIMED_FILE]
+    assert repaired.results == [Result.REPAIRED] * 2
     assert path.read_bytes() == CONTENT
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 @pytest.mark.parametrize("why", ["gone", "elsewhere", "short", "taken", "foreign"])
@@ -234,14 +234,14 @@ async def test_links_and_foreign_files_in_staging_are_told_and_never_followed(wo
     for path in (misplaced, strange):
         path.write_bytes(CONTENT)
 
-    told = await reports(world)
+    reported = await reports(world)
     run = await reconcile(world, repair=True)
 
-    assert told.kinds == run.kinds == [Kind.FOREIGN_FILE] * 4
+    assert reported.kinds == run.kinds == [Kind.FOREIGN_FILE] * 4
     assert set(run.results) == {Result.LEFT}
     assert precious.read_bytes() == b"precious"
     assert all(os.path.lexists(path) for path in (link, directory_link, misplaced, strange))
-    lines = [outcome.as_text(repair=False) for outcome in told.outcomes]
+    lines = [outcome.as_text(repair=False) for outcome in reported.outcomes]
     assert not any("\n" in line for line in lines)
     assert any("0a/bad\\nname" in line for line in lines)
 
@@ -253,15 +253,15 @@ async def test_a_staged_copy_that_should_be_gone_goes(world: World, recorded: bo
     if not recorded:
         await world.cleanup.purged([upload.id])
 
-    told = await reports(world)
-    mended = await reconcile(world, repair=True)
+    reported = await reports(world)
+    repaired = await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.LEFTOVER_COPY]
-    assert mended.results == [Result.REPAIRED]
+    assert reported.kinds == repaired.kinds == [Kind.LEFTOVER_COPY]
+    assert repaired.results == [Result.REPAIRED]
     assert not world.staged(upload)
     assert not (await world.find(upload)).local_present
     assert world.object(upload) == CONTENT
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_a_staged_copy_that_is_kept_on_purpose_stays(world: World) -> None:
@@ -277,11 +277,11 @@ async def test_a_staged_file_of_a_removed_upload_goes(world: World) -> None:
     upload = await removed(world)
     stage(world, upload, CONTENT)
 
-    told, mended = await reports(world), await reconcile(world, repair=True)
+    reported, repaired = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.LEFTOVER_COPY]
+    assert reported.kinds == repaired.kinds == [Kind.LEFTOVER_COPY]
     assert not world.staged(upload)
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_a_copy_that_is_not_there_is_no_longer_claimed(world: World) -> None:
@@ -289,11 +289,11 @@ async def test_a_copy_that_is_not_there_is_no_longer_claimed(world: World) -> No
     await put_in_store(world, upload)
     world.staging.path(upload.id).unlink()
 
-    told, mended = await reports(world), await reconcile(world, repair=True)
+    reported, repaired = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.COPY_NOT_THERE]
+    assert reported.kinds == repaired.kinds == [Kind.COPY_NOT_THERE]
     assert not (await world.find(upload)).local_present
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 @pytest.mark.parametrize("state", [State.UPLOADING, State.COMPLETED, State.TRANSFER_FAILED])
@@ -309,10 +309,10 @@ async def test_lost_staged_bytes_are_marked_and_nothing_is_removed(
         stage(world, upload, left)
     kind = Kind.STAGED_MISSING if left is None else Kind.STAGED_SHORT
 
-    told, marked = await reports(world), await reconcile(world, repair=True)
+    reported, marked = await reports(world), await reconcile(world, repair=True)
     again = await reconcile(world, repair=True)
 
-    assert told.kinds == marked.kinds == again.kinds == [kind]
+    assert reported.kinds == marked.kinds == again.kinds == [kind]
     assert (marked.results, again.results) == ([Result.MARKED], [Result.LEFT])
     assert marked.report.left == again.report.left == 1
     assert again.outcomes[0].finding.repair is Repair.NONE
@@ -322,10 +322,10 @@ async def test_lost_staged_bytes_are_marked_and_nothing_is_removed(
     assert world.staged(upload) == (left is not None)
 
     stage(world, upload, CONTENT)
-    told, cleared = await reports(world), await reconcile(world, repair=True)
-    assert told.kinds == cleared.kinds == [Kind.FOUND_AGAIN]
+    reported, cleared = await reports(world), await reconcile(world, repair=True)
+    assert reported.kinds == cleared.kinds == [Kind.FOUND_AGAIN]
     assert await world.value("SELECT missing_at FROM uploads") is None
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 # --- the store -------------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ async def test_a_lost_object_is_made_anew_of_the_staged_copy(world: World, recor
         await world.cleanup.purged([upload.id])
     world.store.local_path(upload.object_key).unlink()
 
-    told = await reports(world)
-    mended = await reconcile(world, repair=True)
+    reported = await reports(world)
+    repaired = await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.OBJECT_MISSING]
-    assert mended.results == [Result.REPAIRED]
+    assert reported.kinds == repaired.kinds == [Kind.OBJECT_MISSING]
+    assert repaired.results == [Result.REPAIRED]
     assert world.staged(upload)
     found = await world.find(upload)
     assert (found.state, found.local_present, found.remote_present) == (State.TRANSFER_FAILED, True, False)
@@ -351,7 +351,7 @@ async def test_a_lost_object_is_made_anew_of_the_staged_copy(world: World, recor
         await reaches(world, upload, State.STORED)
     assert world.object(upload) == CONTENT
     assert "upload.object_missing" in await world.events_of(upload)
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_the_reason_of_a_failed_transfer_outlives_mark_and_its_end(world: World) -> None:
@@ -377,7 +377,7 @@ async def test_a_lost_object_of_a_concatenation_is_made_anew_of_its_parts(world:
     async with working(world, purge=False):
         await reaches(world, final, State.STORED)
     assert world.object(final) == b"abcdefg"
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 @pytest.mark.parametrize("harm", ["gone", "short"])
@@ -404,9 +404,13 @@ async def test_a_lost_object_without_a_copy_is_marked_until_it_is_back(world: Wo
     path = world.store.local_path(upload.object_key)
     path.unlink()
 
-    told, marked, again = await reports(world), await reconcile(world, repair=True), await reconcile(world, repair=True)
+    reported, marked, again = (
+        await reports(world),
+        await reconcile(world, repair=True),
+        await reconcile(world, repair=True),
+    )
 
-    assert told.kinds == marked.kinds == again.kinds == [Kind.OBJECT_MISSING]
+    assert reported.kinds == marked.kinds == again.kinds == [Kind.OBJECT_MISSING]
     assert (marked.results, again.results) == ([Result.MARKED], [Result.LEFT])
     found = await world.find(upload)
     assert (found.state, found.error) == (State.STORED, "The stored file is missing.")
@@ -414,7 +418,7 @@ async def test_a_lost_object_without_a_copy_is_marked_until_it_is_back(world: Wo
     path.write_bytes(CONTENT)
     assert (await reconcile(world, repair=True)).kinds == [Kind.FOUND_AGAIN]
     assert (await world.find(upload)).error is None
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_an_object_of_another_length_is_marked_and_never_replaced(world: World) -> None:
@@ -424,10 +428,10 @@ async def test_an_object_of_another_length_is_marked_and_never_replaced(world: W
     path.unlink()
     path.write_bytes(b"theirs")
 
-    told, marked = await reports(world, delete_local=False), await reconcile(world, repair=True, delete_local=False)
+    reported, marked = await reports(world, delete_local=False), await reconcile(world, repair=True, delete_local=False)
 
-    assert told.kinds == marked.kinds == [Kind.OBJECT_DIFFERS]
-    assert told.outcomes[0].finding.detail == "6 bytes instead of 10"
+    assert reported.kinds == marked.kinds == [Kind.OBJECT_DIFFERS]
+    assert reported.outcomes[0].finding.detail == "6 bytes instead of 10"
     assert path.read_bytes() == b"theirs"
     assert world.staged(upload)
     # Nor does the staged copy go, which is the last one now.
@@ -441,12 +445,12 @@ async def test_an_object_of_an_upload_that_is_gone_goes(world: World) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(CONTENT)
 
-    told, mended = await reports(world), await reconcile(world, repair=True)
+    reported, repaired = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.OBJECT_OF_GONE_UPLOAD]
-    assert mended.results == [Result.REPAIRED]
+    assert reported.kinds == repaired.kinds == [Kind.OBJECT_OF_GONE_UPLOAD]
+    assert repaired.results == [Result.REPAIRED]
     assert world.object(upload) is None
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_objects_of_no_upload_are_told_and_foreign_ones_counted(world: World) -> None:
@@ -457,15 +461,15 @@ async def test_objects_of_no_upload_are_told_and_foreign_ones_counted(world: Wor
         path.write_bytes(CONTENT)
     (foreign.parent / "link").symlink_to(orphan)
 
-    told, run = await reports(world), await reconcile(world, repair=True)
+    reported, run = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == run.kinds == [Kind.ORPHAN_OBJECT]
+    assert reported.kinds == run.kinds == [Kind.ORPHAN_OBJECT]
     assert (run.results, run.report.foreign_objects) == ([Result.LEFT], 1)
     assert orphan.exists()
     assert foreign.exists()
 
 
-async def test_half_made_files_of_a_killed_copy_go_if_they_are_provably_ours(world: World) -> None:
+async def test_incomplete_files_of_a_killed_copy_go_if_they_are_provably_ours(world: World) -> None:
     upload, busy = await world.received(CONTENT), await world.received(CONTENT)
     await world.sql("UPDATE jobs SET state = 'succeeded' WHERE upload_id = $1", upload.id)
     await world.force_state(upload, State.TRANSFER_FAILED)
@@ -475,14 +479,14 @@ async def test_half_made_files_of_a_killed_copy_go_if_they_are_provably_ours(wor
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"half")
 
-    told, mended = await reports(world), await reconcile(world, repair=True)
+    reported, repaired = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.STRAY_MULTIPART, Kind.UNPROVEN_MULTIPART]
-    assert sorted(mended.results) == [Result.LEFT, Result.REPAIRED]
+    assert reported.kinds == repaired.kinds == [Kind.STRAY_MULTIPART, Kind.UNPROVEN_MULTIPART]
+    assert sorted(repaired.results) == [Result.LEFT, Result.REPAIRED]
     assert [path.exists() for path in incomplete] == [False, True, True, True]
-    assert mended.report.foreign_unfinished == 1
+    assert repaired.report.foreign_unfinished == 1
     incomplete[2].unlink()
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 # --- jobs ------------------------------------------------------------------------------------------
@@ -504,15 +508,15 @@ async def test_an_upload_without_the_job_it_waits_for_gets_one(
     await world.force_state(upload, state)
     await world.sql("DELETE FROM jobs")
 
-    told, mended = await reports(world), await reconcile(world, repair=True)
+    reported, repaired = await reports(world), await reconcile(world, repair=True)
 
-    assert told.kinds == mended.kinds == [Kind.JOB_MISSING]
+    assert reported.kinds == repaired.kinds == [Kind.JOB_MISSING]
     assert await world.jobs_of(upload) == [(job, "queued")]
     async with working(world):
         await reaches(world, upload, end)
         await is_true(lambda: not world.staged(upload), "its staged bytes are gone")
         await is_true(lambda: _over(world, upload), "its job is over")
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 @pytest.mark.parametrize(
@@ -580,9 +584,9 @@ async def test_what_another_node_keeps_is_left_to_it(world: World) -> None:
     lost = await world.force_state(await world.create(staging_id=THERE), State.STORED)
     await world.create()
 
-    told = await reports(world)
+    reported = await reports(world)
 
-    assert told.kinds == []
+    assert reported.kinds == []
     stage(world, theirs, CONTENT)
     run = await reconcile(world, repair=True)
     assert run.kinds == [Kind.FOREIGN_FILE]
@@ -610,7 +614,7 @@ async def test_a_running_upload_and_a_running_transfer_are_not_touched(world: Wo
     assert world.staging.path(receiving.id).stat().st_size == 20
     assert (await world.advance(receiving, 20)).offset == 20
     assert world.object(sent) == CONTENT
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_an_upload_that_moves_under_the_eyes_of_a_run_is_no_finding(
@@ -674,8 +678,8 @@ async def test_a_store_that_holds_none_of_the_newest_uploads_is_not_believed(wor
 # --- again, at once, and in the middle -------------------------------------------------------------
 
 
-async def a_mess(world: World) -> list[Upload]:
-    """One of everything that can be mended."""
+async def damage_several(world: World) -> list[Upload]:
+    """Damage one of everything that can be repaired."""
     lost, leftover, gone = await world.received(CONTENT), await world.received(CONTENT), await removed(world)
     await put_in_store(world, lost, leftover)
     world.store.local_path(lost.object_key).unlink()
@@ -687,17 +691,17 @@ async def a_mess(world: World) -> list[Upload]:
     return [lost, leftover, jobless]
 
 
-async def is_in_order(world: World, uploads: list[Upload]) -> None:
+async def assert_repaired(world: World, uploads: list[Upload]) -> None:
     async with working(world):
         for upload in uploads:
             await reaches(world, upload, State.STORED)
     assert [world.object(upload) for upload in uploads] == [CONTENT] * len(uploads)
     assert len(list((world.root / "store").rglob("*-*"))) == len(uploads)
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_a_run_that_is_ended_anywhere_is_simply_repeated(world: World) -> None:
-    uploads = await a_mess(world)
+    uploads = await damage_several(world)
     for ended_after in (1, 2, 3):
         await age_rows(world)
         run = reconciler(world).run(repair=True)
@@ -707,24 +711,24 @@ async def test_a_run_that_is_ended_anywhere_is_simply_repeated(world: World) -> 
 
     await reconcile(world, repair=True)
 
-    await is_in_order(world, uploads)
+    await assert_repaired(world, uploads)
 
 
 async def test_two_at_once_do_what_one_would(world: World) -> None:
-    uploads = await a_mess(world)
+    uploads = await damage_several(world)
     await age_rows(world)
 
     both = await asyncio.gather(*(reconcile(world, repair=True) for _ in range(2)))
 
-    repaired = sum(run.results.count(Result.REPAIRED) for run in both)
-    assert repaired in {5, 6}  # removing an object is no less right the second time
+    repairs = sum(run.results.count(Result.REPAIRED) for run in both)
+    assert repairs in {5, 6}  # removing an object is no less right the second time
     assert all(set(run.results) <= {Result.REPAIRED, Result.CHANGED} for run in both)
     assert await world.value("SELECT count(*) FROM jobs WHERE state = 'queued'") == 2
-    await is_in_order(world, uploads)
+    await assert_repaired(world, uploads)
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_what_a_killed_worker_left_is_its_successors_or_is_mended(world: World, point: str) -> None:
+async def test_what_a_killed_worker_left_is_its_successors_or_is_repaired(world: World, point: str) -> None:
     upload = await world.received(CONTENT)
     run_until_killed(world, point)
 
@@ -738,7 +742,7 @@ async def test_what_a_killed_worker_left_is_its_successors_or_is_mended(world: W
         await reaches(world, upload, State.STORED)
         await is_true(lambda: not world.staged(upload), "the staged copy is gone")
     assert world.object(upload) == CONTENT
-    await is_clean(world)
+    await assert_no_findings(world)
 
 
 async def test_an_upload_is_not_moved_by_what_was_true_before(world: World) -> None:
@@ -778,7 +782,7 @@ TRUE_BEFORE = [
 @pytest.mark.parametrize(("kind", "change"), TRUE_BEFORE)
 async def test_a_repair_asks_again_right_before_it_acts(world: World, kind: Kind, change: str) -> None:
     """The finding was true; then something happens; then the repair comes."""
-    await _harm(world, kind)
+    await damage(world, kind)
     await age_rows(world)
     one = reconciler(world)
     (finding,) = [outcome.finding async for outcome in one.run(repair=False)]
@@ -813,7 +817,7 @@ async def test_what_cleanup_has_removed_meanwhile_is_not_queued_again(world: Wor
     assert [await world.state(upload) for upload in (single, final)] == [State.STORED, State.STORED]
 
 
-async def _harm(world: World, kind: Kind) -> None:
+async def damage(world: World, kind: Kind) -> None:
     """One upload, and this the matter with it."""
     upload = await removed(world) if kind is Kind.OBJECT_OF_GONE_UPLOAD else await world.received(CONTENT)
     path = world.store.local_path(upload.object_key)
@@ -828,8 +832,8 @@ async def _harm(world: World, kind: Kind) -> None:
     elif kind is Kind.OBJECT_OF_GONE_UPLOAD:
         path.write_bytes(CONTENT)
     elif kind is Kind.STRAY_MULTIPART:
-        workshop = path.with_name(f"{path.name}.tmp")
-        workshop.mkdir()
-        (workshop / "0123456789abcdef").write_bytes(b"half")
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.mkdir()
+        (temporary / "0123456789abcdef").write_bytes(b"half")
     elif kind is Kind.ORPHAN_FILE:
         world.staging.path(UploadId(uuid.uuid4())).write_bytes(CONTENT)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from tests.stores.test_object_store import OpenStore
 from tests.support.destinations import PART, Destination, MemoryTransferState, S3Destination, identity_of
+from tests.support.fixtures import OpenStore
 from tests.support.reconciling import Run, reconcile, reports
 from tests.support.workers import reaches, working
 from tests.support.world import World
@@ -27,7 +27,7 @@ async def put_in_store(world: World, store: Any, *uploads: Upload, purge: bool =
             await reaches(world, upload, State.STORED)
 
 
-async def told(world: World, destination: Destination, store: Any) -> Run:
+async def report_only(world: World, destination: Destination, store: Any) -> Run:
     """A run without repair, which changes nothing in the store either."""
     before = contents(destination)
     run = await reports(world, store)
@@ -40,7 +40,7 @@ def contents(destination: Destination) -> tuple[Any, ...]:
     return [(key, destination.read(key)) for key in keys], destination.unfinished()
 
 
-async def is_clean(world: World, store: Any) -> None:
+async def assert_no_findings(world: World, store: Any) -> None:
     assert (await reconcile(world, store, repair=True)).kinds == []
 
 
@@ -52,7 +52,7 @@ async def test_what_the_worker_stored_is_in_order(
     small, large = await world.received(CONTENT), await world.received(CONTENT * (PART // 10 + 1))
     await put_in_store(world, store, small, large, purge=True)
 
-    run = await told(world, destination, store)
+    run = await report_only(world, destination, store)
 
     assert (run.kinds, run.report.objects, run.report.foreign_objects) == ([], 2, 0)
 
@@ -68,17 +68,17 @@ async def test_a_lost_object_is_sent_again_from_staging(
     await store.remove(identity_of(CONTENT, upload.object_key))
     await store.remove(identity_of(CONTENT, gone.object_key))
 
-    found = await told(world, destination, store)
-    mended = await reconcile(world, store, repair=True)
+    found = await report_only(world, destination, store)
+    repaired = await reconcile(world, store, repair=True)
 
-    assert found.kinds == mended.kinds == [Kind.OBJECT_MISSING] * 2
-    assert sorted(mended.results) == [Result.MARKED, Result.REPAIRED]
+    assert found.kinds == repaired.kinds == [Kind.OBJECT_MISSING] * 2
+    assert sorted(repaired.results) == [Result.MARKED, Result.REPAIRED]
     await put_in_store(world, store, upload, purge=True)
     assert destination.read(upload.object_key) == CONTENT
     assert (await reconcile(world, store, repair=True)).kinds == [Kind.OBJECT_MISSING]
     destination.write(gone.object_key, CONTENT)  # restored from a backup, without our metadata
     assert (await reconcile(world, store, repair=True)).kinds == [Kind.FOUND_AGAIN]
-    await is_clean(world, store)
+    await assert_no_findings(world, store)
 
 
 async def test_somebody_elses_object_under_an_uploads_key_is_marked_and_not_touched(
@@ -90,7 +90,7 @@ async def test_somebody_elses_object_under_an_uploads_key_is_marked_and_not_touc
     await store.remove(identity_of(CONTENT, upload.object_key))
     destination.write(upload.object_key, b"theirs")
 
-    found = await told(world, destination, store)
+    found = await report_only(world, destination, store)
     marked = await reconcile(world, store, repair=True)
 
     assert found.kinds == marked.kinds == [Kind.OBJECT_DIFFERS]
@@ -115,14 +115,14 @@ async def test_an_object_of_an_upload_that_is_gone_goes_if_it_is_provably_ours(
     if store.keeps_ids:
         destination.write(theirs.object_key, CONTENT)  # no metadata: nothing says that it is ours
 
-    found = await told(world, destination, store)
-    mended = await reconcile(world, store, repair=True)
+    found = await report_only(world, destination, store)
+    repaired = await reconcile(world, store, repair=True)
 
-    assert found.kinds == mended.kinds == [Kind.OBJECT_OF_GONE_UPLOAD]
-    assert mended.results == [Result.REPAIRED]
+    assert found.kinds == repaired.kinds == [Kind.OBJECT_OF_GONE_UPLOAD]
+    assert repaired.results == [Result.REPAIRED]
     assert destination.read(ours.object_key) is None
     assert destination.keys() == ([theirs.object_key] if store.keeps_ids else [])
-    await is_clean(world, store)
+    await assert_no_findings(world, store)
 
 
 async def restore(world: World, store: Any, upload: Upload) -> None:
@@ -152,7 +152,7 @@ async def test_objects_of_no_upload_are_told_if_ours_counted_if_not_and_never_re
     )  # fmt: skip -- a copy of an object of ours under another key
     keys = s3.keys()
 
-    found = await told(world, s3, store)
+    found = await report_only(world, s3, store)
     run = await reconcile(world, store, repair=True)
 
     assert found.kinds == run.kinds == [Kind.ORPHAN_OBJECT]
@@ -178,15 +178,15 @@ async def test_only_multiparts_that_are_provably_ours_are_aborted(
     await world.sql("UPDATE uploads SET multipart_id = $2 WHERE id = $1", failed.id, recorded)
     of_running, foreign, like_ours = begin(sending.object_key), begin("reports/x"), begin(f"uploads/{uuid.uuid4()}")
 
-    found = await told(world, s3, store)
-    mended = await reconcile(world, store, repair=True)
+    found = await report_only(world, s3, store)
+    repaired = await reconcile(world, store, repair=True)
 
-    assert found.kinds == mended.kinds == [Kind.STRAY_MULTIPART, Kind.UNPROVEN_MULTIPART]
-    assert {outcome.finding.detail: outcome.result for outcome in mended.outcomes} == {
+    assert found.kinds == repaired.kinds == [Kind.STRAY_MULTIPART, Kind.UNPROVEN_MULTIPART]
+    assert {outcome.finding.detail: outcome.result for outcome in repaired.outcomes} == {
         stray: Result.REPAIRED, like_ours: Result.LEFT,
     }  # fmt: skip
     assert sorted(s3.unfinished()) == sorted([recorded, of_running, foreign, like_ours])
-    assert mended.report.foreign_unfinished == 1
+    assert repaired.report.foreign_unfinished == 1
     again = await reconcile(world, store, repair=True)
     assert again.kinds == [Kind.UNPROVEN_MULTIPART]
 
@@ -216,7 +216,7 @@ async def test_parts_that_are_sent_eager_of_their_upload_are_no_strays(
     await world.sql("UPDATE uploads SET multipart_id = $1", begun["UploadId"])
     await world.sql("INSERT INTO jobs (upload_id, kind, staging_id) SELECT id, 'eager', staging_id FROM uploads")
 
-    await is_clean(world, store)
+    await assert_no_findings(world, store)
 
     assert s3.unfinished() == [begun["UploadId"]]
     # The resting job is no work under way: what it hides must still be seen.

@@ -64,10 +64,10 @@ async def test_the_oldest_waiter_is_next_and_is_told_that_others_wait() -> None:
     """LOCK-02"""
     locks = LocalLocks(timeout_seconds=5)
     order: list[int] = []
-    told: list[int] = []
+    notified: list[int] = []
 
     async def newcomer(number: int) -> None:
-        async with locks.hold(UPLOAD, lambda: told.append(number)):
+        async with locks.hold(UPLOAD, lambda: notified.append(number)):
             order.append(number)
             await turns()
 
@@ -77,7 +77,7 @@ async def test_the_oldest_waiter_is_next_and_is_told_that_others_wait() -> None:
     await asyncio.gather(*waiting)
 
     assert order == [0, 1, 2]
-    assert told == [0, 1]
+    assert notified == [0, 1]
 
 
 async def test_a_waiter_gives_up_after_its_time_and_leaves_no_trace() -> None:
@@ -138,7 +138,7 @@ async def test_a_holder_that_fails_to_stop_blocks_nobody_for_ever() -> None:
 async def test_another_process_may_ask() -> None:
     """LOCK-02"""
     asked: list[str] = []
-    told: list[int] = []
+    notified: list[int] = []
 
     async def ask(upload_id: str) -> None:
         asked.append(upload_id)
@@ -146,9 +146,9 @@ async def test_another_process_may_ask() -> None:
     locks = LocalLocks(timeout_seconds=5, ask_others=ask)
 
     locks.asked(UPLOAD)
-    async with locks.hold(UPLOAD, lambda: told.append(1)):
+    async with locks.hold(UPLOAD, lambda: notified.append(1)):
         locks.asked(UPLOAD)
     await locks.ask_others(UPLOAD)
 
-    assert told == [1]
+    assert notified == [1]
     assert asked == [str(UPLOAD)]

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.stores.test_object_store import OpenStore, assert_nothing
+from tests.stores.test_object_store import assert_nothing
 from tests.support.destinations import Destination, FilesystemDestination, S3Account, S3Destination
+from tests.support.fixtures import OpenStore
 from tests.support.ports import free_port
 from tests.support.s3_proxy import ACTIONS, S3Proxy, s3_proxy
 from tusd_py.errors import PermanentStoreError
@@ -22,7 +23,7 @@ from tusd_py.stores.s3.client import Bucket
 EVERY_ACTION = sorted(set(ACTIONS.values()))
 
 
-async def proofs_of(store: Checkable) -> list[CheckResult]:
+async def run_checks(store: Checkable) -> list[CheckResult]:
     async with contextlib.aclosing(store.check()) as results:
         return [result async for result in results]
 
@@ -38,7 +39,7 @@ async def proxied(moto_server: S3Account) -> AsyncIterator[tuple[S3Destination, 
 
 
 async def test_a_store_that_may_do_everything_shows_it(destination: Destination, open_store: OpenStore) -> None:
-    results = await proofs_of(await open_store(destination))
+    results = await run_checks(await open_store(destination))
 
     assert [result.outcome for result in results] == [Outcome.OK] * len(results), results
     assert_nothing(destination)
@@ -53,7 +54,7 @@ async def test_a_store_that_may_do_everything_shows_it(destination: Destination,
 async def test_every_call_of_a_transfer_is_tried(proxied: tuple[S3Destination, S3Proxy], open_store: OpenStore) -> None:
     destination, proxy = proxied
 
-    await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    await run_checks(await open_store(destination, endpoint_url=proxy.url))
 
     # Completing needs no right of its own, and HeadBucket the one that listing shows.
     assert {seen.operation for seen in proxy.seen} == set(ACTIONS) - {"CompleteMultipartUpload", "HeadBucket"}
@@ -68,7 +69,7 @@ async def test_each_missing_right_is_named(
     destination, proxy = proxied
     proxy.denied = {action}
 
-    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await run_checks(await open_store(destination, endpoint_url=proxy.url))
 
     found = failed(results)
     resource = f"{destination.account.bucket}/{destination.prefix}/*"
@@ -101,7 +102,7 @@ async def test_several_missing_rights_are_named_at_once(
     destination, proxy = proxied
     proxy.denied = set(EVERY_ACTION)
 
-    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await run_checks(await open_store(destination, endpoint_url=proxy.url))
 
     assert {subject.partition(" ")[0] for subject in failed(results)} == set(EVERY_ACTION)
     assert_nothing(destination)
@@ -114,7 +115,7 @@ async def test_what_the_settings_need_beside_it_is_named_too(
     proxy.denied = {"s3:PutObject"}
     settings = {"acl": "private", "sse": "aws:kms", "object_parameters": {"tagging": {"a": "b"}}}
 
-    found = failed(await proofs_of(await open_store(destination, endpoint_url=proxy.url, **settings)))
+    found = failed(await run_checks(await open_store(destination, endpoint_url=proxy.url, **settings)))
 
     needed = "s3:PutObject, s3:PutObjectTagging, s3:PutObjectAcl, kms:GenerateDataKey, kms:Decrypt"
     assert found["s3:PutObject (put)"].startswith(f"denied: allow {needed} on ")
@@ -125,7 +126,7 @@ async def test_the_sample_is_sent_with_the_configured_parameters(
 ) -> None:
     destination, proxy = proxied
 
-    await proofs_of(await open_store(destination, endpoint_url=proxy.url, sse="AES256", storage_class="STANDARD_IA"))
+    await run_checks(await open_store(destination, endpoint_url=proxy.url, sse="AES256", storage_class="STANDARD_IA"))
 
     for seen in proxy.requests("PutObject") + proxy.requests("CreateMultipartUpload"):
         assert seen.headers["x-amz-server-side-encryption"] == "AES256"
@@ -142,7 +143,7 @@ async def test_what_fails_for_another_reason_is_said_once(
     if reason == "nobody there":
         changes = {"endpoint_url": f"http://127.0.0.1:{free_port()}"}
 
-    results = await proofs_of(await open_store(destination, client=client, **changes))
+    results = await run_checks(await open_store(destination, client=client, **changes))
 
     assert [result.outcome for result in results] == [Outcome.FAILED] + [Outcome.SKIPPED] * (len(results) - 1)
     assert ("NoSuchBucket" if reason == "no bucket" else "Connect") in results[0].detail
@@ -154,7 +155,7 @@ async def test_a_store_without_a_list_of_unfinished_uploads_can_be_used(
     destination, proxy = proxied
     proxy.unknown = {"ListMultipartUploads"}
 
-    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await run_checks(await open_store(destination, endpoint_url=proxy.url))
 
     assert [result.outcome for result in results] == [Outcome.OK] * len(results)
     (unknown,) = [result for result in results if result.subject.startswith("s3:ListBucketMultipartUploads")]
@@ -167,7 +168,7 @@ async def test_a_call_that_is_needed_must_be_known(
     destination, proxy = proxied
     proxy.unknown = {"CreateMultipartUpload"}
 
-    results = await proofs_of(await open_store(destination, endpoint_url=proxy.url))
+    results = await run_checks(await open_store(destination, endpoint_url=proxy.url))
 
     assert list(failed(results)) == ["s3:PutObject (multipart)"]
     assert results[-1].outcome is Outcome.SKIPPED
@@ -185,7 +186,7 @@ async def test_a_check_that_is_cancelled_cleans_up(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Bucket, "list_parts", stuck)
-    checking = asyncio.create_task(proofs_of(await open_store(destination)))
+    checking = asyncio.create_task(run_checks(await open_store(destination)))
     await reached.wait()
     assert destination.keys()
     assert destination.unfinished()
@@ -207,7 +208,7 @@ async def test_a_store_that_answers_something_else_is_no_store(
 
     monkeypatch.setattr(Bucket, "get", other)
 
-    found = failed(await proofs_of(await open_store(destination)))
+    found = failed(await run_checks(await open_store(destination)))
 
     assert list(found) == ["s3:GetObject (head and get)"]
     assert PermanentStoreError.__name__ not in found["s3:GetObject (head and get)"]
@@ -221,7 +222,7 @@ async def test_a_store_that_is_not_there_yet_is_left_alone(tmp_path: Path) -> No
     destination = FilesystemDestination(tmp_path / "deep" / "down" / "store")
     store = destination.store()
 
-    results = await proofs_of(store)
+    results = await run_checks(store)
 
     assert failed(results) == {}
     assert list(tmp_path.iterdir()) == []
@@ -238,7 +239,7 @@ async def test_a_directory_that_cannot_be_used_says_at_what(
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, method, refuse)
-    found = failed(await proofs_of(store))
+    found = failed(await run_checks(store))
     monkeypatch.undo()
 
     assert list(found) == [f"store: {step}"]
@@ -250,7 +251,7 @@ async def test_a_file_where_the_directory_should_be_is_named(tmp_path: Path) -> 
     (tmp_path / "store").write_bytes(b"")
     store = FilesystemDestination(tmp_path / "store").store()
 
-    found = failed(await proofs_of(store))
+    found = failed(await run_checks(store))
 
     assert str(tmp_path / "store") in found["store: create"]
     assert (tmp_path / "store").read_bytes() == b""

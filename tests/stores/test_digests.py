@@ -12,9 +12,6 @@ from tests.stores.test_object_store import (
     KEY,
     THREE_PARTS,
     TWO_PARTS,
-    Content,
-    OpenStore,
-    Stage,
     assert_nothing,
     spec_of,
 )
@@ -25,7 +22,9 @@ from tests.support.destinations import (
     FilesystemDestination,
     MemoryTransferState,
     S3Destination,
+    put_parts,
 )
+from tests.support.fixtures import Content, OpenStore, Stage
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import NO_DIGESTS, BatchStore, Digests, Segment
 from tusd_py.stores import digests
@@ -154,7 +153,7 @@ async def test_what_was_sent_eager_is_read_for_its_digest_in_the_end(
     (staged,) = stage(data)
     store, transfer_state = await open_store(s3), MemoryTransferState()
     early = spec_of(data, digests=BOTH, crc64nvme=None)
-    await store.put_parts(early, [Segment(staged.path, len(data) - 1)], transfer_state)
+    await put_parts(store, early, [Segment(staged.path, len(data) - 1)], transfer_state)
     assert len(transfer_state.recorded_parts) == 1
     read_bytes.clear()
 

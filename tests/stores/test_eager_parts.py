@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.stores.test_object_store import KEY, assert_nothing, assert_only, spec_of
-from tests.support.destinations import PART, Calls, Crash, MemoryTransferState, S3Destination, identity_of
+from tests.support.destinations import PART, Calls, Crash, MemoryTransferState, S3Destination, identity_of, put_parts
+from tests.support.fixtures import Content, OpenStore, Stage
 from tusd_py.errors import StagingDamaged
 from tusd_py.ports import PartStore, Segment
 from tusd_py.stores.filesystem import FilesystemStore
-
-Content = Callable[[int], bytes]
-Stage = Callable[..., list[Segment]]
-OpenStore = Callable[..., Any]
 
 LENGTH = 2 * PART + 1
 
@@ -35,20 +31,20 @@ async def test_parts_go_eager_and_the_rest_follows(
     store = await open_store(s3)
     assert isinstance(store, PartStore)
 
-    assert await store.put_parts(early, beginning(segments, PART - 1), transfer_state) == PART
+    assert await put_parts(store, early, beginning(segments, PART - 1), transfer_state) == PART
     assert calls.parts == []
     assert_nothing(s3)  # no multipart upload for an upload that may never have a whole part
 
-    assert await store.put_parts(early, beginning(segments, PART + 7), transfer_state) == 2 * PART
+    assert await put_parts(store, early, beginning(segments, PART + 7), transfer_state) == 2 * PART
     assert calls.parts == [1]
     assert s3.keys() == []
 
     # Another process, and nothing new: nothing is sent.
     second = transfer_state.successor()
-    assert await (await open_store(s3)).put_parts(early, beginning(segments, PART + 8), second) == 2 * PART
+    assert await put_parts(await open_store(s3), early, beginning(segments, PART + 8), second) == 2 * PART
     assert calls.parts == [1]
 
-    assert await store.put_parts(early, beginning(segments, 2 * PART), second) == LENGTH
+    assert await put_parts(store, early, beginning(segments, 2 * PART), second) == LENGTH
     assert calls.parts == [1, 2]
 
     await (await open_store(s3)).put(spec, segments, second.successor())
@@ -63,8 +59,8 @@ async def test_what_fits_into_one_request_waits_for_its_end(
 ) -> None:
     data = content(length)
 
-    wanted = await (await open_store(s3)).put_parts(
-        spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryTransferState()
+    wanted = await put_parts(
+        await open_store(s3), spec_of(data, crc64nvme=None), beginning(stage(data), length - 1), MemoryTransferState()
     )
 
     assert wanted == length
@@ -86,7 +82,7 @@ async def test_a_worker_may_be_killed_at_any_call_eager(
         transfer_state = MemoryTransferState(stop_at=step, before=before)
         store = await open_store(s3)
         try:
-            await store.put_parts(spec_of(data, key, crc64nvme=None), beginning(segments, PART), transfer_state)
+            await put_parts(store, spec_of(data, key, crc64nvme=None), beginning(segments, PART), transfer_state)
             crashed = False
         except Crash:
             pass
@@ -109,7 +105,7 @@ async def test_what_was_sent_eager_of_damaged_bytes_does_not_become_an_object(
     segments = stage(b"X" + data[1:])
     transfer_state = MemoryTransferState()
     store = await open_store(s3)
-    await store.put_parts(spec_of(data, crc64nvme=None), beginning(segments, PART), transfer_state)
+    await put_parts(store, spec_of(data, crc64nvme=None), beginning(segments, PART), transfer_state)
 
     with pytest.raises(StagingDamaged):
         await store.put(spec_of(data), segments, transfer_state)
@@ -123,7 +119,7 @@ async def test_a_missing_file_is_told(s3: S3Destination, open_store: OpenStore, 
     segments[0].path.unlink()
 
     with pytest.raises(StagingDamaged):
-        await (await open_store(s3)).put_parts(spec_of(content(PART + 1)), segments, MemoryTransferState())
+        await put_parts(await open_store(s3), spec_of(content(PART + 1)), segments, MemoryTransferState())
 
 
 def test_a_folder_takes_nothing_eager(tmp_path: Any) -> None:

@@ -38,7 +38,7 @@ class QuietTransferState(TransferState):
     """A transfer state that remembers nothing but how far a copy has come."""
 
     def __init__(self, cancel_at: int | None = None) -> None:
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self._cancel_at = cancel_at
 
     async def multipart_id(self) -> str | None:
@@ -56,7 +56,7 @@ class QuietTransferState(TransferState):
     async def progress(self, bytes_done: int) -> None:
         if bytes_done == self._cancel_at:
             raise TransferCancelled
-        self.told.append(bytes_done)
+        self.reported.append(bytes_done)
 
 
 def names(directory: Path) -> list[str]:
@@ -96,7 +96,7 @@ async def small_steps(root: Path) -> AsyncIterator[FilesystemStore]:
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Callable[[bytes], Segment]:
+def stage(tmp_path: Path) -> StageOne:
     def write(content: bytes) -> Segment:
         path = tmp_path / f"staged-{uuid.uuid4().hex}"
         path.write_bytes(content)
@@ -105,7 +105,7 @@ def stage(tmp_path: Path) -> Callable[[bytes], Segment]:
     return write
 
 
-Stage = Callable[[bytes], Segment]
+StageOne = Callable[[bytes], Segment]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ],
 )  # fmt: skip
 async def test_a_key_that_could_mean_harm_is_refused(
-    store: FilesystemStore, stage: Stage, root: Path, key: str
+    store: FilesystemStore, stage: StageOne, root: Path, key: str
 ) -> None:
     for attempt in (
         store.put(spec_of(b"x", key), [stage(b"x")], QuietTransferState()),
@@ -183,7 +183,7 @@ def test_a_relative_root_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_a_file_on_the_same_disk_is_linked_unread(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: FilesystemStore, stage: StageOne, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail(monkeypatch, RangeReader, "read_into", errno.EIO)
     segment = stage(b"content")
@@ -197,7 +197,7 @@ async def test_a_file_on_the_same_disk_is_linked_unread(
 
 
 async def test_a_link_is_stored_once_its_directories_are_synced(
-    store: FilesystemStore, stage: Stage, root: Path, synced: list[str]
+    store: FilesystemStore, stage: StageOne, root: Path, synced: list[str]
 ) -> None:
     await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     first, synced[:] = list(synced), []
@@ -208,7 +208,7 @@ async def test_a_link_is_stored_once_its_directories_are_synced(
     assert synced == [str(directories[-1])]
 
 
-async def test_a_linked_file_is_synced_if_staging_does_not(root: Path, stage: Stage, synced: list[str]) -> None:
+async def test_a_linked_file_is_synced_if_staging_does_not(root: Path, stage: StageOne, synced: list[str]) -> None:
     store = FilesystemStore(root, sync_linked=True)
     await store.open()
 
@@ -218,7 +218,7 @@ async def test_a_linked_file_is_synced_if_staging_does_not(root: Path, stage: St
     await store.close()
 
 
-async def test_a_short_file_is_not_linked(store: FilesystemStore, stage: Stage, root: Path) -> None:
+async def test_a_short_file_is_not_linked(store: FilesystemStore, stage: StageOne, root: Path) -> None:
     segment = stage(b"shor")
 
     with pytest.raises(StagingDamaged):
@@ -228,7 +228,7 @@ async def test_a_short_file_is_not_linked(store: FilesystemStore, stage: Stage, 
 
 
 async def test_a_directory_pruned_by_another_process_is_made_anew(
-    store: FilesystemStore, stage: Stage, root: Path
+    store: FilesystemStore, stage: StageOne, root: Path
 ) -> None:
     await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     (root / KEY).unlink()
@@ -244,7 +244,7 @@ async def test_a_directory_pruned_by_another_process_is_made_anew(
 
 @pytest.mark.usefixtures("other_disk")
 async def test_a_copy_is_synced_before_it_gets_its_name(
-    store: FilesystemStore, stage: Stage, root: Path, synced: list[str]
+    store: FilesystemStore, stage: StageOne, root: Path, synced: list[str]
 ) -> None:
     segment = stage(b"content")
 
@@ -258,18 +258,18 @@ async def test_a_copy_is_synced_before_it_gets_its_name(
 
 
 @pytest.mark.usefixtures("other_disk")
-async def test_progress_is_told_between_steps(small_steps: FilesystemStore, stage: Stage) -> None:
+async def test_progress_is_told_between_steps(small_steps: FilesystemStore, stage: StageOne) -> None:
     transfer_state = QuietTransferState()
 
     await small_steps.put(spec_of(b"0123456789"), [stage(b"0123456789")], transfer_state)
 
-    assert transfer_state.told == [4, 8, 10]
+    assert transfer_state.reported == [4, 8, 10]
 
 
 @pytest.mark.usefixtures("other_disk")
 @pytest.mark.parametrize("cancel_at", [4, 10])
 async def test_a_cancelled_copy_leaves_nothing(
-    small_steps: FilesystemStore, stage: Stage, root: Path, cancel_at: int
+    small_steps: FilesystemStore, stage: StageOne, root: Path, cancel_at: int
 ) -> None:
     with pytest.raises(TransferCancelled):
         await small_steps.put(spec_of(b"0123456789", "a"), [stage(b"0123456789")], QuietTransferState(cancel_at))
@@ -290,7 +290,7 @@ async def test_a_cancelled_copy_leaves_nothing(
 )
 async def test_what_the_disk_refuses_is_sorted_and_leaves_nothing(
     store: FilesystemStore,
-    stage: Stage,
+    stage: StageOne,
     root: Path,
     monkeypatch: pytest.MonkeyPatch,
     owner: Any,
@@ -310,7 +310,7 @@ async def test_what_the_disk_refuses_is_sorted_and_leaves_nothing(
 
 @pytest.mark.usefixtures("other_disk")
 async def test_short_writes_are_continued(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: FilesystemStore, stage: StageOne, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pwrite = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: pwrite(descriptor, data[:3], at))
@@ -322,9 +322,9 @@ async def test_short_writes_are_continued(
 
 @pytest.mark.usefixtures("other_disk")
 async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
-    store: FilesystemStore, stage: Stage, root: Path
+    store: FilesystemStore, stage: StageOne, root: Path
 ) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
 
     await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
@@ -332,14 +332,14 @@ async def test_leftovers_of_a_killed_copy_go_with_the_next_put(
 
 
 async def test_leftovers_of_a_killed_copy_go_with_the_object(store: FilesystemStore, root: Path) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
 
     await store.remove(identity_of(b"content"))
 
     assert names(root) == []
 
 
-def leave_half_made(root: Path) -> None:
+def leave_incomplete_copy(root: Path) -> None:
     """What a worker leaves that is killed in the middle of a copy."""
     incomplete = root / f"{KEY}.tmp" / "0123456789abcdef"
     incomplete.parent.mkdir(parents=True)
@@ -349,7 +349,7 @@ def leave_half_made(root: Path) -> None:
 # --- what is in the way ----------------------------------------------------------------------------
 
 
-async def test_a_directory_in_the_way_is_left_alone(store: FilesystemStore, stage: Stage, root: Path) -> None:
+async def test_a_directory_in_the_way_is_left_alone(store: FilesystemStore, stage: StageOne, root: Path) -> None:
     (root / KEY).mkdir(parents=True)
 
     with pytest.raises(PermanentStoreError):
@@ -360,7 +360,7 @@ async def test_a_directory_in_the_way_is_left_alone(store: FilesystemStore, stag
 
 
 async def test_a_file_where_a_directory_should_be_is_left_alone(
-    store: FilesystemStore, stage: Stage, root: Path
+    store: FilesystemStore, stage: StageOne, root: Path
 ) -> None:
     (root / "2026").write_bytes(b"theirs")
 
@@ -373,7 +373,7 @@ async def test_a_file_where_a_directory_should_be_is_left_alone(
 
 
 async def test_a_copy_of_an_earlier_try_is_recognised_by_its_bytes(
-    store: FilesystemStore, stage: Stage, root: Path
+    store: FilesystemStore, stage: StageOne, root: Path
 ) -> None:
     (root / KEY).parent.mkdir(parents=True)
     (root / KEY).write_bytes(b"content")
@@ -385,16 +385,16 @@ async def test_a_copy_of_an_earlier_try_is_recognised_by_its_bytes(
 
 
 async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch
+    store: FilesystemStore, stage: StageOne, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = stage(b"content")
     hardlink_to = Path.hardlink_to
 
-    def beaten(path: Path, target: Path) -> None:
+    def link_twice(path: Path, target: Path) -> None:
         hardlink_to(path, target)
         hardlink_to(path, target)
 
-    monkeypatch.setattr(Path, "hardlink_to", beaten)
+    monkeypatch.setattr(Path, "hardlink_to", link_twice)
 
     await store.put(spec_of(b"content"), [segment], QuietTransferState())
 
@@ -402,7 +402,7 @@ async def test_a_worker_that_links_at_the_same_moment_is_no_conflict(
 
 
 @pytest.fixture(params=["link", "renameat2", "neither"])
-def naming(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def limited_file_system(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """File systems that can do less and less; each of them copies what is staged."""
     if request.param != "link":
         fail(monkeypatch, os, "link", errno.EPERM)
@@ -410,10 +410,10 @@ def naming(request: pytest.FixtureRequest, other_disk: None, monkeypatch: pytest
         monkeypatch.setattr(exclusive_name, "_renameat2", lambda: None)
 
 
-@pytest.mark.usefixtures("naming")
+@pytest.mark.usefixtures("limited_file_system")
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_a_foreign_file_that_appears_meanwhile_is_not_replaced(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
+    store: FilesystemStore, stage: StageOne, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
 ) -> None:
     appears_before_publishing(monkeypatch, root, b"theirs!")
 
@@ -424,10 +424,10 @@ async def test_a_foreign_file_that_appears_meanwhile_is_not_replaced(
     assert names((root / KEY).parent) == ["id-1"]
 
 
-@pytest.mark.usefixtures("naming")
+@pytest.mark.usefixtures("limited_file_system")
 @pytest.mark.parametrize("batch", [False, True], ids=["single", "batch"])
 async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
-    store: FilesystemStore, stage: Stage, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
+    store: FilesystemStore, stage: StageOne, root: Path, monkeypatch: pytest.MonkeyPatch, batch: bool
 ) -> None:
     appears_before_publishing(monkeypatch, root, b"content")
 
@@ -438,8 +438,8 @@ async def test_a_worker_that_copies_at_the_same_moment_is_no_conflict(
     assert names((root / KEY).parent) == ["id-1"]
 
 
-@pytest.mark.usefixtures("naming")
-async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore, stage: Stage, root: Path) -> None:
+@pytest.mark.usefixtures("limited_file_system")
+async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore, stage: StageOne, root: Path) -> None:
     await store.put(spec_of(b"content"), [stage(b"content")], QuietTransferState())
 
     assert (root / KEY).read_bytes() == b"content"
@@ -448,9 +448,9 @@ async def test_a_copy_gets_its_name_on_every_file_system(store: FilesystemStore,
 
 
 async def test_a_worker_killed_right_after_publishing_leaves_nothing(
-    store: FilesystemStore, stage: Stage, root: Path
+    store: FilesystemStore, stage: StageOne, root: Path
 ) -> None:
-    leave_half_made(root)
+    leave_incomplete_copy(root)
     (root / KEY).hardlink_to(root / f"{KEY}.tmp" / "0123456789abcdef")
 
     await store.put(spec_of(b"half"), [stage(b"half")], QuietTransferState())
@@ -486,7 +486,7 @@ async def put_or_error(
 
 
 async def test_a_batch_syncs_each_directory_once(
-    store: FilesystemStore, stage: Stage, root: Path, synced: list[str]
+    store: FilesystemStore, stage: StageOne, root: Path, synced: list[str]
 ) -> None:
     keys = [f"{day}/{number}" for day in ("mon", "tue") for number in range(10)]
     await store.put_batch([(spec_of(b"", f"{day}/0"), []) for day in ("mon", "tue")])
@@ -501,7 +501,7 @@ async def test_a_batch_syncs_each_directory_once(
 
 
 async def test_a_failure_in_a_batch_is_that_item_alone(
-    store: FilesystemStore, stage: Stage, root: Path, tmp_path: Path
+    store: FilesystemStore, stage: StageOne, root: Path, tmp_path: Path
 ) -> None:
     (root / "taken").write_bytes(b"theirs")
     results = await store.put_batch(
@@ -527,7 +527,7 @@ async def test_a_failure_in_a_batch_is_that_item_alone(
 
 
 async def test_a_directory_that_cannot_be_synced_stores_none_of_its_objects(
-    store: FilesystemStore, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    store: FilesystemStore, stage: StageOne, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = [(spec_of(b"a", "a"), [stage(b"a")]), (spec_of(b"b", "b"), [stage(b"b")])]
     fail(monkeypatch, os, "fsync", errno.EIO)
@@ -545,7 +545,7 @@ async def test_an_empty_batch_is_nothing(store: FilesystemStore) -> None:
 # --- the root --------------------------------------------------------------------------------------
 
 
-async def test_what_is_made_is_for_its_owner_only(store: FilesystemStore, stage: Stage, root: Path) -> None:
+async def test_what_is_made_is_for_its_owner_only(store: FilesystemStore, stage: StageOne, root: Path) -> None:
     await store.put(spec_of(b"joined"), [stage(b"joi"), stage(b"ned")], QuietTransferState())
 
     assert stat.S_IMODE(root.stat().st_mode) == 0o700
@@ -553,7 +553,7 @@ async def test_what_is_made_is_for_its_owner_only(store: FilesystemStore, stage:
     assert stat.S_IMODE((root / KEY).stat().st_mode) == 0o600
 
 
-async def test_removing_prunes_up_to_the_root_and_keeps_it(store: FilesystemStore, stage: Stage, root: Path) -> None:
+async def test_removing_prunes_up_to_the_root_and_keeps_it(store: FilesystemStore, stage: StageOne, root: Path) -> None:
     await store.put(spec_of(b"a"), [stage(b"a")], QuietTransferState())
     await store.put(spec_of(b"b", "2026/12/b"), [stage(b"b")], QuietTransferState())
 

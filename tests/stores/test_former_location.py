@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tests.stores.test_object_store import OpenStore
-from tests.support.destinations import PART, S3Destination, fetch
+from tests.support.blocking_client import fetch
+from tests.support.destinations import PART, S3Destination
+from tests.support.fixtures import OpenStore
 from tests.support.workers import reaches, working
 from tests.support.world import World
 from tusd_py.config.place import Place
@@ -36,7 +37,7 @@ async def test_what_lies_at_the_former_location_is_linked_to_and_removed_there(
     headers = DownloadHeaders("text/plain", "attachment")
     link = await holding.locate(uploads[0].object_key, headers, method="GET", expires_seconds=60)
     assert isinstance(link, PresignedUrl)
-    assert fetch(link.url)[2] == CONTENT
+    assert fetch(link.url).body == CONTENT
     for upload in uploads:
         await world.uploads.remove(upload.id)
     async with working(world, stores=stores):

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.stores.test_object_store import KEY, TWO_PARTS, OpenStore, Stage, spec_of
+from tests.stores.test_object_store import KEY, TWO_PARTS, spec_of
 from tests.support.destinations import Crash, Destination, FilesystemDestination, MemoryTransferState, S3Destination
+from tests.support.fixtures import Content, OpenStore, Stage
 from tusd_py.errors import PermanentStoreError, TransientStoreError
 from tusd_py.stores.s3.client import Bucket
 
-Content = Callable[[int], bytes]
 AGE_SECONDS = 60
 """More than a test takes, and than clocks of one machine differ."""
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.blocking_client import fetch
 from tests.support.destinations import (
     PART,
     RCLONE,
@@ -28,9 +29,9 @@ from tests.support.destinations import (
     S3Account,
     S3Destination,
     cancelled_at,
-    fetch,
     identity_of,
 )
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.ports import free_port, is_listening
 from tests.support.s3_servers import ACCESS_KEY, SECRET_KEY, rclone_s3
 from tusd_py import crc64
@@ -47,10 +48,6 @@ from tusd_py.ports import DownloadHeaders, LocalFile, ObjectSpec, PresignedUrl, 
 from tusd_py.stores.s3.client import Bucket
 from tusd_py.stores.s3.source import RangeBody
 from tusd_py.stores.s3.store import PROBE_NAME
-
-Content = Callable[[int], bytes]
-Stage = Callable[..., list[Segment]]
-OpenStore = Callable[..., Any]
 
 KEY = "2026/11/20/0b5a3b0e-5f0e-4d6b-9d5f-0d6c7f6f7a10"
 TWO_PARTS = PART + 1
@@ -433,6 +430,7 @@ async def test_a_multipart_upload_that_vanished_is_begun_anew(
     store = await open_store(s3)
     with pytest.raises(Crash):
         await store.put(spec_of(data), segments, transfer_state)
+    assert transfer_state.recorded_id is not None
     await store.abort(KEY, transfer_state.recorded_id)
 
     await store.put(spec_of(data), segments, transfer_state.successor())
@@ -950,6 +948,7 @@ async def test_an_unfinished_transfer_is_aborted_once_or_twice(
     with pytest.raises(Crash):
         await store.put(spec_of(data), stage(data), transfer_state)
     assert s3.unfinished()
+    assert transfer_state.recorded_id is not None
 
     await store.abort(KEY, transfer_state.recorded_id)
     await store.abort(KEY, transfer_state.recorded_id)
@@ -1056,8 +1055,8 @@ async def test_an_object_says_how_its_bytes_are_coded(
 
     await (await open_store(s3)).put(spec, stage(data), MemoryTransferState())
 
-    told = s3.head(KEY)
-    assert (told.get("ContentEncoding"), told.get("ContentLanguage")) == ("gzip", "de, en")
+    stored_headers = s3.head(KEY)
+    assert (stored_headers.get("ContentEncoding"), stored_headers.get("ContentLanguage")) == ("gzip", "de, en")
 
 
 # --- handing out -----------------------------------------------------------------------------------
@@ -1069,7 +1068,7 @@ async def presigned(
     """A link to an object of three bytes, with headers of its own."""
     store = await open_store(s3)
     await store.put(spec_of(b"abc"), stage(b"abc"), MemoryTransferState())
-    located: PresignedUrl = await store.locate(
+    located = await store.locate(
         KEY,
         DownloadHeaders(
             "text/plain; charset=utf-8", "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt", "gzip", "de, en"
@@ -1077,6 +1076,7 @@ async def presigned(
         method=method,
         expires_seconds=seconds,
     )
+    assert isinstance(located, PresignedUrl)
     return located.url
 
 
@@ -1085,12 +1085,12 @@ async def test_a_link_serves_the_object_with_its_headers(
 ) -> None:
     url = await presigned(s3, open_store, stage)
 
-    status, headers, body = await asyncio.to_thread(fetch, url)
+    answer = await asyncio.to_thread(fetch, url)
 
-    assert (status, body) == (200, b"abc")
-    assert headers["content-type"] == "text/plain; charset=utf-8"
-    assert headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
-    assert (headers["content-encoding"], headers["content-language"]) == ("gzip", "de, en")
+    assert (answer.status, answer.body) == (200, b"abc")
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert answer.headers["content-disposition"] == "attachment; filename=\"x.txt\"; filename*=UTF-8''%C3%A4.txt"
+    assert (answer.headers["content-encoding"], answer.headers["content-language"]) == ("gzip", "de, en")
     assert "X-Amz-Signature" in url
     assert "X-Amz-Expires=60" in url
 
@@ -1098,9 +1098,9 @@ async def test_a_link_serves_the_object_with_its_headers(
 async def test_a_link_for_head_answers_head(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
     url = await presigned(s3, open_store, stage, method="HEAD")
 
-    status, headers, body = await asyncio.to_thread(fetch, url, "HEAD")
+    answer = await asyncio.to_thread(fetch, url, "HEAD")
 
-    assert (status, headers["content-length"], body) == (200, "3", b"")
+    assert (answer.status, answer.headers["content-length"], answer.body) == (200, "3", b"")
     assert "X-Amz-Signature" in url
 
 
@@ -1108,11 +1108,11 @@ async def test_a_link_is_for_one_method(s3: S3Destination, open_store: OpenStore
     for_get = await presigned(s3, open_store, stage)
     for_head = await presigned(s3, open_store, stage, method="HEAD")
 
-    headed, _, _ = await asyncio.to_thread(fetch, for_get, "HEAD")
-    got, _, _ = await asyncio.to_thread(fetch, for_head, "GET")
+    headed = await asyncio.to_thread(fetch, for_get, "HEAD")
+    got = await asyncio.to_thread(fetch, for_head, "GET")
 
     refused = 403 if s3.abilities.checks_links else 200
-    assert (headed, got) == (refused, refused)
+    assert (headed.status, got.status) == (refused, refused)
 
 
 async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: Stage) -> None:
@@ -1122,7 +1122,7 @@ async def test_a_link_expires(s3: S3Destination, open_store: OpenStore, stage: S
     status = 200
     while status == 200 and time.monotonic() < deadline:
         await asyncio.sleep(0.1)
-        status, _, _ = await asyncio.to_thread(fetch, url)
+        status = (await asyncio.to_thread(fetch, url)).status
 
     assert (status in {400, 403}) == s3.abilities.expires_links
 
@@ -1132,17 +1132,18 @@ async def test_a_link_opens_no_other_object(s3: S3Destination, open_store: OpenS
     store = await open_store(s3)
     await store.put(spec_of(b"secret", "other"), stage(b"secret"), MemoryTransferState())
 
-    status, _, _ = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
+    answer = await asyncio.to_thread(fetch, url.replace(KEY, "other"))
 
-    assert (status == 403) == s3.abilities.checks_links
+    assert (answer.status == 403) == s3.abilities.checks_links
 
 
 async def test_a_link_names_the_public_endpoint(s3: S3Destination, open_store: OpenStore) -> None:
     store = await open_store(s3, public_endpoint_url="https://files.example.com")
 
-    url = (await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)).url
+    located = await store.locate(KEY, DownloadHeaders("a/b", "inline"), expires_seconds=5)
 
-    assert url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
+    assert isinstance(located, PresignedUrl)
+    assert located.url.startswith(f"https://files.example.com/{s3.account.bucket}/{s3.prefix}/{KEY}?")
 
 
 async def test_a_store_offers_links_or_files(destination: Destination, open_store: OpenStore, stage: Stage) -> None:

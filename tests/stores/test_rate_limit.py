@@ -115,7 +115,7 @@ async def test_copies_keep_to_the_limit(tmp_path: Path, monkeypatch: pytest.Monk
     # A batch asks before each copy, so the last one is on its way when the line is still busy.
     assert time.monotonic() - started >= (0.4 if batch else 0.8)
     assert all(store.local_path(spec.key).read_bytes() == content for spec, _ in items)
-    assert batch or len(transfer_state.told) > 20
+    assert batch or len(transfer_state.reported) > 20
     await store.close()
 
 

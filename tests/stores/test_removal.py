@@ -10,13 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.stores.test_checks import failed, proofs_of
+from tests.stores.test_checks import failed, run_checks
 from tests.stores.test_object_store import (
     KEY,
     TWO_PARTS,
-    Content,
-    OpenStore,
-    Stage,
     after_first_head,
     assert_nothing,
     assert_only,
@@ -30,6 +27,7 @@ from tests.support.destinations import (
     S3Destination,
     identity_of,
 )
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.s3_proxy import OF_VERSIONS, S3Proxy, s3_proxy
 from tusd_py import crc64
 from tusd_py.errors import ObjectLocked, PermanentStoreError
@@ -232,7 +230,7 @@ async def test_without_the_right_to_delete_versions_nothing_counts_as_removed(
 
 
 async def test_the_check_leaves_no_version_behind(versioned: S3Destination, open_store: OpenStore) -> None:
-    proofs = await proofs_of(await open_store(versioned))
+    proofs = await run_checks(await open_store(versioned))
 
     assert [proof.outcome for proof in proofs] == [Outcome.OK] * len(proofs), proofs
     assert versions(versioned) == []
@@ -245,7 +243,7 @@ async def test_the_check_names_each_right_to_versions_that_is_missing(
 ) -> None:
     proxied.denied = {action}
 
-    found = failed(await proofs_of(await open_store(versioned, endpoint_url=proxied.url)))
+    found = failed(await run_checks(await open_store(versioned, endpoint_url=proxied.url)))
 
     resource = versioned.account.bucket + ("" if action == "s3:ListBucketVersions" else "/below/*")
     (named,) = [detail for subject, detail in found.items() if subject.startswith(f"{action} ")]
@@ -310,7 +308,7 @@ async def test_the_check_says_that_a_lock_keeps_its_sample(locking: S3Destinatio
         },
     )
 
-    proofs = await proofs_of(await open_store(locking))
+    proofs = await run_checks(await open_store(locking))
 
     assert failed(proofs) == {}
     (proof,) = [proof for proof in proofs if proof.subject.startswith("s3:DeleteObjectVersion")]

@@ -16,13 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.stores.test_object_store import KEY, TWO_PARTS, Content, OpenStore, Stage, spec_of
-from tests.support.destinations import PART, MemoryTransferState, S3Account, S3Destination, fetch
+from tests.stores.test_object_store import KEY, TWO_PARTS, spec_of
+from tests.support.blocking_client import fetch
+from tests.support.destinations import PART, MemoryTransferState, S3Account, S3Destination
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.s3_proxy import S3Proxy, s3_proxy
 from tusd_py.errors import TransientStoreError
-from tusd_py.ports import DownloadHeaders
-from tusd_py.stores.s3 import S3Store
+from tusd_py.ports import DownloadHeaders, ObjectStore, PresignedUrl
 
 SIZES = pytest.mark.parametrize("length", [1000, TWO_PARTS], ids=["at once", "in parts"])
 EXPIRES = "Thu, 31 Dec 2099 23:59:59 GMT"
@@ -42,7 +43,7 @@ async def wire(moto_server: S3Account) -> AsyncIterator[S3Proxy]:
         yield proxy
 
 
-async def put(store: S3Store, stage: Stage, data: bytes, **spec: Any) -> None:
+async def put(store: ObjectStore, stage: Stage, data: bytes, **spec: Any) -> None:
     await store.put(spec_of(data, **spec), stage(data), MemoryTransferState())
 
 
@@ -196,7 +197,9 @@ async def test_every_key_lies_below_the_location(
     await put(store, stage, b"abc")
 
     assert {seen.path for seen in wire.seen} == {f"/{moto.account.bucket}/a/b/{KEY}"}
-    assert (await store.stat(KEY)).length == 3
+    stored = await store.stat(KEY)
+    assert stored is not None
+    assert stored.length == 3
 
 
 # --- who is asking ---------------------------------------------------------------------------------
@@ -381,10 +384,11 @@ async def test_a_link_without_a_signature_opens_a_public_object_and_protects_the
     store = await open_store(moto, querystring_auth=False, acl="public-read")
     await put(store, stage, b"<script>", content_type="text/html", filename="ä.html")
 
-    url = (await store.locate(KEY, DownloadHeaders("text/html", "inline"), expires_seconds=60)).url
-    status, headers, body = fetch(url)
+    located = await store.locate(KEY, DownloadHeaders("text/html", "inline"), expires_seconds=60)
+    assert isinstance(located, PresignedUrl)
+    answer = fetch(located.url)
 
-    assert "?" not in url
-    assert (status, body) == (200, b"<script>")
+    assert "?" not in located.url
+    assert (answer.status, answer.body) == (200, b"<script>")
     # The link cannot say it, so the object does.
-    assert headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4.html"
+    assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''%C3%A4.html"

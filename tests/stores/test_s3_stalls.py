@@ -5,21 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.stores.test_object_store import spec_of
 from tests.support.destinations import PART, MemoryTransferState, S3Account, S3Destination, identity_of
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.ports import LOOPBACK
 from tusd_py.errors import TransientStoreError
-from tusd_py.ports import Segment
 from tusd_py.stores.rate_limit import Bandwidth, RateLimiter
-
-Content = Callable[[int], bytes]
-Stage = Callable[..., list[Segment]]
-OpenStore = Callable[..., Any]
 
 PATIENCE = {"max_attempts": 1, "connect_timeout": "500ms", "read_timeout": "500ms"}
 DEADLINE = 20

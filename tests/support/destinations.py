@@ -7,8 +7,6 @@ that it really does not, so a server that learns it makes a test fail and the ta
 from __future__ import annotations
 
 import functools
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ import pytest
 from tusd_py import crc64
 from tusd_py.config.sections import S3StoreConfig
 from tusd_py.errors import TransferCancelled
-from tusd_py.ports import ObjectIdentity, ObjectStore, PartRecord, TransferState
+from tusd_py.ports import ObjectIdentity, ObjectSpec, ObjectStore, PartRecord, PartStore, Segment, TransferState
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.stores.rate_limit import Bandwidth
 from tusd_py.stores.s3 import S3Store
@@ -261,20 +259,6 @@ class S3Destination:
         return [entry["UploadId"] for entry in answer.get("Uploads", ())]
 
 
-def fetch(url: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-    """Return status, headers and body, as a browser's redirect would see them."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, method=method), timeout=10) as answer:
-            return (
-                answer.status,
-                {name.lower(): value for name, value in answer.headers.items()},
-                answer.read(),
-            )
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, {}, error.read()
-
-
 def identity_of(content: bytes, key: str, **changes: Any) -> ObjectIdentity:
     """Return the identity of an upload's object with this content, stored under a key that ends in its id."""
     settings: dict[str, Any] = {"upload_id": key.rsplit("/", 1)[-1], "crc64nvme": crc64.update(content)}
@@ -309,6 +293,14 @@ class Calls:
 
 class Crash(BaseException):
     """The worker was killed. Not an Exception: nothing in the stores may clean up after it."""
+
+
+async def put_parts(
+    store: ObjectStore, spec: ObjectSpec, segments: Sequence[Segment], transfer_state: TransferState
+) -> int:
+    """Call the store's own `put_parts`, which it must have."""
+    assert isinstance(store, PartStore)
+    return await store.put_parts(spec, segments, transfer_state)
 
 
 @dataclass

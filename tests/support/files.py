@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import os
 import random
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from tests.support.blocking_client import fetch
 from tusd_py.staging.identity import ID_FILE
 
 BLOCK_BYTES = 2**20
@@ -66,15 +65,9 @@ class Downloaded:
 
 def location_of(url: str, method: str = "GET") -> str:
     """Return where a redirect leads."""
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
-    connection.request(method, parts.path)
-    answer = connection.getresponse()
-    connection.close()
-    assert answer.status == 302
-    location = answer.getheader("Location")
-    assert location is not None
-    return location
+    response = fetch(url, method, redirects=0)
+    assert response.status == 302, response
+    return response.headers["location"]
 
 
 def download(url: str) -> Downloaded:

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from urllib.parse import urljoin
 
 import psutil
 
+from tests.support.blocking_client import fetch
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import Child, is_alive, wait_until
 from tests.support.tools import require_tool
@@ -210,14 +209,16 @@ class Server:
     def upload_json(self, upload_id: str, *, origin: str | None = None) -> dict[str, Any]:
         """Return what the JSON API says of an upload."""
         url = f"{origin or self.origin}/api/v1/uploads/{upload_id}"
-        with urllib.request.urlopen(url, timeout=10) as response:
-            body: dict[str, Any] = json.load(response)
+        response = fetch(url)
+        assert response.status == 200, response
+        body: dict[str, Any] = response.json()
         return body
 
     def metrics(self) -> dict[str, float]:
         """Return every sample of /metrics by its name and labels."""
-        with urllib.request.urlopen(f"{self.ready.operations_url}/metrics", timeout=10) as response:
-            lines = response.read().decode().splitlines()
+        response = fetch(f"{self.ready.operations_url}/metrics")
+        assert response.status == 200, response
+        lines = response.body.decode().splitlines()
         samples = [line.rpartition(" ") for line in lines if not line.startswith("#")]
         return {name: float(value) for name, _, value in samples}
 
@@ -229,8 +230,6 @@ class Server:
             nonlocal last
             try:
                 last = self.upload_json(upload_id)
-            except urllib.error.HTTPError:
-                raise
             except OSError:  # the server is being restarted
                 return False
             return bool(last["state"] == state)

@@ -9,20 +9,19 @@ import functools
 import logging
 import random
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.fixtures import Content, OpenStore, Stage
 from tests.support.s3_servers import ACCESS_KEY, BUCKET, S3_SERVERS, SECRET_KEY
 from tusd_py.ports import ObjectStore, Segment
 
 if TYPE_CHECKING:
     from tests.support.destinations import Calls, Destination, S3Account, S3Destination
 
-OpenStore = Callable[..., Awaitable[Any]]
-Stage = Callable[..., list[Segment]]
 
 S3_NAMES = ["moto", "rclone", "ministack"]
 
@@ -131,7 +130,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 @pytest.fixture(scope="session")
-def content() -> Callable[[int], bytes]:
+def content() -> Content:
     """Return so many bytes, the same ones every time."""
     whole = random.Random(5).randbytes(12 * 2**20)
 

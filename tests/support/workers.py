@@ -220,7 +220,7 @@ class Gated(OneByOne):
         super().__init__(inner)
         self.reached = asyncio.Event()
         self.gate = asyncio.Event()
-        self.asks_the_ledger = False
+        self.records_progress = False
         self._made = made
 
     async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
@@ -234,7 +234,7 @@ class Gated(OneByOne):
     async def _wait(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
         self.reached.set()
         await self.gate.wait()
-        if self.asks_the_ledger:
+        if self.records_progress:
             await transfer_state.progress(spec.length)
 
 

@@ -679,7 +679,7 @@ async def test_nothing_is_removed_where_directory_and_database_do_not_belong_tog
 # --- files that cannot be dealt with ---------------------------------------------------------------
 
 
-def spoil(world: World, upload: Upload) -> Path:
+def make_unremovable(world: World, upload: Upload) -> Path:
     """Put something in an upload's place that can be neither opened nor removed, whoever tries."""
     path = world.staging.path(upload.id)
     path.unlink(missing_ok=True)
@@ -691,7 +691,7 @@ def spoil(world: World, upload: Upload) -> Path:
 async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring(world: World) -> None:
     uploads = [await world.create(offset=4) for _ in range(3)]
     await world.run_out_of_time(*uploads)
-    spoil(world, uploads[0])
+    make_unremovable(world, uploads[0])
     cleanup, metrics = counted(world, batch=1)
 
     first, second = await cleanup.once(), await cleanup.once()
@@ -703,7 +703,7 @@ async def test_one_file_that_cannot_be_opened_does_not_keep_others_from_expiring
 
 async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_purged(world: World) -> None:
     uploads = [await put_in_store(world, await world.received()) for _ in range(3)]
-    spoiled = spoil(world, uploads[0])
+    spoiled = make_unremovable(world, uploads[0])
     cleanup, metrics = counted(world, batch=1)
 
     first, second = await cleanup.once(), await cleanup.once()
@@ -716,7 +716,7 @@ async def test_one_copy_that_cannot_be_removed_does_not_keep_others_from_being_p
 
 async def test_what_could_not_be_dealt_with_is_tried_again_later(world: World) -> None:
     upload = await put_in_store(world, await world.received())
-    spoiled = spoil(world, upload)
+    spoiled = make_unremovable(world, upload)
     cleanup, metrics = counted(world)
     await cleanup.once()
     shutil.rmtree(spoiled)

@@ -30,7 +30,7 @@ CONTENT = b"0123456789abcdef"
 PART = len(CONTENT) // InParts.PARTS
 
 
-class Ahead(InParts, PartStore):
+class EagerStore(InParts, PartStore):
     """Sends whole parts ahead, after whatever `error` says; waits at `gate` where there is one."""
 
     def __init__(self, inner: FilesystemStore, *, error: Exception | None = None, gated: bool = False) -> None:
@@ -91,13 +91,13 @@ async def receive(world: World, upload: Upload, end: int, *, completes: bool = T
     )
 
 
-def has_sent(store: Ahead, upload: Upload, parts: str) -> bool:
+def has_sent(store: EagerStore, upload: Upload, parts: str) -> bool:
     return store.sent_of(upload) == parts
 
 
 async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         for end, sent in ((PART, "1 "), (2 * PART + 1, "1 2 "), (3 * PART, "1 2 3 ")):
             upload = await receive(world, upload, end)
@@ -118,7 +118,7 @@ async def test_parts_are_sent_once_each_while_the_upload_goes_on(world: World) -
 async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(world: World, tmp_path: Path) -> None:
     """The new one takes no parts: what waited for them rests until the upload is complete."""
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         upload = await receive(world, upload, PART)
         await is_true(lambda: store.sent_of(upload) == "1 ", "a part was sent")
@@ -129,7 +129,7 @@ async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(worl
 
     async with working(world, stores=stores):
         upload = await receive(world, upload, 2 * PART)
-        await is_true(lambda: rests(world, upload), "the job rests")
+        await is_true(lambda: is_deferred_to_the_end(world, upload), "the job is deferred")
         upload = await receive(world, upload, len(CONTENT))
         await reaches(world, upload, State.STORED)
 
@@ -140,18 +140,18 @@ async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(worl
     await newer.close()
 
 
-async def rests(world: World, upload: Upload) -> bool:
+async def is_deferred_to_the_end(world: World, upload: Upload) -> bool:
     """Whether the upload's eager job waits for its last byte."""
     return await world.jobs_of(upload, "kind, state, min_offset") == [("eager", "queued", len(CONTENT))]
 
 
 async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         upload = await receive(world, upload, PART)
         await is_true(lambda: store.sent_of(upload) == "1 ", "the first part is sent")
-        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+        await is_true(lambda: is_deferred(world, upload, 2 * PART), "the job is deferred")
         upload = await receive(world, upload, 2 * PART - 1)
         # Another upload's transfer shows that the worker has looked again.
         await reaches(world, await world.received(b"0123"), State.STORED)
@@ -163,10 +163,10 @@ async def test_nothing_is_claimed_before_another_part_is_whole(world: World) -> 
 
 async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_send_eager(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600, protocol=UploadProtocol.RUFH)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         upload = await receive(world, upload, 3 * PART)
-        await is_true(lambda: resting(world, upload, len(CONTENT)), "the job rests")
+        await is_true(lambda: is_deferred(world, upload, len(CONTENT)), "the job is deferred")
         upload = await receive(world, upload, len(CONTENT), completes=False)
         for content in (b"0123", b"4567"):
             await reaches(world, await world.received(content), State.STORED)
@@ -178,7 +178,7 @@ async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_
     assert world.object(upload) == CONTENT
 
 
-async def resting(world: World, upload: Upload, min_offset: int) -> bool:
+async def is_deferred(world: World, upload: Upload, min_offset: int) -> bool:
     """Whether the eager job waits for so many bytes."""
     return ("eager", "queued", min_offset) in await world.jobs_of(upload, "kind, state, min_offset")
 
@@ -208,7 +208,7 @@ async def test_no_store_that_cannot_gets_such_a_job(shared_dsn: str, tmp_path: P
 @pytest.mark.parametrize("error", [TransientStoreError(), PermanentStoreError(), OSError("a bug")])
 async def test_a_store_that_fails_costs_the_upload_nothing(world: World, error: Exception) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store, error=error)
+    store = EagerStore(world.store, error=error)
     async with working(world, store, max_retries=0):
         upload = await receive(world, upload, PART)
         await is_true(lambda: len(store.calls) > 3, "it was tried again and again")
@@ -225,7 +225,7 @@ async def test_a_store_that_fails_costs_the_upload_nothing(world: World, error: 
 
 async def test_the_transfer_waits_for_what_is_on_its_way(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store, gated=True)
+    store = EagerStore(world.store, gated=True)
     async with working(world, store):
         upload = await receive(world, upload, 3 * PART)
         await store.reached.wait()
@@ -249,7 +249,7 @@ async def test_a_worker_that_died_eager_is_succeeded(world: World) -> None:
     assert await world.jobs("other").claim(10) == []
 
     await world.end_leases()
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store, name="worker-2"):
         await reaches(world, upload, State.STORED)
 
@@ -264,7 +264,7 @@ async def test_a_worker_that_died_eager_is_succeeded(world: World) -> None:
 
 async def test_removing_an_upload_stops_what_is_sent_eager_of_it(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store, gated=True)
+    store = EagerStore(world.store, gated=True)
     async with working(world, store):
         upload = await receive(world, upload, 2 * PART)
         await store.reached.wait()
@@ -282,10 +282,10 @@ async def test_removing_an_upload_stops_what_is_sent_eager_of_it(world: World) -
 
 async def test_a_resting_job_ends_with_its_upload(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         upload = await receive(world, upload, PART)
-        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+        await is_true(lambda: is_deferred(world, upload, 2 * PART), "the job is deferred")
 
         await world.uploads.remove(upload.id)
         assert ("eager", "cancelled") in await world.jobs_of(upload)
@@ -296,10 +296,10 @@ async def test_a_resting_job_ends_with_its_upload(world: World) -> None:
 
 async def test_an_abandoned_upload_aborts_what_was_sent(world: World) -> None:
     upload = await world.create(length=len(CONTENT), expires_after_seconds=3600)
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     async with working(world, store):
         upload = await receive(world, upload, PART)
-        await is_true(lambda: resting(world, upload, 2 * PART), "the job rests")
+        await is_true(lambda: is_deferred(world, upload, 2 * PART), "the job is deferred")
         await world.run_out_of_time(upload)
         assert await world.cleanup.expire(upload.id)
         await is_true(lambda: bool(store.aborted), "the multipart upload is aborted")
@@ -384,7 +384,7 @@ async def test_a_checkpoint_wakes_the_worker(world: World, monkeypatch: pytest.M
 SET_STATE = "UPDATE jobs SET state = $2 WHERE upload_id = $1 AND kind = 'eager'"
 
 
-def context_of(world: World, store: Ahead, worker: str) -> JobContext:
+def context_of(world: World, store: EagerStore, worker: str) -> JobContext:
     """What one worker does with its claims, without its loop."""
     return JobContext(
         jobs=world.jobs(worker),
@@ -397,7 +397,7 @@ def context_of(world: World, store: Ahead, worker: str) -> JobContext:
     )
 
 
-async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload, Job, Job]:
+async def claimed_at_once(world: World, store: EagerStore, kind: str) -> tuple[Upload, Job, Job]:
     """An upload of which one worker has claimed the eager job and another one the job that ends it.
 
     Claims in two transactions do not see each other; here the one is hidden from the other by hand.
@@ -419,7 +419,7 @@ async def claimed_at_once(world: World, store: Ahead, kind: str) -> tuple[Upload
 
 @pytest.mark.parametrize("kind", ["transfer", "remove"])
 async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world: World, kind: str) -> None:
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     upload, ahead, other = await claimed_at_once(world, store, kind)
     second = context_of(world, store, "second")
     ending = asyncio.create_task((Transfer(second) if kind == "transfer" else Removal(second)).run(other))
@@ -436,7 +436,7 @@ async def test_who_ends_an_upload_waits_for_a_claim_that_it_could_not_see(world:
 
 
 async def test_who_sends_eager_looks_whether_the_upload_has_ended_meanwhile(world: World) -> None:
-    store = Ahead(world.store)
+    store = EagerStore(world.store)
     _, ahead, _ = await claimed_at_once(world, store, "transfer")
 
     await EagerTransfer(context_of(world, store, "first")).run(ahead)

@@ -78,7 +78,7 @@ async def test_a_cancelled_transfer_gives_way_once_the_database_is_back(own_worl
     world = own_world
     upload = await world.received()
     store = Gated(world.store)
-    store.asks_the_ledger = True
+    store.records_progress = True
 
     async with working(world, store, lease=LEASE) as runner:
         await store.reached.wait()

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from tests.support.workers import Failing, OneByOne, is_true, make_cleanup, reaches, working
 from tests.support.world import HERE, THERE, World, open_world
-from tests.worker.test_eager_jobs import CONTENT, PART, Ahead, receive
+from tests.worker.test_eager_jobs import CONTENT, PART, EagerStore, receive
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import PermanentStoreError, StorageError, StoreBlocked, TransientStoreError
 from tusd_py.ports import Job, ObjectSpec, Outage, TransferState
@@ -45,7 +45,7 @@ class Unmounted:
     def take(self) -> None:
         self._root.rename(self._elsewhere)
 
-    def put_back(self) -> None:
+    def mount_again(self) -> None:
         self._elsewhere.rename(self._root)
 
 
@@ -66,7 +66,7 @@ class SmallDisk:
     def __exit__(self, *_: object) -> None:
         self._run("umount", str(self.directory))
 
-    def spoil(self, how: str) -> None:
+    def make_unusable(self, how: str) -> None:
         if how == "full":
             with contextlib.suppress(OSError), self._filler.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)):
@@ -74,7 +74,7 @@ class SmallDisk:
         else:
             self._run("mount", "-o", "remount,ro", str(self.directory)).check_returncode()
 
-    def mend(self, how: str) -> None:
+    def repair(self, how: str) -> None:
         if how == "full":
             self._filler.unlink()
         else:
@@ -131,7 +131,7 @@ async def test_a_store_that_is_away_uses_up_no_retry_however_often_it_is_asked(w
         # As after days: nothing that was counted meanwhile may matter.
         await world.sql("UPDATE store_outages SET since = now() - interval '3 days', probes = 50000")
         assert {await world.state(upload) for upload in uploads} <= {State.COMPLETED, State.TRANSFERRING}
-        disk.put_back()
+        disk.mount_again()
         for upload in uploads:
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
@@ -192,13 +192,13 @@ async def test_a_store_on_a_disk_that_takes_nothing(world: World, tmp_path: Path
     with SmallDisk(tmp_path / "disk") as disk:
         store = FilesystemStore(disk.directory)
         await store.open()
-        disk.spoil(how)
+        disk.make_unusable(how)
         upload = await world.received(bytes(10_000))
         async with working(world, store, **NO_RETRY):
             await is_true(lambda: outage_lasts(world), "the outage is noticed")
             await is_true(lambda: _waits(world, upload), "the job is put back")
             view = await world.transfers.latest(upload.id)
-            disk.mend(how)
+            disk.repair(how)
             await reaches(world, upload, State.STORED, deadline=DEADLINE)
         await store.close()
 
@@ -277,7 +277,7 @@ async def test_a_worker_that_is_restarted_in_an_outage_goes_on_waiting_for_its_e
     # The next probe is not due for a long time: a start is the moment to look whether it was cured.
     await world.sql("UPDATE store_outages SET probe_at = now() + interval '1 day'")
 
-    disk.put_back()
+    disk.mount_again()
     async with working(world, name="successor", **NO_RETRY):
         await reaches(world, upload, State.STORED, deadline=DEADLINE)
 
@@ -294,7 +294,7 @@ async def test_a_removal_waits_for_the_store_as_well(world: World) -> None:
 
     async with working(world, **NO_RETRY):
         await is_true(lambda: outage_lasts(world), "the outage is noticed")
-        disk.put_back()
+        disk.mount_again()
         await reaches(world, upload, State.REMOVED, deadline=DEADLINE)
 
     assert world.object(upload) is None
@@ -304,7 +304,7 @@ async def test_a_removal_waits_for_the_store_as_well(world: World) -> None:
 async def test_what_is_sent_eager_waits_for_the_store_as_well(eager_world: World) -> None:
     world = eager_world
 
-    class AwayAhead(Ahead):
+    class AwayAhead(EagerStore):
         async def probe(self, *, writing: bool = False) -> None:
             if self.error is not None:
                 raise self.error
@@ -378,10 +378,12 @@ async def test_news_is_told_once_and_a_change_of_cause_is_news(world: World) -> 
     record = world.outages()
     other_cause = Outage(blocked=True, code=BLOCKED.code, sentence="The store refuses this server (AccessDenied).")
 
-    told = [await record.declare(outage, probe_in_seconds=1) for outage in (AWAY, AWAY, BLOCKED, BLOCKED, other_cause)]
+    declared = [
+        await record.declare(outage, probe_in_seconds=1) for outage in (AWAY, AWAY, BLOCKED, BLOCKED, other_cause)
+    ]
     await record.end()
 
-    assert told == [True, False, True, False, True]
+    assert declared == [True, False, True, False, True]
     assert await record.declare(other_cause, probe_in_seconds=1)
 
 

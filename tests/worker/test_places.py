@@ -77,9 +77,9 @@ async def test_who_changes_the_store_with_the_first_start_names_the_former_one(w
 async def test_processes_that_start_at_once_agree(world: World) -> None:
     places = PlaceRecords(world.database)
 
-    told = await asyncio.gather(*(places.register(NEW, [OLD]) for _ in range(8)))
+    registered = await asyncio.gather(*(places.register(NEW, [OLD]) for _ in range(8)))
 
-    assert [each == told[0] for each in told] == [True] * 8
+    assert [each == registered[0] for each in registered] == [True] * 8
     assert await world.value("SELECT count(*) FROM store_places") == 2
 
 
@@ -133,13 +133,13 @@ async def test_a_removal_waits_for_the_store_to_be_configured_again(world: World
     upload = await stored_before(world)
     await world.uploads.remove(upload.id)
 
-    async def told() -> str | None:
+    async def reason() -> str | None:
         return (await world.find(upload)).error
 
     slowly: dict[str, Any] = {"retry_delay": 3600.0, "retry_max_delay": 3600.0}
     async with working(world, stores=changed(world, newer, former=False), **slowly):
-        await is_true(told, "it says why")
-        assert await told() == StoreNotConfigured().detail
+        await is_true(reason, "it says why")
+        assert await reason() == StoreNotConfigured().detail
     assert await world.state(upload) is State.REMOVING
     assert world.object(upload) == CONTENT
 

@@ -85,9 +85,9 @@ async def test_a_staged_copy_is_kept_where_it_is_to_be_kept(world: World) -> Non
 async def test_the_store_is_told_what_a_profile_wants_of_its_objects(world: World) -> None:
     class Attentive(OneByOne):
         async def before(self, spec: ObjectSpec, transfer_state: TransferState) -> None:
-            told[spec.upload_id] = spec.parameters
+            parameters_of[spec.upload_id] = spec.parameters
 
-    told: dict[str, Mapping[str, Any]] = {}
+    parameters_of: dict[str, Mapping[str, Any]] = {}
     parameters = {"photos": {"StorageClass": "GLACIER_IR"}, "default": {"CacheControl": "no-store"}}
     uploads = {name: await world.received(profile=name) for name in ("photos", "default", "configured no more")}
 
@@ -95,7 +95,9 @@ async def test_the_store_is_told_what_a_profile_wants_of_its_objects(world: Worl
         for upload in uploads.values():
             await reaches(world, upload, State.STORED)
 
-    assert {name: told[str(upload.id)] for name, upload in uploads.items()} == parameters | {"configured no more": {}}
+    assert {name: parameters_of[str(upload.id)] for name, upload in uploads.items()} == parameters | {
+        "configured no more": {}
+    }
 
 
 async def test_several_workers_store_each_upload_once(world: World) -> None:
@@ -567,7 +569,7 @@ async def test_a_locked_object_keeps_its_upload_removing_and_is_tried_every_day(
                 raise ObjectLocked(code="object_locked", until="2030-01-01")
             return await super().remove(identity)
 
-    async def told() -> str | None:
+    async def reason() -> str | None:
         return (await world.find(upload)).error
 
     upload = await world.received()
@@ -576,7 +578,7 @@ async def test_a_locked_object_keeps_its_upload_removing_and_is_tried_every_day(
         await reaches(world, upload, State.STORED)
         await world.uploads.remove(upload.id)
         runner.wake()
-        await is_true(told, "it says why")
+        await is_true(reason, "it says why")
 
         found = await world.find(upload)
         assert found.state is State.REMOVING
@@ -590,7 +592,7 @@ async def test_a_locked_object_keeps_its_upload_removing_and_is_tried_every_day(
         await world.end_leases()
         runner.wake()
         await reaches(world, upload, State.REMOVED)
-    assert await told() is None
+    assert await reason() is None
     assert world.object(upload) is None
 
 
@@ -632,10 +634,10 @@ async def test_an_upload_on_its_way_is_not_removed_and_a_moment_later_it_is(worl
     assert world.object(upload) is None
 
 
-async def test_by_force_the_worker_stops_at_its_next_look_at_the_ledger(world: World) -> None:
+async def test_by_force_the_worker_stops_at_its_next_look_at_the_transfer_state(world: World) -> None:
     upload = await world.received()
     store = Gated(world.store)
-    store.asks_the_ledger = True
+    store.records_progress = True
 
     async with working(world, store):
         await store.reached.wait()

@@ -63,7 +63,7 @@ class PostgresUploads:
     def __init__(
         self, database: Database, notifier: Notifier, *, max_size: int | None = None, eager_above: int | None = None
     ) -> None:
-        """`max_size` bounds a final upload whose parts' lengths become known only later.
+        """`max_size` bounds a final upload whose length becomes known only later.
 
         What is durable of an upload longer than `eager_above` bytes is sent early of its end.
         """
@@ -222,13 +222,13 @@ class PostgresUploads:
     async def create_final(
         self,
         new: NewUpload,
-        parts: Sequence[TokenHash],
+        tokens: Sequence[TokenHash],
         *,
         allow_unfinished: bool,
         allow_repeated: bool = False,
         room: Room | None = None,
     ) -> Upload:
-        """Insert a final upload over its parts, complete if they are.
+        """Insert a final upload over the partial ones of these tokens, complete if they are.
 
         With `room` it must fit into that beside all finals that are not stored yet.
 
@@ -237,7 +237,7 @@ class PostgresUploads:
         """
         async with self._notifier.transaction() as transaction:
             connection = transaction.connection
-            rows = await lock_partials(connection, parts, in_turn_for=None if room is None else new.place_id)
+            rows = await lock_partials(connection, tokens, in_turn_for=None if room is None else new.place_id)
             partials = resolve_partials(
                 [None if row is None else upload_from_row(row) for row in rows],
                 owner=new.owner,
@@ -254,8 +254,8 @@ class PostgresUploads:
             await link_partials(connection, row, [partial.id for partial in partials])
         return upload_from_row(row)
 
-    async def parts(self, final_id: UploadId) -> list[Upload]:
-        """Return the parts of a final upload in order."""
+    async def partials(self, final_id: UploadId) -> list[Upload]:
+        """Return the partial uploads of a final one in order."""
         return [upload_from_row(row) for row in await self._database.fetch(PARTIALS, final_id)]
 
     DAMAGE: Final = Statement(

@@ -94,13 +94,13 @@ async def request_scope(request: web.Request, handler: Handler) -> web.StreamRes
     status = CLIENT_GONE if isinstance(error, LEFT) else response.status
     _count_request(context.metrics, request, status, seconds)
     if context.config.logging.requests:
-        _log_request(request, status, error, seconds)
+        _log_request(context, request, status, error, seconds)
     return response
 
 
 def refuse_early(context: HttpContext, request: web.Request) -> None:
     """Refuse what needs no handler: foreign hosts and origins, and everything new while the server drains."""
-    if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(request))):
+    if context.hosts is not None and any(map(context.hosts.refuses, _named_hosts(context, request))):
         raise HostNotAllowed
     if request.method == "OPTIONS":
         return
@@ -126,27 +126,25 @@ def principal_of(request: web.Request) -> Principal:
     return ANONYMOUS if authenticator is None else authenticator.authenticate(credential)
 
 
-def external_base_of(request: web.Request) -> ExternalBase | None:
+def external_base_of(context: HttpContext, request: web.Request) -> ExternalBase | None:
     """Return how the client reached us, None if nobody trustworthy says so."""
-    trusted = request.app[CONTEXT].trusted
-    if trusted is None:
+    if context.trusted is None:
         return None
     host = request.headers.get("Host", "")
-    return external_base(request.headers, request.remote, request.scheme, host, trusted)
+    return external_base(request.headers, request.remote, request.scheme, host, context.trusted)
 
 
-def client_of(request: web.Request) -> str | None:
+def client_of(context: HttpContext, request: web.Request) -> str | None:
     """Return the address of the client, None for one on a unix socket."""
-    trusted = request.app[CONTEXT].trusted
-    if trusted is None:
+    if context.trusted is None:
         return peer_address(request.remote)
-    return client_address(request.headers, request.remote, trusted)
+    return client_address(request.headers, request.remote, context.trusted)
 
 
-def _named_hosts(request: web.Request) -> list[str]:
+def _named_hosts(context: HttpContext, request: web.Request) -> list[str]:
     """Return what the request calls the server: in Host, and in what a trusted proxy says of it."""
     named = request.headers.getall("Host", [])
-    external = external_base_of(request)
+    external = external_base_of(context, request)
     return [*named, external.host] if external is not None else [*named]
 
 
@@ -159,7 +157,7 @@ def _same_origin(context: HttpContext, request: web.Request, origin: str) -> boo
         scheme, authority = urlsplit(origin)[:2]
     except ValueError:
         return False
-    own = [*_named_hosts(request), urlsplit(context.config.server.public_url or "").netloc]
+    own = [*_named_hosts(context, request), urlsplit(context.config.server.public_url or "").netloc]
     return bool(authority) and authority.lower() in {normal_authority(host.lower(), scheme) for host in own}
 
 
@@ -199,14 +197,16 @@ def _count_request(metrics: Metrics, request: web.Request, status: int, seconds:
     timer.observe(seconds)
 
 
-def _log_request(request: web.Request, status: int, error: TusdError | None, seconds: float) -> None:
+def _log_request(
+    context: HttpContext, request: web.Request, status: int, error: TusdError | None, seconds: float
+) -> None:
     # A host's application may log without our processors.
     facts = {
         "method": request.method,
         "path": redact(request.path),
         "status": status,
         "duration_ms": round(seconds * 1000, 1),
-        "client": client_of(request),
+        "client": client_of(context, request),
     }
     if (upload_id := request.get(UPLOAD_ID)) is not None:
         facts["upload_id"] = str(upload_id)

@@ -153,7 +153,7 @@ def location(context: HttpContext, request: web.Request, token: str) -> str:
     path = f"{request.rel_url.raw_path.rstrip('/')}/{token}"
     if context.config.server.public_url is not None:
         return f"{context.config.server.public_url}{path}"
-    base = external_base_of(request)
+    base = external_base_of(context, request)
     return base.url(path) if base is not None else path
 
 
@@ -218,7 +218,7 @@ def _count_client(context: HttpContext, request: web.Request) -> str | None:
     limit = context.config.limits.max_connections_per_client
     if not limit:
         return None
-    client = client_of(request) or "unix"
+    client = client_of(context, request) or "unix"
     if context.clients.get(client, 0) >= limit:
         raise TooManyConnections
     context.clients[client] = context.clients.get(client, 0) + 1

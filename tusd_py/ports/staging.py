@@ -94,7 +94,7 @@ class Staging(Protocol):
     def probe(self, upload_id: UploadId) -> int | None:
         """Return the file's size, 0 if there is none, None while another process writes to it.
 
-        Quick: two system calls, no thread.
+        Quick: four system calls, no thread.
         """
 
     def path(self, upload_id: UploadId) -> Path:

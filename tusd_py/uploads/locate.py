@@ -83,7 +83,7 @@ async def _staged_copy(service: UploadService, upload: Upload) -> StagedFiles | 
 async def _segments(service: UploadService, upload: Upload) -> list[Segment]:
     """Return the staged files that make up an upload, in order. Raises `WrongNode`."""
     service.demand_staged_here(upload)
-    sources = await service.uploads.parts(upload.id) if upload.concat is Concat.FINAL else [upload]
+    sources = await service.uploads.partials(upload.id) if upload.concat is Concat.FINAL else [upload]
     return [Segment(service.staging.path(source.id), source.offset) for source in sources]
 
 

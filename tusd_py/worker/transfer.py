@@ -53,9 +53,9 @@ class Transfer(JobHandler[StoredObject]):
     async def _segments(self, upload: Upload) -> list[Segment]:
         if upload.concat is not Concat.FINAL:
             return [self._context.staged(upload)]
-        parts = await self._context.uploads.parts(upload.id)
-        assert not any(part.state in RECEIVING for part in parts)  # a final completes with its last part
-        return [self._context.staged(part) for part in parts]
+        partials = await self._context.uploads.partials(upload.id)
+        assert not any(partial.state in RECEIVING for partial in partials)  # a final completes with the last of them
+        return [self._context.staged(partial) for partial in partials]
 
 
 class TransferBatch:
