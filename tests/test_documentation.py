@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -153,6 +154,7 @@ TOML = [
 def test_every_configuration_can_be_loaded(text: str, tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text("postgresql://somebody:secret@db.example.com/uploads")
     (tmp_path / "jwt-key").write_text("k" * 32)
+    (tmp_path / "webhook-secret").write_text(f"whsec_{'MTIz' * 8}")
     (tmp_path / "config.toml").write_text(text.replace("/etc/tusd_py", str(tmp_path)))
 
     load_config(tmp_path / "config.toml", {"auth": {"allow_anonymous": True}})
@@ -165,6 +167,8 @@ def exists(key: str) -> bool:
         if not (isinstance(model, type) and issubclass(model, BaseModel)) or name not in model.model_fields:
             return False
         model = model.model_fields[name].annotation
+        if get_origin(model) is list:
+            (model,) = get_args(model)
     return True
 
 

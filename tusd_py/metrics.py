@@ -15,9 +15,12 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from tusd_py.errors import CLIENT_GONE, BodyError, TusdError
-from tusd_py.ports import QueueStats
+from tusd_py.ports import EndpointStats, QueueStats
+from tusd_py.protocol.events import HookKind
 
 TRANSFER_OUTCOMES: Final = ("succeeded", "retry", "postponed", "failed", "lost", "cancelled")
+DELIVERY_OUTCOMES: Final = ("delivered", "failed", "dead")
+HOOK_OUTCOMES: Final = ("replied", "failed", "invalid")
 UNSETTLED: Final = ("created", "uploading", "completed", "transferring", "transfer_failed", "removing")
 LIVE_JOBS: Final = ("queued", "running", "retry_wait", "blocked")
 _SECONDS: Final = (0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600, 3600)
@@ -76,6 +79,7 @@ class Metrics:
         self._count_http()
         self._count_bodies()
         self._count_transfers()
+        self._count_events()
         self.cleaned = Counter(
             "tusd_py_cleanup", "Rows and files that cleanup dealt with.", ["kind"], registry=self.registry
         )
@@ -172,6 +176,29 @@ class Metrics:
             registry=self.registry,
         )
 
+    def _count_events(self) -> None:
+        self.deliveries = Counter(
+            "tusd_py_deliveries",
+            "Events handed to endpoints: delivered, tries that failed, and events given up.",
+            ["endpoint", "outcome"],
+            registry=self.registry,
+        )
+        self.delivery_seconds = Histogram(
+            "tusd_py_delivery_seconds", "Time that an endpoint took to accept an event.", ["endpoint"],
+            buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.hooks = Counter(
+            "tusd_py_hooks", "Blocking hooks that were asked.", ["hook", "outcome"], registry=self.registry
+        )
+        for hook, outcome in itertools.product(HookKind, HOOK_OUTCOMES):
+            self.hooks.labels(hook.value, outcome)
+
+    def add_endpoint(self, name: str) -> None:
+        """Show an endpoint from now on, with 0."""
+        for outcome in DELIVERY_OUTCOMES:
+            self.deliveries.labels(name, outcome)
+        self.delivery_seconds.labels(name)
+
     def show_pool(self, busy: int, idle: int, limit: int) -> None:
         """Show how this process uses its connections to the database."""
         self._pool.labels("busy").set(busy)
@@ -219,4 +246,27 @@ def stats_gauges(figures: QueueStats) -> list[Metric]:
             "tusd_py_oldest_due_job_seconds", "How long the job that is due longest has waited for a worker.",
             figures.oldest_due_job_seconds,
         ),
+        *_endpoint_gauges(figures.endpoints),
     ]  # fmt: skip
+
+
+def _endpoint_gauges(endpoints: Sequence[EndpointStats]) -> list[Metric]:
+    gauges = {
+        "waiting": GaugeMetricFamily(
+            "tusd_py_deliveries_waiting", "Uploads with events that an endpoint has not taken yet.", labels=["endpoint"]
+        ),
+        "oldest_seconds": GaugeMetricFamily(
+            "tusd_py_oldest_undelivered_event_seconds", "Age of the oldest event that an endpoint has not taken yet.",
+            labels=["endpoint"],
+        ),
+        "dead_letters": GaugeMetricFamily(
+            "tusd_py_dead_letters", "Events that an endpoint did not take in time.", labels=["endpoint"]
+        ),
+        "paused": GaugeMetricFamily(
+            "tusd_py_endpoint_paused", "1 for each endpoint that wants nothing more (410).", labels=["endpoint"]
+        ),
+    }  # fmt: skip
+    for endpoint in endpoints:
+        for name, gauge in gauges.items():
+            gauge.add_metric([endpoint.name], float(getattr(endpoint, name)))
+    return list(gauges.values())

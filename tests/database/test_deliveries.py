@@ -14,7 +14,8 @@ from tusd_py.database.deliveries import Delivery, DeliveryQueue
 from tusd_py.database.events import BEGINNING, EventRecords
 from tusd_py.database.replay import Replays
 from tusd_py.errors import DatabaseUnavailable
-from tusd_py.ports.events import RECORDED, EndpointRecord, EventKind, kinds_matching
+from tusd_py.ports.events import EndpointRecord
+from tusd_py.protocol.events import RECORDED, EventKind, kinds_matching
 from tusd_py.protocol.upload import Upload
 
 EVERYTHING = frozenset(RECORDED)

@@ -22,6 +22,8 @@ from tests.support.databases import dsn_for, run_sql
 from tests.support.world import HERE, World
 from tusd_py.database import (
     concatenation,
+    deliveries,
+    events,
     job_results,
     jobs,
     lists,
@@ -111,7 +113,10 @@ async def test_each_statement_is_valid(prepared_on: asyncpg.Connection, name: st
     await prepared_on.prepare(statements()[name])
 
 
-ENQUEUING = sorted(name for name, text in statements().items() if "INSERT INTO jobs" in text)
+# Of jobs that workers beside a staging directory claim. Deliveries are looked for when an upload has changed.
+ENQUEUING = sorted(
+    name for name, text in statements().items() if "INSERT INTO jobs (upload_id, kind, staging_id" in text
+)
 
 
 @pytest.mark.parametrize("name", ENQUEUING)
@@ -214,6 +219,17 @@ SELECT id, 'transfer', staging_id, CASE WHEN state = 'transfer_failed' THEN 'que
 """
 
 
+SEED_EVENTS = """
+INSERT INTO events (upload_id, kind, sequence, snapshot, owner, profile, created_at)
+SELECT id, 'upload.created', 1, '{}', owner, profile, created_at FROM uploads
+"""
+SEED_DELIVERIES = """
+INSERT INTO jobs (upload_id, kind, endpoint, next_sequence, until_sequence, state, due_at)
+SELECT id, 'deliver', endpoint, 1, 1, 'queued', now() + interval '1 hour'
+  FROM uploads, unnest(ARRAY['app', 'other']) AS endpoint WHERE state IN ('stored', 'transfer_failed') LIMIT 20000
+"""
+
+
 def bound(call: tuple[Any, ...]) -> tuple[str, list[Any]]:
     """The text of a statement and its arguments."""
     statement, *arguments = call
@@ -308,6 +324,27 @@ PLANS: dict[str, tuple[str, list[Any], str]] = {
         ),
         "uploads_pkey",
     ),
+    "deliveries of an endpoint": (
+        deliveries.CLAIM,
+        ["app", 8, "w", 45.0],
+        "jobs_due_deliveries",
+    ),
+    "next due delivery": (deliveries.NEXT_DUE, ["app"], "jobs_due_deliveries"),
+    "advance a delivery": (deliveries.ADVANCE, [1, 1, "w", 2, 45.0], "jobs_pkey"),
+    "finish a delivery": (deliveries.FINISH, [1, 1, "w", 2], "jobs_pkey"),
+    "lost deliveries": (deliveries.RELEASE_LOST, [["w"]], "jobs_due_deliveries|jobs_live_deliveries"),
+    "events of a delivery": (
+        deliveries.EVENTS,
+        [UNAUTHENTICATED, 1, 9, ["upload.stored"], 16],
+        "events_upload_id_sequence_key",
+    ),
+    "events of an upload": (events.OF_UPLOAD, [UNAUTHENTICATED, 0, 100], "events_upload_id_sequence_key"),
+    "events after a position": (events.AFTER, ["0", 0, None, 100], "events_order"),
+    "newest event": (events.NEWEST, [], "events_order"),
+    "purge_events": (
+        *bound(CleanupRecords.PURGE_EVENTS(older_than=60.0, limit=500)),
+        "events_age",
+    ),
     "figures": (stats.FIGURES, [HERE], "uploads_unsettled"),
 }
 
@@ -365,7 +402,15 @@ async def explain_all(dsn: str) -> dict[str, list[tuple[str, str]]]:
     connection = await asyncpg.connect(dsn)
     transaction = connection.transaction()
     await transaction.start()
-    for statement in (SEED, SEED_JOBS, "ANALYZE uploads", "ANALYZE jobs"):
+    for statement in (
+        SEED,
+        SEED_JOBS,
+        SEED_EVENTS,
+        SEED_DELIVERIES,
+        "ANALYZE uploads",
+        "ANALYZE jobs",
+        "ANALYZE events",
+    ):
         await connection.execute(statement)
     found = {}
     await connection.execute("SET LOCAL plan_cache_mode = force_generic_plan")
@@ -396,7 +441,7 @@ def test_a_large_table_is_read_by_an_index(plans: dict[str, list[tuple[str, str]
 
     found = plans[name]
 
-    assert not [table for table, kind in found if kind == "Seq Scan" and table in {"uploads", "jobs"}], found
+    assert not [table for table, kind in found if kind == "Seq Scan" and table in {"uploads", "jobs", "events"}], found
     assert any(re.fullmatch(index, used) for used, _ in found), found
 
 

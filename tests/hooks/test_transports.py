@@ -254,7 +254,7 @@ class Application:
     async def __call__(self, event: HookEvent) -> HookReply:
         return HookReply(stop_upload=event.upload.size == 46205)
 
-    def method(self, _: HookEvent) -> None:
+    def method(self, event: HookEvent) -> HookReply:
         raise KeyError("nothing")
 
 
@@ -269,11 +269,15 @@ async def test_function_coroutine_function_and_object_are_called() -> None:
     assert (await FunctionHooks(application).ask(EVENT)).stop_upload
 
 
+def wrong(event: HookEvent) -> Any:
+    return True
+
+
 async def test_function_that_raises_or_returns_something_else_is_an_error() -> None:
     with pytest.raises(HookFailed, match="KeyError"):
         await FunctionHooks(application.method).ask(EVENT)
     with pytest.raises(HookInvalid):
-        await FunctionHooks(lambda _: True).ask(EVENT)  # type: ignore[arg-type, return-value] -- wrong on purpose
+        await FunctionHooks(wrong).ask(EVENT)
 
 
 def test_object_is_loaded_by_its_name() -> None:

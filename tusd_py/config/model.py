@@ -15,6 +15,7 @@ from tusd_py.config.sections import (
     CorsConfig,
     DatabaseConfig,
     DownloadsConfig,
+    EventsConfig,
     FormerStoreConfig,
     IntegrityConfig,
     LimitsConfig,
@@ -28,6 +29,7 @@ from tusd_py.config.sections import (
     StorageConfig,
     TransferConfig,
     TusConfig,
+    WebhookConfig,
 )
 from tusd_py.config.sources import ENV_DELIMITER, ENV_PREFIX, settings_sources
 from tusd_py.protocol.upload import DEFAULT_PROFILE
@@ -49,6 +51,9 @@ class Config(BaseSettings):
     data_dir: Path = Field(
         default=Path("tusd-data"), description="directory of all data, unless a section names another"
     )
+    webhooks: list[WebhookConfig] = Field(
+        default=[], description="[[webhooks]]: endpoints that are told of events; see docs/events.md"
+    )
     server: ServerConfig = Field(default_factory=ServerConfig)
     cors: CorsConfig = Field(default_factory=CorsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
@@ -62,6 +67,7 @@ class Config(BaseSettings):
     auth: AuthConfig = Field(default_factory=AuthConfig)
     profiles: Profiles = Field(default_factory=lambda: {DEFAULT_PROFILE: ProfileConfig()})
     downloads: DownloadsConfig = Field(default_factory=DownloadsConfig)
+    events: EventsConfig = Field(default_factory=EventsConfig)
     cleanup: CleanupConfig = Field(default_factory=CleanupConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

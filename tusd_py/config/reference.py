@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from tusd_py.config.model import Config
 from tusd_py.config.render import readable, tables_of, toml_value
+from tusd_py.config.sections import WebhookConfig
 
 HEADER: Final = """\
 # Configuration
@@ -38,7 +39,9 @@ the form of a file.
 def render_reference() -> str:
     """Return the text of `docs/configuration.md`, whatever the environment says."""
     # model_construct reads no source, so that no TUSD_… variable ends up in the page.
-    return "\n".join([HEADER, *_section(Config.model_construct(), "")]).rstrip("\n") + "\n"
+    webhook = WebhookConfig.model_construct(url="")
+    lines = [HEADER, *_section(Config.model_construct(), ""), *_section(webhook, "[webhooks]")]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _section(model: BaseModel, path: str) -> Iterator[str]:

@@ -13,6 +13,7 @@ from tusd_py.config.model import Config
 from tusd_py.config.place import place_of
 from tusd_py.config.s3_validation import s3_pool_problems, s3_problems, s3_warnings
 from tusd_py.config.sections import CorsConfig, JwtConfig, is_loopback
+from tusd_py.config.sections.webhooks import HOOKS_ENDPOINT
 
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
@@ -171,6 +172,25 @@ def _former_stores(config: Config) -> Iterator[str]:
         seen.setdefault(place, path)
 
 
+def _webhooks(config: Config) -> Iterator[str]:
+    seen: dict[str, int] = {}
+    for number, webhook in enumerate(config.webhooks):
+        if (other := seen.setdefault(webhook.endpoint, number)) != number:
+            yield (
+                f"webhooks.{number}.name: {webhook.endpoint!r} is webhooks.{other} already; give each endpoint a name "
+                "of its own"
+            )
+        if webhook.endpoint == HOOKS_ENDPOINT:
+            yield f"webhooks.{number}.name: {HOOKS_ENDPOINT!r} is the endpoint of the programs in hooks.file"
+
+
+def _profiles_of_webhooks(config: Config) -> Iterator[str]:
+    for number, webhook in enumerate(config.webhooks):
+        if unknown := [name for name in webhook.profiles if name not in config.profiles]:
+            known = ", ".join(sorted(config.profiles))
+            yield f"webhooks.{number}.profiles: unknown {', '.join(map(repr, unknown))} (profiles: {known})"
+
+
 def _listeners(config: Config) -> Iterator[str]:
     server, operations = config.server, config.operations
     # With SO_REUSEPORT both could bind the same port, and metrics would be public.
@@ -206,5 +226,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"server", "operations"}), _listeners),
     (frozenset({"database"}), _database),
     (frozenset({"transfer"}), _transfer),
+    (frozenset({"webhooks"}), _webhooks),
+    (frozenset({"webhooks", "profiles"}), _profiles_of_webhooks),
 )
 """Every check with the sections that it reads."""

@@ -294,7 +294,7 @@ class CleanupRecords:
                                                   AND jobs.state IN {LIVE})
              ORDER BY created_at LIMIT :limit FOR UPDATE SKIP LOCKED
         )
-        DELETE FROM events USING old WHERE events.id = old.id
+        DELETE FROM events WHERE id = ANY (ARRAY(SELECT id FROM old))
         """  # noqa: S608
     )
 

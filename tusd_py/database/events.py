@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from tusd_py.ports.events import EventKind, RecordedEvent
+from tusd_py.ports.events import RecordedEvent
+from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from tusd_py.database.statements import LIVE
-from tusd_py.ports.events import EventKind
+from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import UploadId
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.statements import LIVE, NO_DELIVERY
-from tusd_py.ports import QueueStats
+from tusd_py.ports import EndpointStats, QueueStats
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
@@ -38,6 +38,16 @@ SELECT (SELECT coalesce(jsonb_object_agg(state, n), '{{}}')
        coalesce((SELECT seconds FROM away WHERE NOT blocked), 0) AS store_away,
        coalesce((SELECT seconds FROM away WHERE blocked), 0) AS store_blocked
 """  # noqa: S608 -- only a constant is inserted
+# The first event that waits is looked up by its number: one look into an index for each upload that waits.
+ENDPOINT_FIGURES: Final = f"""
+SELECT endpoint.name, endpoint.paused_at IS NOT NULL AS paused, count(jobs.id) AS waiting,
+       coalesce(extract(epoch FROM now() - min(events.created_at)), 0)::float8 AS oldest_seconds,
+       (SELECT count(*) FROM dead_letters WHERE dead_letters.endpoint = endpoint.name) AS dead_letters
+  FROM webhook_endpoints endpoint
+  LEFT JOIN jobs ON jobs.endpoint = endpoint.name AND jobs.kind = 'deliver' AND jobs.state IN {LIVE}
+  LEFT JOIN events ON events.upload_id = jobs.upload_id AND events.sequence = jobs.next_sequence
+ GROUP BY endpoint.name ORDER BY endpoint.name
+"""  # noqa: S608
 PING: Final = "SELECT 1"
 
 
@@ -52,6 +62,7 @@ async def read_stats(database: Database, staging_id: StagingId | None) -> QueueS
         row["oldest_due_job"],
         row["store_away"],
         row["store_blocked"],
+        [EndpointStats(**each) for each in await database.fetch(ENDPOINT_FIGURES)],
     )
 
 

@@ -8,13 +8,13 @@ from tusd_py.hooks.factory import make_hooks
 from tusd_py.ports.hooks import (
     FileInfoChanges,
     HookEvent,
-    HookKind,
     HookReply,
     HookRequest,
     HookResponse,
     HookUpload,
     PythonHook,
 )
+from tusd_py.protocol.events import HookKind
 
 __all__ = [
     "FileInfoChanges",

@@ -21,6 +21,7 @@ from tusd_py.ports.objects import (
 )
 from tusd_py.ports.queue import (
     LARGE_BYTES,
+    EndpointStats,
     Job,
     JobKind,
     JobState,
@@ -51,6 +52,7 @@ __all__ = [
     "Checkable",
     "Digests",
     "DownloadHeaders",
+    "EndpointStats",
     "Job",
     "JobKind",
     "JobState",

@@ -2,60 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from fnmatch import fnmatchcase
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
+from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import UploadId
-
-TYPE_PREFIX: Final = "tusd_py."
-"""What the type of a CloudEvent begins with; the rest is the kind."""
-
-
-class EventKind(StrEnum):
-    """What has happened."""
-
-    CREATED = "upload.created"
-    PROGRESS = "upload.progress"
-    """Bytes have become durable. Not recorded: it is told to those who listen, and may be dropped."""
-    COMPLETED = "upload.completed"
-    """Every byte is here."""
-    PART_COMPLETED = "upload.part_completed"
-    """Every byte of a partial upload is here."""
-    COMMITTED = "upload.committed"
-    TRANSFERRING = "upload.transferring"
-    STORED = "upload.stored"
-    TRANSFER_FAILED = "upload.transfer_failed"
-    OBJECT_MISSING = "upload.object_missing"
-    """Reconciliation did not find the object in the store."""
-    BYTES_MISSING = "upload.bytes_missing"
-    """Reconciliation did not find the bytes in staging."""
-    REJECTED = "upload.rejected"
-    TERMINATED = "upload.terminated"
-    """Somebody asked for its removal."""
-    EXPIRED = "upload.expired"
-    REMOVED = "upload.removed"
-    """Its bytes are gone."""
-
-
-RECORDED: Final = frozenset(EventKind) - {EventKind.PROGRESS}
-
-
-def kinds_matching(patterns: Iterable[str]) -> list[EventKind]:
-    """Return the kinds that match one of the patterns (`upload.stored`, `upload.*`), in their own order.
-
-    No pattern with a wildcard matches `upload.progress`: whoever wants that says so.
-    """
-    wanted = set(patterns)
-    return [
-        kind
-        for kind in EventKind
-        if kind.value in wanted or (kind in RECORDED and any(fnmatchcase(kind.value, each) for each in wanted))
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,21 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol
 
-
-class HookKind(StrEnum):
-    """When a hook is asked. The values are the names that tusd uses."""
-
-    PRE_CREATE = "pre-create"
-    """Before an upload is created: it may be refused, or get another token, metadata or object key."""
-    PRE_FINISH = "pre-finish"
-    """After the last byte is durable and before the upload is complete."""
-    PRE_TERMINATE = "pre-terminate"
-    """Before a client's DELETE."""
-    POST_RECEIVE = "post-receive"
-    """While a body arrives, now and then: the upload may be stopped."""
+from tusd_py.protocol.events import HookKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

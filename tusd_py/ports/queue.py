@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -86,6 +86,19 @@ class Probe:
     due_seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointStats:
+    """How the deliveries to an endpoint stand."""
+
+    name: str
+    waiting: int
+    """Uploads of which it has not been told everything."""
+    oldest_seconds: float
+    """Age of the oldest event that it has not taken yet, 0 if there is none."""
+    dead_letters: int
+    paused: bool
+
+
 @dataclass(frozen=True, slots=True)
 class QueueStats:
     """What operators watch: counts by state, ages in seconds. States without any are left out."""
@@ -100,3 +113,5 @@ class QueueStats:
     """How long this node's store has not been reachable; 0 if it is, or if it refuses."""
     store_blocked_seconds: float = 0
     """How long the store has refused this node; 0 if it does not."""
+    endpoints: Sequence[EndpointStats] = ()
+    """Of events; also those that are configured no more and not yet forgotten."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py.errors import HookFailed, HookInvalid, TerminationRejected, UploadRejected
-from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookKind, HookReply, HookUpload
+from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookReply, HookUpload
+from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type, parse_metadata
 from tusd_py.protocol.upload import Concat

@@ -22,7 +22,8 @@ from tusd_py.ports.events import DeliveryFailed
 if TYPE_CHECKING:
     from tusd_py.database.deliveries import Delivery, DeliveryQueue
     from tusd_py.metrics import Metrics
-    from tusd_py.ports.events import Endpoint, EventKind, Message, RecordedEvent
+    from tusd_py.ports.events import Endpoint, Message, RecordedEvent
+    from tusd_py.protocol.events import EventKind
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +93,8 @@ class DeliveryRunner:
         self._retry_seconds = retry_seconds
         self._clock = clock
         self._stopping = False
+        for subscription in subscriptions:
+            metrics.add_endpoint(subscription.name)
 
     def wake(self) -> None:
         """Look for deliveries now."""

@@ -10,6 +10,7 @@ from tusd_py.config.sections.cleanup import CleanupConfig
 from tusd_py.config.sections.cors import CorsConfig
 from tusd_py.config.sections.database import FEW_CONNECTIONS, DatabaseConfig
 from tusd_py.config.sections.downloads import DownloadsConfig
+from tusd_py.config.sections.events import EventsConfig
 from tusd_py.config.sections.integrity import IntegrityConfig
 from tusd_py.config.sections.limits import LimitsConfig
 from tusd_py.config.sections.logging import LoggingConfig
@@ -23,6 +24,7 @@ from tusd_py.config.sections.storage import FilesystemStoreConfig, FormerStoreCo
 from tusd_py.config.sections.storage_s3 import S3ClientConfig, S3ProxiesConfig, S3StoreConfig
 from tusd_py.config.sections.transfer import TransferConfig
 from tusd_py.config.sections.tus import TusConfig
+from tusd_py.config.sections.webhooks import WebhookConfig
 
 __all__ = [
     "FEW_CONNECTIONS",
@@ -32,6 +34,7 @@ __all__ = [
     "CorsConfig",
     "DatabaseConfig",
     "DownloadsConfig",
+    "EventsConfig",
     "FilesystemStoreConfig",
     "FormerStoreConfig",
     "IntegrityConfig",
@@ -53,5 +56,6 @@ __all__ = [
     "StorageConfig",
     "TransferConfig",
     "TusConfig",
+    "WebhookConfig",
     "is_loopback",
 ]

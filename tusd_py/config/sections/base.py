@@ -42,7 +42,16 @@ def empty_is_none(value: object) -> object:
     return None if value == "" else value
 
 
+def _endpoint_url(value: str) -> str:
+    _http_url(value.partition("?")[0])
+    if not re.fullmatch("(?!.*#)[!-~]+", value):
+        raise ValueError("an absolute http:// or https:// URL without user and fragment is expected")
+    return value
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
+"""As it is written: a slash at its end, or a query, may matter to the receiver."""
 OptionalHttpUrl = Annotated[HttpUrl | None, BeforeValidator(empty_is_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(empty_is_none)]
 OptionalSecret = Annotated[Secret | None, BeforeValidator(empty_is_none)]

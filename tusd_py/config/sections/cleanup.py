@@ -29,6 +29,9 @@ class CleanupConfig(Section):
         default=30 * 86400, description="and removed from there after this further time"
     )
     events_after: Seconds = Field(default=7 * 86400, ge=0, description="how long recorded events are kept")
+    dead_letters_after: Seconds = Field(
+        default=30 * 86400, ge=0, description="how long events are kept that an endpoint did not take"
+    )
     reconcile_margin: Annotated[Seconds, Field(ge=60)] = Field(
         default=3600, description='"tusd-py reconcile" ignores what is younger'
     )

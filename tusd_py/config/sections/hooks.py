@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from tusd_py.config.sections.base import OptionalHttpUrl, OptionalPath, OptionalText, PositiveSeconds, Section
 from tusd_py.config.units import Seconds
-from tusd_py.ports.hooks import HookKind
+from tusd_py.protocol.events import HookKind
 
 _FIELD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 

@@ -7,11 +7,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tusd_py.config.sections.base import HttpUrl, OptionalSecret, OptionalText, PositiveSeconds, Section
+from tusd_py.config.sections.base import EndpointUrl, OptionalSecret, OptionalText, PositiveSeconds, Section
 from tusd_py.config.units import Secret
-from tusd_py.ports.events import EventKind, kinds_matching
+from tusd_py.protocol.events import EventKind, kinds_matching
 from tusd_py.webhooks.signatures import signing_key
 
+HOOKS_ENDPOINT: Final = "hooks"
+"""Under this name the programs in `hooks.file` are told of events."""
 _NAME: Final = re.compile(r"[!-~]{1,255}")
 
 
@@ -40,9 +42,9 @@ class WebhookConfig(Section):
     """An endpoint that is told of events. Each one is delivered to independently of the others."""
 
     name: Annotated[OptionalText, AfterValidator(_name)] = Field(
-        default=None, description="under which deliveries are recorded; empty: the URL"
+        default=None, description="under which deliveries are recorded and counted; empty: the URL without its query"
     )
-    url: HttpUrl = Field(description="where events are sent by POST")
+    url: EndpointUrl = Field(description="where events are sent by POST")
     secret: OptionalSecret = Field(default=None, description='signs the messages: "whsec_" and a key in base64')
     secrets: list[SigningSecret] = Field(
         default=[], description="several secrets, while one is being replaced: each signs"
@@ -73,7 +75,7 @@ class WebhookConfig(Section):
     @property
     def endpoint(self) -> str:
         """The name under which its deliveries are recorded."""
-        return self.name or self.url
+        return self.name or self.url.partition("?")[0]
 
     @property
     def signing_secrets(self) -> list[str]:
