@@ -26,7 +26,12 @@ EVERY_ERROR = [it for it in EVERY_CLASS if "code" in vars(it)]
 
 
 def test_only_a_group_of_errors_has_no_code() -> None:
-    assert set(EVERY_CLASS) - set(EVERY_ERROR) == {errors.AccessError, errors.StateConflict, errors.BodyError}
+    assert set(EVERY_CLASS) - set(EVERY_ERROR) == {
+        errors.AccessError,
+        errors.StateConflict,
+        errors.BodyError,
+        errors.HookRejection,
+    }
 
 
 @pytest.mark.parametrize("error", EVERY_ERROR)

@@ -12,7 +12,10 @@ also reads better where it stands than a constant handed to a class that all of 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+if TYPE_CHECKING:
+    from tusd_py.ports.hooks import HookResponse
 
 CLIENT_GONE: Final = 499
 """The status of a request whose client went away or fell silent. Nobody is told it: logs and metrics say so."""
@@ -432,16 +435,27 @@ class HookInvalid(TusdError):
     sentence = "The application behind this server gave a reply that cannot be used."
 
 
-class UploadRejected(TusdError):
-    code, status = "ERR_UPLOAD_REJECTED", 400
+class HookRejection(TusdError):
+    """A group; only what is derived from it is raised."""
+
+    status = 400
+
+    def __init__(self, response: HookResponse | None = None) -> None:
+        """`response` is what the application wants the client to be told instead."""
+        super().__init__()
+        self.response = response
+
+
+class UploadRejected(HookRejection):
+    code = "ERR_UPLOAD_REJECTED"
     sentence = "The application does not take this upload."
 
 
-class TerminationRejected(TusdError):
-    code, status = "ERR_UPLOAD_TERMINATION_REJECTED", 400
+class TerminationRejected(HookRejection):
+    code = "ERR_UPLOAD_TERMINATION_REJECTED"
     sentence = "The application does not let this upload be terminated."
 
 
-class UploadStopped(TusdError):
-    code, status = "ERR_UPLOAD_STOPPED", 400
+class UploadStopped(HookRejection):
+    code = "ERR_UPLOAD_STOPPED"
     sentence = "The application has stopped this upload."

@@ -13,11 +13,10 @@ from typing import Any, Final
 import orjson
 
 from tusd_py.errors import HookInvalid
+from tusd_py.hooks.replies import check_response
 from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookReply, HookResponse, HookUpload
 
 MAX_REPLY_BYTES: Final = 64 * 1024
-_MIN_STATUS: Final = 200
-_MAX_STATUS: Final = 599
 
 
 def encode_event(event: HookEvent) -> bytes:
@@ -77,14 +76,13 @@ def decode_reply(body: bytes) -> HookReply:
 
 
 def _response(fields: _Fields) -> HookResponse:
-    status = fields.number("StatusCode")
-    if status and not _MIN_STATUS <= status <= _MAX_STATUS:
-        raise HookInvalid(f"HTTPResponse.StatusCode is {status}, which is no status of a final response.")
-    headers = fields.texts("Header") or {}
-    for name, value in headers.items():
-        if not name or any(character in name + value for character in "\r\n\0"):
-            raise HookInvalid("HTTPResponse.Header has a line break.")
-    return HookResponse(status_code=status, body=fields.text("Body") or "", headers=headers)
+    response = HookResponse(
+        status_code=fields.number("StatusCode"),
+        body=fields.text("Body") or "",
+        headers=fields.texts("Header") or {},
+    )
+    check_response(response)
+    return response
 
 
 def _changes(fields: _Fields) -> FileInfoChanges | None:
