@@ -12,13 +12,17 @@ import asyncpg
 import pytest
 
 from tests.support.databases import dsn_for, run_sql
+from tests.support.world import HERE, open_world, stored
 from tusd_py.config.place import Place
 from tusd_py.config.sections import DatabaseConfig
 from tusd_py.database import migrate as runner
+from tusd_py.database.deliveries import DeliveryQueue
 from tusd_py.database.migrate import Migration, check_schema, load_migrations, migrate, migrations_directory, pending
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
 from tusd_py.errors import DatabaseUnavailable, MigrationError
+from tusd_py.ports.events import EndpointRecord
+from tusd_py.protocol.events import RECORDED
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -275,3 +279,48 @@ async def test_uploads_from_before_places_were_recorded_belong_to_the_place_of_t
     assert await query(empty_dsn, "SELECT DISTINCT place_id FROM uploads") == [(ids[here],)]
     assert changed[here] == ids[here]
     await database.close()
+
+
+async def test_jobs_from_before_deliveries_are_done_and_their_events_begin_at_one(
+    empty_dsn: str, tmp_path: Path
+) -> None:
+    before = tmp_path / "before"
+    before.mkdir()
+    for path in sorted(migrations_directory().glob("*.sql")):
+        if path.name == "0012_deliver_events.sql":
+            break
+        shutil.copy(path, before)
+    await migrate(empty_dsn, before)
+    await query(
+        empty_dsn,
+        "WITH made AS (INSERT INTO uploads"
+        " (id, token_hash, staging_id, state, upload_length, upload_offset, object_key, gone_at)"
+        f" SELECT gen_random_uuid(), sha256(state::bytea), '{HERE}', state, 10, 10, state, CASE state WHEN 'removing' THEN now() END"
+        " FROM unnest(ARRAY['completed', 'transferring', 'removing']) AS state RETURNING id, state)"
+        " INSERT INTO jobs (upload_id, kind, staging_id, length, state, worker, attempt, started_at, due_at)"
+        f" SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, '{HERE}', 10,"
+        " CASE state WHEN 'transferring' THEN 'running' ELSE 'queued' END, 'dead', 1, now(), now() FROM made",
+    )
+    await query(empty_dsn, "INSERT INTO events (upload_id, kind) SELECT id, 'upload.created' FROM uploads")
+
+    await migrate(empty_dsn)
+
+    async with open_world(empty_dsn, tmp_path, empty=False) as world:
+        await DeliveryQueue(world.database, worker="w").synchronise(
+            [EndpointRecord(name="app", kinds=RECORDED, profiles=frozenset())]
+        )
+        jobs = await world.jobs("new").claim(10)
+        assert sorted(job.kind for job in jobs) == ["remove", "transfer", "transfer"]
+        transfers = [(job, stored(job.upload)) for job in jobs if job.kind == "transfer"]
+        await world.jobs("new").finish_transfers(transfers)
+        await world.jobs("new").finish_removals([job for job in jobs if job.kind == "remove"])
+        assert await query(
+            empty_dsn,
+            "SELECT object_key, array_agg(sequence || ' ' || kind ORDER BY sequence) FROM events"
+            " JOIN uploads ON uploads.id = upload_id GROUP BY object_key ORDER BY object_key",
+        ) == [
+            ("completed", ["1 upload.transferring", "2 upload.stored"]),
+            ("removing", ["1 upload.removed"]),
+            ("transferring", ["1 upload.stored"]),
+        ]
+        assert await world.value("SELECT count(*) FROM jobs WHERE kind = 'deliver' AND state = 'queued'") == 3

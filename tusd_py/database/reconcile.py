@@ -194,7 +194,10 @@ class ReconcileRecords:
 
     async def mark_missing(self, row: UploadRecord, reason: str) -> bool:
         """Record that bytes of an upload are missing, and since when; nothing else is changed."""
-        return bool(await self._database.fetch(*self.MARK_MISSING(**_conditions(row), reason=reason)))
+        marked = await self._database.fetch(*self.MARK_MISSING(**_conditions(row), reason=reason))
+        if marked:
+            self._notifier.notify_changed(row.id)
+        return bool(marked)
 
     CLEAR_MISSING: Final = Statement(
         f"""

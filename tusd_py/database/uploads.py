@@ -94,6 +94,7 @@ class PostgresUploads:
     async def create(self, new: NewUpload) -> Upload:
         """Insert a row; a complete one comes with its transfer job and event."""
         (row,) = await self._notifier.run(*self.CREATE(**_columns_of(new)))
+        self._notifier.notify_changed(new.id)
         return upload_from_row(row)
 
     FIND_BY_TOKEN: Final = Statement(f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = :token_hash")  # noqa: S608
@@ -252,6 +253,7 @@ class PostgresUploads:
             final = new.joined(join_partials(partials, combine))
             (row,) = await transaction.run(*self.CREATE(**_columns_of(final)))
             await link_partials(connection, row, [partial.id for partial in partials])
+        self._notifier.notify_changed(new.id)
         return upload_from_row(row)
 
     async def partials(self, final_id: UploadId) -> list[Upload]:
