@@ -36,6 +36,10 @@ CREATE TABLE events (
 CREATE INDEX events_order ON events (xid, id);
 CREATE INDEX events_age ON events (created_at);
 
+-- Whose events these are, where no public URL is configured: part of the source of CloudEvents.
+CREATE TABLE database_identity (id uuid PRIMARY KEY DEFAULT gen_random_uuid());
+INSERT INTO database_identity DEFAULT VALUES;
+
 -- The endpoints that are configured, for the statements that record events.
 CREATE TABLE webhook_endpoints (
     name       text        PRIMARY KEY,

@@ -20,11 +20,12 @@ from tusd_py.cli import main
 from tusd_py.config import Config, load_config
 from tusd_py.config.reference import render_reference
 from tusd_py.errors import TusdError
-from tusd_py.http.api.views import attempt_view, transfer_view, upload_view
+from tusd_py.http.api.views import attempt_view, transfer_view
 from tusd_py.metrics import Metrics, readiness_gauges, stats_gauges
 from tusd_py.ports import AttemptView, JobKind, QueueStats
 from tusd_py.protocol.upload import State
 from tusd_py.stores.s3.permissions import BUCKET_ACTIONS
+from tusd_py.uploads.view import upload_view
 
 pytestmark = pytest.mark.unit
 

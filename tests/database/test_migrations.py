@@ -295,7 +295,8 @@ async def test_jobs_from_before_deliveries_are_done_and_their_events_begin_at_on
         empty_dsn,
         "WITH made AS (INSERT INTO uploads"
         " (id, token_hash, staging_id, state, upload_length, upload_offset, object_key, gone_at)"
-        f" SELECT gen_random_uuid(), sha256(state::bytea), '{HERE}', state, 10, 10, state, CASE state WHEN 'removing' THEN now() END"
+        f" SELECT gen_random_uuid(), sha256(state::bytea), '{HERE}', state, 10, 10, state,"
+        " CASE state WHEN 'removing' THEN now() END"
         " FROM unnest(ARRAY['completed', 'transferring', 'removing']) AS state RETURNING id, state)"
         " INSERT INTO jobs (upload_id, kind, staging_id, length, state, worker, attempt, started_at, due_at)"
         f" SELECT id, CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END, '{HERE}', 10,"

@@ -34,6 +34,7 @@ SELECT xid::text AS xid, id FROM events WHERE xid < pg_snapshot_xmin(pg_current_
  ORDER BY xid DESC, id DESC LIMIT 1
 """
 POSITION: Final = "SELECT xid::text AS xid, id FROM events WHERE event_id = $1"
+DATABASE_ID: Final = "SELECT id FROM database_identity"
 SEQUENCE: Final = "SELECT sequence FROM events WHERE event_id = $1 AND upload_id = $2"
 
 
@@ -70,6 +71,13 @@ class EventRecords:
         """Return the position behind everything that has happened."""
         row = await self._database.fetchrow(NEWEST)
         return BEGINNING if row is None else EventPosition(row["xid"], row["id"])
+
+    async def database_id(self) -> UUID:
+        """Return the id of this database, the same for as long as it exists."""
+        row = await self._database.read(DATABASE_ID)
+        assert row is not None  # the migration has inserted it
+        found: UUID = row["id"]
+        return found
 
     async def position(self, event_id: UUID) -> EventPosition | None:
         """Return the position of an event, None if it is not kept any more."""

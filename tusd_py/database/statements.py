@@ -78,10 +78,12 @@ def record_events(source: str, kind: str, *, sequence: str = "event_sequence", p
     The upload is locked, so the events of one upload are numbered in the order of their transactions, without
     gaps. The job of a delivery is locked after the upload; see `deliveries` for what follows from that.
     """
+    # Without what a client has sent as Upload-Concat: it names tokens.
+    name = source.split(maxsplit=1)[0]
     return f"""
 recorded AS (
     INSERT INTO events (upload_id, kind, sequence, payload, snapshot, owner, profile)
-    SELECT id, {kind}, {sequence}, {payload}, to_jsonb({source.split(maxsplit=1)[0]}), owner, profile FROM {source}
+    SELECT id, {kind}, {sequence}, {payload}, to_jsonb({name}) - 'concat_header', owner, profile FROM {source}
     RETURNING upload_id, kind, sequence, profile
 ), deliveries AS (
     INSERT INTO jobs (upload_id, kind, endpoint, next_sequence, until_sequence)

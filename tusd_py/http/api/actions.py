@@ -7,11 +7,11 @@ import http
 from aiohttp import web
 
 from tusd_py.http.api.requests import prefix_of, resource, upload_id_of
-from tusd_py.http.api.views import API_PATH, upload_links
 from tusd_py.http.context import CONTEXT, UPLOAD_ID
 from tusd_py.http.middleware import principal_of
 from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
+from tusd_py.uploads.view import API_PATH, upload_links
 
 
 def routes() -> list[web.RouteDef]:

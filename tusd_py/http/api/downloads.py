@@ -7,10 +7,10 @@ from aiohttp import web
 from tusd_py.authorization import UNAUTHENTICATED, Action, Principal
 from tusd_py.errors import Unauthenticated
 from tusd_py.http.api.requests import flag, resource, upload_id_of
-from tusd_py.http.api.views import DOWNLOAD_PATH
 from tusd_py.http.context import CONTEXT
 from tusd_py.http.download_routes import download
 from tusd_py.http.middleware import principal_of
+from tusd_py.uploads.view import DOWNLOAD_PATH
 
 
 def routes() -> list[web.RouteDef]:

@@ -17,11 +17,12 @@ from tusd_py.http.api.requests import (
     upload_id_of,
     whole_number,
 )
-from tusd_py.http.api.views import API_PATH, attempt_view, transfer_view, upload_view
+from tusd_py.http.api.views import attempt_view, transfer_view
 from tusd_py.http.context import CONTEXT, UPLOAD_ID
 from tusd_py.http.middleware import principal_of
 from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
+from tusd_py.uploads.view import API_PATH, upload_view
 from tusd_py.uploads.waiting import look_at_upload
 
 MAX_PAGE: Final = 200

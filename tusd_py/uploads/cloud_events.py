@@ -1,0 +1,42 @@
+"""Events as CloudEvents 1.0 in structured JSON (cloudevents.io), for webhooks and live streams."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from tusd_py.protocol.events import TYPE_PREFIX
+from tusd_py.uploads.snapshot import upload_from_snapshot
+from tusd_py.uploads.view import upload_view
+
+if TYPE_CHECKING:
+    from tusd_py.config import Config
+    from tusd_py.config.place import Place
+    from tusd_py.ports.events import RecordedEvent
+
+CONTENT_TYPE: Final = "application/cloudevents+json"
+SEQUENCE_DIGITS: Final = 20
+
+
+def event_source(config: Config, database_id: UUID) -> str:
+    """Return whose events these are: the public URL of the server, or else the name of its database."""
+    return config.server.public_url or f"urn:tusd_py:{database_id}"
+
+
+def cloud_event(event: RecordedEvent, config: Config, *, place: Place | None, source: str) -> dict[str, Any]:
+    """Return an event with the upload as the API shows it. Where exactly it is stored: as `upload_view` says."""
+    data = upload_view(upload_from_snapshot(event.snapshot), config, place=place)
+    if (code := event.payload.get("code")) is not None:
+        data["error_code"] = code
+    return {
+        "specversion": "1.0",
+        "id": str(event.id),
+        "source": source,
+        "type": f"{TYPE_PREFIX}{event.kind.value}",
+        "subject": str(event.upload_id),
+        "time": event.created_at,
+        # Compared as text (the sequence extension of CloudEvents).
+        "sequence": str(event.sequence).zfill(SEQUENCE_DIGITS),
+        "datacontenttype": "application/json",
+        "data": data,
+    }
