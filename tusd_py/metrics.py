@@ -44,7 +44,7 @@ SUCCESSES: Final = (200, 201, 202, 204, 206, 302, 304)
 DOWNLOAD_KINDS: Final = ("staging", "store", "redirect")
 SWEPT_KINDS: Final = (
     "expired", "local_purged", "gone_copies_removed", "requeued", "jobs_requeued", "parts_released", "rows_purged",
-    "events_purged", "files_set_aside", "unclaimed_removed",
+    "endpoints_forgotten", "dead_letters_purged", "events_purged", "files_set_aside", "unclaimed_removed",
 )  # fmt: skip
 """The steps of cleanup."""
 CLEANUP_FILES: Final = ("expired", "local_purged", "gone_copies_removed", "files_set_aside", "unclaimed_removed")

@@ -105,13 +105,13 @@ async def test_endpoint_that_is_configured_no_more_is_forgotten_after_a_day(worl
     await queue.synchronise([endpoint("new")])
     other = await world.create()
     assert await deliveries_of(world, other) == [("new", 1, 1)]
-    assert await queue.forget_endpoints() == 0
+    assert await world.cleanup.forget_endpoints() == 0
     # It comes back in time and goes on where it was.
     await queue.synchronise([endpoint("new"), endpoint("old")])
     assert await claim_one(queue, "old") is not None
     await queue.synchronise([endpoint("new")])
     await world.sql("UPDATE webhook_endpoints SET removed_at = removed_at - interval '1 day' WHERE name = 'old'")
-    await queue.forget_endpoints()
+    await world.cleanup.forget_endpoints()
     assert await deliveries_of(world, upload) == [("new", 1, 1)]
     assert await world.value("SELECT count(*) FROM webhook_endpoints") == 1
 
@@ -290,8 +290,18 @@ async def test_deliveries_of_a_dead_worker_are_claimed_at_once(world: World) -> 
     await claim_one(queue)
     other = queue_of(world, "worker-2")
     assert await other.claim("app", 10, lease_seconds=LEASE) == []
-    assert await other.release_lost(["worker-1", "worker-9"]) == 1
+    assert await other.release_lost("app", ["worker-9"], held=[]) == 0
+    assert await other.release_lost("other", ["worker-1"], held=[]) == 0
+    assert await other.release_lost("app", ["worker-1", "worker-9"], held=[]) == 1
     assert await claim_one(other) is not None
+
+
+async def test_deliveries_that_nobody_works_on_are_released_by_their_own_worker(world: World) -> None:
+    queue = await configure(world)
+    held, forgotten = await world.create(), await world.create()
+    claimed = {each.upload_id: each for each in await queue.claim("app", 10, lease_seconds=LEASE)}
+    assert await queue.release_lost("app", [], held=[claimed[held.id].id]) == 1
+    assert (await claim_one(queue)).upload_id == forgotten.id
 
 
 async def test_released_delivery_is_due_at_once(world: World) -> None:
@@ -385,7 +395,7 @@ async def test_events_and_dead_letters_outlive_their_upload(world: World) -> Non
     assert await queue.finish(delivery, 2) is None
     assert await world.cleanup.purge_events(0, 10) == 0
     assert len(await replays.dead()) == 1
-    assert await replays.forget(0, 10) == 1
+    assert await world.cleanup.purge_dead_letters(0, 10) == 1
     assert await world.cleanup.purge_events(0, 10) == 1
 
 

@@ -332,7 +332,7 @@ PLANS: dict[str, tuple[str, list[Any], str]] = {
     "next due delivery": (deliveries.NEXT_DUE, ["app"], "jobs_due_deliveries"),
     "advance a delivery": (deliveries.ADVANCE, [1, 1, "w", 2, 45.0], "jobs_pkey"),
     "finish a delivery": (deliveries.FINISH, [1, 1, "w", 2], "jobs_pkey"),
-    "lost deliveries": (deliveries.RELEASE_LOST, [["w"]], "jobs_due_deliveries|jobs_live_deliveries"),
+    "lost deliveries": (deliveries.RELEASE_LOST, ["app", ["w"], [1]], "jobs_due_deliveries|jobs_live_deliveries"),
     "events of a delivery": (
         deliveries.EVENTS,
         [UNAUTHENTICATED, 1, 9, ["upload.stored"], 16],

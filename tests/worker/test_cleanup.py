@@ -441,7 +441,7 @@ async def test_a_step_that_fails_does_not_keep_the_others_from_running(
 
     assert set(done) == {
         "local_purged", "gone_copies_removed", "requeued", "jobs_requeued", "parts_released", "rows_purged",
-        "events_purged", "files_set_aside", "unclaimed_removed",
+        "endpoints_forgotten", "dead_letters_purged", "events_purged", "files_set_aside", "unclaimed_removed",
     }  # fmt: skip
 
 
@@ -580,7 +580,7 @@ async def test_many_rows_go_in_one_pass(world: World) -> None:
     done = await make_cleanup(world, batch=2).once()
 
     assert done["rows_purged"] == 5
-    assert done["events_purged"] == 10
+    assert done["events_purged"] == 20
 
 
 async def test_events_stay_for_their_time(world: World) -> None:
@@ -588,7 +588,7 @@ async def test_events_stay_for_their_time(world: World) -> None:
     assert (await make_cleanup(world).once())["events_purged"] == 0
     await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
 
-    assert (await make_cleanup(world).once())["events_purged"] == 1
+    assert (await make_cleanup(world).once())["events_purged"] == 2
 
 
 async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
@@ -601,7 +601,7 @@ async def test_two_sweeps_at_once_do_everything_once(world: World) -> None:
 
     both = await asyncio.gather(make_cleanup(world).once(), make_cleanup(world).once())
 
-    for step, count in {"expired": 20, "rows_purged": 20, "events_purged": 40}.items():
+    for step, count in {"expired": 20, "rows_purged": 20, "events_purged": 100}.items():
         assert sum(done[step] for done in both) == count
 
 

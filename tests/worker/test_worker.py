@@ -26,6 +26,7 @@ from tests.support.world import DAY, World, stored
 from tusd_py.app import Work, run_work
 from tusd_py.config import CleanupConfig
 from tusd_py.config.sections import DatabaseConfig
+from tusd_py.database.deliveries import DeliveryQueue
 from tusd_py.database.jobs import JobQueue
 from tusd_py.database.notifier import JOBS_CHANNEL
 from tusd_py.database.pool import Notifications
@@ -42,6 +43,7 @@ from tusd_py.ports import LARGE_BYTES, Job, ObjectIdentity, ObjectSpec, Segment,
 from tusd_py.protocol.upload import State, Upload, UploadId
 from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
+from tusd_py.worker.deliveries import DeliveryRunner
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.outcomes import retry_delay
 from tusd_py.worker.runner import JobRunner
@@ -306,7 +308,12 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
     runner = JobRunner(context, detector, config, shutdown_timeout=10)
 
     with pytest.raises(RuntimeError, match="bug in the cleanup"):
-        await asyncio.wait_for(run_work(Work(runner, cleanup), asyncio.Event()), SOON)
+        await asyncio.wait_for(run_work(Work(runner, cleanup, no_deliveries(world, metrics)), asyncio.Event()), SOON)
+
+
+def no_deliveries(world: World, metrics: Metrics) -> DeliveryRunner:
+    queue = DeliveryQueue(world.database, worker="worker-1")
+    return DeliveryRunner(queue, [], metrics, poll_seconds=60, shutdown_timeout=10)
 
 
 # --- a database that is away -----------------------------------------------------------------------

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tusd_py.app.core import Core
+from tusd_py.app.endpoints import make_subscriptions
 from tusd_py.app.records import Records
 from tusd_py.database.cleanup import CleanupRecords
+from tusd_py.database.deliveries import DeliveryQueue
 from tusd_py.database.jobs import JobQueue
-from tusd_py.database.notifier import JOBS_CHANNEL
+from tusd_py.database.notifier import JOBS_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.database.outages import StoreOutages
 from tusd_py.process_identity import unique_name
 from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
+from tusd_py.worker.deliveries import DeliveryRunner
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.runner import JobRunner
 
@@ -25,16 +28,18 @@ class Work:
 
     runner: JobRunner
     cleanup: Cleanup
+    deliveries: DeliveryRunner
 
 
 def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ()) -> Work:
     """Wire the worker; its name is made up if none is given. `dead_workers`: see `JobRunner.take_over`."""
     config = core.config
     transfer = config.transfer
+    worker = worker or unique_name()
     jobs = JobQueue(
         core.database,
         directory=core.identity,
-        worker=worker or unique_name(),
+        worker=worker,
         lease_seconds=transfer.lease,
         notifier=core.notifier,
     )
@@ -62,7 +67,24 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
             runner.wake()
 
     core.notifications.subscribe(JOBS_CHANNEL, on_notification)
-    return Work(runner, Cleanup(cleanup, core.staging, config.cleanup, transfer, core.metrics))
+    deliveries = make_deliveries(core, worker=worker, dead_workers=dead_workers)
+    return Work(runner, Cleanup(cleanup, core.staging, config.cleanup, transfer, core.metrics), deliveries)
+
+
+def make_deliveries(core: Core, *, worker: str, dead_workers: Sequence[str]) -> DeliveryRunner:
+    """Wire what tells endpoints of events."""
+    subscriptions = make_subscriptions(core)
+    deliveries = DeliveryRunner(
+        DeliveryQueue(core.database, worker=worker),
+        subscriptions,
+        core.metrics,
+        poll_seconds=core.config.transfer.poll_interval,
+        shutdown_timeout=core.config.server.shutdown_timeout,
+        dead_workers=dead_workers,
+    )
+    if subscriptions:
+        core.notifications.subscribe(UPLOADS_CHANNEL, lambda _: deliveries.wake())
+    return deliveries
 
 
 def make_cleanup_records(records: Records) -> CleanupRecords:
@@ -80,15 +102,18 @@ async def run_work(work: Work, stop: asyncio.Event) -> None:
     """Run the worker until `stop` is set."""
     cleaning = asyncio.create_task(work.cleanup.run(), name="worker-cleanup")
     running = asyncio.create_task(work.runner.run(), name="worker-runner")
+    delivering = asyncio.create_task(work.deliveries.run(), name="worker-deliveries")
     stopping = asyncio.create_task(stop.wait(), name="worker-stop")
     try:
-        done, _ = await asyncio.wait({cleaning, running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({cleaning, running, delivering, stopping}, return_when=asyncio.FIRST_COMPLETED)
         work.runner.stop()
+        work.deliveries.stop()
         await running
+        await delivering
         for task in done:
             # A task that failed takes the worker with it, loudly.
             task.result()
     finally:
-        for task in (cleaning, stopping, running):
+        for task in (cleaning, stopping, running, delivering):
             task.cancel()
-        await asyncio.gather(cleaning, stopping, running, return_exceptions=True)
+        await asyncio.gather(cleaning, stopping, running, delivering, return_exceptions=True)

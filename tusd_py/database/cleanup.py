@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from tusd_py.database.deliveries import FORGET_ENDPOINTS
 from tusd_py.database.pool import Statement
+from tusd_py.database.replay import FORGET_DEAD_LETTERS
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
     FORGET_OLD_JOBS,
@@ -301,6 +303,14 @@ class CleanupRecords:
     async def purge_events(self, older_than_seconds: float, limit: int) -> int:
         """Delete old events; return how many."""
         return await self._database.execute(*self.PURGE_EVENTS(older_than=float(older_than_seconds), limit=limit))
+
+    async def purge_dead_letters(self, older_than_seconds: float, limit: int) -> int:
+        """Delete old dead letters; return how many."""
+        return await self._database.execute(FORGET_DEAD_LETTERS, float(older_than_seconds), limit)
+
+    async def forget_endpoints(self) -> int:
+        """Drop the deliveries of endpoints that were removed a day ago; return how many."""
+        return await self._database.execute(FORGET_ENDPOINTS)
 
     WITH_FILES: Final = Statement(
         """

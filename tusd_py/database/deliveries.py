@@ -90,7 +90,9 @@ UPDATE jobs SET state = 'retry_wait', failures = failures + 1, next_sequence = $
 RELEASE: Final = f"UPDATE jobs SET state = 'queued', next_sequence = $4, due_at = now() WHERE {_MINE}"  # noqa: S608
 RELEASE_LOST: Final = """
 WITH lost AS (
-    SELECT id FROM jobs WHERE kind = 'deliver' AND worker = ANY ($1::text[]) AND state = 'running'
+    SELECT id FROM jobs
+     WHERE kind = 'deliver' AND endpoint = $1 AND state = 'running' AND worker = ANY ($2::text[])
+       AND id <> ALL ($3::bigint[])
        FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE jobs SET state = 'queued', due_at = now() FROM lost WHERE jobs.id = lost.id
@@ -201,9 +203,12 @@ class DeliveryQueue:
         touched = await self._database.execute(statement, delivery.id, delivery.attempt, self._worker, *arguments)
         return touched > 0
 
-    async def release_lost(self, workers: Sequence[str]) -> int:
-        """Release the deliveries of workers whose processes have ended; return how many."""
-        return await self._database.execute(RELEASE_LOST, list(workers))
+    async def release_lost(self, endpoint: str, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
+        """Release the deliveries of workers whose processes have ended, and ours but those that we hold.
+
+        Return how many. Nothing of this endpoint may be claimed by this worker at the same time.
+        """
+        return await self._database.execute(RELEASE_LOST, endpoint, [self._worker, *dead_workers], list(held))
 
     async def next_due_seconds(self, endpoint: str) -> float | None:
         """Return in how many seconds the next delivery is due, None if there is none or the endpoint is paused."""
@@ -217,7 +222,3 @@ class DeliveryQueue:
     async def resume(self, endpoint: str) -> bool:
         """Deliver to a paused endpoint again. Return False if it was not paused."""
         return await self._database.execute(RESUME, endpoint) > 0
-
-    async def forget_endpoints(self) -> int:
-        """Drop the deliveries of endpoints that were removed a day ago; return how many."""
-        return await self._database.execute(FORGET_ENDPOINTS)

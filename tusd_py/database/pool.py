@@ -262,12 +262,12 @@ class Notifications:
         self._reconnect_seconds = reconnect_seconds
         self._probe_seconds = probe_seconds
         self._probe = probe
-        self._listeners: dict[str, Listener] = {}
+        self._listeners: list[tuple[str, Listener]] = []
         self._task: asyncio.Task[None] | None = None
 
     def subscribe(self, channel: str, callback: Listener) -> None:
         """Call `callback(payload)` for each notification. To be called before `open`."""
-        self._listeners[channel] = callback
+        self._listeners.append((channel, callback))
 
     async def open(self) -> None:
         """Start listening in the background."""
@@ -301,9 +301,9 @@ class Notifications:
         )  # fmt: skip
         try:
             connection.add_termination_listener(lambda _: lost.set())
-            for channel, callback in self._listeners.items():
+            for channel, callback in self._listeners:
                 await connection.add_listener(channel, self._deliver(callback))
-            for callback in self._listeners.values():
+            for _, callback in self._listeners:
                 callback("")
             while not await _happens(lost, self._probe_seconds):
                 await connection.execute(self._probe)

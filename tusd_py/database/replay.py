@@ -41,7 +41,7 @@ ON CONFLICT (upload_id, endpoint) WHERE state IN {LIVE} AND kind = 'deliver' DO 
        until_sequence = greatest(jobs.until_sequence, excluded.until_sequence),
        state = 'queued', worker = NULL, attempt = jobs.attempt + 1, failures = 0, due_at = now()
 """  # noqa: S608 -- only constants of this package are inserted
-FORGET: Final = """
+FORGET_DEAD_LETTERS: Final = """
 WITH old AS MATERIALIZED (
     SELECT endpoint, event_id FROM dead_letters WHERE died_at <= now() - make_interval(secs => $1)
      ORDER BY died_at LIMIT $2 FOR UPDATE SKIP LOCKED
@@ -101,7 +101,3 @@ class Replays:
             # One statement each: it locks one job and waits for nothing else.
             await self._database.execute(REPLAY, endpoint, row["upload_id"], row["first"], row["last"])
         return len({row["upload_id"] for row in chosen})
-
-    async def forget(self, older_than_seconds: float, limit: int) -> int:
-        """Delete old dead letters; return how many."""
-        return await self._database.execute(FORGET, older_than_seconds, limit)

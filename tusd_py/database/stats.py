@@ -62,7 +62,7 @@ async def read_stats(database: Database, staging_id: StagingId | None) -> QueueS
         row["oldest_due_job"],
         row["store_away"],
         row["store_blocked"],
-        [EndpointStats(**each) for each in await database.fetch(ENDPOINT_FIGURES)],
+        tuple(EndpointStats(**each) for each in await database.fetch(ENDPOINT_FIGURES)),
     )
 
 

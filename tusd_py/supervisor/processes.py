@@ -63,6 +63,8 @@ def run_worker(config: Config, *, ready: Ready, worker: str = "", dead_workers: 
         core = make_core(with_few_connections(config), Metrics())
         work = make_work(core, worker=worker, dead_workers=dead_workers)
         async with running(core):
+            # Before anybody can create an upload: a new endpoint is told of what happens from now on.
+            await work.deliveries.synchronise()
             ready()
             await run_work(work, stop)
 

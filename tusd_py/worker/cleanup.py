@@ -78,6 +78,10 @@ class Cleanup:
             "jobs_requeued": lambda: self._until_done(lambda: records.requeue_orphaned(self._batch)),
             "parts_released": lambda: self._until_done(lambda: records.release_parts(self._batch)),
             "rows_purged": lambda: self._until_done(lambda: records.purge_rows(config.deleted_retention, self._batch)),
+            "endpoints_forgotten": records.forget_endpoints,
+            "dead_letters_purged": lambda: self._until_done(
+                lambda: records.purge_dead_letters(config.dead_letters_after, self._batch)
+            ),
             "events_purged": lambda: self._until_done(lambda: records.purge_events(config.events_after, self._batch)),
             "files_set_aside": self.set_orphans_aside,
             "unclaimed_removed": self.remove_unclaimed,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py.errors import DatabaseUnavailable
-from tusd_py.ports.events import DeliveryFailed
+from tusd_py.ports.events import DeliveryFailed, EndpointRecord
 
 if TYPE_CHECKING:
     from tusd_py.database.deliveries import Delivery, DeliveryQueue
@@ -36,8 +36,11 @@ MIN_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 3600.0
 FAILURES_UNTIL_DOWN: Final = 3
 """After so many failures in a row an endpoint counts as down: one delivery at a time asks it."""
+MIN_PROBE_SECONDS: Final = 0.5
 MAX_PROBE_SECONDS: Final = 60.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
+BUSY_PAUSE_SECONDS: Final = 0.05
+"""The shortest wait: a due job may be locked by another worker's claim at this very moment."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,16 +49,22 @@ class Subscription:
 
     name: str
     kinds: frozenset[EventKind]
+    profiles: frozenset[str]
+    """Empty: the uploads of all profiles."""
     endpoint: Endpoint
-    render: Callable[[RecordedEvent], Message | None]
-    """None: its format has no such event."""
+    render: Callable[[RecordedEvent], Awaitable[Message]]
     concurrency: int
     timeout_seconds: float
     failures: int = 0
     """In a row, of whatever upload."""
+    probes: int = 0
+    """How often it was asked in vain since it was last left alone."""
     probe_at: float = 0.0
     """When an endpoint that is down is asked next, by the clock of the event loop."""
-    running: set[asyncio.Task[None]] = field(default_factory=set)
+    lost_track: bool = False
+    """A delivery may be leased to us, or to the dead, that nobody works on."""
+    running: dict[tuple[int, int], asyncio.Task[None]] = field(default_factory=dict)
+    """By the ids of their jobs, and the attempt: a replay takes a job away and enqueues it again."""
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -67,6 +76,35 @@ class Subscription:
     def down(self) -> bool:
         """Whether the last deliveries have all failed."""
         return self.failures >= FAILURES_UNTIL_DOWN
+
+    @property
+    def held(self) -> list[int]:
+        """The ids of the jobs that run here."""
+        return [job_id for job_id, _ in self.running]
+
+    def failed(self, started: float, now: float) -> None:
+        """Note that a try has failed. Those that were under way together count as one probe."""
+        self.failures += 1
+        if started >= self.probe_at:
+            self.probes += 1
+            self.probe_at = now + min(MAX_PROBE_SECONDS, MIN_PROBE_SECONDS * 2.0 ** min(self.probes, 10))
+
+    def succeeded(self) -> None:
+        self.failures = self.probes = 0
+        self.probe_at = 0.0
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a delivery has come."""
+
+    delivery: Delivery
+    position: int
+    """Every event before this one is dealt with."""
+    until: int
+    """The last event there is, as far as we know."""
+    failures: int
+    """Of the event at `position`."""
 
 
 class DeliveryRunner:
@@ -80,20 +118,27 @@ class DeliveryRunner:
         *,
         poll_seconds: float,
         shutdown_timeout: float,
+        dead_workers: Sequence[str] = (),
         give_up_after: timedelta = GIVE_UP_AFTER,
         retry_seconds: tuple[float, float] = (MIN_RETRY_SECONDS, MAX_RETRY_SECONDS),
+        database_pause_seconds: float = DATABASE_PAUSE_SECONDS,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`dead_workers` are those whose processes have ended: what they had begun goes on here."""
         self._queue = queue
         self._subscriptions = subscriptions
         self._metrics = metrics
         self._poll_seconds = poll_seconds
         self._shutdown_timeout = shutdown_timeout
+        self._dead_workers = dead_workers
         self._give_up_after = give_up_after
         self._retry_seconds = retry_seconds
+        self._database_pause_seconds = database_pause_seconds
         self._clock = clock
-        self._stopping = False
+        self._known = False
+        self._stopping = asyncio.Event()
         for subscription in subscriptions:
+            subscription.lost_track = bool(dead_workers)
             metrics.add_endpoint(subscription.name)
 
     def wake(self) -> None:
@@ -103,15 +148,32 @@ class DeliveryRunner:
 
     def stop(self) -> None:
         """Claim nothing more and let what is being sent come to its end."""
-        self._stopping = True
+        self._stopping.set()
         self.wake()
+
+    async def synchronise(self) -> None:
+        """Record which endpoints there are, if the database can be reached: `run` tries again otherwise."""
+        endpoints = [
+            EndpointRecord(name=each.name, kinds=each.kinds, profiles=each.profiles) for each in self._subscriptions
+        ]
+        try:
+            await self._queue.synchronise(endpoints)
+        except DatabaseUnavailable as error:
+            log.warning("endpoints_not_recorded", reason=str(error))
+            return
+        self._known = True
 
     async def run(self) -> None:
         """Deliver until `stop`."""
         try:
+            while not self._known and not self._stopping.is_set():
+                await self.synchronise()
+                if not self._known:
+                    await self._wait(self._stopping, self._database_pause_seconds)
             async with asyncio.TaskGroup() as group:
                 for subscription in self._subscriptions:
                     group.create_task(self._serve(subscription), name=f"deliveries-{subscription.name}")
+                await self._stopping.wait()
         finally:
             for subscription in self._subscriptions:
                 await subscription.endpoint.close()
@@ -119,23 +181,34 @@ class DeliveryRunner:
     # --- one endpoint ------------------------------------------------------------------------------
 
     async def _serve(self, subscription: Subscription) -> None:
-        while not self._stopping:
-            # Cleared before the query: a notification in between is not lost but seen next time.
-            subscription.wake.clear()
-            try:
-                wait = await self._claim(subscription)
-            except DatabaseUnavailable as error:
-                log.warning("delivery_claim_failed", endpoint=subscription.name, reason=str(error))
-                wait = DATABASE_PAUSE_SECONDS
-            if wait > 0:
-                # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(wait):
-                        await subscription.wake.wait()
-        await self._finish(subscription)
+        try:
+            while not self._stopping.is_set():
+                # Cleared before the query: a notification in between is not lost but seen next time.
+                subscription.wake.clear()
+                try:
+                    pause = await self._claim(subscription)
+                except DatabaseUnavailable as error:
+                    log.warning("delivery_claim_failed", endpoint=subscription.name, reason=str(error))
+                    # The claim may have come through, and only its answer not.
+                    subscription.lost_track = True
+                    pause = self._database_pause_seconds
+                if pause > 0:
+                    await self._wait(subscription.wake, pause)
+        finally:
+            await self._finish(subscription)
+
+    @staticmethod
+    async def _wait(event: asyncio.Event, seconds: float) -> None:
+        # Not `wait_for`: before Python 3.12 it forgets a cancellation that comes with the event.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
 
     async def _claim(self, subscription: Subscription) -> float:
         """Start the deliveries that there is room for; return how many seconds to wait before the next look."""
+        if subscription.lost_track:
+            await self._queue.release_lost(subscription.name, self._dead_workers, held=subscription.held)
+            subscription.lost_track = False
         room = (1 if subscription.down else subscription.concurrency) - len(subscription.running)
         if room <= 0:
             # The end of any delivery wakes the loop.
@@ -146,16 +219,17 @@ class DeliveryRunner:
         deliveries = await self._queue.claim(subscription.name, room, lease_seconds=subscription.lease_seconds)
         for delivery in deliveries:
             task = asyncio.create_task(self._run(subscription, delivery), name=f"delivery-{delivery.id}")
-            subscription.running.add(task)
+            subscription.running[delivery.id, delivery.attempt] = task
         if deliveries:
             return 0
         due = await self._queue.next_due_seconds(subscription.name)
-        return self._poll_seconds if due is None else min(self._poll_seconds, max(0.01, due))
+        return self._poll_seconds if due is None else min(self._poll_seconds, max(BUSY_PAUSE_SECONDS, due))
 
     async def _finish(self, subscription: Subscription) -> None:
-        if not subscription.running:
+        running = set(subscription.running.values())
+        if not running:
             return
-        _, late = await asyncio.wait(subscription.running, timeout=self._shutdown_timeout)
+        _, late = await asyncio.wait(running, timeout=self._shutdown_timeout)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
@@ -163,110 +237,102 @@ class DeliveryRunner:
     # --- one upload at one endpoint ----------------------------------------------------------------
 
     async def _run(self, subscription: Subscription, delivery: Delivery) -> None:
+        course = Course(delivery, delivery.next_sequence, delivery.until_sequence, delivery.failures)
         try:
-            await self._deliver(subscription, delivery)
+            await self._deliver(subscription, course)
+        except asyncio.CancelledError:
+            await self._queue.release(delivery, course.position)
+            raise
         except DatabaseUnavailable as error:
-            # What was sent is sent once more when the lease has ended.
+            # What was sent is sent once more.
             log.warning("delivery_not_recorded", endpoint=subscription.name, reason=str(error))
+            subscription.lost_track = True
+            await self._wait(self._stopping, self._database_pause_seconds)
         except Exception:
-            log.exception("delivery_failed_unexpectedly", endpoint=subscription.name, upload_id=str(delivery.upload_id))
+            # Once its lease has ended, it is tried again.
+            log.exception("delivery_failed_unexpectedly", endpoint=subscription.name)
         finally:
-            task = asyncio.current_task()
-            assert task is not None  # this is a task's coroutine
-            subscription.running.discard(task)
+            del subscription.running[delivery.id, delivery.attempt]
             subscription.wake.set()
 
-    async def _deliver(self, subscription: Subscription, delivery: Delivery) -> None:
+    async def _deliver(self, subscription: Subscription, course: Course) -> None:
         """Send the events of one upload in their order, until there are no more or one of them fails."""
-        position, until = delivery.next_sequence, delivery.until_sequence
-        failures = delivery.failures
+        delivery = course.delivery
         while True:
             events = await self._queue.events(
-                delivery, subscription.kinds, start=position, until=until, limit=EVENTS_AT_ONCE
+                delivery, subscription.kinds, start=course.position, until=course.until, limit=EVENTS_AT_ONCE
             )
             for event in events:
-                error = await self._send(subscription, delivery, event, position)
-                if error is None:
-                    position = event.sequence + 1
-                elif error.gone:
-                    await self._pause(subscription, str(error))
-                    await self._queue.release(delivery, event.sequence)
+                if self._stopping.is_set():
+                    await self._queue.release(delivery, course.position)
                     return
-                elif self._clock() - event.created_at < self._give_up_after:
-                    delay = self._delay(failures, error)
-                    await self._queue.retry(delivery, event.sequence, str(error), delay_seconds=delay)
+                if not await self._deliver_one(subscription, course, event):
                     return
-                else:
-                    position = event.sequence + 1
-                    if not await self._bury(subscription, delivery, event, str(error)):
-                        return
-                failures = 0
-                # The last one is recorded together with the end.
-                if event.sequence < until and not await self._queue.advance(
-                    delivery, position, lease_seconds=subscription.lease_seconds
-                ):
-                    return
-            if len(events) == EVENTS_AT_ONCE and position <= until:
+            if len(events) == EVENTS_AT_ONCE and course.position <= course.until:
                 continue
             # Whatever else there was before `until` is not kept any more.
-            last = await self._queue.finish(delivery, until + 1)
+            last = await self._queue.finish(delivery, course.until + 1)
             if last is None:
                 return
-            position, until = until + 1, last
+            course.position, course.until = course.until + 1, last
 
-    async def _send(
-        self, subscription: Subscription, delivery: Delivery, event: RecordedEvent, position: int
-    ) -> DeliveryFailed | None:
+    async def _deliver_one(self, subscription: Subscription, course: Course, event: RecordedEvent) -> bool:
+        """Send an event and record what became of it. Return whether the next one follows now."""
+        delivery, error = course.delivery, await self._send(subscription, event)
+        if error is not None and error.gone:
+            if await self._queue.pause(subscription.name, str(error)):
+                log.error("endpoint_paused", endpoint=subscription.name, reason=str(error))
+            await self._queue.release(delivery, event.sequence)
+            return False
+        if error is not None and self._clock() - event.created_at < self._give_up_after:
+            delay = self._delay(course.failures, error)
+            await self._queue.retry(delivery, event.sequence, str(error), delay_seconds=delay)
+            return False
+        course.position, course.failures = event.sequence + 1, 0
+        if error is not None:
+            return await self._bury(subscription, delivery, event, str(error))
+        if event.sequence >= course.until:
+            return True  # the last one is recorded together with the end
+        return await self._queue.advance(delivery, course.position, lease_seconds=subscription.lease_seconds)
+
+    async def _send(self, subscription: Subscription, event: RecordedEvent) -> DeliveryFailed | None:
         """Send one event; return what went wrong."""
-        message = subscription.render(event)
-        if message is None:
-            return None
-        started = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        started = clock()
         try:
-            await subscription.endpoint.send(message)
-        except DeliveryFailed as error:
-            subscription.failures += 1
-            pause = min(MAX_PROBE_SECONDS, 0.5 * 2 ** min(subscription.failures, 10))
-            subscription.probe_at = asyncio.get_running_loop().time() + pause
-            log.warning(
-                "delivery_failed",
-                endpoint=subscription.name,
-                event_id=str(event.id),
-                upload_id=str(event.upload_id),
-                kind=event.kind,
-                reason=str(error),
-            )
-            self._metrics.deliveries.labels(subscription.name, "failed").inc()
-            return error
-        except asyncio.CancelledError:
-            await self._queue.release(delivery, position)
+            await subscription.endpoint.send(await subscription.render(event))
+        except DatabaseUnavailable:
             raise
-        subscription.failures = 0
-        self._metrics.deliveries.labels(subscription.name, "delivered").inc()
-        self._metrics.delivery_seconds.labels(subscription.name).observe(asyncio.get_running_loop().time() - started)
-        return None
+        except DeliveryFailed as failure:
+            error = failure
+        except Exception as failure:
+            # A defect of ours must not stop the endpoint, nor try again without a pause.
+            log.exception("delivery_failed_unexpectedly", endpoint=subscription.name, event_id=str(event.id))
+            error = DeliveryFailed(f"it cannot be sent: {failure!r}")
+        else:
+            subscription.succeeded()
+            self._metrics.deliveries.labels(subscription.name, "delivered").inc()
+            self._metrics.delivery_seconds.labels(subscription.name).observe(clock() - started)
+            return None
+        subscription.failed(started, clock())
+        self._metrics.deliveries.labels(subscription.name, "failed").inc()
+        log.warning("delivery_failed", endpoint=subscription.name, reason=str(error), **_facts(event))
+        return error
 
     def _delay(self, failures: int, error: DeliveryFailed) -> float:
         """Return when a failed delivery is tried again: later each time, and not all at the same moment."""
-        if error.retry_after_seconds is not None:
-            return error.retry_after_seconds
         shortest, longest = self._retry_seconds
+        if error.retry_after_seconds is not None:
+            return max(shortest, error.retry_after_seconds)
         return min(longest, shortest * 2.0 ** min(failures, 30)) * random.uniform(0.8, 1.2)  # noqa: S311
 
-    async def _pause(self, subscription: Subscription, reason: str) -> None:
-        if await self._queue.pause(subscription.name, reason):
-            log.error("endpoint_paused", endpoint=subscription.name, reason=reason)
-
     async def _bury(self, subscription: Subscription, delivery: Delivery, event: RecordedEvent, reason: str) -> bool:
-        log.error(
-            "event_not_delivered",
-            endpoint=subscription.name,
-            event_id=str(event.id),
-            upload_id=str(event.upload_id),
-            kind=event.kind,
-            reason=reason,
-        )
         self._metrics.deliveries.labels(subscription.name, "dead").inc()
+        log.error("event_not_delivered", endpoint=subscription.name, reason=reason, **_facts(event))
         return await self._queue.bury(
             delivery, event, event.sequence + 1, reason, lease_seconds=subscription.lease_seconds
         )
+
+
+def _facts(event: RecordedEvent) -> dict[str, str]:
+    return {"event_id": str(event.id), "upload_id": str(event.upload_id), "kind": event.kind.value}
