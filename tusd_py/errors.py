@@ -273,6 +273,11 @@ class UploadLocked(StateConflict):
     sentence = "Another request is using this upload; try again."
 
 
+class UploadFinishing(UploadLocked):
+    code = "ERR_UPLOAD_FINISHING"
+    sentence = "Every byte is here, and the application is still asked about it; try again."
+
+
 class OffsetConflict(StateConflict):
     code, status, retryable = "ERR_OFFSET_CONFLICT", 423, True
     sentence = "Another writer moved the upload; nothing was changed."

@@ -24,6 +24,7 @@ from tusd_py.database import (
     concatenation,
     deliveries,
     events,
+    finishing,
     job_results,
     jobs,
     lists,
@@ -245,6 +246,7 @@ ADVANCED = {
     "completes": True,
     "expires_after": 60.0,
     "eager_above": None,
+    "finish_after": None,
 }
 PLANS: dict[str, tuple[str, list[Any], str]] = {
     "find_by_token": (*bound(PostgresUploads.FIND_BY_TOKEN(token_hash=TOKEN)), "uploads_token_hash_key"),
@@ -254,6 +256,11 @@ PLANS: dict[str, tuple[str, list[Any], str]] = {
             PostgresUploads.ADVANCE(id=UNAUTHENTICATED, old_offset=0, new_offset=5, **ADVANCED | {"eager_above": 3})
         ),
         "uploads_pkey",
+    ),
+    "complete": (*bound(finishing.COMPLETE(upload_id=UNAUTHENTICATED)), "uploads_pkey"),
+    "finish soon": (
+        *bound(finishing.FINISH_SOON(upload_id=UNAUTHENTICATED, delay_seconds=1.0)),
+        "jobs_live|jobs_upload",
     ),
     "promised": (concatenation.PROMISED, [1], "uploads_waiting_finals"),
     "become_writer": (*bound(PostgresUploads.BECOME_WRITER(id=UNAUTHENTICATED)), "uploads_pkey"),
@@ -274,13 +281,17 @@ PLANS: dict[str, tuple[str, list[Any], str]] = {
                 large_limit=4,
                 large_bytes=LARGE_BYTES,
                 eager_limit=2,
+                finish_limit=16,
                 transfer_states=sources(Event.TRANSFER),
             )
         ),
         "jobs_due",
     ),
     "renew": (*bound(JobQueue.RENEW(job_ids=[1, 2], attempts=[1, 1], worker="w", lease_seconds=30.0)), "jobs_pkey"),
-    "next_due": (*bound(JobQueue.NEXT_DUE(staging_id=HERE, large=True, large_bytes=LARGE_BYTES)), "jobs_due"),
+    "next_due": (
+        *bound(JobQueue.NEXT_DUE(staging_id=HERE, large=True, large_bytes=LARGE_BYTES, finish=True)),
+        "jobs_due",
+    ),
     "lock_transfer": (termination.LOCK_TRANSFER, [UNAUTHENTICATED], "jobs_live|jobs_upload"),
     "overdue": (
         *bound(CleanupRecords.OVERDUE(staging_id=HERE, uncommitted_after=60.0, limit=500, skip=[])),

@@ -95,8 +95,8 @@ async def test_a_claim_whose_answer_was_lost_is_made_again(world: World) -> None
     class Unanswered(JobQueue):
         claims = 0
 
-        async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
-            jobs = await super().claim(limit, large=large, eager=eager)
+        async def claim(self, limit: int, *, large: int | None = None, eager: int = 0, finish: int = 0) -> list[Job]:
+            jobs = await super().claim(limit, large=large, eager=eager, finish=finish)
             self.claims += 1
             if self.claims == 1:
                 raise DatabaseUnavailable

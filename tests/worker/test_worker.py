@@ -334,7 +334,7 @@ class Flaky(JobQueue):
             self.refused += 1
             raise DatabaseUnavailable
 
-    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0, finish: int = 0) -> list[Job]:
         self._ask("claim")
         return await super().claim(limit, large=large)
 

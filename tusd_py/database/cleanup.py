@@ -9,8 +9,10 @@ from uuid import UUID
 from tusd_py.database.deliveries import FORGET_ENDPOINTS
 from tusd_py.database.pool import Statement
 from tusd_py.database.replay import FORGET_DEAD_LETTERS
+from tusd_py.database.rows import upload_from_row
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
+    FINISHING,
     FORGET_OLD_JOBS,
     IN_RECEIVING,
     LIVE,
@@ -24,7 +26,6 @@ from tusd_py.database.statements import (
     enqueue,
     record_events,
 )
-from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import JobKind, StagingIdentity
 from tusd_py.protocol.upload import Event, Upload, UploadId, sources
 
@@ -42,7 +43,7 @@ NOT EXISTS (SELECT 1 FROM upload_parts link JOIN uploads final ON final.id = lin
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 _OVERDUE: Final = f"""
 staging_id = :staging_id AND NOT hold AND {_NOT_NEEDED}
-AND ((state IN {IN_RECEIVING} AND expires_at <= now())
+AND ((state IN {IN_RECEIVING} AND NOT finishing AND expires_at <= now())
      OR (state = 'completed' AND concat = 'partial' AND expires_at <= now())
      OR (state = 'completed' AND concat IS DISTINCT FROM 'partial' AND trigger = 'commit' AND committed_at IS NULL
          AND :uncommitted_after::float8 > 0
@@ -65,10 +66,10 @@ uploads WHERE staging_id = :staging_id AND state = 'transfer_failed'
 """
 _ORPHANED: Final = f"""
 uploads WHERE staging_id = :staging_id AND updated_at <= now() - interval '1 minute' AND {_UNATTENDED}
-          AND (state = 'removing' OR {WANTS_TRANSFER})
+          AND (state = 'removing' OR {FINISHING} OR {WANTS_TRANSFER})
  LIMIT :limit
 """
-_ORPHAN_KIND: Final = "CASE state WHEN 'removing' THEN 'remove' ELSE 'transfer' END"
+_ORPHAN_KIND: Final = f"CASE WHEN state = 'removing' THEN 'remove' WHEN {FINISHING} THEN 'finish' ELSE 'transfer' END"
 
 
 class CleanupRecords:

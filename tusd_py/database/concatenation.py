@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from tusd_py.database.pool import Statement
+from tusd_py.database.rows import signed
 from tusd_py.database.statements import (
     FOLLOW_COMPLETION,
     IN_RECEIVING,
@@ -15,6 +17,7 @@ from tusd_py.database.statements import (
     RECORDED_COLUMNS,
     UPLOAD_COLUMNS,
     enqueue,
+    enqueue_finish,
     record_events,
     upload_columns,
 )
@@ -24,6 +27,7 @@ from tusd_py.protocol.upload import UploadId
 if TYPE_CHECKING:
     from tusd_py.database.notifier import Transaction
     from tusd_py.database.pool import Connection, Row
+    from tusd_py.protocol.concat import Joined
     from tusd_py.protocol.upload import TokenHash
 
 
@@ -109,7 +113,7 @@ async def prolong_finals(connection: Connection, partial: Row) -> None:
 
 PENDING_FINALS: Final = f"""
 SELECT {UPLOAD_COLUMNS} FROM uploads
- WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING}
+ WHERE id IN (SELECT final_id FROM upload_parts WHERE part_id = $1) AND state IN {IN_RECEIVING} AND NOT finishing
  ORDER BY id FOR NO KEY UPDATE
 """  # noqa: S608
 PARTIALS: Final = f"""
@@ -125,16 +129,19 @@ async def pending_finals(connection: Connection, partial_id: UUID) -> AsyncItera
         yield UploadId(final["id"]), await connection.fetch(PARTIALS, final["id"])
 
 
-COMPLETE_FINAL: Final = f"""
+COMPLETE_FINAL: Final = Statement(f"""
 WITH changed AS (
     UPDATE uploads
-       SET upload_length = $2, upload_offset = $2, crc64nvme = $3, state = 'completed',
-           completed_at = now(), expires_at = NULL, updated_at = now(), {NEXT_EVENT}
-     WHERE id = $1 AND state IN {IN_RECEIVING}
+       SET upload_length = :length, upload_offset = :length, crc64nvme = :crc64nvme, finishing = :ask_first,
+           state = CASE WHEN :ask_first THEN state ELSE 'completed' END,
+           completed_at = CASE WHEN NOT :ask_first THEN now() END,
+           event_sequence = event_sequence + (NOT :ask_first)::int,
+           expires_at = NULL, updated_at = now()
+     WHERE id = :id AND state IN {IN_RECEIVING}
     RETURNING {RECORDED_COLUMNS}
-), {FOLLOW_COMPLETION}
-SELECT staging_id, wake_workers FROM queued
-"""  # noqa: S608
+), {FOLLOW_COMPLETION}, {enqueue_finish("now()")}
+SELECT staging_id, wake_workers FROM queued UNION ALL SELECT staging_id, wake_workers FROM asked
+""")  # noqa: S608
 FAIL_FINAL: Final = f"""
 WITH moved AS (
     UPDATE uploads SET state = 'expired', error = $2, gone_at = now(), updated_at = now(), {NEXT_EVENT}
@@ -146,13 +153,15 @@ WITH moved AS (
 
 
 async def settle_final(
-    transaction: Transaction, final_id: UploadId, length: int, crc64nvme: int | None, *, max_size: int | None
+    transaction: Transaction, final_id: UploadId, joined: Joined, *, max_size: int | None, ask_first: bool
 ) -> None:
     """Complete a final upload whose partial uploads are complete; one that is too large expires.
 
-    `crc64nvme` is signed, as the column is.
+    With `ask_first` its finish job does that, once the application was asked: no request is about this upload.
     """
-    if max_size is not None and length > max_size:
+    length, crc64nvme = joined.length, signed(joined.crc64nvme)
+    if max_size is not None and length is not None and length > max_size:
         await transaction.run(FAIL_FINAL, final_id, "the parts together are larger than max_size")
     else:
-        await transaction.run(COMPLETE_FINAL, final_id, length, crc64nvme)
+        statement = COMPLETE_FINAL(id=final_id, length=length, crc64nvme=crc64nvme, ask_first=ask_first)
+        await transaction.run(*statement)

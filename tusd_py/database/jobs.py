@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.job_results import KEPT_ATTEMPTS, JobResults
 from tusd_py.database.pool import Statement
+from tusd_py.database.rows import upload_from_row
 from tusd_py.database.statements import (
     IN_RECEIVING,
     LIVE,
@@ -22,7 +23,6 @@ from tusd_py.database.statements import (
     record_events,
     upload_columns,
 )
-from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import LARGE_BYTES, Job, JobKind, StagingIdentity
 from tusd_py.protocol.upload import Event, sources
 
@@ -39,7 +39,7 @@ LOSSES_IN_A_ROW: Final = 3
 
 # While an eager job is leased, jobs that would end its multipart upload wait.
 _FREE: Final = """
-kind <> 'eager' AND kind <> 'deliver' AND NOT EXISTS (
+kind NOT IN ('eager', 'deliver', 'finish') AND NOT EXISTS (
     SELECT 1 FROM jobs eager WHERE eager.upload_id = jobs.upload_id AND eager.kind = 'eager'
                                AND eager.state = 'running' AND eager.due_at > now())
 """
@@ -65,6 +65,12 @@ SELECT jobs.id, jobs.state, jobs.worker, jobs.attempt, jobs.started_at
         OR uploads.state NOT IN {IN_RECEIVING})
  ORDER BY jobs.due_at LIMIT greatest(0, least(:eager_limit, :large_limit - (SELECT count(*) FROM large)))
    FOR NO KEY UPDATE OF jobs SKIP LOCKED
+"""  # noqa: S608
+# They need no store, and are claimed during an outage as well.
+_DUE_FINISH: Final = f"""
+SELECT id, state, worker, attempt, started_at FROM jobs
+ WHERE staging_id = :staging_id AND kind = 'finish' AND state IN {LIVE} AND due_at <= now()
+ ORDER BY due_at LIMIT :finish_limit FOR NO KEY UPDATE SKIP LOCKED
 """  # noqa: S608
 # The job stays `running` until it is claimed again, because its worker may not have stopped yet. A removal
 # that was requested meanwhile waits no longer than the released lease.
@@ -111,9 +117,12 @@ class JobQueue(JobResults):
             {_DUE} AND length > :large_bytes ORDER BY due_at LIMIT :large_limit FOR NO KEY UPDATE SKIP LOCKED
         ), eager AS (
             {_DUE_EAGER}
+        ), finish AS (
+            {_DUE_FINISH}
         ), due AS (
             SELECT * FROM small UNION ALL SELECT * FROM anywhere
              UNION ALL SELECT * FROM large UNION ALL SELECT * FROM eager
+             UNION ALL SELECT * FROM finish
         ), lost AS (
             {record_attempt("'lost'", "due WHERE state = 'running'", worker="worker")}
         ), forgotten AS (
@@ -136,22 +145,23 @@ class JobQueue(JobResults):
         SELECT claimed.id AS job_id, claimed.kind, claimed.attempt, claimed.failures, claimed.started_at,
                claimed.min_offset, claimed.lost,
                claimed.kind = 'remove' AND EXISTS (SELECT 1 FROM jobs past WHERE past.upload_id = upload.id
-                   AND past.kind NOT IN ('remove', 'deliver') AND past.attempt > 0) AS sent,
+                   AND past.kind IN ('transfer', 'eager') AND past.attempt > 0) AS sent,
                upload.multipart_id, {upload_columns("upload")},
                CASE claimed.kind WHEN 'transfer' THEN moved.id IS NOT NULL
                                  WHEN 'eager' THEN upload.state IN {IN_RECEIVING}
+                                 WHEN 'finish' THEN upload.finishing AND upload.state IN {IN_RECEIVING}
                                  ELSE upload.state IN ('removing', 'expired') END AS runnable
           FROM claimed JOIN uploads upload ON upload.id = claimed.upload_id
           LEFT JOIN moved ON moved.id = claimed.upload_id
         """  # noqa: S608
     )
 
-    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0) -> list[Job]:
+    async def claim(self, limit: int, *, large: int | None = None, eager: int = 0, finish: int = 0) -> list[Job]:
         """Claim due jobs of this staging directory: up to `limit` small ones and up to `large` large ones.
 
         A few of those that any worker may do come on top. Without `large`, its limit is `limit` as well.
         Slots for large uploads that finished ones do not need, up to `eager` of them, go to uploads
-        that are still being received.
+        that are still being received. `finish` is the limit of finish jobs.
         """
         rows = await self._database.fetch(
             *self.CLAIM(
@@ -162,6 +172,7 @@ class JobQueue(JobResults):
                 large_limit=limit if large is None else large,
                 large_bytes=LARGE_BYTES,
                 eager_limit=eager,
+                finish_limit=finish,
                 transfer_states=sources(Event.TRANSFER),
             )
         )
@@ -189,19 +200,21 @@ class JobQueue(JobResults):
         SELECT extract(epoch FROM least(
             (SELECT min(due_at) FROM jobs
               WHERE staging_id = :staging_id AND state IN {LIVE} AND (:large OR length <= :large_bytes)
-                AND kind <> 'eager' AND {NO_DELIVERY}),
-            (SELECT min(due_at) FROM jobs WHERE staging_id IS NULL AND state IN {LIVE} AND {NO_DELIVERY})
+                AND kind NOT IN ('eager', 'finish') AND {NO_DELIVERY} AND {STORE_THERE}),
+            (SELECT min(due_at) FROM jobs
+              WHERE staging_id IS NULL AND state IN {LIVE} AND {NO_DELIVERY} AND {STORE_THERE}),
+            (SELECT min(due_at) FROM jobs
+              WHERE :finish AND staging_id = :staging_id AND state IN {LIVE} AND kind = 'finish')
         ) - now())::float8 AS seconds
-         WHERE {STORE_THERE}
         """  # noqa: S608
     )
 
-    async def next_due_seconds(self, *, large: bool = True) -> float | None:
+    async def next_due_seconds(self, *, large: bool = True, finish: bool = True) -> float | None:
         """Return how long until the next job may be claimed, None if there is none or the store is away.
 
-        Without `large`, large ones do not count.
+        Without `large`, large ones do not count; without `finish`, finish jobs.
         """
-        statement = self.NEXT_DUE(staging_id=self._directory.id, large=large, large_bytes=LARGE_BYTES)
+        statement = self.NEXT_DUE(staging_id=self._directory.id, large=large, large_bytes=LARGE_BYTES, finish=finish)
         row = await self._database.read(*statement)
         return None if row is None else row["seconds"]
 

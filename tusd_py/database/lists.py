@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from tusd_py.database.rows import upload_from_row
 from tusd_py.database.statements import UPLOAD_COLUMNS
-from tusd_py.database.uploads import upload_from_row
 from tusd_py.ports import ListPosition
 from tusd_py.protocol.upload import State, Upload, UploadId
 

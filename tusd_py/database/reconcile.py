@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from tusd_py.database.pool import Statement
+from tusd_py.database.rows import unsigned
 from tusd_py.database.statements import (
+    FINISHING,
     LIVE,
     NEXT_EVENT,
     NO_DELIVERY,
@@ -21,7 +23,6 @@ from tusd_py.database.statements import (
     enqueue,
     record_events,
 )
-from tusd_py.database.uploads import unsigned
 from tusd_py.ports import JobKind, StagedPartial, StagingIdentity, UploadRecord
 from tusd_py.protocol.upload import Concat, Event, State, UploadId, sources
 
@@ -37,6 +38,7 @@ EXISTS (SELECT 1 FROM jobs WHERE jobs.upload_id = uploads.id AND jobs.state IN {
 # An expired upload keeps its `local_present` until the removal job has recorded that nothing is left.
 _WAITS_FOR: Final = f"""
 CASE WHEN state = 'removing' OR (state = 'expired' AND local_present) THEN 'remove'
+     WHEN {FINISHING} THEN 'finish'
      WHEN {WANTS_TRANSFER} THEN 'transfer' END
 """
 _FACTS: Final = f"""

@@ -10,7 +10,7 @@ UPLOAD_COLUMNS: Final = (
     "id, owner, staging_id, state, upload_length, upload_offset, metadata, filename, content_type, concat, "
     "concat_header, crc64nvme, object_key, local_present, remote_present, hold, created_at, updated_at, "
     "expires_at, completed_at, committed_at, stored_at, etag, version_id, sha256, md5, error, profile, trigger, "
-    "protocol, repr_digest, content_encoding, content_language, writer, place_id, missing_at"
+    "protocol, repr_digest, content_encoding, content_language, writer, place_id, missing_at, finishing"
 )
 RECORDED_COLUMNS: Final = f"{UPLOAD_COLUMNS}, event_sequence"
 """What a change returns from which an event is recorded."""
@@ -32,6 +32,8 @@ WANTS_TRANSFER: Final = """
      AND (trigger = 'complete' OR (trigger = 'commit' AND committed_at IS NOT NULL))))
 """
 """Of an upload that is to have a live transfer job."""
+FINISHING: Final = f"(finishing AND state IN {IN_RECEIVING})"
+"""Of an upload that is to have a live finish job."""
 
 
 def upload_columns(alias: str) -> str:
@@ -54,7 +56,7 @@ def enqueue(kind: JobKind | str, source: str, *, due_at: str = "now()") -> str:
     The statement is for `Notifier.run`, which wakes the workers: those beside `staging_id`, where `wake_workers`.
     """
     match kind:
-        case JobKind.REMOVE:
+        case JobKind.REMOVE | JobKind.FINISH:
             name, length = f"'{kind}'", "0"
         case JobKind():
             name, length = f"'{kind}'", "upload_length"
@@ -131,12 +133,23 @@ FOLLOW_COMPLETION: Final = f"""
 {TRANSFER_COMPLETED}, {record_events("changed WHERE state = 'completed'", COMPLETED_KIND)}
 """
 
+
+def enqueue_finish(due_at: str) -> str:
+    """Return the common table expression that enqueues the finish job of what has all its bytes and is not complete.
+
+    It is due when whoever has sent the last byte, and asks the application itself, must have an answer. None is
+    there yet, so none is locked after the upload.
+    """
+    return f"asked AS ({enqueue(JobKind.FINISH, 'changed WHERE finishing', due_at=due_at)})"
+
+
 # Part of the statement that records a checkpoint. It never touches a job that is there: its holder
 # locks it before the upload, and this statement holds the upload. That job may be due now, as a new one is.
 ENQUEUE_EAGER: Final = f"""
 sendable AS (
     SELECT * FROM changed
      WHERE state = 'uploading' AND upload_length > :eager_above::bigint AND concat IS NULL AND trigger = 'complete'
+       AND NOT finishing
 ), eager AS ({enqueue(JobKind.EAGER, "sendable")})
 """  # noqa: S608
 

@@ -38,12 +38,12 @@ SELECT id, attempt, state = 'running' AS claimed, state = 'running' AND due_at >
  WHERE upload_id = $1 AND kind = 'transfer' AND state IN {LIVE} FOR NO KEY UPDATE
 """  # noqa: S608 -- only constants of this package are inserted, here and below
 LOCK_UPLOAD: Final = f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE id = $1 FOR NO KEY UPDATE"  # noqa: S608
-# An eager job gives way to whoever removes the upload: at once, or the next time it records something.
-STOP_EAGER: Final = f"""
+# These give way to whoever removes the upload: at once, or the next time they record something.
+STOP_OTHERS: Final = f"""
 UPDATE jobs SET cancel_requested = (state = 'running'),
                 state = CASE state WHEN 'running' THEN state ELSE 'cancelled' END,
                 finished_at = CASE state WHEN 'running' THEN finished_at ELSE now() END
- WHERE upload_id = $1 AND kind = 'eager' AND state IN {LIVE}
+ WHERE upload_id = $1 AND kind IN ('eager', 'finish') AND state IN {LIVE}
 """  # noqa: S608
 # Not before the lease ends of a worker that was told to stop.
 _AFTER_TRANSFER: Final = "coalesce((SELECT due_at FROM jobs WHERE id = :transfer_id AND cancel_requested), now())"
@@ -67,7 +67,7 @@ async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force:
     """
     connection = transaction.connection
     transfer = await connection.fetchrow(LOCK_TRANSFER, upload_id)
-    await connection.execute(STOP_EAGER, upload_id)
+    await connection.execute(STOP_OTHERS, upload_id)
     upload = await connection.fetchrow(LOCK_UPLOAD, upload_id)
     if upload is None:
         raise UploadNotFound

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.pool import Statement
-from tusd_py.database.uploads import signed, unsigned
+from tusd_py.database.rows import signed, unsigned
 from tusd_py.errors import TransferCancelled
 from tusd_py.ports import Job, PartRecord, TransferState
 

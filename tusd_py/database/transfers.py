@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tusd_py.database.pool import Statement
+from tusd_py.database.rows import upload_from_row
 from tusd_py.database.statements import (
     FORGET_OLD_JOBS,
     LIVE,
@@ -19,7 +20,6 @@ from tusd_py.database.statements import (
     record_events,
 )
 from tusd_py.database.termination import LOCK_UPLOAD
-from tusd_py.database.uploads import upload_from_row
 from tusd_py.errors import InvalidTransition, NotReady, UploadNotFound
 from tusd_py.ports import AttemptView, JobKind, JobState, TransferOrder, TransferView
 from tusd_py.ports.queue import WAITING

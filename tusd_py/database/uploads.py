@@ -20,7 +20,9 @@ from tusd_py.database.concatenation import (
     promised_bytes,
     settle_final,
 )
+from tusd_py.database.finishing import COMPLETE, FINISH_SOON
 from tusd_py.database.pool import Statement
+from tusd_py.database.rows import columns_of, signed, upload_from_row
 from tusd_py.database.statements import (
     COMPLETED_KIND,
     ENQUEUE_EAGER,
@@ -29,48 +31,56 @@ from tusd_py.database.statements import (
     RECORDED_COLUMNS,
     TRANSFER_COMPLETED,
     UPLOAD_COLUMNS,
+    enqueue_finish,
     expires,
     record_events,
 )
 from tusd_py.database.termination import remove_upload
 from tusd_py.errors import LengthConflict, OffsetConflict
 from tusd_py.ports import NewUpload
-from tusd_py.protocol.checksum import DigestSet
 from tusd_py.protocol.concat import join_partials, known_length, resolve_partials
-from tusd_py.protocol.upload import Concat, State, TokenHash, Trigger, Upload, UploadId, UploadProtocol
+from tusd_py.protocol.upload import Concat, State, TokenHash, Upload, UploadId
 
 if TYPE_CHECKING:
-    from tusd_py.database.notifier import Notifier
+    from tusd_py.database.notifier import Notifier, Transaction
     from tusd_py.database.pool import Database, Row
     from tusd_py.protocol.concat import Room
-
-_STATES: Final = {state.value: state for state in State}
-_PROTOCOLS: Final = {protocol.value: protocol for protocol in UploadProtocol}
-_CONCATS: Final[dict[str | None, Concat | None]] = {None: None} | {concat.value: concat for concat in Concat}
-_TRIGGERS: Final = {trigger.value: trigger for trigger in Trigger}
 
 
 _NEW_UPLOAD: Final = f"""
 changed CROSS JOIN LATERAL (VALUES ('upload.created', 1), ({COMPLETED_KIND}, 2)) AS fact (kind, sequence)
   WHERE fact.sequence <= changed.event_sequence
 """
-_COMPLETES: Final = ":completes AND :new_offset = coalesce(upload_length, :length)"
+_FINISHES: Final = ":completes AND :new_offset = coalesce(upload_length, :length)"
+_ASKS_FIRST: Final = ":finish_after::float8 IS NOT NULL"
+_COMPLETES: Final = f"{_FINISHES} AND NOT {_ASKS_FIRST}"
+_FINISH_AFTER: Final = "now() + make_interval(secs => :finish_after)"
 
 
 class PostgresUploads:
     """The truth about uploads. Every method raises `DatabaseUnavailable` when it cannot be reached."""
 
     def __init__(
-        self, database: Database, notifier: Notifier, *, max_size: int | None = None, eager_above: int | None = None
+        self,
+        database: Database,
+        notifier: Notifier,
+        *,
+        max_size: int | None = None,
+        eager_above: int | None = None,
+        finish_after_seconds: float | None = None,
     ) -> None:
         """`max_size` bounds a final upload whose length becomes known only later.
 
         What is durable of an upload longer than `eager_above` bytes is sent early of its end.
+
+        With `finish_after_seconds` no upload completes before the application was asked: `complete` does that. A
+        worker asks so long after the last byte, unless it is complete by then.
         """
         self._database = database
         self._eager_above = eager_above
         self._notifier = notifier
         self._max_size = max_size
+        self._finish_after_seconds = finish_after_seconds
 
     CREATE: Final = Statement(
         f"""
@@ -78,24 +88,33 @@ class PostgresUploads:
             INSERT INTO uploads (id, token_hash, owner, staging_id, state, upload_length, upload_offset, crc64nvme,
                                  metadata, concat, concat_header, filename, content_type, object_key,
                                  protocol, repr_digest, profile, trigger, content_encoding, content_language,
-                                 place_id, expires_at, completed_at, event_sequence)
+                                 place_id, expires_at, completed_at, finishing, event_sequence)
             VALUES (:id, :token_hash, :owner, :staging_id, :state, :length, :offset, :crc64nvme,
                     :metadata, :concat, :concat_header, :filename, :content_type, :object_key,
                     :protocol, :repr_digest, :profile, :trigger, :content_encoding, :content_language, :place_id,
-                    CASE WHEN :state <> 'completed' OR :concat::text = 'partial'
+                    CASE WHEN :state <> 'completed' AND NOT :finishing OR :concat::text = 'partial'
                          THEN {expires(":expires_after::float8")} END,
-                    CASE WHEN :state = 'completed' THEN now() END, CASE WHEN :state = 'completed' THEN 2 ELSE 1 END)
+                    CASE WHEN :state = 'completed' THEN now() END, :finishing,
+                    CASE WHEN :state = 'completed' THEN 2 ELSE 1 END)
             RETURNING {RECORDED_COLUMNS}
-        ), {TRANSFER_COMPLETED}, {record_events(_NEW_UPLOAD, "fact.kind", sequence="fact.sequence")}
+        ), {TRANSFER_COMPLETED}, {enqueue_finish(_FINISH_AFTER)},
+        {record_events(_NEW_UPLOAD, "fact.kind", sequence="fact.sequence")}
         SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
         """  # noqa: S608
     )
 
     async def create(self, new: NewUpload) -> Upload:
-        """Insert a row; a complete one comes with its transfer job and event."""
-        (row,) = await self._notifier.run(*self.CREATE(**_columns_of(new)))
+        """Insert a row; a complete one comes with its transfer job and event, or with its finish job."""
+        (row,) = await self._notifier.run(*self._create_statement(new))
         self._notifier.notify_changed(new.id)
         return upload_from_row(row)
+
+    def _create_statement(self, new: NewUpload) -> tuple[Any, ...]:
+        columns = columns_of(new)
+        finishing = new.state is State.COMPLETED and self._finish_after_seconds is not None
+        if finishing:
+            columns["state"] = State.UPLOADING if new.offset else State.CREATED
+        return self.CREATE(**columns, finishing=finishing, finish_after=self._finish_after_seconds)
 
     FIND_BY_TOKEN: Final = Statement(f"SELECT {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = :token_hash")  # noqa: S608
 
@@ -119,15 +138,16 @@ class PostgresUploads:
                    upload_length = coalesce(upload_length, :length),
                    crc64nvme = :crc64nvme,
                    state = CASE WHEN {_COMPLETES} THEN 'completed' ELSE 'uploading' END,
+                   finishing = {_FINISHES} AND {_ASKS_FIRST},
                    completed_at = CASE WHEN {_COMPLETES} THEN now() END,
                    event_sequence = event_sequence + CASE WHEN {_COMPLETES} THEN 1 ELSE 0 END,
-                   expires_at = CASE WHEN {_COMPLETES} AND concat IS DISTINCT FROM 'partial' THEN NULL
+                   expires_at = CASE WHEN {_FINISHES} AND concat IS DISTINCT FROM 'partial' THEN NULL
                                      ELSE greatest(expires_at, {expires(":expires_after::float8")}) END,
                    updated_at = now()
              WHERE id = :id AND upload_offset = :old_offset AND writer = :writer AND :new_offset >= :old_offset
-               AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final'
+               AND state IN {IN_RECEIVING} AND concat IS DISTINCT FROM 'final' AND NOT finishing
             RETURNING {RECORDED_COLUMNS}
-        ), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER}
+        ), {FOLLOW_COMPLETION}, {ENQUEUE_EAGER}, {enqueue_finish(_FINISH_AFTER)}
         SELECT changed.*, EXISTS (SELECT FROM queued) OR EXISTS (SELECT FROM sendable) AS wake_workers FROM changed
         """  # noqa: S608
     )
@@ -145,7 +165,8 @@ class PostgresUploads:
         """Record that bytes [upload.offset, new_offset) are durable. Call only after a sync.
 
         `length` is recorded with it where the upload has none. Reaching the length completes the
-        upload and queues its transfer in the same statement, unless `completes` is false.
+        upload and queues its transfer in the same statement, unless `completes` is false. Where the application
+        is asked first, it makes it `finishing` instead and queues its finish job.
 
         Raises:
             OffsetConflict: another writer moved the upload, or became its writer; nothing was changed.
@@ -160,6 +181,7 @@ class PostgresUploads:
             completes=completes,
             expires_after=float(expires_after_seconds),
             eager_above=self._eager_above,
+            finish_after=self._finish_after_seconds,
         )
         finals: list[UploadId] = []
         if upload.concat is None:
@@ -169,7 +191,7 @@ class PostgresUploads:
         if not rows:
             raise OffsetConflict(upload_id=str(upload.id), expected=upload.offset, new=new_offset)
         after = upload_from_row(rows[0])
-        if after.state is not upload.state:
+        if after.state is not upload.state or after.finishing:
             self._notifier.notify_changed(after.id, *finals)
         return after
 
@@ -180,15 +202,42 @@ class PostgresUploads:
             rows = await transaction.run(*statement)
             for row in rows:
                 await prolong_finals(transaction.connection, row)
-                if row["state"] != State.COMPLETED:
-                    continue
-                async for final_id, partials in pending_finals(transaction.connection, row["id"]):
-                    joined = join_partials([upload_from_row(partial) for partial in partials], combine)
-                    if joined.complete and joined.length is not None:
-                        crc = signed(joined.crc64nvme)
-                        await settle_final(transaction, final_id, joined.length, crc, max_size=self._max_size)
-                        settled.append(final_id)
+                if row["state"] == State.COMPLETED:
+                    settled += await self._settle_finals(transaction, row["id"])
         return rows, settled
+
+    async def _settle_finals(self, transaction: Transaction, partial_id: UploadId) -> list[UploadId]:
+        """Settle the finals that waited for this partial upload as the last one, and return them."""
+        settled: list[UploadId] = []
+        async for final_id, partials in pending_finals(transaction.connection, partial_id):
+            joined = join_partials([upload_from_row(partial) for partial in partials], combine)
+            if joined.complete:
+                ask_first = self._finish_after_seconds is not None
+                await settle_final(transaction, final_id, joined, max_size=self._max_size, ask_first=ask_first)
+                settled.append(final_id)
+        return settled
+
+    async def complete(self, upload_id: UploadId) -> Upload | None:
+        """Complete a finishing upload, with its event, its transfer job and the end of its finish job.
+
+        Return it, or None if it is not finishing any more: it is complete already, or gone.
+        """
+        finals: list[UploadId] = []
+        async with self._notifier.transaction() as transaction:
+            rows = await transaction.run(*COMPLETE(upload_id=upload_id))
+            for row in rows:
+                if row["concat"] == Concat.PARTIAL:
+                    await prolong_finals(transaction.connection, row)
+                    finals = await self._settle_finals(transaction, upload_id)
+        if not rows:
+            return None
+        self._notifier.notify_changed(upload_id, *finals)
+        return upload_from_row(rows[0])
+
+    async def finish_soon(self, upload: Upload, delay_seconds: float) -> None:
+        """Have a worker ask about a finishing upload soon: the request that asked has got no answer."""
+        await self._database.execute(*FINISH_SOON(upload_id=upload.id, delay_seconds=float(delay_seconds)))
+        self._notifier.notify_workers(upload.staging_id)
 
     DECLARE_LENGTH: Final = Statement(
         f"""
@@ -251,7 +300,7 @@ class PostgresUploads:
             if room is not None:
                 room.check(known_length(partials), promised=await promised_bytes(connection, new.place_id))
             final = new.joined(join_partials(partials, combine))
-            (row,) = await transaction.run(*self.CREATE(**_columns_of(final)))
+            (row,) = await transaction.run(*self._create_statement(final))
             await link_partials(connection, row, [partial.id for partial in partials])
         self._notifier.notify_changed(new.id)
         return upload_from_row(row)
@@ -283,83 +332,3 @@ class PostgresUploads:
             upload = upload_from_row(await remove_upload(transaction, upload_id, force=force))
         self._notifier.notify_changed(upload.id)
         return upload
-
-
-def upload_from_row(row: Row) -> Upload:
-    """Build an upload from a row that has `UPLOAD_COLUMNS`."""
-    return Upload(
-        id=row["id"],
-        owner=row["owner"],
-        staging_id=row["staging_id"],
-        state=_STATES[row["state"]],
-        length=row["upload_length"],
-        offset=row["upload_offset"],
-        metadata=row["metadata"],
-        filename=row["filename"],
-        content_type=row["content_type"],
-        content_encoding=row["content_encoding"],
-        content_language=row["content_language"],
-        writer=row["writer"],
-        concat=_CONCATS[row["concat"]],
-        concat_header=row["concat_header"],
-        crc64nvme=unsigned(row["crc64nvme"]),
-        object_key=row["object_key"],
-        local_present=row["local_present"],
-        remote_present=row["remote_present"],
-        hold=row["hold"],
-        created_at=row["created_at"],
-        updated_at=row["updated_at"],
-        expires_at=row["expires_at"],
-        completed_at=row["completed_at"],
-        committed_at=row["committed_at"],
-        stored_at=row["stored_at"],
-        etag=row["etag"],
-        version_id=row["version_id"],
-        place_id=row["place_id"],
-        missing_at=row["missing_at"],
-        sha256=row["sha256"],
-        md5=row["md5"],
-        error=row["error"],
-        protocol=_PROTOCOLS[row["protocol"]],
-        repr_digest=DigestSet.from_text(promised) if (promised := row["repr_digest"]) is not None else None,
-        profile=row["profile"],
-        trigger=_TRIGGERS[row["trigger"]],
-    )
-
-
-def signed(value: int | None) -> int | None:
-    """Return an unsigned 64-bit number as the bigint with the same bits."""
-    return value - (1 << 64) if value is not None and value >= 1 << 63 else value
-
-
-def unsigned(value: int | None) -> int | None:
-    """Return a bigint as the unsigned 64-bit number with the same bits."""
-    return value + (1 << 64) if value is not None and value < 0 else value
-
-
-def _columns_of(new: NewUpload) -> dict[str, Any]:
-    """Return the arguments of `CREATE`."""
-    return {
-        "id": new.id,
-        "token_hash": new.token_hash,
-        "owner": new.owner,
-        "staging_id": new.staging_id,
-        "state": new.state,
-        "length": new.length,
-        "offset": new.offset,
-        "crc64nvme": signed(new.crc64nvme),
-        "metadata": new.metadata,
-        "concat": new.concat,
-        "concat_header": new.concat_header,
-        "filename": new.filename,
-        "content_type": new.content_type,
-        "content_encoding": new.content_encoding,
-        "content_language": new.content_language,
-        "object_key": new.object_key,
-        "place_id": new.place_id,
-        "protocol": new.protocol,
-        "repr_digest": None if new.repr_digest is None else new.repr_digest.to_text(),
-        "profile": new.profile,
-        "trigger": new.trigger,
-        "expires_after": float(new.expires_after_seconds),
-    }

@@ -23,6 +23,8 @@ class JobKind(StrEnum):
     """Send parts of an upload that is still being received."""
     REMOVE = "remove"
     """Remove the bytes of an upload that is gone."""
+    FINISH = "finish"
+    """Ask the application whether an upload that has all its bytes may be complete, and complete it."""
 
 
 class JobState(StrEnum):

@@ -23,6 +23,7 @@ from tusd_py.errors import (
     ProtocolMismatch,
     UnsupportedVersion,
     UploadCompleted,
+    UploadFinishing,
     UploadTooLarge,
 )
 from tusd_py.protocol.checksum import Checksum, DigestSet
@@ -187,6 +188,8 @@ class Upload:
     """Raised by whoever is about to cut the staged bytes: earlier writers then move the offset no more."""
     content_encoding: str | None = None
     content_language: str | None = None
+    finishing: bool = False
+    """Every byte is durable, and the application has not yet said that it may be complete."""
 
     @property
     def complete(self) -> bool:
@@ -200,7 +203,8 @@ class Upload:
 
     def gone(self, now: datetime) -> bool:
         """Return whether nobody may use the upload any more, reaped or merely overdue."""
-        return self.state in GONE or (self.expires_at is not None and self.expires_at <= now)
+        overdue = self.expires_at is not None and self.expires_at <= now and not self.finishing
+        return overdue or self.state in GONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,6 +294,7 @@ def check_append(upload: Upload, append: Append) -> None:
         FinalImmutable: PATCH on a final upload (tus 1.0.0 §concatenation).
         ProtocolMismatch: another protocol created the upload, and only that one knows when it is complete.
         ProtocolError: the header_error of the request.
+        UploadFinishing: every byte is here, and whether it is complete is not known yet.
     """
     if upload.concat is Concat.FINAL:
         raise FinalImmutable
@@ -297,6 +302,8 @@ def check_append(upload: Upload, append: Append) -> None:
         raise ProtocolMismatch
     if append.header_error is not None:
         raise append.header_error
+    if upload.finishing:
+        raise UploadFinishing
 
 
 def check_termination(upload: Upload, protocol: UploadProtocol | None) -> None:
@@ -313,7 +320,7 @@ def plan_append(upload: Upload, append: Append, *, max_size: int | None) -> Appe
     """Decide, before a byte is read, how much of a body may be written.
 
     Raises:
-        FinalImmutable, ProtocolMismatch, ProtocolError: see `check_append`.
+        FinalImmutable, ProtocolMismatch, ProtocolError, UploadFinishing: see `check_append`.
         OffsetMismatch: the client is not at our offset (tus 1.0.0 §PATCH).
         LengthConflict, UploadTooLarge: see `check_length`.
         LengthExceeded: Content-Length runs past the length; UploadTooLarge if that is not known yet.

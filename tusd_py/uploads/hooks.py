@@ -91,7 +91,9 @@ class BlockingHooks:
         return reply.response
 
 
-def hook_upload(upload: Upload, *, storage: Mapping[str, str] | None = None) -> HookUpload:
+def hook_upload(
+    upload: Upload, *, storage: Mapping[str, str] | None = None, partial_uploads: Sequence[str] | None = None
+) -> HookUpload:
     """Return an upload as hooks see it."""
     return HookUpload(
         id=str(upload.id),
@@ -100,6 +102,7 @@ def hook_upload(upload: Upload, *, storage: Mapping[str, str] | None = None) -> 
         metadata=_texts(upload.metadata),
         is_partial=upload.concat is Concat.PARTIAL,
         is_final=upload.concat is Concat.FINAL,
+        partial_uploads=partial_uploads,
         storage=storage,
     )
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tusd_py.metrics import Metrics
     from tusd_py.ports import ObjectStore, Staging
     from tusd_py.protocol.upload import Upload
+    from tusd_py.uploads.hooks import BlockingHooks
 
 log = structlog.get_logger(__name__)
 
@@ -59,6 +60,8 @@ class JobContext:
     object_parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Those of each profile."""
     digests: frozenset[str] = frozenset()
+    hooks: BlockingHooks | None = None
+    """Who is asked before an upload is complete; None: nobody."""
 
     @property
     def store(self) -> ObjectStore:

@@ -38,7 +38,10 @@ RETRY_EVENTS: Final = {
     JobKind.TRANSFER: "transfer_retry",
     JobKind.EAGER: "eager_retry",
     JobKind.REMOVE: "removal_retry",
+    JobKind.FINISH: "finish_retry",
 }
+FINISH_RETRY_MAX_SECONDS: Final = 60.0
+"""A client may wait for the answer, so the application is not left alone for long."""
 
 
 def retry_delay(config: TransferConfig, failures: int) -> float:
@@ -123,7 +126,7 @@ class JobOutcomes:
             log.error("job_bug", job=job.id, kind=job.kind, upload_id=str(job.upload.id), exc_info=error)
         code = error.code if isinstance(error, TusdError) else TusdError.code
         # A removal is tried forever, and so is an eager transfer: it fails nobody, and what must end in
-        # a failure is the transfer that follows.
+        # a failure is the transfer that follows. The application is asked until it has answered.
         permanent = isinstance(error, TusdError) and not error.retryable
         exhausted = job.failures >= self._config.max_retries
         if job.kind is JobKind.TRANSFER and (permanent or exhausted):
@@ -149,6 +152,8 @@ class JobOutcomes:
     async def _try_again(self, job: Job, error: Exception, code: str) -> bool:
         retry_after = error.retry_after_seconds if isinstance(error, TusdError) else None
         delay = retry_delay(self._config, job.failures + 1) if retry_after is None else retry_after
+        if job.kind is JobKind.FINISH:
+            delay = min(delay, FINISH_RETRY_MAX_SECONDS)
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
             self._context.count(job, "retry")

@@ -23,6 +23,7 @@ from tusd_py.errors import DatabaseUnavailable, StorageError
 from tusd_py.ports import LARGE_BYTES, Job, JobKind
 from tusd_py.worker.context import JobContext, JobHandler
 from tusd_py.worker.eager import EagerTransfer
+from tusd_py.worker.finish import Finish
 from tusd_py.worker.outcomes import JobOutcomes
 from tusd_py.worker.removal import Removal
 from tusd_py.worker.transfer import Transfer, TransferBatch
@@ -36,6 +37,10 @@ log = structlog.get_logger(__name__)
 CLAIM_BATCH: Final = 64
 PACE_SECONDS: Final = 0.05
 """Between two claims that found work. One claim for many small uploads costs half of many claims for one."""
+FINISHES_AT_ONCE: Final = 16
+"""How many uploads the application is asked about at once. They take no slot: a slow answer stops no transfer."""
+WITHOUT_SLOT: Final = frozenset({JobKind.REMOVE, JobKind.FINISH})
+"""They move no bytes."""
 DATABASE_PAUSE_SECONDS: Final = 1.0
 BUSY_PAUSE_SECONDS: Final = 0.05
 """The shortest wait: a due job may be locked by another worker's claim at this very moment."""
@@ -69,6 +74,11 @@ class RunningJobs:
         """Return whether its upload is still being received."""
         return self.jobs[0].kind is JobKind.EAGER
 
+    @property
+    def finish(self) -> bool:
+        """Return whether this asks the application."""
+        return self.jobs[0].kind is JobKind.FINISH
+
 
 Perform = Callable[[RunningJobs], Awaitable[None]]
 
@@ -98,6 +108,7 @@ class JobRunner:
             JobKind.TRANSFER: Transfer(context),
             JobKind.EAGER: EagerTransfer(context),
             JobKind.REMOVE: Removal(context),
+            JobKind.FINISH: Finish(context),
         }
         self._dead_workers: Sequence[str] = ()
         # True as long as a job may be leased to us, or to the dead, that nobody works on.
@@ -181,19 +192,21 @@ class JobRunner:
         claimed in advance, many at once.
         """
         large_room = self._large_slots - sum(work.large for work in self._works)
-        room = self._config.concurrency + CLAIM_BATCH - sum(len(work.jobs) for work in self._works if not work.large)
+        claimed = sum(len(work.jobs) for work in self._works if not work.large and not work.finish)
+        room = self._config.concurrency + CLAIM_BATCH - claimed
         if room <= 0:
             # The end of any work wakes the loop.
             return self._config.poll_interval
         until = self._lease_end()
         eager_room = self._eager_slots - sum(work.eager for work in self._works)
-        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room, eager=eager_room)
+        finish_room = FINISHES_AT_ONCE - sum(work.finish for work in self._works)
+        jobs = await self._jobs.claim(min(room, CLAIM_BATCH), large=large_room, eager=eager_room, finish=finish_room)
         if jobs:
             await self._start_all(group, jobs, until)
             if len(jobs) < CLAIM_BATCH:
                 await asyncio.sleep(PACE_SECONDS)
             return 0
-        due = await self._jobs.next_due_seconds(large=large_room > 0)
+        due = await self._jobs.next_due_seconds(large=large_room > 0, finish=finish_room > 0)
         poll = self._config.poll_interval
         return poll if due is None else min(poll, max(BUSY_PAUSE_SECONDS, due))
 
@@ -246,8 +259,7 @@ class JobRunner:
     async def _run_one(self, work: RunningJobs) -> None:
         (job,) = work.jobs
         handler = self._handlers[job.kind]
-        # A removal moves no bytes and takes no slot.
-        async with contextlib.nullcontext() if job.kind is JobKind.REMOVE else self._slots:
+        async with contextlib.nullcontext() if job.kind in WITHOUT_SLOT else self._slots:
             result = await handler.run(job)
         work.leased = False
         await handler.record(job, result)
