@@ -30,6 +30,7 @@ from tusd_py.ports import (
 )
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.stores.filesystem import FilesystemStore
+from tusd_py.uploads.hooks import BlockingHooks
 from tusd_py.worker.cleanup import BATCH, Cleanup
 from tusd_py.worker.context import JobContext
 from tusd_py.worker.outages import PROBE_SECONDS, OutageDetector
@@ -96,6 +97,7 @@ async def working(
     purge: bool = True,
     digests: frozenset[str] = frozenset(),
     object_parameters: Mapping[str, Mapping[str, str]] | None = None,
+    hooks: BlockingHooks | None = None,
     dead_workers: Sequence[str] = (),
     shutdown_timeout: float = 10.0,
     probe_seconds: float = PROBE_SECONDS,
@@ -117,6 +119,7 @@ async def working(
         purge_at_once=purge,
         digests=digests,
         object_parameters=object_parameters or {},
+        hooks=hooks,
     )
     detector = OutageDetector(
         world.outages(), stores.current, poll_seconds=chosen.poll_interval, probe_seconds=probe_seconds

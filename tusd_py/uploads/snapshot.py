@@ -68,6 +68,7 @@ def upload_from_snapshot(snapshot: Mapping[str, Any]) -> Upload:
         repr_digest=DigestSet.from_text(promised) if promised is not None else None,
         profile=column("profile") or DEFAULT_PROFILE,
         trigger=Trigger(column("trigger") or Trigger.COMPLETE),
+        finishing=bool(column("finishing")),
     )
 
 
