@@ -5,8 +5,9 @@ Who the principal is was decided before (`tusd_py.auth`); the rules come from th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -50,6 +51,8 @@ class Principal:
     anonymous: bool = False
     profile: str = DEFAULT_PROFILE
     """The profile of the uploads that it creates. Not yet known to exist."""
+    expires_at: float = field(default=math.inf, compare=False)
+    """When its token expires, in seconds since the epoch: for what lasts longer than a request."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,11 @@ class TooManyConnections(StateConflict):
     sentence = "Too many uploads from this address at once; try again."
 
 
+class TooManyListeners(StateConflict):
+    code, status, retryable = "ERR_TOO_MANY_LISTENERS", 503, True
+    sentence = "Too many clients listen to events already; try again."
+
+
 class WrongNode(StateConflict):
     code, status, retryable = "ERR_WRONG_NODE", 503, True
     sentence = "The bytes of this upload are on another node; try again there."

@@ -36,6 +36,7 @@ REQUEST_KINDS: Final[Mapping[str, Sequence[str]]] = {
     "terminate": ("DELETE", "POST"),
     "download": ("GET", "HEAD"),
     "api": ("GET", "POST", "DELETE"),
+    "events": ("GET",),
     "page": ("GET", "HEAD"),
     OTHER: METHODS,
 }
@@ -150,6 +151,10 @@ class Metrics:
         self.bodies_open = Gauge(
             "tusd_py_bodies_open", "Bodies being received.", registry=self.registry, multiprocess_mode="livesum"
         )
+        self.event_listeners = Gauge(
+            "tusd_py_event_listeners", "Clients that listen to events.", registry=self.registry,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
         self.accept_failures = Counter(
             "tusd_py_accept_failures", "Times that no connection could be accepted.", registry=self.registry
         )

@@ -410,28 +410,29 @@ async def test_stream_of_all_events_skips_nothing_that_is_committed_late(world: 
             " VALUES (gen_random_uuid(), 'upload.created', 1, '{}', 'default')"
         )
         early = await world.create()
-        events, position = await records.after(BEGINNING)
-        assert events == []
-    events, position = await records.after(position)
+        assert await records.after(BEGINNING) == []
+        assert await records.late(BEGINNING)
+    events = await records.after(BEGINNING)
     assert len(events) == 2
-    assert early.id in {event.upload_id for event in events}
-    assert await records.after(position) == ([], position)
-    assert await records.newest() == position
+    assert early.id in {event.upload_id for _, event in events}
+    last, _ = events[-1]
+    assert await records.after(last) == []
+    assert not await records.late(last)
+    assert await records.newest() == last
 
 
 async def test_stream_is_read_in_pages_by_owner_and_from_an_event_on(world: World) -> None:
     records = EventRecords(world.database)
     mine = [await world.create(owner="alice") for _ in range(3)]
     await world.create(owner="bob")
-    events, position = await records.after(BEGINNING, owner="alice", limit=2)
-    assert [event.upload_id for event in events] == [upload.id for upload in mine[:2]]
-    assert await records.position(events[-1].id) == position
-    rest, _ = await records.after(position, owner="alice", limit=2)
-    assert [event.upload_id for event in rest] == [mine[2].id]
-    everybody, _ = await records.after(BEGINNING)
-    assert len(everybody) == 4
-    assert await records.sequence(mine[0].id, events[0].id) == 1
-    assert await records.sequence(mine[1].id, events[0].id) is None
+    (_, first), (position, second) = await records.after(BEGINNING, owner="alice", limit=2)
+    assert [first.upload_id, second.upload_id] == [upload.id for upload in mine[:2]]
+    assert await records.position(second.id) == position
+    rest = await records.after(position, owner="alice", limit=2)
+    assert [event.upload_id for _, event in rest] == [mine[2].id]
+    assert len(await records.after(BEGINNING)) == 4
+    assert await records.sequence(mine[0].id, first.id) == 1
+    assert await records.sequence(mine[1].id, first.id) is None
 
 
 async def test_events_of_one_upload_are_read_after_a_sequence(world: World) -> None:
@@ -450,3 +451,16 @@ def test_pattern_matches_recorded_events_and_progress_only_by_name() -> None:
 async def test_database_refuses_a_delivery_without_an_endpoint(world: World) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await run_sql(world.dsn, "INSERT INTO jobs (upload_id, kind) VALUES (gen_random_uuid(), 'deliver')")
+
+
+async def test_stream_of_all_events_is_in_the_order_of_transactions_as_numbers(world: World) -> None:
+    """As texts, 100 comes before 99."""
+    records = EventRecords(world.database)
+    await world.database.execute(
+        "INSERT INTO events (upload_id, kind, sequence, snapshot, profile, xid)"
+        " SELECT gen_random_uuid(), 'upload.created', xid, '{}', 'default', xid::text::xid8"
+        " FROM unnest('{100, 9, 99}'::bigint[]) AS xid"
+    )
+    events = await records.after(BEGINNING)
+    assert [event.sequence for _, event in events] == [9, 99, 100]
+    assert await records.newest() == events[-1][0]

@@ -349,8 +349,9 @@ PLANS: dict[str, tuple[str, list[Any], str]] = {
         [UNAUTHENTICATED, 1, 9, ["upload.stored"], 16],
         "events_upload_id_sequence_key",
     ),
-    "events of an upload": (events.OF_UPLOAD, [UNAUTHENTICATED, 0, 100], "events_upload_id_sequence_key"),
+    "events of an upload": (events.OF_UPLOADS, [[UNAUTHENTICATED], [0], 100], "events_upload_id_sequence_key"),
     "events after a position": (events.AFTER, ["0", 0, None, 100], "events_order"),
+    "late events": (events.LATE, ["0", 0], "events_order"),
     "newest event": (events.NEWEST, [], "events_order"),
     "purge_events": (
         *bound(CleanupRecords.PURGE_EVENTS(older_than=60.0, limit=500)),

@@ -31,6 +31,7 @@ from tusd_py.metrics import Metrics
 from tusd_py.protocol.upload import Upload
 from tusd_py.stores.filesystem import FilesystemStore
 from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.live_events import ListenerLimits
 from tusd_py.uploads.service import Timing, hash_token
 
 
@@ -141,20 +142,27 @@ class Serve(Protocol):
         context: Mapping[str, Any] | None = None,
         changes: ChangeNotifier | None = None,
         timing: Timing | None = None,
+        listeners: ListenerLimits | None = None,
         **sections: object,
     ) -> Served: ...
 
 
 @contextlib.asynccontextmanager
 async def serving(
-    config: Config, *, changes: ChangeNotifier | None = None, timing: Timing | None = None, **context: Any
+    config: Config,
+    *,
+    changes: ChangeNotifier | None = None,
+    timing: Timing | None = None,
+    listeners: ListenerLimits | None = None,
+    **context: Any,
 ) -> AsyncIterator[Served]:
     """Serve with a configuration; `context` are fields of the HttpContext that are to be others."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.setblocking(False)
     core = make_core(config, Metrics())
-    web = dataclasses.replace(make_http_context(core, changes=changes, timing=timing), **context)
+    web = make_http_context(core, changes=changes, timing=timing, listeners=listeners)
+    web = dataclasses.replace(web, **context)
     work = make_work(core)
     async with running(core):
         # A refused body is not read for as long as in earnest.
@@ -211,9 +219,11 @@ async def serve(make_config: MakeConfig) -> AsyncIterator[Serve]:
             context: Mapping[str, Any] | None = None,
             changes: ChangeNotifier | None = None,
             timing: Timing | None = None,
+            listeners: ListenerLimits | None = None,
             **sections: object,
         ) -> Served:
-            serves = serving(make_config(**sections), changes=changes, timing=timing, **(context or {}))
+            config = make_config(**sections)
+            serves = serving(config, changes=changes, timing=timing, listeners=listeners, **(context or {}))
             return await stack.enter_async_context(serves)
 
         yield start

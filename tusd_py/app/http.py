@@ -9,8 +9,15 @@ from uuid import UUID
 
 from tusd_py.app.core import Core
 from tusd_py.config import Config
+from tusd_py.database.events import EventRecords
 from tusd_py.database.lists import UploadLists
-from tusd_py.database.notifier import NOTIFY, RELEASE_CHANNEL, UPLOADS_CHANNEL
+from tusd_py.database.notifier import (
+    LISTENERS_CHANNEL,
+    NOTIFY,
+    PROGRESS_CHANNEL,
+    RELEASE_CHANNEL,
+    UPLOADS_CHANNEL,
+)
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.http.context import HttpContext
 from tusd_py.http.cors import CorsPolicy
@@ -19,6 +26,7 @@ from tusd_py.locks import LocalLocks
 from tusd_py.protocol.features import Features
 from tusd_py.protocol.upload import UploadId
 from tusd_py.uploads.changes import ChangeNotifier
+from tusd_py.uploads.live_events import ListenerLimits, LiveEvents
 from tusd_py.uploads.service import Timing, UploadService
 
 if TYPE_CHECKING:
@@ -52,11 +60,19 @@ def make_authenticator(config: Config) -> Authenticator | None:
 
 
 def make_http_context(
-    core: Core, *, changes: ChangeNotifier | None = None, timing: Timing | None = None
+    core: Core,
+    *,
+    changes: ChangeNotifier | None = None,
+    timing: Timing | None = None,
+    listeners: ListenerLimits | None = None,
 ) -> HttpContext:
     """Wire the HTTP side."""
     config = core.config
     uploads = make_upload_service(core, changes=changes, timing=timing)
+    live = LiveEvents(EventRecords(core.database), core.uploads, core.notifier, listeners)
+    core.notifications.subscribe(UPLOADS_CHANNEL, live.changed)
+    core.notifications.subscribe(PROGRESS_CHANNEL, live.progressed)
+    core.notifications.subscribe(LISTENERS_CHANNEL, core.notifier.someone_listens)
     return HttpContext(
         config=config,
         features=uploads.features,
@@ -68,6 +84,7 @@ def make_http_context(
         trusted=TrustedProxies(proxies) if (proxies := config.server.trusted_proxies) else None,
         hosts=HostPolicy(public_names(config.server)) if config.auth.mode == "none" else None,
         metrics=core.metrics,
+        live=live,
     )
 
 

@@ -13,6 +13,7 @@ from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import ConfigError
 from tusd_py.ports import StagingIdentity
+from tusd_py.protocol.events import EventKind, kinds_matching
 
 
 @dataclass(slots=True)
@@ -49,7 +50,11 @@ def make_records(config: Config, *, eager_above: int | None = None) -> Records:
     dsn = database_dsn(config)
     listen = config.database.listen_dsn
     database = Database(dsn, config.database)
-    notifier = Notifier(database)
+    notifier = Notifier(
+        database,
+        progress_seconds=config.events.progress_interval,
+        tells_progress=any(EventKind.PROGRESS in kinds_matching(each.events) for each in config.webhooks),
+    )
     return Records(
         config=config,
         database=database,

@@ -94,7 +94,9 @@ class JwtAuthenticator(Authenticator):
         if (now := self._now()) >= grace_until:
             raise Unauthenticated(reason="expired", expires_at=expires_at)
         expired = now >= fresh_until
-        principal = Principal(_subject(claims), _scopes(claims), expired=expired, profile=_profile(claims))
+        principal = Principal(
+            _subject(claims), _scopes(claims), expired=expired, profile=_profile(claims), expires_at=fresh_until
+        )
         return _Verified(principal, until=grace_until if expired else fresh_until)
 
     def _claims(self, token: str) -> Mapping[str, Any]:

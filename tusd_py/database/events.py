@@ -5,6 +5,7 @@ They are recorded by the statements that make the facts; see `statements.record_
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 EVENT_COLUMNS: Final = "event_id, upload_id, kind, sequence, created_at, payload, snapshot"
 
-OF_UPLOAD: Final = f"""
-SELECT {EVENT_COLUMNS} FROM events WHERE upload_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3
+OF_UPLOADS: Final = f"""
+SELECT {EVENT_COLUMNS} FROM unnest($1::uuid[], $2::bigint[]) AS wanted (wanted_id, after)
+ CROSS JOIN LATERAL (
+    SELECT * FROM events WHERE upload_id = wanted.wanted_id AND sequence > wanted.after ORDER BY sequence LIMIT $3
+ ) AS found ORDER BY upload_id, sequence
 """  # noqa: S608 -- only constants of this module are inserted, here and below
 # Nothing of a transaction that is still running, nor of one that began after it: what is committed late would
 # come before what has been read already, and would be skipped.
@@ -27,26 +31,27 @@ AFTER: Final = f"""
 SELECT xid::text AS xid, id, {EVENT_COLUMNS} FROM events
  WHERE (xid, id) > ($1::text::xid8, $2) AND xid < pg_snapshot_xmin(pg_current_snapshot())
    AND ($3::text IS NULL OR owner = $3)
- ORDER BY xid, id LIMIT $4
+ ORDER BY events.xid, id LIMIT $4
 """  # noqa: S608
+LATE: Final = "SELECT id FROM events WHERE (xid, id) > ($1::text::xid8, $2) ORDER BY xid, id LIMIT 1"
 NEWEST: Final = """
 SELECT xid::text AS xid, id FROM events WHERE xid < pg_snapshot_xmin(pg_current_snapshot())
- ORDER BY xid DESC, id DESC LIMIT 1
+ ORDER BY events.xid DESC, id DESC LIMIT 1
 """
 POSITION: Final = "SELECT xid::text AS xid, id FROM events WHERE event_id = $1"
 DATABASE_ID: Final = "SELECT id FROM database_identity"
 SEQUENCE: Final = "SELECT sequence FROM events WHERE event_id = $1 AND upload_id = $2"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class EventPosition:
     """A place in the order of all events: that of their transactions, and within one of their insertion."""
 
-    xid: str
+    xid: int
     id: int
 
 
-BEGINNING: Final = EventPosition("0", 0)
+BEGINNING: Final = EventPosition(0, 0)
 
 
 class EventRecords:
@@ -57,20 +62,28 @@ class EventRecords:
 
     async def of_upload(self, upload_id: UploadId, *, after: int = 0, limit: int = 100) -> list[RecordedEvent]:
         """Return the events of an upload that follow the sequence `after`, oldest first."""
-        return [event_from_row(row) for row in await self._database.fetch(OF_UPLOAD, upload_id, after, limit)]
+        return await self.of_uploads({upload_id: after}, limit=limit)
+
+    async def of_uploads(self, after: Mapping[UploadId, int], *, limit: int = 100) -> list[RecordedEvent]:
+        """Return the events of uploads that follow a sequence of each, oldest first, and up to `limit` of each."""
+        rows = await self._database.fetch(OF_UPLOADS, list(after), list(after.values()), limit)
+        return [event_from_row(row) for row in rows]
 
     async def after(
         self, position: EventPosition, *, owner: str | None = None, limit: int = 100
-    ) -> tuple[list[RecordedEvent], EventPosition]:
-        """Return the events that follow a position, of one owner or of all (None), and the position behind them."""
-        rows = await self._database.fetch(AFTER, position.xid, position.id, owner, limit)
-        last = EventPosition(rows[-1]["xid"], rows[-1]["id"]) if rows else position
-        return [event_from_row(row) for row in rows], last
+    ) -> list[tuple[EventPosition, RecordedEvent]]:
+        """Return the events that follow a position, of one owner or of all (None), each with its own position."""
+        rows = await self._database.fetch(AFTER, str(position.xid), position.id, owner, limit)
+        return [(_position(row), event_from_row(row)) for row in rows]
+
+    async def late(self, position: EventPosition) -> bool:
+        """Return whether there are events after a position, even if `after` does not return them yet."""
+        return await self._database.fetchrow(LATE, str(position.xid), position.id) is not None
 
     async def newest(self) -> EventPosition:
         """Return the position behind everything that has happened."""
         row = await self._database.fetchrow(NEWEST)
-        return BEGINNING if row is None else EventPosition(row["xid"], row["id"])
+        return BEGINNING if row is None else _position(row)
 
     async def database_id(self) -> UUID:
         """Return the id of this database, the same for as long as it exists."""
@@ -82,12 +95,16 @@ class EventRecords:
     async def position(self, event_id: UUID) -> EventPosition | None:
         """Return the position of an event, None if it is not kept any more."""
         row = await self._database.fetchrow(POSITION, event_id)
-        return None if row is None else EventPosition(row["xid"], row["id"])
+        return None if row is None else _position(row)
 
     async def sequence(self, upload_id: UploadId, event_id: UUID) -> int | None:
         """Return the sequence of an event of this upload, None if it is not kept any more."""
         row = await self._database.fetchrow(SEQUENCE, event_id, upload_id)
         return None if row is None else row["sequence"]
+
+
+def _position(row: Row) -> EventPosition:
+    return EventPosition(int(row["xid"]), row["id"])
 
 
 def event_from_row(row: Row) -> RecordedEvent:

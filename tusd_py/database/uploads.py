@@ -193,6 +193,8 @@ class PostgresUploads:
         after = upload_from_row(rows[0])
         if after.state is not upload.state or after.finishing:
             self._notifier.notify_changed(after.id, *finals)
+        if after.state is State.UPLOADING:
+            self._notifier.notify_progress(after.id, after.offset, after.length)
         return after
 
     async def _advance_partial(self, statement: tuple[Any, ...]) -> tuple[list[Row], list[UploadId]]:

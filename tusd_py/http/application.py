@@ -71,6 +71,7 @@ def build_application(context: HttpContext) -> web.Application:
 async def end_waiting(app: web.Application) -> None:
     """Return those who wait for an upload: a host that shuts down would wait for them."""
     app[CONTEXT].changes.close()
+    app[CONTEXT].live.close()
 
 
 async def not_found(request: web.Request) -> web.StreamResponse:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tusd_py.protocol.features import Features
     from tusd_py.protocol.upload import Upload
     from tusd_py.uploads.changes import ChangeNotifier
+    from tusd_py.uploads.live_events import LiveEvents
     from tusd_py.uploads.service import UploadService
 
 
@@ -39,6 +40,7 @@ class HttpContext:
     hosts: HostPolicy | None
     """The host names that are answered to; None where authentication protects from foreign pages."""
     metrics: Metrics
+    live: LiveEvents
     bodies: set[Body] = field(default_factory=set)
     """Bodies being received, for the drain."""
     draining: bool = False
@@ -46,6 +48,10 @@ class HttpContext:
     """Bodies under way per client address."""
     progress_seconds: float = 1.0
     """Shortest time between two reports of how much of a body is durable."""
+    comment_seconds: float = 15.0
+    """Longest silence of a stream of events: proxies and clients take a longer one for a lost connection."""
+    stall_seconds: float = 30.0
+    """How long a listener may take nothing of what is sent to it."""
     page_assets: Path = Path(__file__).resolve().parents[1] / "web" / "assets"
     """The directory of Uppy, if it was built."""
 

@@ -15,7 +15,7 @@ METHODS: Final = ("POST", "GET", "HEAD", "PATCH", "DELETE", "OPTIONS")
 REQUEST_HEADERS: Final = (
     "Authorization", "Content-Type", "Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata",
     "Upload-Defer-Length", "Upload-Concat", "Upload-Checksum", "X-HTTP-Method-Override", "X-Requested-With",
-    "X-Request-ID", "Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version",
+    "X-Request-ID", "Last-Event-ID", "Upload-Complete", "Upload-Incomplete", "Upload-Draft-Interop-Version",
     "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Digest", "Repr-Digest", "Want-Repr-Digest",
 )  # fmt: skip
 """What a page may send."""

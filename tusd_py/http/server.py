@@ -61,6 +61,7 @@ class HttpServer:
         for body in list(context.bodies):
             body.interrupt(ServerDraining())
         context.changes.close()
+        context.live.close()
         while context.bodies and time.monotonic() < deadline:  # noqa: ASYNC110 -- no signal tells of the last one
             await asyncio.sleep(DRAIN_POLL_SECONDS)
         if context.bodies:

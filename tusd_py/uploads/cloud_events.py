@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from tusd_py.protocol.events import TYPE_PREFIX
+from tusd_py.protocol.events import TYPE_PREFIX, EventKind
 from tusd_py.uploads.snapshot import upload_from_snapshot
 from tusd_py.uploads.view import upload_view
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tusd_py.config import Config
     from tusd_py.config.place import Place
     from tusd_py.ports.events import RecordedEvent
+    from tusd_py.protocol.upload import Upload
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 SEQUENCE_DIGITS: Final = 20
@@ -23,9 +24,11 @@ def event_source(config: Config, database_id: UUID) -> str:
     return config.server.public_url or f"urn:tusd_py:{database_id}"
 
 
-def cloud_event(event: RecordedEvent, config: Config, *, place: Place | None, source: str) -> dict[str, Any]:
-    """Return an event with the upload as the API shows it. Where exactly it is stored: as `upload_view` says."""
-    data = upload_view(upload_from_snapshot(event.snapshot), config, place=place)
+def cloud_event(
+    event: RecordedEvent, config: Config, *, place: Place | None, source: str, prefix: str = ""
+) -> dict[str, Any]:
+    """Return an event with the upload as the API shows it. `place` and `prefix` are those of `upload_view`."""
+    data = upload_view(upload_from_snapshot(event.snapshot), config, place=place, prefix=prefix)
     if (code := event.payload.get("code")) is not None:
         data["error_code"] = code
     return {
@@ -39,4 +42,18 @@ def cloud_event(event: RecordedEvent, config: Config, *, place: Place | None, so
         "sequence": str(event.sequence).zfill(SEQUENCE_DIGITS),
         "datacontenttype": "application/json",
         "data": data,
+    }
+
+
+def progress_event(upload: Upload, config: Config, *, source: str, prefix: str = "") -> dict[str, Any]:
+    """Return how far an upload is. It was not recorded: its id is made of what it says, and it has no sequence."""
+    return {
+        "specversion": "1.0",
+        "id": f"{upload.id}:{upload.offset}",
+        "source": source,
+        "type": f"{TYPE_PREFIX}{EventKind.PROGRESS.value}",
+        "subject": str(upload.id),
+        "time": upload.updated_at,
+        "datacontenttype": "application/json",
+        "data": upload_view(upload, config, place=None, prefix=prefix),
     }

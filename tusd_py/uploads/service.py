@@ -262,11 +262,16 @@ class UploadService:
         Raises:
             AccessError: they are not for `principal`.
         """
+        owner = self.listed_owner(principal, everybody=everybody)
+        hide = HIDDEN_IN_LISTS if state is None else ()
+        return await self.lists.newest(owner, after=after, limit=limit, hide=hide, state=state)
+
+    def listed_owner(self, principal: Principal, *, everybody: bool) -> str | None:
+        """Return whose uploads `principal` sees in lists, None for those of everybody. Raises AccessError."""
         owner = None if everybody else principal.subject
         if not principal.anonymous:
             authorize(principal, Action.LIST, owner, self.rules)
-        hide = HIDDEN_IN_LISTS if state is None else ()
-        return await self.lists.newest(owner, after=after, limit=limit, hide=hide, state=state)
+        return owner
 
     async def attempts(self, principal: Principal, upload_id: UploadId) -> Sequence[AttemptView]:
         """Return how the upload's jobs went so far, newest first."""

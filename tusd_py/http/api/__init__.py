@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from tusd_py.http.api import actions, uploads
+from tusd_py.http.api import actions, event_routes, uploads
 from tusd_py.http.api import downloads as files
 
 
 def routes(*, downloads: bool) -> list[web.RouteDef]:
     """Return the routes below the application's root."""
-    return [*uploads.routes(), *actions.routes(), *(files.routes() if downloads else ())]
+    return [*uploads.routes(), *actions.routes(), *event_routes.routes(), *(files.routes() if downloads else ())]
