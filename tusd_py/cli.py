@@ -74,16 +74,23 @@ def _parser() -> argparse.ArgumentParser:
         ("migrate", migrate, None, "bring the database schema up to date"),
         ("transfer", transfer, _add_transfer, "queue the transfer of an upload and follow it, or queue failed ones"),
         ("reconcile", reconcile, _add_reconcile, "compare database, staging directory and store; repair what is safe"),
+        ("events", events, _add_events, "list events and dead letters, send events again, try an endpoint"),
         ("staging", staging, _add_staging, "show what the staging directory holds; bind it to the database"),
         ("check-config", check_config, _add_check, "print the effective configuration, or every problem with it"),
     ):
         sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         sub.set_defaults(command=command)
-        sub.add_argument("--config", type=Path, metavar="FILE", help="configuration file (TOML)")
-        sub.add_argument("--data-dir", type=Path, metavar="DIR", help="directory for everything that the server keeps")
+        _add_configuration(sub, default=None)
         if add_arguments is not None:
             add_arguments(sub)
     return parser
+
+
+def _add_configuration(parser: argparse.ArgumentParser, *, default: object) -> None:
+    config = "configuration file (TOML)"
+    parser.add_argument("--config", type=Path, metavar="FILE", default=default, help=config)
+    data_dir = "directory for everything that the server keeps"
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", default=default, help=data_dir)
 
 
 def _add_listener(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +114,13 @@ def _add_reconcile(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--margin", metavar="TIME", help="ignore what is younger than this (default: cleanup.reconcile_margin)"
     )
+
+
+def _add_events(parser: argparse.ArgumentParser) -> None:
+    from tusd_py.commands.events_arguments import add_actions
+
+    # What was given before the action is not overwritten by what was not given after it.
+    add_actions(parser, add_common=lambda sub: _add_configuration(sub, default=argparse.SUPPRESS))
 
 
 def _add_staging(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +232,20 @@ def reconcile(config: Config, options: argparse.Namespace) -> int:
         log.exception("reconcile_died")
         print(f"tusd-py: {type(error).__name__}: {error}", file=sys.stderr)
     return USAGE
+
+
+def events(config: Config, options: argparse.Namespace) -> int:
+    """List events and dead letters, have events delivered again, or try an endpoint."""
+    if options.action == "test":
+        from tusd_py.commands.events import send_test
+
+        return OK if asyncio.run(send_test(config, options, _say)) else FAILED
+    _refuse_new_database(config)
+    with _database(config) as usable:
+        from tusd_py.commands.events import ACTIONS
+
+        asyncio.run(ACTIONS[options.action](usable, options, _say))
+    return OK
 
 
 def staging(config: Config, options: argparse.Namespace) -> int:

@@ -348,7 +348,7 @@ async def test_dead_letter_is_listed_and_the_next_event_goes_on(world: World) ->
     assert await replays.dead("other") == []
     assert await queue.finish(delivery, second.sequence + 1) is None
 
-    assert await replays.replay("app", dead=True) == 1
+    assert await replays.replay("app", dead=True) == {upload.id}
     assert await replays.dead() == []
     assert await deliveries_of(world, upload) == [("app", 1, 1)]
 
@@ -359,7 +359,7 @@ async def test_replay_fences_out_whoever_delivers_at_that_moment(world: World) -
     delivery = await claim_one(queue)
     assert await queue.advance(delivery, 2, lease_seconds=LEASE)
     (event, _) = await queue.events(delivery, EVERYTHING, start=1, until=2, limit=10)
-    assert await replays.replay("app", events=[event.id]) == 1
+    assert await replays.replay("app", events=[event.id]) == {upload.id}
     assert await queue.finish(delivery, 3) is None
     assert await deliveries_of(world, upload) == [("app", 1, 2)]
     assert await kinds_of(queue, await claim_one(queue)) == ["upload.created", "upload.completed"]
@@ -371,11 +371,11 @@ async def test_replay_since_a_time_sends_what_the_endpoint_wants(world: World) -
     await world.sql("DELETE FROM jobs WHERE kind = 'deliver'")
     replays = Replays(world.database)
     since = await world.value("SELECT now() - interval '1 minute'")
-    assert await replays.replay("a", since=since) == 1
-    assert await replays.replay("b", since=since) == 0
-    assert await replays.replay("nobody", since=since) == 0
+    assert await replays.replay("a", since=since) == {upload.id}
+    assert await replays.replay("b", since=since) == set()
+    assert await replays.replay("nobody", since=since) == set()
     assert await deliveries_of(world, upload) == [("a", 2, 2)]
-    assert await replays.replay("a", since=await world.value("SELECT now() + interval '1 minute'")) == 0
+    assert await replays.replay("a", since=await world.value("SELECT now() + interval '1 minute'")) == set()
 
 
 async def test_events_and_dead_letters_outlive_their_upload(world: World) -> None:

@@ -281,12 +281,21 @@ def merged(base: Config, over: Config) -> dict[str, Any]:
 
 
 def to_toml(table: Config, prefix: str = "") -> str:
-    """Write nested mappings of strings, numbers, booleans and lists of these as TOML."""
-    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if not isinstance(value, Mapping)]
-    for key, value in table.items():
+    """Write nested mappings of strings, numbers, booleans, lists of these, and lists of mappings as TOML."""
+    below = [key for key, value in table.items() if isinstance(value, Mapping) or _is_array_of_tables(value)]
+    lines = [f"{key} = {_toml_value(value)}" for key, value in table.items() if key not in below]
+    for key in below:
+        value = table[key]
         if isinstance(value, Mapping):
             lines += ["", f"[{prefix}{key}]", to_toml(value, f"{prefix}{key}.").rstrip()]
+        else:
+            for each in value:
+                lines += ["", f"[[{prefix}{key}]]", to_toml(each, f"{prefix}{key}.").rstrip()]
     return "\n".join(lines) + "\n"
+
+
+def _is_array_of_tables(value: object) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(each, Mapping) for each in value)
 
 
 def _toml_value(value: object) -> str:

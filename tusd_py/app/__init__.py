@@ -8,6 +8,7 @@ from tusd_py.app.core import (
     make_store,
     running,
 )
+from tusd_py.app.endpoints import make_webhook
 from tusd_py.app.http import derive_features, make_http_context, make_upload_service
 from tusd_py.app.identity import adopt, identify, plan_adoption
 from tusd_py.app.library import create_app
@@ -33,6 +34,7 @@ __all__ = [
     "make_records",
     "make_store",
     "make_upload_service",
+    "make_webhook",
     "make_work",
     "plan_adoption",
     "reachable",

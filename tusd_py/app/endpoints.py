@@ -70,15 +70,20 @@ def _webhook(webhook: WebhookConfig, formats: EventFormats) -> Subscription:
         name=webhook.endpoint,
         kinds=frozenset(kinds_matching(webhook.events)) & RECORDED & known,
         profiles=frozenset(webhook.profiles),
-        endpoint=WebhookEndpoint(
-            webhook.url,
-            secrets=webhook.signing_secrets,
-            timeout_seconds=webhook.timeout,
-            concurrency=webhook.concurrency,
-            allow_private=webhook.allow_private,
-            hook_name=as_tusd,
-        ),
+        endpoint=make_webhook(webhook),
         render=formats.tusd if as_tusd else formats.cloud,
         concurrency=webhook.concurrency,
         timeout_seconds=webhook.timeout,
+    )
+
+
+def make_webhook(webhook: WebhookConfig) -> WebhookEndpoint:
+    """Build an endpoint as it is configured. Opens nothing."""
+    return WebhookEndpoint(
+        webhook.url,
+        secrets=webhook.signing_secrets,
+        timeout_seconds=webhook.timeout,
+        concurrency=webhook.concurrency,
+        allow_private=webhook.allow_private,
+        hook_name=webhook.format == "tusd",
     )

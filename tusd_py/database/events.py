@@ -5,7 +5,7 @@ They are recorded by the statements that make the facts; see `statements.record_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -39,6 +39,12 @@ SELECT xid::text AS xid, id FROM events WHERE xid < pg_snapshot_xmin(pg_current_
  ORDER BY events.xid DESC, id DESC LIMIT 1
 """
 POSITION: Final = "SELECT xid::text AS xid, id FROM events WHERE event_id = $1"
+LATEST: Final = f"""
+SELECT {EVENT_COLUMNS} FROM events
+ WHERE ($1::uuid IS NULL OR upload_id = $1) AND ($2::text IS NULL OR kind = $2)
+ ORDER BY id DESC LIMIT $3
+"""  # noqa: S608
+BY_IDS: Final = f"SELECT {EVENT_COLUMNS} FROM events WHERE event_id = ANY ($1::uuid[]) ORDER BY id"  # noqa: S608
 DATABASE_ID: Final = "SELECT id FROM database_identity"
 SEQUENCE: Final = "SELECT sequence FROM events WHERE event_id = $1 AND upload_id = $2"
 
@@ -84,6 +90,17 @@ class EventRecords:
         """Return the position behind everything that has happened."""
         row = await self._database.fetchrow(NEWEST)
         return BEGINNING if row is None else _position(row)
+
+    async def latest(
+        self, *, upload_id: UploadId | None = None, kind: EventKind | None = None, limit: int = 100
+    ) -> list[RecordedEvent]:
+        """Return the latest events, of one upload and kind or of all (None), oldest first."""
+        rows = await self._database.fetch(LATEST, upload_id, kind, limit)
+        return [event_from_row(row) for row in reversed(rows)]
+
+    async def by_ids(self, event_ids: Sequence[UUID]) -> list[RecordedEvent]:
+        """Return those of these events that are kept, oldest first."""
+        return [event_from_row(row) for row in await self._database.fetch(BY_IDS, list(event_ids))]
 
     async def database_id(self) -> UUID:
         """Return the id of this database, the same for as long as it exists."""

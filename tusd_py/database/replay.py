@@ -15,6 +15,7 @@ from tusd_py.protocol.upload import UploadId
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
 
+BATCH: Final = 500
 DEAD: Final = """
 SELECT endpoint, event_id, upload_id, sequence, kind, error, died_at FROM dead_letters
  WHERE $1::text IS NULL OR endpoint = $1 ORDER BY died_at DESC, event_id LIMIT $2
@@ -23,13 +24,19 @@ DEAD_UPLOADS: Final = """
 SELECT upload_id, min(sequence) AS first, max(sequence) AS last FROM dead_letters
  WHERE endpoint = $1 GROUP BY upload_id ORDER BY upload_id
 """
-CHOSEN_UPLOADS: Final = """
+WANTED_BY_ENDPOINT: Final = """
+events.kind = ANY (endpoint.kinds) AND (endpoint.profiles = '{}' OR events.profile = ANY (endpoint.profiles))
+"""
+CHOSEN_UPLOADS: Final = f"""
 SELECT upload_id, min(sequence) AS first, max(sequence) AS last FROM events, webhook_endpoints endpoint
- WHERE endpoint.name = $1 AND events.kind = ANY (endpoint.kinds)
-   AND (endpoint.profiles = '{}' OR events.profile = ANY (endpoint.profiles))
+ WHERE endpoint.name = $1 AND {WANTED_BY_ENDPOINT}
    AND (events.event_id = ANY ($2::uuid[]) OR events.created_at >= $3)
  GROUP BY upload_id ORDER BY upload_id
-"""
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
+WANTED: Final = f"""
+SELECT events.event_id FROM events, webhook_endpoints endpoint
+ WHERE events.event_id = ANY ($2::uuid[]) AND endpoint.name = $1 AND {WANTED_BY_ENDPOINT}
+"""  # noqa: S608
 # Whoever is delivering at this moment is fenced out by the attempt, or would move the position forward again.
 REPLAY: Final = f"""
 WITH revived AS (
@@ -40,7 +47,20 @@ ON CONFLICT (upload_id, endpoint) WHERE state IN {LIVE} AND kind = 'deliver' DO 
    SET next_sequence = least(jobs.next_sequence, excluded.next_sequence),
        until_sequence = greatest(jobs.until_sequence, excluded.until_sequence),
        state = 'queued', worker = NULL, attempt = jobs.attempt + 1, failures = 0, due_at = now()
-"""  # noqa: S608 -- only constants of this package are inserted
+"""  # noqa: S608
+# Those that somebody holds are being tried at this moment anyway: nobody is waited for.
+HURRY: Final = """
+WITH waiting AS (
+    SELECT id FROM jobs
+     WHERE kind = 'deliver' AND endpoint = $1 AND state = 'retry_wait'
+     ORDER BY due_at LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE jobs SET state = 'queued', failures = 0, due_at = now() FROM waiting WHERE jobs.id = waiting.id
+RETURNING jobs.upload_id
+"""
+SOME_WAITING: Final = f"""
+SELECT upload_id FROM jobs WHERE kind = 'deliver' AND endpoint = $1 AND state IN {LIVE} ORDER BY due_at LIMIT 1
+"""  # noqa: S608
 FORGET_DEAD_LETTERS: Final = """
 WITH old AS MATERIALIZED (
     SELECT endpoint, event_id FROM dead_letters WHERE died_at <= now() - make_interval(secs => $1)
@@ -89,8 +109,8 @@ class Replays:
 
     async def replay(
         self, endpoint: str, *, events: Sequence[UUID] = (), since: datetime | None = None, dead: bool = False
-    ) -> int:
-        """Deliver events again: these, those since a time, or all dead letters; return of how many uploads.
+    ) -> set[UploadId]:
+        """Deliver events again: these, those since a time, or all dead letters; return of which uploads.
 
         Of each upload all events from the first of them to the last are sent, so that their order is kept.
         """
@@ -100,4 +120,20 @@ class Replays:
         for row in chosen:
             # One statement each: it locks one job and waits for nothing else.
             await self._database.execute(REPLAY, endpoint, row["upload_id"], row["first"], row["last"])
-        return len({row["upload_id"] for row in chosen})
+        return {UploadId(row["upload_id"]) for row in chosen}
+
+    async def wanted(self, endpoint: str, events: Sequence[UUID]) -> set[UUID]:
+        """Return those of these events that the endpoint is told of."""
+        return {row["event_id"] for row in await self._database.fetch(WANTED, endpoint, list(events))}
+
+    async def hurry(self, endpoint: str) -> UploadId | None:
+        """Let what waits for its next try be tried now; return an upload of which the endpoint is to be told.
+
+        None: it has been told of everything.
+        """
+        hurried: set[UploadId] = set()
+        # Until only those come that have failed once more since.
+        while batch := {row["upload_id"] for row in await self._database.fetch(HURRY, endpoint, BATCH)} - hurried:
+            hurried |= batch
+        row = await self._database.fetchrow(SOME_WAITING, endpoint)
+        return None if row is None else UploadId(row["upload_id"])

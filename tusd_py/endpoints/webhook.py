@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC
 from typing import Final
 
@@ -18,6 +19,14 @@ GONE: Final = 410
 SUCCESS: Final = range(200, 300)
 MAX_RETRY_AFTER_SECONDS: Final = 3600.0
 USER_AGENT: Final = "tusd_py"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an endpoint has said."""
+
+    status: int
+    retry_after: str | None
 
 
 class WebhookEndpoint(Endpoint):
@@ -45,6 +54,16 @@ class WebhookEndpoint(Endpoint):
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, message: Message) -> None:
+        reply = await self.post(message)
+        if reply.status not in SUCCESS:
+            raise DeliveryFailed(
+                f"the endpoint replied {reply.status}",
+                retry_after_seconds=self._seconds(reply.retry_after),
+                gone=reply.status == GONE,
+            )
+
+    async def post(self, message: Message) -> Reply:
+        """Send a message and return the reply, whatever its status. Raises `DeliveryFailed` if there is none."""
         if not self._allow_private:
             refuse_private_literal(self._url)
         headers = {"Content-Type": message.content_type, "User-Agent": USER_AGENT}
@@ -57,17 +76,11 @@ class WebhookEndpoint(Endpoint):
             async with self._opened().post(
                 self._url, data=message.body, headers=headers, allow_redirects=False
             ) as response:
-                status, retry_after = response.status, response.headers.get("Retry-After")
+                return Reply(response.status, response.headers.get("Retry-After"))
         except TimeoutError as error:
             raise DeliveryFailed("the endpoint did not reply in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise DeliveryFailed(f"the endpoint cannot be reached: {error!r}") from error
-        if status not in SUCCESS:
-            raise DeliveryFailed(
-                f"the endpoint replied {status}",
-                retry_after_seconds=self._seconds(retry_after),
-                gone=status == GONE,
-            )
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -10,6 +10,9 @@ from typing import Final
 TYPE_PREFIX: Final = "tusd_py."
 """What the type of a CloudEvent begins with; the rest is the kind."""
 
+TEST_TYPE: Final = "tusd_py.webhook.test"
+"""Of the event by which an operator tries an endpoint. It is not recorded."""
+
 
 class EventKind(StrEnum):
     """What has happened."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from tusd_py.protocol.events import TYPE_PREFIX, EventKind
+from tusd_py.protocol.events import TEST_TYPE, TYPE_PREFIX, EventKind
+from tusd_py.protocol.upload import State
 from tusd_py.uploads.snapshot import upload_from_snapshot
 from tusd_py.uploads.view import upload_view
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE: Final = "application/cloudevents+json"
 SEQUENCE_DIGITS: Final = 20
+NO_UPLOAD: Final = UUID(int=0)
 
 
 def event_source(config: Config, database_id: UUID) -> str:
@@ -56,4 +59,18 @@ def progress_event(upload: Upload, config: Config, *, source: str, prefix: str =
         "time": upload.updated_at,
         "datacontenttype": "application/json",
         "data": upload_view(upload, config, place=None, prefix=prefix),
+    }
+
+
+def make_test_event(event_id: UUID, time: datetime, *, source: str) -> dict[str, Any]:
+    """Return an event that only shows that it arrives: of no upload, with the nil UUID as its id."""
+    return {
+        "specversion": "1.0",
+        "id": str(event_id),
+        "source": source,
+        "type": TEST_TYPE,
+        "subject": str(NO_UPLOAD),
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": {"id": str(NO_UPLOAD), "state": State.CREATED.value},
     }
