@@ -15,6 +15,7 @@ from tusd_py.config.place import place_of
 from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
+from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
 from tusd_py.staging import StagingArea
 from tusd_py.stores.rate_limit import Bandwidth
@@ -22,6 +23,7 @@ from tusd_py.stores.rate_limit import Bandwidth
 if TYPE_CHECKING:
     from tusd_py.config.sections import FormerStoreConfig
     from tusd_py.ports import ObjectStore
+    from tusd_py.uploads.hooks import BlockingHooks
 
 POOL_LOOK_SECONDS: Final = 1.0
 
@@ -33,6 +35,8 @@ class Core(Records):
     staging: StagingArea
     stores: Stores
     metrics: Metrics
+    hooks: BlockingHooks | None = None
+    """Who is asked before something happens to an upload; see `add_hooks`."""
 
 
 def make_store(config: Config) -> ObjectStore:
@@ -95,12 +99,32 @@ def make_core(config: Config, metrics: Metrics) -> Core:
     )
 
 
+def add_hooks(core: Core) -> None:
+    """Wire whoever is to be asked, if anybody; closed with the core. To be said before anything is opened.
+
+    Raises:
+        ConfigError: the Python object cannot be loaded.
+    """
+    config = core.config.hooks
+    if core.hooks is None and config.enabled:
+        from tusd_py.hooks import make_hooks
+        from tusd_py.uploads.hooks import BlockingHooks
+
+        try:
+            hooks = make_hooks(config)
+        except ValueError as error:
+            raise ConfigError([f"hooks.python: {error}"]) from error
+        core.hooks = None if hooks is None else BlockingHooks(hooks, config, core.metrics)
+
+
 @contextlib.asynccontextmanager
 async def running(core: Core) -> AsyncIterator[None]:
     """Open everything, last of all the notifications, and close it in the opposite order."""
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(core.staging.close)
         stack.push_async_callback(core.database.close)
+        if core.hooks is not None:
+            stack.push_async_callback(core.hooks.close)
         await core.database.open()
         # Before anything is made in a directory that may be the wrong one.
         await identify(core)

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from tusd_py.app.core import Core
+from tusd_py.app.core import Core, add_hooks
 from tusd_py.config import Config
 from tusd_py.database.events import EventRecords
 from tusd_py.database.lists import UploadLists
@@ -68,6 +68,7 @@ def make_http_context(
 ) -> HttpContext:
     """Wire the HTTP side."""
     config = core.config
+    add_hooks(core)
     uploads = make_upload_service(core, changes=changes, timing=timing)
     live = LiveEvents(EventRecords(core.database), core.uploads, core.notifier, listeners)
     core.notifications.subscribe(UPLOADS_CHANNEL, live.changed)
@@ -113,6 +114,7 @@ def make_upload_service(
         locks=locks,
         changes=changes,
         timing=timing,
+        hooks=core.hooks,
     )
 
 

@@ -17,6 +17,7 @@ from tusd_py.config.sections import (
     DownloadsConfig,
     EventsConfig,
     FormerStoreConfig,
+    HooksConfig,
     IntegrityConfig,
     LimitsConfig,
     LoggingConfig,
@@ -68,6 +69,7 @@ class Config(BaseSettings):
     profiles: Profiles = Field(default_factory=lambda: {DEFAULT_PROFILE: ProfileConfig()})
     downloads: DownloadsConfig = Field(default_factory=DownloadsConfig)
     events: EventsConfig = Field(default_factory=EventsConfig)
+    hooks: HooksConfig = Field(default_factory=HooksConfig)
     cleanup: CleanupConfig = Field(default_factory=CleanupConfig)
     operations: OperationsConfig = Field(default_factory=OperationsConfig)
     logging: LoggingConfig = Field(default_factory=LoggingConfig)

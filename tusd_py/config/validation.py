@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import string
 from collections.abc import Callable, Collection, Iterator
@@ -10,6 +11,7 @@ from typing import Final
 
 from tusd_py.config.dsn import dsn_problem
 from tusd_py.config.model import Config
+from tusd_py.config.object_keys import form_problems, length_problems
 from tusd_py.config.place import place_of
 from tusd_py.config.s3_validation import s3_pool_problems, s3_problems, s3_warnings
 from tusd_py.config.sections import CorsConfig, JwtConfig, is_loopback
@@ -18,12 +20,6 @@ from tusd_py.config.sections.webhooks import HOOKS_ENDPOINT
 KEY_FIELDS: Final = frozenset({"id", "yyyy", "mm", "dd", "owner_hash"})
 MIN_HMAC_KEY_BYTES: Final = 32
 """RFC 7518 §3.2: an HS256 key has at least the size of the hash."""
-MAX_S3_KEY_BYTES: Final = 1024
-TEMPORARY_SUFFIX: Final = ".tmp"
-"""Of the temporary files of the filesystem store."""
-MAX_FILE_NAME_BYTES: Final = 255 - len(TEMPORARY_SUFFIX)
-MAX_PATH_BYTES: Final = 4095 - len(".tmp/") - 16
-"""PATH_MAX of Linux, less the NUL and what the name of a temporary file has in addition."""
 
 _EVERY_INTERFACE: Final = frozenset({"", "0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.*:\[\]_-]+")
@@ -124,21 +120,7 @@ def _key_length(config: Config) -> Iterator[str]:
     # Every field is as long in each key, so one key stands for all of them.
     widths = {"id": 36, "yyyy": 4, "mm": 2, "dd": 2, "owner_hash": 16}
     key = config.storage.key_template.format(**{name: "0" * width for name, width in widths.items()})
-    if config.storage.backend == "s3":
-        location = config.storage.s3.location.strip("/")
-        length = len(f"{location}/{key}".lstrip("/").encode())
-        if length > MAX_S3_KEY_BYTES:
-            yield (
-                f"storage.key_template: keys have {length} bytes, with storage.s3.location; S3 takes {MAX_S3_KEY_BYTES}"
-            )
-        return
-    longest = max(len(step.encode()) for step in key.split("/"))
-    if longest > MAX_FILE_NAME_BYTES:
-        yield f"storage.key_template: a step has {longest} bytes; a file name may have {MAX_FILE_NAME_BYTES}"
-    if (length := len(f"{config.store_directory}/{key}".encode())) > MAX_PATH_BYTES:
-        yield f"storage.key_template: paths have {length} bytes; the system takes {MAX_PATH_BYTES}"
-    if any(step.endswith(TEMPORARY_SUFFIX) for step in key.split("/")):
-        yield f"storage.key_template: no step may end in {TEMPORARY_SUFFIX}, as unfinished copies do"
+    yield from (f"storage.key_template: {problem}" for problem in length_problems(config, key))
 
 
 def _key_template(template: str) -> Iterator[str]:
@@ -155,10 +137,7 @@ def _key_template(template: str) -> Iterator[str]:
         yield f"storage.key_template: unknown {', '.join(sorted(unknown))} (known: {known})"
     if "id" not in fields:
         yield "storage.key_template: must contain {id}, or two uploads could get the same key"
-    if any(step in {"", ".", ".."} for step in template.split("/")):
-        yield "storage.key_template: must not start or end with a slash, nor contain //, . or .."
-    if not template.isprintable() or "\\" in template:
-        yield "storage.key_template: must not contain control characters or backslashes"
+    yield from (f"storage.key_template: {problem}" for problem in form_problems(template))
 
 
 def _former_stores(config: Config) -> Iterator[str]:
@@ -189,6 +168,18 @@ def _profiles_of_webhooks(config: Config) -> Iterator[str]:
         if unknown := [name for name in webhook.profiles if name not in config.profiles]:
             known = ", ".join(sorted(config.profiles))
             yield f"webhooks.{number}.profiles: unknown {', '.join(map(repr, unknown))} (profiles: {known})"
+
+
+def _hooks(config: Config) -> Iterator[str]:
+    directory = config.hooks.file
+    if directory is None:
+        return
+    if not directory.is_dir():
+        yield f"hooks.file: {directory} is not a directory"
+    for kind in config.hooks.events:
+        program = directory / kind.value
+        if program.exists() and not (program.is_file() and os.access(program, os.X_OK)):
+            yield f"hooks.file: {program} cannot be executed"
 
 
 def _listeners(config: Config) -> Iterator[str]:
@@ -227,6 +218,7 @@ _CHECKS: Final[tuple[tuple[frozenset[str], Callable[[Config], Iterator[str]]], .
     (frozenset({"database"}), _database),
     (frozenset({"transfer"}), _transfer),
     (frozenset({"webhooks"}), _webhooks),
+    (frozenset({"hooks"}), _hooks),
     (frozenset({"webhooks", "profiles"}), _profiles_of_webhooks),
 )
 """Every check with the sections that it reads."""

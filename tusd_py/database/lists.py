@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from tusd_py.database.pool import Statement
 from tusd_py.database.rows import upload_from_row
 from tusd_py.database.statements import UPLOAD_COLUMNS
 from tusd_py.ports import ListPosition
@@ -14,6 +15,7 @@ from tusd_py.protocol.upload import State, Upload, UploadId
 
 if TYPE_CHECKING:
     from tusd_py.database.pool import Database
+    from tusd_py.protocol.upload import TokenHash
 
 
 def _list(which: str) -> str:
@@ -29,6 +31,16 @@ LIST: Final = _list("state <> ALL ($4::text[])")
 LIST_OF_OWNER: Final = _list("state <> ALL ($4::text[]) AND owner = $5")
 LIST_IN_STATE: Final = {state: _list(f"state = '{state.value}'") for state in State}
 LIST_OF_OWNER_IN_STATE: Final = {state: _list(f"state = '{state.value}' AND owner = $4") for state in State}
+BY_TOKENS: Final = f"SELECT token_hash, {UPLOAD_COLUMNS} FROM uploads WHERE token_hash = ANY ($1::bytea[])"  # noqa: S608
+# The keys are compared byte by byte, so that what begins with a key and a slash comes before the key and a 0.
+KEY_TAKEN: Final = Statement("""
+SELECT EXISTS (
+    SELECT FROM uploads
+     WHERE place_id = :place_id
+       AND (object_key = ANY (:keys::text[])
+            OR (:directories AND object_key > :key || '/' AND object_key < :key || '0'))
+) AS taken
+""")
 BEFORE_ALL: Final = ListPosition(datetime.max.replace(tzinfo=UTC), UploadId(UUID(int=2**128 - 1)))
 
 
@@ -61,3 +73,20 @@ class UploadLists:
         if owner is not None:
             arguments.append(owner)
         return [upload_from_row(row) for row in await self._database.fetch(statement, *arguments)]
+
+    async def behind(self, tokens: Sequence[TokenHash]) -> list[Upload | None]:
+        """Return the uploads behind tus URLs in this order, None for those that do not exist."""
+        rows = await self._database.fetch(BY_TOKENS, set(tokens))
+        found = {bytes(row["token_hash"]): upload_from_row(row) for row in rows}
+        return [found.get(token) for token in tokens]
+
+    async def key_taken(self, key: str, place_id: int, directories: bool) -> bool:  # noqa: FBT001 -- a fact of the store
+        """Return whether an upload has this object key; with `directories` also, whether its file would be in the way.
+
+        No file can have the name of a directory above another one.
+        """
+        steps = key.split("/")
+        above = ["/".join(steps[:count]) for count in range(1, len(steps))] if directories else []
+        statement = KEY_TAKEN(place_id=place_id, keys=[key, *above], directories=directories, key=key)
+        (row,) = await self._database.fetch(*statement)
+        return bool(row["taken"])

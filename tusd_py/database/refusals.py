@@ -1,14 +1,32 @@
-"""Refusals of the database that only a person can cure, each explained in one sentence."""
+"""Refusals of the database that have a reason outside of it, each explained in one sentence."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Final
 
 import asyncpg
 
 from tusd_py.config.dsn import ESCAPES
-from tusd_py.errors import ConfigError
+from tusd_py.errors import ConfigError, HookInvalid
+
+_CHOSEN_BY_HOOKS: Final = {
+    "uploads_token_hash_key": "ChangeFileInfo.ID is taken.",
+    "uploads_object_key_place": "ChangeFileInfo.Storage.Path is taken.",
+}
+"""What must be unique. Our own tokens and keys are random, so two that are the same were chosen."""
+
+
+@contextlib.contextmanager
+def explained_collisions() -> Iterator[None]:
+    """Raise HookInvalid for a token or an object key that another upload has."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        if (explanation := _CHOSEN_BY_HOOKS.get(error.constraint_name or "")) is None:
+            raise
+        raise HookInvalid(explanation) from error
 
 
 @contextlib.contextmanager

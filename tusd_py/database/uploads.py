@@ -22,6 +22,7 @@ from tusd_py.database.concatenation import (
 )
 from tusd_py.database.finishing import COMPLETE, FINISH_SOON
 from tusd_py.database.pool import Statement
+from tusd_py.database.refusals import explained_collisions
 from tusd_py.database.rows import columns_of, signed, upload_from_row
 from tusd_py.database.statements import (
     COMPLETED_KIND,
@@ -105,7 +106,8 @@ class PostgresUploads:
 
     async def create(self, new: NewUpload) -> Upload:
         """Insert a row; a complete one comes with its transfer job and event, or with its finish job."""
-        (row,) = await self._notifier.run(*self._create_statement(new))
+        with explained_collisions():
+            (row,) = await self._notifier.run(*self._create_statement(new))
         self._notifier.notify_changed(new.id)
         return upload_from_row(row)
 
@@ -302,7 +304,8 @@ class PostgresUploads:
             if room is not None:
                 room.check(known_length(partials), promised=await promised_bytes(connection, new.place_id))
             final = new.joined(join_partials(partials, combine))
-            (row,) = await transaction.run(*self._create_statement(final))
+            with explained_collisions():
+                (row,) = await transaction.run(*self._create_statement(final))
             await link_partials(connection, row, [partial.id for partial in partials])
         self._notifier.notify_changed(new.id)
         return upload_from_row(row)

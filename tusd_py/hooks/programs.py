@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -19,6 +20,8 @@ from tusd_py.hooks.messages import MAX_REPLY_BYTES, decode_reply, encode_event
 from tusd_py.ports.hooks import HookEvent, HookReply, Hooks
 
 log = structlog.get_logger(__name__)
+
+CLOSE_SECONDS: Final = 1.0
 
 
 class ProgramHooks(Hooks):
@@ -69,7 +72,10 @@ async def run_program(program: Path, question: bytes, environment: dict[str, str
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                # To its end, so that the pipes are closed; a child that has left the group may keep them open.
+                await process.communicate()
         raise
     if errors:
         log.info("hook_wrote", hook=program.name, text=errors[-2000:])

@@ -12,6 +12,9 @@ from tusd_py.errors import (
     BodyTimedOut,
     BodyTooSlow,
     ClientDisconnected,
+    HookFailed,
+    HookInvalid,
+    HookRejection,
     MethodNotAllowed,
     RangeNotSatisfiable,
     ServerDraining,
@@ -24,6 +27,7 @@ from tusd_py.http.context import CLOSE, CONTEXT, DIALECT, RECORDED
 from tusd_py.protocol import negotiation
 
 if TYPE_CHECKING:
+    from tusd_py.ports.hooks import HookResponse
     from tusd_py.protocol.dialect import Dialect, Reply
     from tusd_py.protocol.features import Features
 
@@ -31,6 +35,11 @@ REASONS: Final = {460: "Checksum Mismatch"}
 DROPPED: Final = (ClientDisconnected, TakenOver, BodyTimedOut, BodyTooSlow)
 """Endings that close the connection without an answer: any status would be fatal to a client that is
 in fact alive, while a closed connection makes it ask for the offset and go on."""
+FRAMING: Final = frozenset(
+    {"connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
+)
+"""Headers that say where a response ends and what becomes of the connection."""
+OF_THE_PROTOCOL: Final = ("location", "tus-", "upload-")
 SENDING: Final = frozenset({"POST", "PATCH"})
 
 
@@ -56,6 +65,25 @@ def to_response(reply: Reply) -> web.Response:
     )
 
 
+def told_by_hook(response: web.Response, wanted: HookResponse | None, *, refused: bool = False) -> web.Response:
+    """Return the response with the status, the body and the headers that a hook wants.
+
+    Never with another framing; and unless the request is refused, the protocol's own headers stay.
+    """
+    if wanted is None:
+        return response
+    if wanted.body:
+        response.text = wanted.body
+        response.content_type = "text/plain"
+    if wanted.status_code:
+        response.set_status(wanted.status_code, REASONS.get(wanted.status_code))
+    for name, value in wanted.headers.items():
+        lower = name.lower()
+        if lower not in FRAMING and (refused or not lower.startswith(OF_THE_PROTOCOL)):
+            response.headers[name] = value
+    return response
+
+
 def error_response(request: web.Request, error: TusdError, method: str, features: Features) -> web.Response:
     """Return an error in the dialect of the request.
 
@@ -63,10 +91,12 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     but 2xx and 423.
     """
     dialect = dialect_of(request)
-    if isinstance(error, DROPPED) or (dialect.supports_interim and method in SENDING and _unlucky(error)):
+    if isinstance(error, DROPPED) or (dialect.supports_interim and method in SENDING and _unlucky(error, request)):
         request[CLOSE] = True
     shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
     response = to_response(dialect.render_error(shown, method, features, request.get(RECORDED)))
+    if isinstance(shown, HookRejection):
+        told_by_hook(response, shown.response, refused=True)
     if isinstance(error, ServerDraining) or request.get(CLOSE):
         response.force_close()
     _tell_length(response, error)
@@ -78,8 +108,10 @@ def transient(error: TusdError) -> bool:
     return error.retryable or (error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not _lost(error))
 
 
-def _unlucky(error: TusdError) -> bool:
+def _unlucky(error: TusdError, request: web.Request) -> bool:
     # Clients that were told of their upload give up after a 500, and continue after a lost connection.
+    if isinstance(error, HookFailed | HookInvalid) and RECORDED not in request and request.method == "POST":
+        return False  # of an upload that was not created
     return error.status in {500, 503} and transient(error)
 
 
@@ -99,9 +131,11 @@ def json_response(payload: Any, *, status: int = 200) -> web.Response:
 
 def problem_response(error: TusdError) -> web.Response:
     """Return an error of the JSON API (RFC 9457)."""
-    status = error.status
+    status, detail = error.status, error.detail
+    if isinstance(error, HookRejection) and error.response is not None:
+        status, detail = error.response.status_code or status, error.response.body or detail
     response = web.Response(
-        body=orjson.dumps({"title": _title(status), "status": status, "code": error.code, "detail": error.detail}),
+        body=orjson.dumps({"title": _title(status), "status": status, "code": error.code, "detail": detail}),
         status=status,
         content_type="application/problem+json",
     )

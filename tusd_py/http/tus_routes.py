@@ -13,10 +13,11 @@ from tusd_py.authorization import Action, Principal, authorize
 from tusd_py.errors import BodyError, MethodNotAllowed, TooManyConnections, UploadNotFound
 from tusd_py.http.context import BYTES_IN, CONTEXT, DESCRIPTION, KIND, METHOD, RECORDED, UPLOAD_ID, HttpContext
 from tusd_py.http.download_routes import download
+from tusd_py.http.hook_request import hook_request
 from tusd_py.http.informational import InformationalResponses
 from tusd_py.http.middleware import client_of, external_base_of, principal_of
 from tusd_py.http.request_body import FEW_BODIES, RequestBody
-from tusd_py.http.responses import dialect_of, to_response
+from tusd_py.http.responses import dialect_of, to_response, told_by_hook
 from tusd_py.http.trailers import keeps_trailers
 from tusd_py.protocol.features import CREATION_METHODS
 from tusd_py.protocol.negotiation import effective_method, read_append, render_options
@@ -95,19 +96,21 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
     dialect = dialect_of(request)
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
+    asking = hook_request(context, request) if context.uploads.hooks is not None else None
     with _receiving(context, request) as body:
         interim = body.interim = _interim(context, request, locate)
         if interim is None or not command.has_body:
-            created = await create_upload(context.uploads, principal, command, body)
+            created = await create_upload(context.uploads, principal, command, body, asking)
         else:
-            created = await begin_upload(context.uploads, principal, command, body)
+            created = await begin_upload(context.uploads, principal, command, body, asking)
             interim.announce(created)
             created = await receive_first_body(context.uploads, created, command, body)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     if created.upload.complete:
         context.metrics.uploads_completed.inc()
-    return to_response(dialect.render_created(created.upload, locate(created.token), context.features))
+    response = to_response(dialect.render_created(created.upload, locate(created.token), context.features))
+    return told_by_hook(response, created.response)
 
 
 async def status(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
@@ -143,9 +146,10 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
 async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
     dialect = dialect_of(request)
-    await context.uploads.terminate(principal, token, dialect.protocol)
+    asking = hook_request(context, request) if context.uploads.hooks is not None else None
+    told = await context.uploads.terminate(principal, token, dialect.protocol, asking)
     context.metrics.uploads_terminated.inc()
-    return to_response(dialect.render_terminated())
+    return told_by_hook(to_response(dialect.render_terminated()), told)
 
 
 def location(context: HttpContext, request: web.Request, token: str) -> str:

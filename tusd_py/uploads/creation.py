@@ -18,23 +18,29 @@ from tusd_py.errors import (
     BodyError,
     ChecksumMismatch,
     DatabaseUnavailable,
+    HookInvalid,
     StorageError,
     TusdError,
 )
 from tusd_py.ports import NewUpload
+from tusd_py.protocol.concat import resolve_partials
 from tusd_py.protocol.create import Create
+from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Trigger, Upload, UploadId
 from tusd_py.uploads.append import AppendFailed, receive_body
 from tusd_py.uploads.buffers import Block
+from tusd_py.uploads.hooks import checked_token, with_changes
 from tusd_py.uploads.service import UploadService, hash_token
 from tusd_py.uploads.verification import matches, verify_chunks
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body
+    from tusd_py.ports.hooks import HookRequest, HookResponse
     from tusd_py.protocol.checksum import DigestSet
     from tusd_py.protocol.concat import Room
+    from tusd_py.uploads.hooks import BlockingHooks
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +54,17 @@ class Created:
 
     upload: Upload
     token: str
+    response: HookResponse | None = None
+    """What a hook wants the client to be told with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A row to be, the token of its URL, and what a hook wants the client to be told."""
+
+    new: NewUpload
+    token: str
+    response: HookResponse | None = None
 
 
 def render_key(template: str, upload_id: UploadId, owner: str | None, now: datetime) -> str:
@@ -56,18 +73,24 @@ def render_key(template: str, upload_id: UploadId, owner: str | None, now: datet
     return template.format(id=upload_id, yyyy=f"{now:%Y}", mm=f"{now:%m}", dd=f"{now:%d}", owner_hash=owner_hash)
 
 
-async def create_upload(service: UploadService, principal: Principal, command: Create, body: Body) -> Created:
+async def create_upload(
+    service: UploadService, principal: Principal, command: Create, body: Body, request: HookRequest | None = None
+) -> Created:
     """Create an upload, with the bytes that came along. Its client learns the URL only if all goes well.
+
+    `request` is what hooks are told, where there are any.
 
     Raises:
         AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
+        UploadRejected, HookFailed, HookInvalid: nor here, which a hook is the reason for.
         BodyError, AppendFailed: bytes that came along were cut short; what arrived of a large body is kept.
     """
-    new, token = await _prepare(service, principal, command, body)
+    prepared = await _prepare(service, principal, command, body, request)
+    new = prepared.new
     if command.concat is Concat.FINAL:
         upload = await service.uploads.create_final(
             new,
-            [hash_token(each) if is_upload_token(each) else TokenHash(b"") for each in command.partials],
+            _hashes(command.partials),
             allow_unfinished=service.features.offers("concatenation-unfinished"),
             allow_repeated=service.config.limits.allow_repeated_partials,
             room=await _room(service),
@@ -82,17 +105,19 @@ async def create_upload(service: UploadService, principal: Principal, command: C
     else:
         upload = await service.uploads.create(new)
     log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-    return Created(upload, token)
+    return Created(upload, prepared.token, prepared.response)
 
 
-async def begin_upload(service: UploadService, principal: Principal, command: Create, body: Body) -> Created:
+async def begin_upload(
+    service: UploadService, principal: Principal, command: Create, body: Body, request: HookRequest | None = None
+) -> Created:
     """Create an upload whose client is told the URL before its bytes are read, which `receive_first_body` does then.
 
     Raises:
-        AccessError, ProtocolError, StagingFull: nothing was created.
+        AccessError, ProtocolError, StagingFull, UploadRejected, HookFailed, HookInvalid: nothing was created.
     """
-    new, token = await _prepare(service, principal, command, body)
-    return Created(await service.uploads.create(new), token)
+    prepared = await _prepare(service, principal, command, body, request)
+    return Created(await service.uploads.create(prepared.new), prepared.token, prepared.response)
 
 
 async def receive_first_body(service: UploadService, begun: Created, command: Create, body: Body) -> Created:
@@ -104,11 +129,13 @@ async def receive_first_body(service: UploadService, begun: Created, command: Cr
     append = _first_append(begun.upload, command, url_sent_only_on_success=False)
     upload = await receive_body(service, begun.upload, append, body)
     log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-    return Created(upload, begun.token)
+    return Created(upload, begun.token, begun.response)
 
 
-async def _prepare(service: UploadService, principal: Principal, command: Create, body: Body) -> tuple[NewUpload, str]:
-    """Return the row to be and the token of its URL. Raises unless it may be created."""
+async def _prepare(
+    service: UploadService, principal: Principal, command: Create, body: Body, request: HookRequest | None
+) -> _Prepared:
+    """Return what is to be created. Raises unless it may be; a hook is asked last of all."""
     authorize(principal, Action.CREATE, None, service.rules)
     if command.unwanted_body is not None:
         await body.accept()
@@ -116,7 +143,47 @@ async def _prepare(service: UploadService, principal: Principal, command: Create
             raise command.unwanted_body
     if command.concat is not Concat.FINAL:
         service.staging.check_space(max(command.length or 0, command.content_length or 0))
-    return await _new_upload(service, principal, command)
+    new, token = await _new_upload(service, principal, command)
+    if service.hooks is None or not service.hooks.wants(HookKind.PRE_CREATE):
+        return _Prepared(new, token)
+    assert request is not None  # whoever configures hooks serves requests
+    return await _ask(service, service.hooks, command, _Prepared(new, token), request)
+
+
+async def _ask(
+    service: UploadService, hooks: BlockingHooks, command: Create, wanted: _Prepared, request: HookRequest
+) -> _Prepared:
+    """Ask `pre-create`, and return what is to be created after its reply."""
+    new, token = wanted.new, wanted.token
+    reply = await hooks.may_create(new, await _partials_of(service, new, command), request)
+    if (changes := reply.change_file_info) is not None:
+        new = with_changes(new, changes, service.config)
+        if changes.id is not None:
+            token = checked_token(changes.id)
+            new = replace(new, token_hash=hash_token(token))
+        directories = service.config.storage.backend == "filesystem"
+        if changes.storage_path and await service.lists.key_taken(new.object_key, new.place_id, directories):
+            raise HookInvalid("ChangeFileInfo.Storage.Path is taken.")
+    return _Prepared(new, token, reply.response)
+
+
+async def _partials_of(service: UploadService, new: NewUpload, command: Create) -> list[Upload]:
+    """Return the partial uploads of a final one, as they are now: locked and looked at again once it is created."""
+    if command.concat is not Concat.FINAL:
+        return []
+    return resolve_partials(
+        await service.lists.behind(_hashes(command.partials)),
+        owner=new.owner,
+        staging_id=new.staging_id,
+        allow_unfinished=service.features.offers("concatenation-unfinished"),
+        allow_repeated=service.config.limits.allow_repeated_partials,
+        max_size=service.features.max_size,
+        now=datetime.now(UTC),
+    )
+
+
+def _hashes(tokens: Sequence[str]) -> list[TokenHash]:
+    return [hash_token(each) if is_upload_token(each) else TokenHash(b"") for each in tokens]
 
 
 async def _new_upload(service: UploadService, principal: Principal, command: Create) -> tuple[NewUpload, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from tusd_py.errors import HookFailed, HookInvalid, TerminationRejected, UploadRejected
+from tusd_py.config.object_keys import form_problems, length_problems
+from tusd_py.errors import HookFailed, HookInvalid, InvalidMetadata, TerminationRejected, UploadRejected
 from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookReply, HookUpload
 from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.fields import is_upload_token
@@ -18,7 +20,8 @@ from tusd_py.protocol.metadata import file_name, file_type, parse_metadata
 from tusd_py.protocol.upload import Concat
 
 if TYPE_CHECKING:
-    from tusd_py.config.sections.hooks import HooksConfig
+    from tusd_py.config import Config
+    from tusd_py.config.sections import HooksConfig
     from tusd_py.metrics import Metrics
     from tusd_py.ports import NewUpload
     from tusd_py.ports.hooks import HookRequest, HookResponse, Hooks
@@ -26,9 +29,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-MAX_KEY_BYTES: Final = 1024
-"""Of an object's key in S3, prefix included; file systems take 255 bytes per component."""
-MAX_COMPONENT_BYTES: Final = 255
+_SUCCESS: Final = range(200, 300)
 
 
 class BlockingHooks:
@@ -76,19 +77,54 @@ class BlockingHooks:
         """Close connections."""
         await self._hooks.close()
 
-    async def may_create(self, new: NewUpload, parts: Sequence[str], request: HookRequest) -> HookReply:
-        """Ask `pre-create`. Raises `UploadRejected`, and what `ask` raises."""
-        reply = await self.ask(HookKind.PRE_CREATE, hook_upload_to_be(new, parts), request)
+    async def may_create(self, new: NewUpload, partials: Sequence[Upload], request: HookRequest) -> HookReply:
+        """Ask `pre-create`; `partials` are those of a final upload.
+
+        Raises:
+            UploadRejected: it is not to be created.
+            HookFailed, HookInvalid: see `ask`.
+        """
+        reply = await self.ask(HookKind.PRE_CREATE, upload_to_be(new, partials), request)
         if reply.reject_upload:
-            raise UploadRejected(response=reply.response)
+            raise UploadRejected(reply.response)
+        _demand_success(reply.response)
         return reply
 
-    async def may_terminate(self, upload: Upload, request: HookRequest) -> HookResponse:
-        """Ask `pre-terminate`. Raises `TerminationRejected`, and what `ask` raises."""
-        reply = await self.ask(HookKind.PRE_TERMINATE, hook_upload(upload), request)
+    async def may_terminate(self, upload: Upload, partials: Sequence[Upload], request: HookRequest) -> HookResponse:
+        """Ask `pre-terminate`, and return what the response is to be like; `partials` are those of a final upload.
+
+        Raises:
+            TerminationRejected: it is to stay.
+            HookFailed, HookInvalid: see `ask`.
+        """
+        reply = await self.ask(HookKind.PRE_TERMINATE, hook_upload(upload, partials), request)
         if reply.reject_termination:
-            raise TerminationRejected(response=reply.response)
+            raise TerminationRejected(reply.response)
+        _demand_success(reply.response)
         return reply.response
+
+
+def _demand_success(response: HookResponse) -> None:
+    # Where nothing is refused, a client that is told of a failure would do it again.
+    if response.status_code and response.status_code not in _SUCCESS:
+        raise HookInvalid(f"HTTPResponse.StatusCode is {response.status_code}, and the request is not rejected.")
+
+
+def upload_to_be(new: NewUpload, partials: Sequence[Upload] = ()) -> HookUpload:
+    """Return an upload that is about to be created, as hooks see it. It has no id yet."""
+    size = new.length
+    if new.concat is Concat.FINAL:
+        lengths = [partial.length for partial in partials if partial.length is not None]
+        size = sum(lengths) if len(lengths) == len(partials) else None
+    return HookUpload(
+        id="",
+        size=size,
+        offset=0,
+        metadata=_texts(new.metadata),
+        is_partial=new.concat is Concat.PARTIAL,
+        is_final=new.concat is Concat.FINAL,
+        partial_uploads=[str(partial.id) for partial in partials] if new.concat is Concat.FINAL else None,
+    )
 
 
 def hook_upload(
@@ -107,25 +143,12 @@ def hook_upload(
     )
 
 
-def hook_upload_to_be(new: NewUpload, parts: Sequence[str] = ()) -> HookUpload:
-    """Return an upload that is about to be created. It has no id yet."""
-    return HookUpload(
-        id="",
-        size=new.length,
-        offset=0,
-        metadata=_texts(new.metadata),
-        is_partial=new.concat is Concat.PARTIAL,
-        is_final=new.concat is Concat.FINAL,
-        partial_uploads=list(parts) if new.concat is Concat.FINAL else None,
-    )
-
-
 def _texts(metadata: str | None) -> dict[str, str]:
     pairs = parse_metadata(metadata, max_bytes=len(metadata or ""))
     return {key: value.decode("utf-8", errors="replace") for key, value in pairs.items()}
 
 
-def with_changes(new: NewUpload, changes: FileInfoChanges, *, max_metadata: int) -> NewUpload:
+def with_changes(new: NewUpload, changes: FileInfoChanges, config: Config) -> NewUpload:
     """Return the upload to be with the metadata and the key that `pre-create` wants. Its token is the caller's.
 
     Raises:
@@ -134,12 +157,12 @@ def with_changes(new: NewUpload, changes: FileInfoChanges, *, max_metadata: int)
     if changes.metadata is not None:
         header = encode_metadata(changes.metadata)
         try:
-            pairs = parse_metadata(header, max_bytes=max_metadata)
+            pairs = parse_metadata(header, max_bytes=config.limits.max_metadata)
             new = replace(new, metadata=header, filename=file_name(pairs), content_type=file_type(pairs))
-        except Exception as error:
-            raise HookInvalid(f"ChangeFileInfo.MetaData cannot be used: {error}") from error
+        except InvalidMetadata as error:
+            raise HookInvalid(f"ChangeFileInfo.MetaData cannot be used: {error.detail}") from error
     if changes.storage_path is not None:
-        new = replace(new, object_key=checked_key(changes.storage_path))
+        new = replace(new, object_key=checked_key(changes.storage_path, config))
     return new
 
 
@@ -158,16 +181,13 @@ def checked_token(token: str) -> str:
     return token
 
 
-def checked_key(path: str) -> str:
-    """Return the object key that `pre-create` wants.
+def checked_key(path: str, config: Config) -> str:
+    """Return the object key that `pre-create` wants, without the `./` that tusd's examples begin with.
 
     Raises:
-        HookInvalid: it is empty, absolute or too long, has an empty component, `.`, `..` or a control character.
+        HookInvalid: it leads out of the store, or the store cannot take it.
     """
-    components = path.split("/")
-    if not path.isprintable() or "\\" in path or any(each in {"", ".", ".."} for each in components):
-        raise HookInvalid("ChangeFileInfo.Storage.Path is not a relative path without empty components, . and ..")
-    longest = max(len(each.encode(errors="surrogatepass")) for each in components)
-    if len(path.encode(errors="surrogatepass")) > MAX_KEY_BYTES or longest > MAX_COMPONENT_BYTES:
-        raise HookInvalid("ChangeFileInfo.Storage.Path is too long.")
-    return path
+    key = path.removeprefix("./")
+    for problem in itertools.chain(form_problems(key), length_problems(config, key)):
+        raise HookInvalid(f"ChangeFileInfo.Storage.Path cannot be used: {problem}.")
+    return key

@@ -17,6 +17,7 @@ import structlog
 
 from tusd_py.authorization import Action, Principal, Rules, authorize
 from tusd_py.errors import StagingDamaged, TusdError, UploadGone, UploadNotFound, WrongNode
+from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import (
     RECEIVING,
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
     from tusd_py.database.uploads import PostgresUploads
     from tusd_py.locks import LocalLocks
     from tusd_py.ports import AttemptView, ListPosition, Staging, TransferOrder
+    from tusd_py.ports.hooks import HookRequest, HookResponse
     from tusd_py.protocol.features import Features
     from tusd_py.uploads.changes import ChangeNotifier
+    from tusd_py.uploads.hooks import BlockingHooks
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +88,7 @@ class UploadService:
         locks: LocalLocks,
         changes: ChangeNotifier,
         timing: Timing | None = None,
+        hooks: BlockingHooks | None = None,
     ) -> None:
         self.config = config
         self.features = features
@@ -96,6 +100,8 @@ class UploadService:
         self.locks = locks
         self.changes = changes
         self.timing = timing or Timing()
+        self.hooks = hooks
+        """Who is asked before something happens; None if nobody is."""
         self.rules = Rules(config.auth.jwt, config.profiles)
         self.budget = BufferBudget(config.staging)
         self.expires_after_seconds = config.tus.expire_after if features.offers("expiration") else 0.0
@@ -210,28 +216,49 @@ class UploadService:
 
     # --- termination -------------------------------------------------------------------------------
 
-    async def terminate(self, principal: Principal, token: str, protocol: UploadProtocol | None) -> None:
+    async def terminate(
+        self, principal: Principal, token: str, protocol: UploadProtocol | None, request: HookRequest | None = None
+    ) -> HookResponse | None:
         """Make an upload gone for everybody; its bytes are removed in the background.
 
-        `protocol` is the one that the request says it is written in.
+        `protocol` is the one that the request says it is written in, and `request` what hooks are told of it,
+        where there are any. Returns what a hook wants the client to be told.
 
         A request that still writes to it is ended first and cannot bring it back.
 
         Raises:
             UploadNotFound, UploadGone, AccessError, UploadHeld, PartialInUse, TransferInProgress, WrongNode.
             UnsupportedVersion: see `check_termination`.
+            TerminationRejected, HookFailed, HookInvalid: a hook does not let it be terminated.
         """
         upload = await self.get_by_token(principal, token, Action.TERMINATE)
         check_termination(upload, protocol)
+        response = await self._ask_to_terminate(upload, request)
         await self._terminate(upload)
+        return response
 
-    async def remove(self, principal: Principal, upload_id: UploadId, *, force: bool = False) -> None:
+    async def remove(
+        self, principal: Principal, upload_id: UploadId, request: HookRequest | None = None, *, force: bool = False
+    ) -> None:
         """Terminate an upload by its public id; with `force` a transfer under way is stopped.
+
+        Its owner is a client here as well, so the hook is asked; whoever may remove everybody's uploads is not.
 
         Raises: as `terminate` does; with force no TransferInProgress.
         """
-        action = Action.FORCE if force else Action.REMOVE
-        await self._terminate(await self.get_by_id(principal, upload_id, action), force=force)
+        upload = await self.get_by_id(principal, upload_id, Action.FORCE if force else Action.REMOVE)
+        if principal.anonymous or not self.rules.is_operator(principal):
+            await self._ask_to_terminate(upload, request)
+        await self._terminate(upload, force=force)
+
+    async def _ask_to_terminate(self, upload: Upload, request: HookRequest | None) -> HookResponse | None:
+        if self.hooks is None or not self.hooks.wants(HookKind.PRE_TERMINATE):
+            return None
+        assert request is not None  # whoever configures hooks serves requests
+        if receives_bytes(upload):
+            self.demand_staged_here(upload)
+        partials = await self.uploads.partials(upload.id) if upload.concat is Concat.FINAL else []
+        return await self.hooks.may_terminate(upload, partials, request)
 
     async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
         if upload.state not in RECEIVING:

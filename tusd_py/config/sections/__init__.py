@@ -11,6 +11,7 @@ from tusd_py.config.sections.cors import CorsConfig
 from tusd_py.config.sections.database import FEW_CONNECTIONS, DatabaseConfig
 from tusd_py.config.sections.downloads import DownloadsConfig
 from tusd_py.config.sections.events import EventsConfig
+from tusd_py.config.sections.hooks import HooksConfig
 from tusd_py.config.sections.integrity import IntegrityConfig
 from tusd_py.config.sections.limits import LimitsConfig
 from tusd_py.config.sections.logging import LoggingConfig
@@ -37,6 +38,7 @@ __all__ = [
     "EventsConfig",
     "FilesystemStoreConfig",
     "FormerStoreConfig",
+    "HooksConfig",
     "IntegrityConfig",
     "JwtConfig",
     "LimitsConfig",

@@ -52,6 +52,7 @@ def _endpoint_url(value: str) -> str:
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 EndpointUrl = Annotated[str, AfterValidator(_endpoint_url)]
 """As it is written: a slash at its end, or a query, may matter to the receiver."""
+OptionalEndpointUrl = Annotated[EndpointUrl | None, BeforeValidator(empty_is_none)]
 OptionalHttpUrl = Annotated[HttpUrl | None, BeforeValidator(empty_is_none)]
 OptionalPath = Annotated[Path | None, BeforeValidator(empty_is_none)]
 OptionalSecret = Annotated[Secret | None, BeforeValidator(empty_is_none)]

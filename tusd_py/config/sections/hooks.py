@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from tusd_py.config.sections.base import OptionalHttpUrl, OptionalPath, OptionalText, PositiveSeconds, Section
+from tusd_py.config.sections.base import OptionalEndpointUrl, OptionalPath, OptionalText, PositiveSeconds, Section
 from tusd_py.config.units import Seconds
 from tusd_py.protocol.events import HookKind
 
 _FIELD: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REFERENCE: Final = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 def _field_name(value: str) -> str:
@@ -20,17 +21,25 @@ def _field_name(value: str) -> str:
     return value.lower()
 
 
+def _object(value: str | None) -> str | None:
+    if value is not None and not _REFERENCE.fullmatch(value):
+        raise ValueError(f'{value!r} does not have the form "package.module:object"')
+    return value
+
+
 FieldName = Annotated[str, AfterValidator(_field_name)]
 
 
 class HooksConfig(Section):
     """Blocking hooks: the application is asked and may refuse. At most one of http, file and python."""
 
-    http: OptionalHttpUrl = Field(default=None, description="URL that is asked by POST, in the format of tusd's hooks")
+    http: OptionalEndpointUrl = Field(
+        default=None, description="URL that is asked by POST, in the format of tusd's hooks"
+    )
     file: OptionalPath = Field(
         default=None, description="directory with a program for each hook, named pre-create and so on"
     )
-    python: OptionalText = Field(
+    python: Annotated[OptionalText, AfterValidator(_object)] = Field(
         default=None, description='callable in this process, "package.module:object"; see docs/events.md'
     )
     events: list[HookKind] = Field(
@@ -45,7 +54,7 @@ class HooksConfig(Section):
     forward_headers: list[FieldName] = Field(
         default=[], description="header fields of the client's request that are sent on with an HTTP hook"
     )
-    on_error: Annotated[str, Field(pattern="^(deny|allow)$")] = Field(
+    on_error: Literal["deny", "allow"] = Field(
         default="deny", description='when a hook fails: "deny" (503, the client tries again) or "allow" (go on)'
     )
 
@@ -58,5 +67,5 @@ class HooksConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is anybody to ask."""
-        return (self.http or self.file or self.python) is not None
+        """Whether there is anybody to ask, and anything."""
+        return bool(self.events) and (self.http or self.file or self.python) is not None

@@ -19,6 +19,7 @@ from tusd_py.http.api.requests import (
 )
 from tusd_py.http.api.views import attempt_view, transfer_view
 from tusd_py.http.context import CONTEXT, UPLOAD_ID
+from tusd_py.http.hook_request import hook_request
 from tusd_py.http.middleware import principal_of
 from tusd_py.http.responses import json_response
 from tusd_py.protocol.upload import State, Upload
@@ -84,7 +85,8 @@ async def remove_upload(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    await context.uploads.remove(principal, upload_id, force=flag(request, "force"))
+    asking = hook_request(context, request) if context.uploads.hooks is not None else None
+    await context.uploads.remove(principal, upload_id, asking, force=flag(request, "force"))
     context.metrics.uploads_terminated.inc()
     return web.Response(status=204)
 
