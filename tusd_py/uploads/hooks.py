@@ -65,7 +65,7 @@ class BlockingHooks:
             self._metrics.hooks.labels(kind.value, "failed").inc()
             if self._config.on_error == "allow":
                 return HookReply()
-            raise HookFailed(hook=kind.value, cause=str(error)) from error
+            raise HookFailed(hook=kind.value) from error
         except HookInvalid as error:
             log.error("hook_invalid", hook=kind, upload_id=upload.id, reason=str(error))  # noqa: TRY400 -- not ours
             self._metrics.hooks.labels(kind.value, "invalid").inc()
@@ -90,14 +90,14 @@ class BlockingHooks:
         _demand_success(reply.response)
         return reply
 
-    async def may_terminate(self, upload: Upload, partials: Sequence[Upload], request: HookRequest) -> HookResponse:
-        """Ask `pre-terminate`, and return what the response is to be like; `partials` are those of a final upload.
+    async def may_terminate(self, upload: HookUpload, request: HookRequest) -> HookResponse:
+        """Ask `pre-terminate`, and return what the response is to be like.
 
         Raises:
             TerminationRejected: it is to stay.
             HookFailed, HookInvalid: see `ask`.
         """
-        reply = await self.ask(HookKind.PRE_TERMINATE, hook_upload(upload, partials), request)
+        reply = await self.ask(HookKind.PRE_TERMINATE, upload, request)
         if reply.reject_termination:
             raise TerminationRejected(reply.response)
         _demand_success(reply.response)
@@ -158,6 +158,8 @@ def with_changes(new: NewUpload, changes: FileInfoChanges, config: Config) -> Ne
         header = encode_metadata(changes.metadata)
         try:
             pairs = parse_metadata(header, max_bytes=config.limits.max_metadata)
+            if [*pairs] != [*changes.metadata]:
+                raise InvalidMetadata("A key has a comma, a space, or no letter.")
             new = replace(new, metadata=header, filename=file_name(pairs), content_type=file_type(pairs))
         except InvalidMetadata as error:
             raise HookInvalid(f"ChangeFileInfo.MetaData cannot be used: {error.detail}") from error

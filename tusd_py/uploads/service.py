@@ -17,7 +17,6 @@ import structlog
 
 from tusd_py.authorization import Action, Principal, Rules, authorize
 from tusd_py.errors import StagingDamaged, TusdError, UploadGone, UploadNotFound, WrongNode
-from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import (
     RECEIVING,
@@ -252,13 +251,12 @@ class UploadService:
         await self._terminate(upload, force=force)
 
     async def _ask_to_terminate(self, upload: Upload, request: HookRequest | None) -> HookResponse | None:
-        if self.hooks is None or not self.hooks.wants(HookKind.PRE_TERMINATE):
+        if self.hooks is None:
             return None
+        from tusd_py.uploads.asking import ask_to_terminate
+
         assert request is not None  # whoever configures hooks serves requests
-        if receives_bytes(upload):
-            self.demand_staged_here(upload)
-        partials = await self.uploads.partials(upload.id) if upload.concat is Concat.FINAL else []
-        return await self.hooks.may_terminate(upload, partials, request)
+        return await ask_to_terminate(self, self.hooks, upload, request)
 
     async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
         if upload.state not in RECEIVING:
