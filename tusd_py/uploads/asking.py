@@ -7,34 +7,44 @@ from typing import TYPE_CHECKING
 from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.upload import Concat
 from tusd_py.uploads.hooks import hook_upload
-from tusd_py.uploads.service import receives_bytes
 from tusd_py.uploads.tusd_events import tusd_storage
 
 if TYPE_CHECKING:
+    from tusd_py.config import Config
+    from tusd_py.configured_stores import Stores
+    from tusd_py.database.uploads import PostgresUploads
     from tusd_py.ports.hooks import HookRequest, HookResponse, HookUpload
     from tusd_py.protocol.upload import Upload
     from tusd_py.uploads.hooks import BlockingHooks
-    from tusd_py.uploads.service import UploadService
+
+
+class Describer:
+    """Tells of an upload what hooks are told beside its row: its partial uploads, and where its bytes are."""
+
+    def __init__(self, config: Config, uploads: PostgresUploads, stores: Stores) -> None:
+        self._config = config
+        self._uploads = uploads
+        self._stores = stores
+
+    async def describe(self, upload: Upload) -> HookUpload:
+        """Return an upload as hooks see it."""
+        place = await self._stores.place(upload.place_id) if upload.remote_present else None
+        if upload.concat is not Concat.FINAL:
+            return hook_upload(upload, storage=tusd_storage(upload, self._config, place))
+        partials = [str(partial.id) for partial in await self._uploads.partials(upload.id)]
+        # In staging it has no file of its own.
+        storage = None if place is None else tusd_storage(upload, self._config, place)
+        return hook_upload(upload, storage=storage, partial_uploads=partials)
 
 
 async def ask_to_terminate(
-    service: UploadService, hooks: BlockingHooks, upload: Upload, request: HookRequest
+    hooks: BlockingHooks, describer: Describer, upload: Upload, request: HookRequest
 ) -> HookResponse | None:
     """Ask `pre-terminate`, and return what the response is to be like.
 
     Raises:
-        WrongNode: its bytes are in another staging directory, whose node asks.
         TerminationRejected, HookFailed, HookInvalid: see `BlockingHooks.may_terminate`.
     """
     if not hooks.wants(HookKind.PRE_TERMINATE):
         return None
-    if receives_bytes(upload):
-        service.demand_staged_here(upload)
-    return await hooks.may_terminate(await as_hooks_see(service, upload), request)
-
-
-async def as_hooks_see(service: UploadService, upload: Upload) -> HookUpload:
-    """Return an upload with what hooks are told beside its row: its partial uploads, and where its bytes are."""
-    partials = await service.uploads.partials(upload.id) if upload.concat is Concat.FINAL else None
-    place = await service.stores.place(upload.place_id) if upload.remote_present else None
-    return hook_upload(upload, partials, storage=tusd_storage(upload, service.config, place))
+    return await hooks.may_terminate(await describer.describe(upload), request)

@@ -253,10 +253,14 @@ class UploadService:
     async def _ask_to_terminate(self, upload: Upload, request: HookRequest | None) -> HookResponse | None:
         if self.hooks is None:
             return None
-        from tusd_py.uploads.asking import ask_to_terminate
+        from tusd_py.uploads.asking import Describer, ask_to_terminate
 
         assert request is not None  # whoever configures hooks serves requests
-        return await ask_to_terminate(self, self.hooks, upload, request)
+        if receives_bytes(upload):
+            # The node that has its bytes asks, once the client gets there.
+            self.demand_staged_here(upload)
+        describer = Describer(self.config, self.uploads, self.stores)
+        return await ask_to_terminate(self.hooks, describer, upload, request)
 
     async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
         if upload.state not in RECEIVING:
