@@ -28,7 +28,15 @@ class JobKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """How a job stands; the column `jobs.state`."""
+    """How a job stands; the column `jobs.state`.
+
+    queued -> running: claimed by a worker, under a lease
+    running -> running: claimed by another one, because the lease ran out
+    running -> retry_wait -> running: it failed, or the store is away
+    running -> succeeded | failed | cancelled: it is over
+    running -> queued: an eager job waits for further bytes
+    queued | retry_wait -> cancelled: its upload is removed
+    """
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -1,4 +1,13 @@
-"""The walk of a PATCH: every step from the look-up to the recorded offset, in `receive_body`."""
+"""The walk of a PATCH: every step from the look-up to the recorded offset, in `receive_body`.
+
+The database says how much of an upload there is, and the staging file has the bytes. The file may have more
+than the row says, after a crash or while a request still writes, and never less. An append therefore makes
+itself the only writer first (in this process, then among all), looks at both, cuts what nobody has acknowledged,
+and only then asks the client for a byte. The row may move until the file is locked: whoever finds that file and
+row do not agree reads the row again and plans anew.
+
+How bytes get to the disk and into the row is in `body_writer`.
+"""
 
 from __future__ import annotations
 
@@ -92,16 +101,20 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
     received, file_may_be_new = Received(None), False
     async with contextlib.AsyncExitStack() as held:
         try:
+            # What no offset could make right is refused before anybody is disturbed.
             check_append(upload, command)
             _check_space(service, upload, command)
+            # Become the only writer in this process. Whoever was, has stored what it had and moved the row.
             if await held.enter_async_context(service.locks.hold(upload.id, lambda: body.interrupt(TakenOver()))):
                 upload = await service.refresh(upload.id)
             if command.offset != upload.offset:
                 # The client is told the true offset, so whoever may still be moving it is ended first.
                 upload = await service.settle(upload)
+            # Decide how much may be written, and whether there is anything to do.
             plan = plan_append(upload, command, max_size=max_size)
             if upload.state not in RECEIVING or plan.changes_nothing(upload, command):
                 return await _expect_no_byte(upload, plan, body)
+            # Become the only writer among all processes, and let file and row agree.
             file = await _open(service, upload)
             held.push_async_callback(file.close)
             file_may_be_new = upload.offset == 0
@@ -115,18 +128,14 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
                 # Before the body, which may never end. A length that is reached already is recorded
                 # together with what follows from that.
                 upload = await service.uploads.declare_length(upload, plan.length)
+            # Receive, write, sync, record. From here on whatever arrives counts.
             await body.accept()
             with service.budget:
                 received = await BodyWriter(service, file, upload, plan, command, body).run()
             return received.result()
         except TusdError as error:
+            await _clean_up(service, upload, command, error, received=received, file_may_be_new=file_may_be_new)
             recorded = received.upload or (None if isinstance(error, UNCERTAIN) else upload)
-            if file_may_be_new and isinstance(error, UploadNotFound | UploadGone):
-                # Removed while we were waiting: the file may be one that our opening made anew.
-                await service.staging.remove([upload.id])
-            if isinstance(error, StagingDamaged) and received.error is None:
-                await _report_damage(service, upload, error)
-            await _remove_if_hopeless(service, upload, command, error)
             raise AppendFailed(recorded, error) from error
 
 
@@ -179,18 +188,32 @@ async def _reread(service: UploadService, upload: Upload, file: StagingFile) -> 
     return upload
 
 
+async def _clean_up(  # noqa: PLR0913 -- how far the append came
+    service: UploadService,
+    upload: Upload,
+    command: Append,
+    error: TusdError,
+    *,
+    received: Received,
+    file_may_be_new: bool,
+) -> None:
+    """Do what a failed append leaves to be done, while its locks are still held."""
+    if file_may_be_new and isinstance(error, UploadNotFound | UploadGone):
+        # Removed while we were waiting: the file may be one that our opening made anew.
+        await service.staging.remove([upload.id])
+    if isinstance(error, StagingDamaged) and received.error is None:
+        await _report_damage(service, upload, error)
+    overrun = isinstance(error, LengthExceeded) and command.fail_on_overrun
+    if upload.state in RECEIVING and (overrun or isinstance(error, WholeChecksumMismatch)):
+        # Nothing can become of it any more.
+        await service.uploads.remove(upload.id)
+
+
 async def _report_damage(service: UploadService, upload: Upload, error: StagingDamaged) -> None:
     log.error("staging_damaged", upload_id=str(upload.id), offset=upload.offset, reason=str(error))
     with contextlib.suppress(DatabaseUnavailable):
         # The owner reads it: no path.
         await service.uploads.record_damage(upload.id, error.detail)
-
-
-async def _remove_if_hopeless(service: UploadService, upload: Upload, command: Append, error: TusdError) -> None:
-    """Give up an upload of which nothing can become any more."""
-    overrun = isinstance(error, LengthExceeded) and command.fail_on_overrun
-    if upload.state in RECEIVING and (overrun or isinstance(error, WholeChecksumMismatch)):
-        await service.uploads.remove(upload.id)
 
 
 def _limit_empty_patches(service: UploadService, upload: Upload, *, moved: bool) -> None:

@@ -3,6 +3,20 @@
 The order is law: bytes are durable before the row says so, and the row says so before the client
 hears of it. However a body ends, what arrived is kept, except under a checksum, where a chunk counts
 wholly or not at all.
+
+Three positions follow each other through the file:
+
+    row <= synced <= written <= received
+
+- `received` grows with each read. The bytes gather in a block, which is handed to a thread when it is large
+  enough; while the thread writes it, the next block gathers. At most one block is being written.
+- `written` moves when the thread is done. What comes after it in the file is unknown until then.
+- `synced` moves at a checkpoint, by bytes or by time, and at the end of the body.
+- the row's offset follows at once (`_advance`), by a compare-and-set from the value it had. A database that is
+  away at a checkpoint costs nothing: the next one records these bytes as well. At the end it is waited for.
+
+After a write that failed, `synced` may still be brought up to `written` by a first sync. After a sync that
+failed nothing newer than `synced` counts (docs/adr/0015), and the row is never moved beyond it.
 """
 
 from __future__ import annotations
