@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -22,7 +23,7 @@ async def test_uploads_below_the_prefix_are_stored_by_the_worker_inside(make_con
             "POST", "/media/files/", {"Upload-Length": "5", "Content-Type": OFFSET_TYPE}, b"hello"
         )
         location, upload_id = created.headers["location"], created.headers["upload-id"]
-        shown = {"state": "created"}
+        shown: dict[str, Any] = {"state": "created"}
         async with asyncio.timeout(20):
             while shown["state"] != "stored":
                 await asyncio.sleep(0.02)
