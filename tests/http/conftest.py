@@ -7,18 +7,17 @@ import contextlib
 import dataclasses
 import socket
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import asyncpg
 import pytest
 from aiohttp.web_protocol import RequestHandler
 
 from tests.http.support import eventually
+from tests.support.databases import fresh_database, run_sql
 from tests.support.fixtures import MakeConfig
 from tests.support.http_client import Connection, TusClient, chunk, patch_head
 from tusd_py.app import Core, Work, make_core, make_http_context, make_work, run_work, running
@@ -173,26 +172,15 @@ async def serving(
 @pytest.fixture(scope="session")
 def folder_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
     """One database for this folder: emptying it is quicker than making a new one for every test."""
-    name = f"tusd_http_{uuid.uuid4().hex[:12]}"
-    asyncio.run(_execute(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template_database}"))
-    head, _, options = postgres_dsn.partition("?")
-    yield f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{options}" if options else "")
-    asyncio.run(_execute(postgres_dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+    with fresh_database(postgres_dsn, template_database) as dsn:
+        yield dsn
 
 
 @pytest.fixture
 def dsn(folder_dsn: str) -> str:
     """The folder's database, emptied."""
-    asyncio.run(_execute(folder_dsn, "TRUNCATE uploads, upload_parts, jobs, job_attempts, transfer_parts, events"))
+    asyncio.run(run_sql(folder_dsn, "TRUNCATE uploads, upload_parts, jobs, job_attempts, transfer_parts, events"))
     return folder_dsn
-
-
-async def _execute(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 @pytest.fixture
