@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import SECRET, bearer
 from tests.support.http_client import OFFSET_TYPE, ConnectionLost, Headers
 from tusd_py.errors import PermanentStoreError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import SECRET, bearer
 from tests.support.http_client import OFFSET_TYPE, TUS, patch_head
 

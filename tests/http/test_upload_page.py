@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import hosted
 from tests.support.fixtures import MakeConfig
 from tests.support.tools import ROOT

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import SECRET, bearer, eventually
 from tests.support.http_client import OFFSET_TYPE, Response
 from tusd_py.errors import TransientStoreError
