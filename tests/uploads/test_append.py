@@ -27,6 +27,7 @@ from tusd_py.errors import (
     ProtocolMismatch,
     TakenOver,
     UploadNotFound,
+    UploadTooLarge,
     WholeChecksumMismatch,
 )
 from tusd_py.protocol.create import Create
@@ -191,6 +192,17 @@ async def test_bytes_that_are_still_being_written_count_towards_the_length(node:
     found = await node.world.find(upload)
     assert (found.offset, found.state) == (BLOCK, State.UPLOADING)
     assert node.staged(upload) == b"a" * BLOCK
+
+
+async def test_bytes_that_are_still_being_written_count_towards_the_largest_size(make_node: MakeNode) -> None:
+    """DEF-06"""
+    node = make_node(limits={"max_size": 2 * BLOCK})
+    upload = await node.world.create(length=None)
+
+    failed = await node.failing(upload, b"a" * BLOCK, b"b" * (BLOCK + 1))
+
+    assert isinstance(failed.error, UploadTooLarge)
+    assert (await node.offset(upload), node.staged(upload)) == (BLOCK, b"a" * BLOCK)
 
 
 async def test_an_upload_that_is_sent_too_much_is_given_up_where_that_was_asked(node: Node) -> None:
