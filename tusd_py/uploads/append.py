@@ -15,6 +15,7 @@ from tusd_py.errors import (
     LengthExceeded,
     OffsetConflict,
     StagingDamaged,
+    StorageError,
     TakenOver,
     TusdError,
     UploadGone,
@@ -120,7 +121,9 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
                 received = await BodyWriter(service, file, upload, plan, command, body).run()
             return received.result()
         except TusdError as error:
-            recorded = received.upload or (None if isinstance(error, UNCERTAIN) else upload)
+            # A body that the disk has ended, and of which nothing could be recorded, leaves it unknown as well.
+            unknown = isinstance(error, UNCERTAIN) or isinstance(received.error, StorageError)
+            recorded = received.upload or (None if unknown else upload)
             if file_may_be_new and isinstance(error, UploadNotFound | UploadGone):
                 # Removed while we were waiting: the file may be one that our opening made anew.
                 await service.staging.remove([upload.id])
