@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.http.support import eventually
-from tests.uploads.support import BLOCK, MIB, MakeNode, Node, checksum_of
+from tests.uploads.support import BLOCK, MIB, RETRIES, MakeNode, Node, checksum_of
 from tusd_py.errors import StagingFull, StorageError
 
 
@@ -75,3 +75,20 @@ async def test_a_disk_that_fails_when_all_has_come_tells_what_was_recorded(node:
     assert failed.upload is not None
     assert failed.upload.offset == await node.offset(upload) == 5
     assert not (await node.world.find(upload)).complete
+
+
+async def test_where_disk_and_database_fail_nobody_says_how_far_the_upload_has_come(node: Node) -> None:
+    """GEN-16 LOCK-08"""
+    upload = await node.world.create(length=MIB)
+    node.disk.full_at = BLOCK
+    node.uploads.away_for = RETRIES + 1
+
+    failed = await node.failing(upload, b"a" * BLOCK, b"b" * BLOCK)
+
+    # The disk is what the client is told of; whether the first block is recorded, nobody knows.
+    assert isinstance(failed.error, StagingFull)
+    assert failed.upload is None
+    assert await node.offset(upload) == 0
+    node.disk.full_at = None
+    assert (await node.append(upload, b"new")).offset == 3
+    assert node.staged(upload) == b"new"
