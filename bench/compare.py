@@ -83,9 +83,9 @@ def main() -> None:
         versions = (Version("working tree", SERVER_COMMAND), other)
         upload_cases = [case for case in cases if case != "transfer"]
         if upload_cases:
-            measure_uploads(versions, upload_cases, folder, arguments.rounds)
+            compare_uploads(versions, upload_cases, folder, arguments.rounds)
         if "transfer" in cases:
-            measure_transfers(versions, folder, arguments.rounds, arguments.size * MIB)
+            compare_transfers(versions, folder, arguments.rounds, arguments.size * MIB)
     print(render(*versions))
 
 
@@ -116,7 +116,7 @@ def in_turns(versions: tuple[Version, Version], rounds: int) -> Iterator[Version
         yield from versions if turn % 2 == 0 else reversed(versions)
 
 
-def measure_uploads(versions: tuple[Version, Version], cases: list[str], folder: Path, rounds: int) -> None:
+def compare_uploads(versions: tuple[Version, Version], cases: list[str], folder: Path, rounds: int) -> None:
     """Measure what `upload.py` measures, with durable uploads."""
     with ExitStack() as stack:
         servers = {
@@ -137,7 +137,7 @@ def measure_uploads(versions: tuple[Version, Version], cases: list[str], folder:
                 version.add("HTTP process, peak MiB of all cases", measured.http_peak_mib)
 
 
-def measure_transfers(versions: tuple[Version, Version], folder: Path, rounds: int, size: int) -> None:
+def compare_transfers(versions: tuple[Version, Version], folder: Path, rounds: int, size: int) -> None:
     """Measure what `transfer.py` measures of the worker."""
     path = random_file(folder / "file", size)
     with rclone_s3(folder, *RCLONE_OPTIONS) as s3, ExitStack() as stack:

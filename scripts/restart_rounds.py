@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -198,7 +199,8 @@ def upload(url: str) -> str:
     }
     request = urllib.request.Request(url, data=CONTENT, headers=headers, method="POST")
     with urllib.request.urlopen(request, timeout=30) as response:
-        return urllib.request.urljoin(url, response.headers["Location"])  # type: ignore[attr-defined, no-any-return]
+        location: str = response.headers["Location"]
+    return urllib.parse.urljoin(url, location)
 
 
 def run_rounds(server: Server, rounds: int, chance: random.Random) -> list[float]:

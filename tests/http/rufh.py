@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.http.conftest import Served
+from tests.http.served import Served
 from tests.support.http_client import Connection, Response
 
 PARTIAL_TYPE = "application/partial-upload"

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import pytest
 
-from tests.http.conftest import Serve, Served
-from tests.http.test_auth import SECRET, bearer
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET, bearer
 from tests.support.http_client import OFFSET_TYPE, ConnectionLost, Headers
 from tusd_py.errors import PermanentStoreError
 from tusd_py.ports import Job

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Served
+from tests.http.served import Served
 from tests.support.http_client import OFFSET_TYPE
 
 BODY = {"Content-Type": OFFSET_TYPE}

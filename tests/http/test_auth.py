@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Mapping
 
-import jwt
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET, bearer
 from tests.support.http_client import OFFSET_TYPE, TUS, patch_head
 
-SECRET = "a secret of thirty-two bytes, or so"
 BODY = {"Content-Type": OFFSET_TYPE}
-
-
-def bearer(subject: str = "ann", *, expires_in: float = 3600, key: str = SECRET, **claims: object) -> dict[str, str]:
-    token = jwt.encode({"sub": subject, "exp": int(time.time() + expires_in)} | claims, key, algorithm="HS256")
-    return {"Authorization": f"Bearer {token}"}
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import pytest
 from aiohttp import web
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, ConnectionLost, Response, chunk, chunked, exchange, patch_head
 from tusd_py.http.application import build_application, runner_options

@@ -9,7 +9,7 @@ from typing import NoReturn, Protocol
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, Headers, Response
 from tusd_py.crc64 import update

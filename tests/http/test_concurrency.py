@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sys
+import termios
 import time
 from typing import Any, NoReturn
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
-from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, patch_head
+from tests.support.http_client import OFFSET_TYPE, TUS, Connection, ConnectionLost, chunk, patch_head
 from tusd_py.errors import TakenOver
+from tusd_py.http import request_body
+from tusd_py.http.request_body import RequestBody, kernel_queue_bytes
 from tusd_py.protocol.upload import Upload, UploadId
+from tusd_py.staging.locked_file import LockedFile
 
 BIG = 8 * 2**20
 CHUNKED = ("Transfer-Encoding", "chunked")
@@ -25,6 +30,30 @@ def locked(served: Served, upload: Upload) -> int:
     fd = os.open(served.core.staging.path(upload.id), os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
     return fd
+
+
+def unsent(connection: Connection) -> int:
+    """Return how many bytes the client's loop has not handed to the kernel."""
+    return connection.writer.transport.get_write_buffer_size()
+
+
+def unacknowledged(connection: Connection) -> int:
+    """Return how many bytes the client's kernel has not seen acknowledged by the server's."""
+    count = fcntl.ioctl(connection.writer.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(count, sys.byteorder)
+
+
+async def until_it_reads_no_more(body: RequestBody) -> None:
+    """Wait until nobody reads a body whose bytes come faster than they can be written."""
+    transport, before = body._request.transport, -1
+    assert isinstance(transport, asyncio.Transport)
+
+    def stands_still() -> bool:
+        nonlocal before
+        before, last = body.received, before
+        return body.received == last > 0 and not transport.is_reading()
+
+    await eventually(stands_still)
 
 
 @pytest.mark.parametrize("framing", [("Content-Length", str(BIG)), CHUNKED])
@@ -403,22 +432,48 @@ async def test_an_interruption_at_the_moment_of_a_checkpoint_is_no_error(serve: 
     assert await served.offset(path) in {5, 6}
 
 
-async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(served: Served) -> None:
-    """Bytes that reached the machine were received, whether or not the process has read them yet."""
-    length, sent = 64 * 2**20, 9 * 2**20
-    path = await served.create(length)
-    connection = await served.connect()
-    await connection.send_head(
-        "PATCH",
-        path,
-        [("Tus-Resumable", "1.0.0"), ("Upload-Offset", "0"), ("Content-Type", "application/offset+octet-stream"),
-         ("Content-Length", str(length))],
-    )  # fmt: skip
+async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that reached the machine were received, whether or not the process has time to read them."""
+    disk = asyncio.Event()
+    write = LockedFile.write
+
+    async def write_late(self: LockedFile, *arguments: Any, **options: Any) -> int:
+        await disk.wait()
+        return await write(self, *arguments, **options)
+
+    monkeypatch.setattr(LockedFile, "write", write_late)
+    monkeypatch.setattr(request_body, "LAST_SECONDS", 0)
+    served = await serve(staging={"block_size": 65536})
+    path = await served.create(BIG)
+    connection = await served.begin(path, 0, b"", ("Content-Length", str(BIG)))
+    connection.writer.write(bytes(BIG))
+    (body,) = served.bodies
+    await until_it_reads_no_more(body)
+    arrived = BIG - unsent(connection) - unacknowledged(connection)
+    assert kernel_queue_bytes(body._request.transport)
+
+    head = asyncio.create_task(served.head(path))
+    await eventually(lambda: body._interruption is not None)
+    disk.set()
+
+    assert int((await head).headers["upload-offset"]) >= arrived
+    await connection.closed()
+
+
+async def test_what_comes_for_a_moment_after_an_interruption_is_kept(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_body, "LAST_SECONDS", 20)
+    monkeypatch.setattr(request_body, "QUIET_SECONDS", 0.5)
+    sent = 9 * 2**20
+    path = await served.create(2 * sent)
+    connection = await served.begin(path, 0, b"", ("Content-Length", str(2 * sent)))
     await connection.send(bytes(sent))
 
     kept = int((await served.head(path)).headers["upload-offset"])
 
     # What the loop's own end of the connection had not handed to the kernel is not at the server.
-    unsent = connection.writer.transport.get_write_buffer_size()
-    assert kept == sent - unsent
+    assert kept == sent - unsent(connection)
     await connection.closed()

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.http.conftest import Served
 from tests.http.rufh import Client
+from tests.http.served import Served
 from tests.support.http_client import OFFSET_TYPE, Response, chunked
 
 CODED = gzip.compress(b"a line of text\n" * 100, mtime=0)

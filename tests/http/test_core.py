@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Iterable
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, Response, chunk, chunked, patch_head
 from tusd_py.protocol.upload import TokenHash, Upload

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE, Response, patch_head
 
 PAGE = {"Origin": "https://app.example"}

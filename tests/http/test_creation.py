@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE, TUS, chunked
 
 

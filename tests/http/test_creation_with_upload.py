@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, chunked
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import ZIP_OF_NOTHING
 from tests.support.http_client import OFFSET_TYPE, TUS, Response, patch_head
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from tests.http.conftest import Served
+from tests.http.served import Served
 from tests.support.http_client import Response
 
 MIB = 2**20

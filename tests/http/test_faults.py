@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, patch_head
 from tusd_py.errors import DatabaseUnavailable, OffsetConflict, StagingFull, StorageError

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.support.fixtures import MakeConfig
 from tests.support.http_client import OFFSET_TYPE
 from tusd_py.commands.reconcile import reconcile_node

@@ -7,8 +7,8 @@ import string
 
 import pytest
 
-from tests.http.conftest import Serve
 from tests.http.rufh import PARTIAL_TYPE, Client
+from tests.http.served import Serve
 from tests.support.http_client import OFFSET_TYPE, ConnectionLost
 
 ROUNDS = 400

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, chunk, chunked, patch_head
 from tusd_py.http.application import READ_BUFFER_BYTES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.http.conftest import Serve, Served
-from tests.http.test_auth import SECRET
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET
 from tests.support.http_client import OFFSET_TYPE, TUS, Response, patch_head
 
 STRANGER = {"Origin": "https://evil.example"}

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.http.test_downloads import Place, stored, uploaded
 from tests.support.http_client import OFFSET_TYPE

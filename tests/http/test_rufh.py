@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import OFFSET_TYPE, TUS, ConnectionLost, Response, chunked
 from tusd_py.protocol.upload import State, UploadProtocol

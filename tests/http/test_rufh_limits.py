@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.http.conftest import Serve, Served
 from tests.http.rufh import PARTIAL_TYPE, VERSIONS, Client
+from tests.http.served import Serve, Served
 from tests.http.support import eventually
 from tests.support.http_client import ConnectionLost, Response, chunked
 from tusd_py.errors import DatabaseUnavailable

@@ -1,6 +1,6 @@
 """The walk of one upload over the bare protocol."""
 
-from tests.http.conftest import Served
+from tests.http.served import Served
 
 
 async def test_an_upload_in_two_pieces_is_stored_and_served(served: Served) -> None:

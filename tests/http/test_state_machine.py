@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
-from tests.http.conftest import Served, serving
+from tests.http.served import Served, serving
 from tests.support.fixtures import MakeConfig
 from tusd_py.app import run_work
 

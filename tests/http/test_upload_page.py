@@ -6,12 +6,12 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import urljoin
 
-import aiohttp
 import pytest
 
-from tests.http.conftest import Serve, Served
-from tests.http.test_library_use import hosted
+from tests.http.served import Serve, Served
+from tests.http.support import hosted
 from tests.support.fixtures import MakeConfig
 from tests.support.tools import ROOT
 from tusd_py.http import upload_page
@@ -148,18 +148,15 @@ async def test_the_page_asks_for_a_token_where_the_server_does(serve: Serve) -> 
 
 
 async def test_below_a_prefix_everything_is_found_by_relative_addresses(make_config: MakeConfig) -> None:
-    async with hosted(make_config(), "/media") as origin, aiohttp.ClientSession() as client:
-        async with client.get(f"{origin}/media/") as response:
-            found = Addresses(await response.text())
-            base = response.url
+    async with hosted(make_config(), "/media") as client:
+        page = await client.request("GET", "/media/", [])
+        found = Addresses(page.body.decode())
         assert len(found.found) >= 3
         for address in found.found:
             assert not address.startswith(("/", "http"))
-            async with client.get(base.join(type(base)(address))) as response:
-                assert response.status == 200, address
-        endpoint = base.join(type(base)(found.settings["data-endpoint"]))
-        async with client.post(endpoint, headers={"Tus-Resumable": "1.0.0", "Upload-Length": "0"}) as created:
-            assert created.status == 201
+            assert (await client.request("GET", urljoin("/media/", address), [])).status == 200, address
+        endpoint = urljoin("/media/", found.settings["data-endpoint"])
+        assert (await client.request("POST", endpoint, {"Upload-Length": "0"})).status == 201
 
 
 def test_no_script_names_an_address_from_the_root() -> None:

@@ -12,9 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from tests.http.conftest import Serve, Served
-from tests.http.support import eventually
-from tests.http.test_auth import SECRET, bearer
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET, bearer, eventually
 from tests.support.http_client import OFFSET_TYPE, Response
 from tusd_py.errors import TransientStoreError
 from tusd_py.protocol.upload import State, UploadId

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.conftest import Serve
 from tests.http.rufh import Client
+from tests.http.served import Serve
 
 
 @pytest.mark.parametrize("version", [3, 6, 8, None])

@@ -9,15 +9,14 @@ import signal
 from collections import Counter, deque
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import download, files_under, seeded, sha256_of
 from tests.support.process import wait_until
+from tests.support.resuming_client import ClientUpload, ResumingClient
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
-from tests.support.tus_client import ClientUpload, TusClient
 
 pytestmark = pytest.mark.acceptance
 
@@ -105,11 +104,8 @@ async def test_no_acknowledged_byte_is_lost_and_every_upload_is_stored_once(
         ClientUpload(rng.randbytes(rng.randint(1, 3 * MIB)), random.Random(rng.random())) for _ in range(UPLOADS)
     ]
     killer = Killer(server, rng, sum(len(upload.content) for upload in uploads))
-    connector = aiohttp.TCPConnector(limit=0)
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=15)
 
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-        client = TusClient(session, server.url, on_acknowledged=killer.acknowledged, may_send=killer.armed)
+    async with ResumingClient(server.url, on_acknowledged=killer.acknowledged, may_send=killer.armed) as client:
         for upload in uploads:
             await client.create(upload)
         async with asyncio.TaskGroup() as tasks:
@@ -145,8 +141,7 @@ async def test_a_worker_killed_amid_a_multipart_transfer_is_succeeded(
         storage["s3"] |= {"endpoint_url": proxy.origin, "public_endpoint_url": bucket.endpoint_url}
         server = start_server({"transfer": IMPATIENT, "storage": storage})
         proxy.faults.append(Stall(rng.randrange(30 * MIB)))
-        async with aiohttp.ClientSession() as session:
-            client = TusClient(session, server.url)
+        async with ResumingClient(server.url) as client:
             await client.create(upload)
             await client.run(upload, deadline=30)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_operations import create, get
+from tests.support.blocking_client import get, upload_whole
 from tests.support.process import wait_until
 from tests.support.s3_servers import rclone_s3
 from tests.support.server import Server, StartServer
@@ -56,7 +56,7 @@ def test_a_kill_during_a_transfer_costs_no_lease(
     with rclone_s3(tmp_path) as s3:
         transfer = {"lease": LEASE, "bandwidth_limit": BYTES_PER_SECOND}
         server = start_server({"storage": s3.storage_config(), "transfer": transfer})
-        _, upload_id = create(server.url, CONTENT)
+        _, upload_id = upload_whole(server.url, CONTENT)
         wait_until(
             lambda: server.upload_json(upload_id)["state"] == "transferring", deadline=30, what="a worker has it"
         )

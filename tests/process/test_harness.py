@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.blocking_client import BlockingConnection
-from tests.support.cutting_proxy import Cut, CuttingProxy, DropReply, Fault, Stall
+from tests.support.cutting_proxy import Cut, CuttingProxy, DropReply, Fault, How, Stall
 from tests.support.ports import LOOPBACK
 from tests.support.process import Child, is_alive, wait_until
 from tests.support.server import to_toml
@@ -72,9 +72,9 @@ def _send(connection: BlockingConnection, body: bytes, *, chunk: int | None = No
 
 @pytest.mark.parametrize("chunk", [None, 1, 777, 100_000])
 @pytest.mark.parametrize("how", ["rst", "fin"])
-def test_cut_strikes_at_the_byte(chunk: int | None, how: str, sink: Sink) -> None:
+def test_cut_strikes_at_the_byte(chunk: int | None, how: How, sink: Sink) -> None:
     body = random.Random(1).randbytes(5_000)
-    with CuttingProxy(sink.port, Cut(1_234, how)) as proxy, BlockingConnection(proxy.port) as client:  # type: ignore[arg-type]
+    with CuttingProxy(sink.port, Cut(1_234, how)) as proxy, BlockingConnection(proxy.port) as client:
         with pytest.raises((ConnectionError, BrokenPipeError)):
             _send(client, body, chunk=chunk)
             client.read_response()

@@ -14,14 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.process.test_operations import create, get, tusd_py
 from tests.support import blocking_client
-from tests.support.blocking_client import fetch
+from tests.support.blocking_client import fetch, get, upload_whole
 from tests.support.cutting_proxy import CuttingProxy, Stall
 from tests.support.files import files_under
 from tests.support.process import wait_until
 from tests.support.s3_servers import S3_SERVERS, S3Server
-from tests.support.server import Server, StartServer
+from tests.support.server import Server, StartServer, tusd_py
 from tusd_py.uploads.changes import LOOK_SECONDS
 
 pytestmark = pytest.mark.acceptance
@@ -41,7 +40,7 @@ def call(server: Server, method: str, path: str) -> tuple[int, dict[str, Any]]:
 
 def test_who_waits_at_one_process_hears_what_another_has_done(start_server: StartServer) -> None:
     server = start_server({**MANUAL, "server": {"processes": 2}})
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
     seen: list[str] = []
 
     def follow() -> None:
@@ -63,7 +62,7 @@ def test_who_waits_at_one_process_hears_what_another_has_done(start_server: Star
 
 def test_who_waits_is_answered_when_the_server_ends(start_server: StartServer) -> None:
     server = start_server(MANUAL)
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
     answers: list[tuple[int, dict[str, Any]]] = []
     thread = threading.Thread(target=lambda: answers.append(call(server, "GET", f"{upload_id}?wait=60")), daemon=True)
     thread.start()
@@ -91,7 +90,7 @@ def transfer(server: Server, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_a_transfer_is_ordered_and_followed_from_the_command_line(start_server: StartServer) -> None:
     server = start_server(MANUAL)
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
 
     done = transfer(server, upload_id)
     again = transfer(server, upload_id)
@@ -107,7 +106,7 @@ def test_a_transfer_is_ordered_and_followed_from_the_command_line(start_server: 
 
 def test_without_a_worker_the_command_says_so_and_does_not_wait_for_ever(start_server: StartServer) -> None:
     server = start_server({"transfer": {"trigger": "manual", "workers": 0}})
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
 
     waited = transfer(server, upload_id, "--timeout", "6s")
 
@@ -123,7 +122,7 @@ def test_without_a_worker_the_command_says_so_and_does_not_wait_for_ever(start_s
 
 def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) -> None:
     server = start_server({"profiles": {"default": {"trigger": "complete"}}, "transfer": {"trigger": "manual"}})
-    _, upload_id = create(server.url, b"x" * 1000)
+    _, upload_id = upload_whole(server.url, b"x" * 1000)
     server.wait_for_state(upload_id, "stored")
 
     figures = server.metrics()
@@ -140,7 +139,7 @@ def test_the_way_to_the_store_is_counted_and_timed(start_server: StartServer) ->
 
 def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_line(start_server: StartServer) -> None:
     server = start_server({"transfer": {"trigger": "manual", "max_retries": 0}})
-    upload_ids = [create(server.url, b"hello")[1] for _ in range(2)]
+    upload_ids = [upload_whole(server.url, b"hello")[1] for _ in range(2)]
     for file in files_under(server.staging):
         file.write_bytes(b"")
 
@@ -165,7 +164,7 @@ def test_failed_transfers_are_counted_listed_and_tried_again_from_the_command_li
 
 def test_who_tries_failed_transfers_again_hears_that_they_wait_for_the_store(start_server: StartServer) -> None:
     server = start_server({"transfer": {"trigger": "manual", "max_retries": 0}})
-    failed_id, other_id = (create(server.url, b"hello")[1] for _ in range(2))
+    failed_id, other_id = (upload_whole(server.url, b"hello")[1] for _ in range(2))
     (staged,) = (file for file in files_under(server.staging) if file.name == failed_id)
     staged.write_bytes(b"")
     assert transfer(server, failed_id).returncode == 1
@@ -227,7 +226,7 @@ def stalled_config(s3: S3Server, proxy: CuttingProxy, **transfer_changes: Any) -
 
 def begin_stalled_transfer(server: Server, proxy: CuttingProxy) -> str:
     """Upload 15 MiB; the worker has sent the first part and hangs in the second when this returns."""
-    _, upload_id = create(server.url, os.urandom(15 * MIB))
+    _, upload_id = upload_whole(server.url, os.urandom(15 * MIB))
     proxy.wait_struck(deadline=30)
     shown = server.wait_for_state(upload_id, "transferring")
     wait_until(
@@ -297,7 +296,7 @@ def test_a_worker_that_was_frozen_does_not_bring_a_removed_upload_back(
             deadline=20,
             what="the frozen worker has found out",
         )
-        _, other = create(server.url, b"hello")
+        _, other = upload_whole(server.url, b"hello")
         server.wait_for_state(other, "stored")
         assert server.terminate() == 0
         assert len(left_in(s3)) == 1  # the other upload's object

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.process.test_operations import create
+from tests.support.blocking_client import upload_whole
 from tests.support.process import wait_until
 from tests.support.server import Server, StartServer
 from tusd_py import __version__
@@ -34,7 +34,7 @@ def test_what_all_processes_counted_adds_up_and_outlives_them(start_server: Star
     before = processes(server)
     assert before.keys() == roles
     for _ in range(20):
-        create(server.url, b"0123456789")
+        upload_whole(server.url, b"0123456789")
     wait_until(
         lambda: server.metrics()['tusd_py_transfers_total{outcome="succeeded"}'] == 20, deadline=SOON, what="all stored"
     )
@@ -45,7 +45,7 @@ def test_what_all_processes_counted_adds_up_and_outlives_them(start_server: Star
     server.wait_replaced(*victims, deadline=SOON)
     after = processes(server)
     for _ in range(5):
-        create(server.url, b"0123456789")
+        upload_whole(server.url, b"0123456789")
 
     wait_until(lambda: server.metrics()[POST_201] == 25, deadline=SOON, what="25 creations are counted")
     figures = server.metrics()
@@ -78,7 +78,7 @@ def test_every_process_shows_what_it_uses_and_the_build_is_named(start_server: S
 
 def test_the_pools_of_all_processes_are_shown(start_server: StartServer) -> None:
     server = start_server({"server": {"processes": 2}, "database": {"pool_size": 5}})
-    create(server.url, b"x")
+    upload_whole(server.url, b"x")
 
     wait_until(
         lambda: server.metrics()['tusd_py_database_connections{state="idle"}'] >= 1, deadline=SOON, what="one is idle"

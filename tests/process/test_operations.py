@@ -19,35 +19,14 @@ import psutil
 import pytest
 
 from tests.support import blocking_client
-from tests.support.blocking_client import OCTETS, TUS, BlockingConnection, fetch
+from tests.support.blocking_client import OCTETS, BlockingConnection, fetch, get, upload_whole
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import is_alive, wait_until
 from tests.support.s3_servers import rclone_s3
-from tests.support.server import StartServer, to_toml
+from tests.support.server import PROGRAM, StartServer, to_toml, tusd_py
 from tests.support.tools import ROOT
 
 pytestmark = pytest.mark.acceptance
-
-PROGRAM = Path(sys.executable).with_name("tusd-py")
-
-
-def get(url: str) -> tuple[int, bytes]:
-    response = fetch(url)
-    return response.status, response.body
-
-
-def create(url: str, body: bytes) -> tuple[str, str]:
-    """Upload in one POST; return the tus URL's path and the public id."""
-    response = fetch(url, "POST", {**TUS, **OCTETS, "Upload-Length": str(len(body))}, body)
-    assert response.status == 201, response
-    return response.headers["location"], response.headers["upload-id"]
-
-
-def tusd_py(*arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
-    return subprocess.run(
-        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, env={**clean, **(env or {})}
-    )
 
 
 # --- the operations listener -----------------------------------------------------------------------
@@ -55,7 +34,7 @@ def tusd_py(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
 
 def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_server: StartServer) -> None:
     server = start_server()
-    create(server.url, b"x" * 1000)
+    upload_whole(server.url, b"x" * 1000)
 
     health, ready = get(f"{server.ready.operations_url}/healthz"), get(f"{server.ready.operations_url}/readyz")
     metrics = get(f"{server.ready.operations_url}/metrics")[1].decode()
@@ -78,7 +57,7 @@ def test_health_readiness_and_metrics_are_answered_off_the_public_port(start_ser
 def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartServer) -> None:
     """`python -OO` takes docstrings and assertions away; no sentence may come from one, no step hang on the other."""
     server = start_server(env={"PYTHONOPTIMIZE": "2"})
-    create(server.url, b"0123456789")
+    upload_whole(server.url, b"0123456789")
 
     status, body = get(f"{server.origin}/api/v1/uploads/00000000-0000-0000-0000-000000000000")
 
@@ -89,7 +68,7 @@ def test_errors_read_the_same_where_docstrings_are_stripped(start_server: StartS
 def test_metrics_of_all_processes_are_one_sum(start_server: StartServer) -> None:
     server = start_server({"server": {"processes": 2}})
     for _ in range(20):
-        create(server.url, b"0123456789")
+        upload_whole(server.url, b"0123456789")
 
     metrics = get(f"{server.ready.operations_url}/metrics")[1].decode()
 
@@ -135,13 +114,13 @@ def test_readiness_names_a_staging_disk_without_space(start_server: StartServer)
 
 def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServer) -> None:
     server = start_server()
-    path, upload_id = create(server.url, b"hello")
+    path, upload_id = upload_whole(server.url, b"hello")
     server.wait_for_state(upload_id, "stored")
     for pid in (*server.ready.http_pids, *server.ready.worker_pids):
         os.kill(pid, signal.SIGKILL)
 
     server.wait_replaced(*server.ready.http_pids, *server.ready.worker_pids)
-    _, second = create(server.url, b"again")
+    _, second = upload_whole(server.url, b"again")
 
     assert get(f"{server.origin}{path}") == (200, b"hello")
     server.wait_for_state(second, "stored")
@@ -149,7 +128,7 @@ def test_a_child_that_dies_is_replaced_and_uploads_go_on(start_server: StartServ
 
 def test_an_embedded_database_that_dies_is_started_again(start_server: StartServer) -> None:
     server = start_server()
-    path, _ = create(server.url, b"hello")
+    path, _ = upload_whole(server.url, b"hello")
     before = server.postmaster_pids()
     os.kill(before[0], signal.SIGKILL)
 
@@ -166,7 +145,7 @@ def test_an_embedded_database_that_dies_is_started_again(start_server: StartServ
 
 def test_nothing_survives_a_kill_of_the_supervisor_and_the_next_start_is_clean(start_server: StartServer) -> None:
     server = start_server()
-    path, upload_id = create(server.url, b"hello")
+    path, upload_id = upload_whole(server.url, b"hello")
     server.wait_for_state(upload_id, "stored")
     pids = [*server.ready.pids, *server.postmaster_pids()]
 
@@ -226,7 +205,7 @@ def test_an_unusable_data_directory_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_the_log_has_one_line_per_request_with_ids_and_without_tokens(start_server: StartServer) -> None:
     server = start_server()
-    path, upload_id = create(server.url, b"hello")
+    path, upload_id = upload_whole(server.url, b"hello")
     token = path.rpartition("/")[2]
     assert fetch(f"{server.origin}{path}", "HEAD", {"X-Request-ID": "my-request"}).status == 200
     server.wait_for_state(upload_id, "stored")
@@ -331,7 +310,7 @@ def test_migrate_works_on_the_embedded_database_and_says_what_it_did(tmp_path: P
 
 def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_server: StartServer) -> None:
     server = start_server({"transfer": {"workers": 0}})
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
     assert server.upload_json(upload_id)["state"] == "completed"
 
     worker = subprocess.Popen(
@@ -347,7 +326,7 @@ def test_a_worker_of_its_own_moves_what_a_server_without_workers_received(start_
 
 def test_an_outside_database_serves_as_well(start_server: StartServer, dsn: str) -> None:
     server = start_server({"database": {"dsn": dsn}})
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
 
     server.wait_for_state(upload_id, "stored")
 
@@ -373,7 +352,7 @@ def test_the_server_runs_as_an_ordinary_user() -> None:
     try:
         wait_until(lambda: (home / "ready").exists() or child.poll() is not None, deadline=30, what="ready")
         assert child.poll() is None, (home / "log").read_text()
-        path, _ = create(f"http://{LOOPBACK}:{port}/files/", b"hello")
+        path, _ = upload_whole(f"http://{LOOPBACK}:{port}/files/", b"hello")
         assert get(f"http://{LOOPBACK}:{port}{path}") == (200, b"hello")
         assert {file.stat().st_uid for file in (home / "data").rglob("*")} == {user.pw_uid}
     finally:
@@ -420,7 +399,7 @@ def test_draining_answers_a_running_upload_with_its_true_offset(start_server: St
 
 def test_a_database_that_is_killed_while_it_starts_again_is_started_once_more(start_server: StartServer) -> None:
     server = start_server()
-    path, _ = create(server.url, b"hello")
+    path, _ = upload_whole(server.url, b"hello")
     killed: set[int] = set(server.postmaster_pids())
     os.kill(next(iter(killed)), signal.SIGKILL)
 

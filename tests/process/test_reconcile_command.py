@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.process.test_operations import create
+from tests.support.blocking_client import upload_whole
 from tests.support.databases import dsn_for, run_sql
 from tests.support.files import files_under
 from tests.support.process import Child, wait_until
@@ -66,7 +66,7 @@ def let_time_pass(server: Server) -> None:
 
 
 def stored(server: Server) -> str:
-    _, upload_id = create(server.url, CONTENT)
+    _, upload_id = upload_whole(server.url, CONTENT)
     server.wait_for_state(upload_id, "stored")
     return upload_id
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_mended_keeps_the_status_and_stays(start_server: StartSer
 def test_the_margin_keeps_what_is_young(start_server: StartServer) -> None:
     server = start_server()
     file = orphan(server)
-    _, upload_id = create(server.url, CONTENT)
+    _, upload_id = upload_whole(server.url, CONTENT)
     server.wait_for_state(upload_id, "stored")
     os.utime(file, (time.time() - 300, time.time() - 300))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.process.test_operations import create, get
+from tests.support.blocking_client import get, upload_whole
 from tests.support.files import download, files_under
 from tests.support.ports import is_listening
 from tests.support.process import wait_until
@@ -58,7 +58,7 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
         server = start_server(config)
         s3.child.stop()
 
-        path, upload_id = create(server.url, content)
+        path, upload_id = upload_whole(server.url, content)
         seen = wait_for_transfer(server, upload_id, "retry_wait")
         assert seen["state"] == "transferring"
         status, ready = get(f"{server.ready.operations_url}/readyz")
@@ -73,7 +73,7 @@ def test_uploads_complete_and_are_served_from_staging_until_s3_is_back(
             deadline=DEADLINE,
             what="the outage is in the metrics",
         )
-        _, later_id = create(server.url, b"later")
+        _, later_id = upload_whole(server.url, b"later")
 
         start_again(s3)
         stored = server.wait_for_state(upload_id, "stored", deadline=DEADLINE)
@@ -102,7 +102,7 @@ def test_a_worker_that_is_killed_while_s3_is_away_has_a_successor_that_goes_on(
         config = config_for(s3)
         server = start_server(config | {"transfer": config["transfer"] | {"workers": 2}})
         s3.child.stop()
-        _, upload_id = create(server.url, b"hello")
+        _, upload_id = upload_whole(server.url, b"hello")
         wait_for_transfer(server, upload_id, "retry_wait")
         killed = server.ready.worker_pids
         for pid in killed:
@@ -121,7 +121,7 @@ def test_wrong_credentials_block_until_the_store_accepts_them(start_server: Star
         config = config_for(s3)
         config["storage"]["s3"]["secret_key"] = "another secret"
         server = start_server(config)
-        _, upload_id = create(server.url, b"hello")
+        _, upload_id = upload_whole(server.url, b"hello")
         blocked = wait_for_transfer(server, upload_id, "blocked")
         metrics = server.metrics()
         s3.child.stop()
@@ -143,7 +143,7 @@ def test_credentials_that_are_corrected_by_a_restart_resume(start_server: StartS
         config = config_for(s3)
         right = config["storage"]["s3"].pop("secret_key")
         server = start_server(config, env={"TUSD_STORAGE__S3__SECRET_KEY": "wrong"})
-        _, upload_id = create(server.url, b"hello")
+        _, upload_id = upload_whole(server.url, b"hello")
         wait_for_transfer(server, upload_id, "blocked")
         server.terminate()
         server.child.env["TUSD_STORAGE__S3__SECRET_KEY"] = right
@@ -157,7 +157,7 @@ def test_a_missing_bucket_blocks_until_it_is_made(start_server: StartServer, tmp
         config = config_for(s3)
         config["storage"]["s3"]["bucket"] = "not-there-yet"
         server = start_server(config)
-        _, upload_id = create(server.url, b"hello")
+        _, upload_id = upload_whole(server.url, b"hello")
         blocked = wait_for_transfer(server, upload_id, "blocked")
         s3.client().create_bucket(Bucket="not-there-yet")
 

@@ -9,15 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 
 from tests.support.files import download, files_under, seeded
 from tests.support.process import wait_until
+from tests.support.resuming_client import ClientUpload, ResumingClient
 from tests.support.s3_fault_proxy import KINDS, Kind, S3FaultProxy
 from tests.support.s3_servers import S3Server, ministack_s3, rclone_s3
 from tests.support.server import Server, StartServer
-from tests.support.tus_client import ClientUpload, TusClient
 from tusd_py.stores.s3.store import PROBE_NAME
 
 pytestmark = pytest.mark.acceptance
@@ -95,8 +94,7 @@ async def test_a_single_fault_costs_a_retry_and_nothing_else(
             proxy.choose = Once(operation, kind)
             upload = ClientUpload(rng.randbytes(1000 if operation == "PutObject" else PART + 1000), rng)
             uploads.append(upload)
-            async with aiohttp.ClientSession() as session:
-                client = TusClient(session, server.url)
+            async with ResumingClient(server.url) as client:
                 await client.create(upload)
                 await client.run(upload, deadline=30)
             await asyncio.to_thread(server.wait_for_state, upload.id, "stored", deadline=30)
@@ -149,8 +147,7 @@ async def test_two_hundred_uploads_through_a_storm(start_server: StartServer, tm
     killed: list[int] = []
     with start(tmp_path) as s3, S3FaultProxy(s3.endpoint_url, storm) as proxy:
         server = start_server(config_for(s3, proxy))
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=8)) as session:
-            client = TusClient(session, server.url)
+        async with ResumingClient(server.url, most_at_once=8) as client:
             for upload in uploads:
                 await client.create(upload)
             async with asyncio.TaskGroup() as tasks:

@@ -14,11 +14,11 @@ from urllib.parse import urlsplit, urlunsplit
 import psutil
 import pytest
 
-from tests.process.test_operations import get, tusd_py
+from tests.support.blocking_client import get
 from tests.support.databases import run_sql
 from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import wait_until
-from tests.support.server import Server, to_toml
+from tests.support.server import Server, to_toml, tusd_py
 from tusd_py.embedded_postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.acceptance

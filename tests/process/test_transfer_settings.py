@@ -10,10 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.process.test_operations import create, get, tusd_py
+from tests.support.blocking_client import get, upload_whole
 from tests.support.files import location_of
 from tests.support.s3_servers import ministack_s3
-from tests.support.server import StartServer
+from tests.support.server import StartServer, tusd_py
 
 pytestmark = pytest.mark.acceptance
 
@@ -35,7 +35,7 @@ def test_what_the_file_says_reaches_the_store_and_the_browser(start_server: Star
         )
         started = time.monotonic()
 
-        _, upload_id = create(server.url, content)
+        _, upload_id = upload_whole(server.url, content)
         stored = server.wait_for_state(upload_id, "stored", deadline=30)
 
         assert time.monotonic() - started >= len(content) / LIMIT * 0.8
@@ -55,5 +55,5 @@ def test_a_check_beside_a_running_server_disturbs_nobody(start_server: StartServ
     result = tusd_py("check-config", "--connect", "--data-dir", str(server.data_dir))
 
     assert result.returncode == 0, result.stdout + result.stderr
-    _, upload_id = create(server.url, b"still there")
+    _, upload_id = upload_whole(server.url, b"still there")
     server.wait_for_state(upload_id, "stored", deadline=20)

@@ -85,7 +85,7 @@ def test_metadata_with_an_empty_value_is_kept(server: Server, content: bytes) ->
 def test_store_url_resumes_in_another_run(server: Server, content: bytes, tmp_path: Path) -> None:
     source = tmp_path / "source.bin"
     source.write_bytes(content)
-    storage = FileStorage(str(tmp_path / "urls.json"))  # type: ignore[no-untyped-call]
+    storage = FileStorage(str(tmp_path / "urls.json"))  # type: ignore[no-untyped-call]  # tuspy has no types
     options = {"chunk_size": MIB, "store_url": True, "url_storage": storage}
     try:
         first = TusClient(server.url).uploader(str(source), **options)
@@ -94,7 +94,7 @@ def test_store_url_resumes_in_another_run(server: Server, content: bytes, tmp_pa
         assert (second.url, second.offset) == (first.url, 2 * MIB)
         second.upload()
     finally:
-        storage.close()  # type: ignore[no-untyped-call]
+        storage.close()  # type: ignore[no-untyped-call]  # tuspy has no types
 
     _assert_stored(server, first.url, content)
 

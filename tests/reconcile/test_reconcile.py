@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -707,7 +708,8 @@ async def test_a_run_that_is_ended_anywhere_is_simply_repeated(world: World) -> 
         run = reconciler(world).run(repair=True)
         for _ in range(ended_after):
             await anext(run, None)
-        await run.aclose()  # type: ignore[attr-defined]
+        assert isinstance(run, AsyncGenerator)
+        await run.aclose()
 
     await reconcile(world, repair=True)
 

@@ -119,7 +119,9 @@ async def test_one_of_thousands_is_found(world: World, store: FilesystemStore) -
     assert sorted(found) == [(Kind.COPY_NOT_THERE, str(ids[1])), (Kind.OBJECT_MISSING, str(ids[500]))]
 
 
-async def test_a_listing_out_of_order_costs_looks_and_makes_no_finding(world: World, store: FilesystemStore) -> None:
+async def test_a_listing_out_of_order_costs_looks_and_makes_no_finding(
+    world: World, store: FilesystemStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some stores say that they sort and do not."""
     await fill(world, 120)
     one = reconciler(world, store, batch=BATCH, delete_local=False)
@@ -129,7 +131,7 @@ async def test_a_listing_out_of_order_costs_looks_and_makes_no_finding(world: Wo
         for entry in reversed([entry async for entry in listing()]):
             yield entry
 
-    one._store.list_objects = reversed_listing  # type: ignore[method-assign]
+    monkeypatch.setattr(one._store, "list_objects", reversed_listing)
 
     assert [outcome async for outcome in one.run(repair=False)] == []
     assert (one.report.uploads, one.report.objects) == (120, 120)

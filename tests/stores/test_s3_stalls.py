@@ -35,7 +35,8 @@ class Reluctant:
             if head.startswith(b"PUT"):
                 self.puts += 1
                 writer.write(self.reply)
-                writer.transport.pause_reading()  # type: ignore[attr-defined]
+                assert isinstance(writer.transport, asyncio.Transport)
+                writer.transport.pause_reading()
                 return
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
 

@@ -185,3 +185,16 @@ def fetch(
             urljoin(url, response.headers["location"]), method, headers, timeout=timeout, redirects=redirects - 1
         )
     return response
+
+
+def get(url: str) -> tuple[int, bytes]:
+    """Return status and body of a URL, after all redirects."""
+    response = fetch(url)
+    return response.status, response.body
+
+
+def upload_whole(url: str, body: bytes) -> tuple[str, str]:
+    """Upload in one POST; return the tus URL's path and the public id."""
+    response = fetch(url, "POST", {**TUS, **OCTETS, "Upload-Length": str(len(body))}, body)
+    assert response.status == 201, response
+    return response.headers["location"], response.headers["upload-id"]

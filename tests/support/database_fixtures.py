@@ -82,9 +82,7 @@ def make_config(dsn: str, tmp_path: Path) -> MakeConfig:
 @pytest.fixture(scope="session")
 def shared_dsn(postgres_dsn: str, template_database: str) -> Iterator[str]:
     """One database for all tests that use `world`."""
-    from tests.support.world import shared_database
-
-    with shared_database(postgres_dsn, template_database) as dsn:
+    with fresh_database(postgres_dsn, template_database) as dsn:
         yield dsn
 
 

@@ -9,7 +9,9 @@ import random
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPMessage
 from pathlib import Path
+from typing import IO
 
 from tests.support.blocking_client import fetch
 from tusd_py.staging.identity import ID_FILE
@@ -75,9 +77,11 @@ def download(url: str) -> Downloaded:
     urls = [url]
 
     class Recorder(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *args: object) -> urllib.request.Request | None:
-            urls.append(str(args[-1]))
-            return super().redirect_request(*args)  # type: ignore[arg-type]
+        def redirect_request(
+            self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        ) -> urllib.request.Request | None:
+            urls.append(newurl)
+            return super().redirect_request(req, fp, code, msg, headers, newurl)
 
     digest = hashlib.sha256()
     length = 0
@@ -89,6 +93,6 @@ def download(url: str) -> Downloaded:
     return Downloaded(tuple(urls), headers, length, digest.hexdigest())
 
 
-def _blocks(response: object) -> Iterator[bytes]:
-    while block := response.read(BLOCK_BYTES):  # type: ignore[attr-defined]
+def _blocks(response: IO[bytes]) -> Iterator[bytes]:
+    while block := response.read(BLOCK_BYTES):
         yield block

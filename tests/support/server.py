@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from tests.support.ports import LOOPBACK, free_port
 from tests.support.process import Child, is_alive, wait_until
 from tests.support.tools import require_tool
 
+PROGRAM = Path(sys.executable).with_name("tusd-py")
 START_SECONDS = 20  # initdb on a busy machine; a second start takes well under one
 STOP_SECONDS = 20
 GONE_SECONDS = 10
@@ -74,8 +76,7 @@ class Server:
         self._seen: set[psutil.Process] = set()
         config_file = directory / "config.toml"
         config_file.write_text(to_toml(merged({"operations": {"port": self.operations_port}}, config or {})))
-        here = Path(sys.executable).with_name("tusd-py")
-        program = program or require_tool("tusd-py", at=here, install="pip install -e .")
+        program = program or require_tool("tusd-py", at=PROGRAM, install="pip install -e .")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
         self.child = Child(
             [
@@ -301,3 +302,11 @@ def _is_array_of_tables(value: object) -> bool:
 def _toml_value(value: object) -> str:
     # JSON's strings, numbers, booleans and arrays are TOML's.
     return json.dumps(value)
+
+
+def tusd_py(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, without any TUSD_ variable but those of `env`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TUSD_")}
+    return subprocess.run(
+        [PROGRAM, *arguments], capture_output=True, text=True, timeout=60, env={**clean, **(env or {})}
+    )

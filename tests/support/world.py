@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from tests.support.databases import dsn_for, run_sql
 from tusd_py import crc64
 from tusd_py.config.place import Place
 from tusd_py.config.sections import DatabaseConfig, StagingConfig
@@ -210,15 +208,6 @@ EMPTY = (
     "DELETE FROM store_places",
     "INSERT INTO store_places (id) VALUES (1)",
 )
-
-
-@contextlib.contextmanager
-def shared_database(postgres_dsn: str, template: str) -> Iterator[str]:
-    """Provide a migrated database for many tests, each of which begins with `empty`: ten times as quick."""
-    name = f"tusd_shared_{uuid.uuid4().hex[:12]}"
-    asyncio.run(run_sql(postgres_dsn, f"CREATE DATABASE {name} TEMPLATE {template}"))
-    yield dsn_for(postgres_dsn, name)
-    asyncio.run(run_sql(postgres_dsn, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @contextlib.asynccontextmanager

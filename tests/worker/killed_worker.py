@@ -73,7 +73,7 @@ async def main(dsn: str, root: Path, point: str) -> None:
                 die()
             return failed
 
-        world.staging.try_remove = remove_or_die  # type: ignore[method-assign]
+        world.staging.try_remove = remove_or_die  # type: ignore[method-assign]  # this process is not to be used again
         async with working(world, store, name="killed"):
             await continued.wait()
 

@@ -7,7 +7,10 @@ thrown away, whatever happened to the connection.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import math
+import sys
+import termios
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -31,7 +34,9 @@ FEW_BODIES: Final = 4
 WIDE_BUFFER_BYTES: Final = 512 * 1024
 """Above twice as much that waits, aiohttp reads no more; below it, it goes on."""
 LAST_SECONDS: Final = 0.03
-"""How long an interrupted body is still read; well within the time that a take-over may need."""
+"""How long an interrupted body is still read for what comes after the interruption."""
+HELD_BACK_BYTES: Final = 256 * 1024
+"""What the loop reads at once, and a parser that is to pause may hold back."""
 
 
 class RequestBody(Body):
@@ -48,6 +53,7 @@ class RequestBody(Body):
         self._interruption: Exception | None = None
         self._salvaged = False
         self._last_until = math.inf
+        self._at_this_machine = 0
         self._reading: asyncio.Timeout | None = None
         self.interim: InformationalResponses | None = None
 
@@ -118,22 +124,32 @@ class RequestBody(Body):
     async def _last(self, ending: Exception) -> bytes:
         """Return what has reached this machine though not yet this process; then raise the ending.
 
-        A newer request and a shutdown come while megabytes may wait in the kernel's buffer. They are
-        read until it is empty, but no longer than a moment: the client may send on and on.
+        A newer request and a shutdown come while megabytes may wait in the kernel's buffer. All of them are
+        read, however busy this process is or slow the disk; what the client sends after them only for a
+        moment: it may send on and on.
         """
-        if time.monotonic() >= self._last_until or self._salvaged:
+        late = time.monotonic() >= self._last_until
+        if self._salvaged or (late and self.received >= self._at_this_machine):
             return self._rest(ending)
         try:
-            async with asyncio.timeout(QUIET_SECONDS):
-                chunk = await self._arrived()
-        except TimeoutError:
-            return self._rest(ending)
-        except (ConnectionError, HttpProcessingError, web.RequestPayloadError):
+            chunk = await self._next_in_kernel()
+        except (TimeoutError, ConnectionError, HttpProcessingError, web.RequestPayloadError):
             return self._rest(ending)
         if not chunk:
             return self._rest(ending)
         self.received += len(chunk)
         return chunk
+
+    async def _next_in_kernel(self) -> bytes:
+        """Return the next bytes. Raises TimeoutError once none wait in the kernel and none come."""
+        while True:
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    return await self._arrived()
+            except TimeoutError:
+                # A busy loop is late for what is there as well.
+                if not kernel_queue_bytes(self._request.transport):
+                    raise
 
     def _rest(self, ending: Exception) -> bytes:
         """Return what is buffered, once; then raise the ending.
@@ -168,5 +184,15 @@ class RequestBody(Body):
         if self._interruption is None:
             self._interruption = error
             self._last_until = time.monotonic() + LAST_SECONDS
+            waiting = kernel_queue_bytes(self._request.transport)
+            self._at_this_machine = self._content.total_bytes + waiting + HELD_BACK_BYTES
             if self._reading is not None and not self._reading.expired():
                 self._reading.reschedule(asyncio.get_running_loop().time())
+
+
+def kernel_queue_bytes(transport: asyncio.BaseTransport | None) -> int:
+    """Return how many bytes a connection has received that nobody has read; 0 once it is closed."""
+    if transport is None or transport.is_closing():
+        return 0
+    count = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)

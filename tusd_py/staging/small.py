@@ -64,24 +64,38 @@ class SmallFiles:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((SmallFile(path, chunks), done))
         if len(self._running) < self._workers:
-            worker = asyncio.create_task(self._worker(), name="staging-small-files")
-            self._running.add(worker)
-            worker.add_done_callback(self._running.discard)
+            self._running.add(asyncio.create_task(self._worker(), name="staging-small-files"))
         await done
 
     async def _worker(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            try:
-                await self._store_batch([file for file, _ in batch])
-            except BaseException as error:
-                # Not a file's own error: the worker ends, and no caller may wait for it.
-                for _, done in batch:
-                    if not done.done():
-                        done.set_exception(StorageError(cause=repr(error)))
+        try:
+            while self._waiting:
+                await self._store_next()
+        finally:
+            # Here and not in a callback of the task, which runs later: a file that came before it would wait
+            # for a worker that has ended.
+            self._running -= {asyncio.current_task()}
+
+    async def _store_next(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+        try:
+            await self._store_batch([file for file, _ in batch])
+        except BaseException as error:
+            # Not a file's own error. No caller may wait for what does not come.
+            for _, done in batch:
+                _fail(done, error)
+            if not isinstance(error, Exception):
                 raise
+        else:
             for file, done in batch:
                 _settle(file, done)
+
+
+def _fail(done: asyncio.Future[None], error: BaseException) -> None:
+    if not done.done():
+        failure = StorageError(cause=repr(error))
+        failure.__cause__ = error
+        done.set_exception(failure)
 
 
 def _settle(file: SmallFile, done: asyncio.Future[None]) -> None:

@@ -24,6 +24,7 @@ from tusd_py.errors import (
     LengthExceeded,
     OffsetConflict,
     StagingDamaged,
+    StorageError,
     TakenOver,
     TusdError,
     UploadGone,
@@ -135,7 +136,9 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
             return received.result()
         except TusdError as error:
             await _clean_up(service, upload, command, error, received=received, file_may_be_new=file_may_be_new)
-            recorded = received.upload or (None if isinstance(error, UNCERTAIN) else upload)
+            # A body that the disk has ended, and of which nothing could be recorded, leaves it unknown as well.
+            unknown = isinstance(error, UNCERTAIN) or isinstance(received.error, StorageError)
+            recorded = received.upload or (None if unknown else upload)
             raise AppendFailed(recorded, error) from error
 
 

@@ -92,6 +92,8 @@ class BodyWriter:
         """No checkpoint before the whole body is verified."""
         self._unknown_length = append.content_length is None
         self._block = Block()
+        self._received = upload.offset
+        """Up to where bytes have come: those gathered, and those being written, included."""
         self._written = upload.offset
         self._crc = upload.crc64nvme or 0
         self._synced = (self._written, self._crc)
@@ -126,23 +128,29 @@ class BodyWriter:
             chunk = await self._body.read(self._seconds_to_checkpoint())
             waited = self._clock() - asked_at
             if chunk is None:
-                await self._start_writing(checkpoint=True)
+                await self._finish_writing()
+                # Unless the checkpoint that was under way has recorded all of it.
+                if self._received > self._upload.offset:
+                    await self._start_writing(checkpoint=True)
                 self._rate.count(0, waited)
                 continue
             if not chunk or (self._unknown_length and await self._ends_with(chunk)):
                 return
-            self._block.append(chunk)
+            self._gather(chunk)
             self._rate.count(len(chunk), waited)
             checkpoint = not self._all_or_nothing and self._checkpoint_is_due(asked_at + waited)
             if checkpoint or self._block.size >= self._budget.block_bytes:
                 await self._start_writing(checkpoint=checkpoint)
 
+    def _gather(self, chunk: bytes) -> None:
+        self._block.append(chunk)
+        self._received += len(chunk)
+
     def _checkpoint_is_due(self, now: float) -> bool:
-        return now >= self._checkpoint_at or self._written + self._block.size >= self._checkpoint_at_bytes
+        return now >= self._checkpoint_at or self._received >= self._checkpoint_at_bytes
 
     def _seconds_to_checkpoint(self) -> float | None:
-        dirty = self._block.size or self._written > self._upload.offset
-        if self._all_or_nothing or not dirty:
+        if self._all_or_nothing or self._received == self._upload.offset:
             return None
         return max(0.001, self._checkpoint_at - self._clock())
 
@@ -151,7 +159,7 @@ class BodyWriter:
 
         So a body that is too long never completes an upload. Raises the plan's `too_large`.
         """
-        received = self._written + self._block.size + len(chunk) - self._plan.start
+        received = self._received + len(chunk) - self._plan.start
         if received < self._plan.max_bytes:
             return False
         if received > self._plan.max_bytes:
@@ -160,11 +168,11 @@ class BodyWriter:
             beyond = await self._body.read()
         except BaseException:
             # However the body ended, nothing came after these bytes.
-            self._block.append(chunk)
+            self._gather(chunk)
             raise
         if beyond:
             raise self._plan.too_large
-        self._block.append(chunk)
+        self._gather(chunk)
         return True
 
     async def _start_writing(self, *, checkpoint: bool) -> None:
@@ -172,7 +180,7 @@ class BodyWriter:
         await self._finish_writing()
         chunks = self._block.cut(self._written)
         if checkpoint:
-            self._checkpoint_at_bytes = self._written + self._block.size + self._config.checkpoint_bytes
+            self._checkpoint_at_bytes = self._received + self._config.checkpoint_bytes
             self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
         self._writing = asyncio.ensure_future(self._write(chunks, checkpoint=checkpoint))
 
