@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_origin
@@ -14,9 +16,10 @@ import pytest
 from pydantic import BaseModel
 
 from scripts.state_diagram import DOCUMENT, with_diagram
+from tests.support.documents import blocks
 from tests.support.s3_proxy import ACTIONS, OF_VERSIONS
 from tests.support.uploads import NOW, upload
-from tusd_py.cli import main
+from tusd_py.cli import main, make_parser
 from tusd_py.config import Config, load_config
 from tusd_py.config.reference import render_reference
 from tusd_py.errors import TusdError
@@ -142,10 +145,6 @@ def tree(error: type[TusdError]) -> Iterator[type[TusdError]]:
 # --- what the pages say of configuration and commands ----------------------------------------------------
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
-
-
 TOML = [
     pytest.param(text, id=f"{page.stem}-{number}") for page in PAGES for number, text in enumerate(blocks(page, "toml"))
 ]
@@ -191,7 +190,22 @@ def test_every_command_that_is_named_exists(page: Path, capsys: pytest.CaptureFi
     known = set(re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE))
 
     assert {"serve", "reconcile"} <= known
-    assert set(re.findall(r"(?:`|^|/)tusd-py ([a-z-]+)", read(page), re.MULTILINE)) <= known
+    assert set(re.findall(r"(?:`|^|/)tusd-py ([a-z][a-z-]*)", read(page), re.MULTILINE)) <= known
+
+
+COMMANDS = [
+    pytest.param(line, id=f"{page.stem}: {line}")
+    for page in PAGES
+    for text in blocks(page, "sh")
+    for line in re.findall(r"^(?:\S*/)?tusd-py (.*?)(?: *#.*)?$", text, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_line_is_understood(line: str) -> None:
+    words = [str(uuid.uuid4()) if word in {"ID", "EVENT_ID"} else word for word in shlex.split(line)]
+
+    assert callable(make_parser().parse_args(words).command)
 
 
 def test_the_application_of_the_library_page_is_built(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ Command = Callable[[Config, argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     command: Command = options.command
     try:
         config = load_config(options.config, _overrides(options))
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # --- arguments ---------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="tusd-py",
         description="Receive resumable uploads over tus, and move them to S3 or to a directory.",
