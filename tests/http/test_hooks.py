@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.http.conftest import Serve, Served
 from tests.http.rufh import Client
-from tests.http.test_auth import SECRET, bearer
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET, bearer
 from tests.support.http_client import OFFSET_TYPE, Headers, Response, chunked
 from tusd_py.hooks import FileInfoChanges, HookEvent, HookKind, HookReply, HookResponse
 from tusd_py.hooks.messages import encode_event

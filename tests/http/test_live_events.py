@@ -12,9 +12,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.http.conftest import Serve, Served
-from tests.http.support import eventually
-from tests.http.test_auth import SECRET, bearer
+from tests.http.served import Serve, Served
+from tests.http.support import SECRET, bearer, eventually
 from tests.support.event_stream import EventStream, Told
 from tests.support.http_client import OFFSET_TYPE
 from tusd_py.errors import DatabaseUnavailable

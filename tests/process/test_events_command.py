@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.process.test_operations import create, tusd_py
 from tests.process.test_reconcile_command import sql
+from tests.support.blocking_client import upload_whole
 from tests.support.process import wait_until
-from tests.support.server import Server, StartServer
+from tests.support.server import Server, StartServer, tusd_py
 from tests.support.webhook_receiver import WebhookReceiver
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.slow, pytest.mark.timeout(180)]
@@ -47,7 +47,7 @@ def as_json(server: Server, action: str, *options: str) -> list[dict[str, Any]]:
 
 
 def stored(server: Server) -> str:
-    _, upload_id = create(server.url, b"hello")
+    _, upload_id = upload_whole(server.url, b"hello")
     server.wait_for_state(upload_id, "stored")
     return upload_id
 
