@@ -266,6 +266,10 @@ def check_config(config: Config, options: argparse.Namespace) -> int:
     """Print the effective configuration with secrets masked, or try everything that it names."""
     for warning in () if options.quiet else warnings(config):
         print(f"tusd-py: warning: {warning}", file=sys.stderr)
+    if config.hooks.enabled:
+        from tusd_py.hooks import make_hooks
+
+        make_hooks(config.hooks)  # a Python hook is loaded, which at a start its children do
     if options.connect:
         with _database(config) as usable:
             return _connect(usable, options.timeout, quiet=options.quiet)

@@ -15,7 +15,6 @@ from tusd_py.config.place import place_of
 from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
 from tusd_py.database.pool import Database
-from tusd_py.errors import ConfigError
 from tusd_py.metrics import Metrics
 from tusd_py.staging import StagingArea
 from tusd_py.stores.rate_limit import Bandwidth
@@ -110,10 +109,7 @@ def add_hooks(core: Core) -> None:
         from tusd_py.hooks import make_hooks
         from tusd_py.uploads.hooks import BlockingHooks
 
-        try:
-            hooks = make_hooks(config)
-        except ValueError as error:
-            raise ConfigError([f"hooks.python: {error}"]) from error
+        hooks = make_hooks(config)
         core.hooks = None if hooks is None else BlockingHooks(hooks, config, core.metrics)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tusd_py.errors import ConfigError
 from tusd_py.hooks.functions import FunctionHooks, load_hook
 from tusd_py.hooks.programs import ProgramHooks
 
@@ -16,7 +17,7 @@ def make_hooks(config: HooksConfig) -> Hooks | None:
     """Return who is to be asked, None if nobody is.
 
     Raises:
-        ValueError: the Python object cannot be loaded.
+        ConfigError: the Python object cannot be loaded.
     """
     if config.http is not None:
         from tusd_py.hooks.http import HttpHooks
@@ -29,4 +30,9 @@ def make_hooks(config: HooksConfig) -> Hooks | None:
         )
     if config.file is not None:
         return ProgramHooks(config.file.absolute())
-    return None if config.python is None else FunctionHooks(load_hook(config.python))
+    if config.python is None:
+        return None
+    try:
+        return FunctionHooks(load_hook(config.python))
+    except ValueError as error:
+        raise ConfigError([f"hooks.python: {error}"]) from error
