@@ -36,7 +36,7 @@ MIN_RETRY_SECONDS: Final = 1.0
 MAX_RETRY_SECONDS: Final = 3600.0
 FAILURES_UNTIL_DOWN: Final = 3
 """After so many failures in a row an endpoint counts as down: one delivery at a time asks it."""
-MIN_PROBE_SECONDS: Final = 0.5
+MIN_PROBE_SECONDS: Final = 1.0
 MAX_PROBE_SECONDS: Final = 60.0
 DATABASE_PAUSE_SECONDS: Final = 1.0
 BUSY_PAUSE_SECONDS: Final = 0.05
@@ -55,6 +55,8 @@ class Subscription:
     render: Callable[[RecordedEvent], Awaitable[Message]]
     concurrency: int
     timeout_seconds: float
+    probe_seconds: tuple[float, float] = (MIN_PROBE_SECONDS, MAX_PROBE_SECONDS)
+    """The shortest and the longest pause between two tries while the endpoint is down."""
     failures: int = 0
     """In a row, of whatever upload."""
     probes: int = 0
@@ -86,8 +88,9 @@ class Subscription:
         """Note that a try has failed. Those that were under way together count as one probe."""
         self.failures += 1
         if started >= self.probe_at:
+            shortest, longest = self.probe_seconds
+            self.probe_at = now + min(longest, shortest * 2.0 ** min(self.probes, 30))
             self.probes += 1
-            self.probe_at = now + min(MAX_PROBE_SECONDS, MIN_PROBE_SECONDS * 2.0 ** min(self.probes, 10))
 
     def succeeded(self) -> None:
         self.failures = self.probes = 0
@@ -238,6 +241,7 @@ class DeliveryRunner:
 
     async def _run(self, subscription: Subscription, delivery: Delivery) -> None:
         course = Course(delivery, delivery.next_sequence, delivery.until_sequence, delivery.failures)
+        left_behind = False
         try:
             await self._deliver(subscription, course)
         except asyncio.CancelledError:
@@ -246,13 +250,15 @@ class DeliveryRunner:
         except DatabaseUnavailable as error:
             # What was sent is sent once more.
             log.warning("delivery_not_recorded", endpoint=subscription.name, reason=str(error))
-            subscription.lost_track = True
             await self._wait(self._stopping, self._database_pause_seconds)
+            left_behind = True
         except Exception:
             # Once its lease has ended, it is tried again.
             log.exception("delivery_failed_unexpectedly", endpoint=subscription.name)
         finally:
             del subscription.running[delivery.id, delivery.attempt]
+            # Only now: what is released is what nobody holds.
+            subscription.lost_track |= left_behind
             subscription.wake.set()
 
     async def _deliver(self, subscription: Subscription, course: Course) -> None:
@@ -324,7 +330,7 @@ class DeliveryRunner:
         shortest, longest = self._retry_seconds
         if error.retry_after_seconds is not None:
             return max(shortest, error.retry_after_seconds)
-        return min(longest, shortest * 2.0 ** min(failures, 30)) * random.uniform(0.8, 1.2)  # noqa: S311
+        return min(longest, shortest * 2.0 ** min(failures, 30)) * random.uniform(0.8, 1.0)  # noqa: S311
 
     async def _bury(self, subscription: Subscription, delivery: Delivery, event: RecordedEvent, reason: str) -> bool:
         self._metrics.deliveries.labels(subscription.name, "dead").inc()
