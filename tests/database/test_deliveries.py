@@ -290,9 +290,13 @@ async def test_deliveries_of_a_dead_worker_are_claimed_at_once(world: World) -> 
     await claim_one(queue)
     other = queue_of(world, "worker-2")
     assert await other.claim("app", 10, lease_seconds=LEASE) == []
-    assert await other.release_lost("app", ["worker-9"], held=[]) == 0
-    assert await other.release_lost("other", ["worker-1"], held=[]) == 0
-    assert await other.release_lost("app", ["worker-1", "worker-9"], held=[]) == 1
+    assert await other.release_lost("app", ["worker-9"], held=[])
+    assert await other.release_lost("other", ["worker-1"], held=[])
+    assert await other.claim("app", 10, lease_seconds=LEASE) == []
+    async with world.database.transaction() as connection:
+        await connection.execute("SELECT FROM jobs FOR UPDATE")
+        assert not await other.release_lost("app", ["worker-1", "worker-9"], held=[])
+    assert await other.release_lost("app", ["worker-1", "worker-9"], held=[])
     assert await claim_one(other) is not None
 
 
@@ -300,7 +304,7 @@ async def test_deliveries_that_nobody_works_on_are_released_by_their_own_worker(
     queue = await configure(world)
     held, forgotten = await world.create(), await world.create()
     claimed = {each.upload_id: each for each in await queue.claim("app", 10, lease_seconds=LEASE)}
-    assert await queue.release_lost("app", [], held=[claimed[held.id].id]) == 1
+    assert await queue.release_lost("app", [], held=[claimed[held.id].id])
     assert (await claim_one(queue)).upload_id == forgotten.id
 
 

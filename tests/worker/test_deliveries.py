@@ -51,7 +51,10 @@ async def waiting(world: World) -> int:
 
 async def nothing_waits(world: World) -> None:
     async def empty() -> bool:
-        return await waiting(world) == 0
+        try:
+            return await waiting(world) == 0
+        except DatabaseUnavailable:
+            return False  # tests take it away
 
     await is_true(empty, "everything is delivered")
 

@@ -88,15 +88,18 @@ UPDATE jobs SET state = 'retry_wait', failures = failures + 1, next_sequence = $
  WHERE {_MINE}
 """  # noqa: S608
 RELEASE: Final = f"UPDATE jobs SET state = 'queued', next_sequence = $4, due_at = now() WHERE {_MINE}"  # noqa: S608
-RELEASE_LOST: Final = """
-WITH lost AS (
-    SELECT id FROM jobs
-     WHERE kind = 'deliver' AND endpoint = $1 AND state = 'running' AND worker = ANY ($2::text[])
-       AND id <> ALL ($3::bigint[])
-       FOR NO KEY UPDATE SKIP LOCKED
-)
-UPDATE jobs SET state = 'queued', due_at = now() FROM lost WHERE jobs.id = lost.id
+_LOST: Final = """
+kind = 'deliver' AND endpoint = $1 AND state = 'running' AND worker = ANY ($2::text[]) AND id <> ALL ($3::bigint[])
 """
+# Where a connection was cut, its transaction may hold the lock for another moment.
+RELEASE_LOST: Final = f"""
+WITH lost AS (
+    SELECT id FROM jobs WHERE {_LOST} FOR NO KEY UPDATE SKIP LOCKED
+), released AS (
+    UPDATE jobs SET state = 'queued', due_at = now() FROM lost WHERE jobs.id = lost.id RETURNING jobs.id
+)
+SELECT count(*) AS locked FROM jobs WHERE {_LOST} AND id NOT IN (SELECT id FROM released)
+"""  # noqa: S608
 BURY: Final = f"""
 WITH mine AS (
     UPDATE jobs SET next_sequence = $4, failures = 0, last_error = NULL,
@@ -203,12 +206,14 @@ class DeliveryQueue:
         touched = await self._database.execute(statement, delivery.id, delivery.attempt, self._worker, *arguments)
         return touched > 0
 
-    async def release_lost(self, endpoint: str, dead_workers: Sequence[str], *, held: Sequence[int]) -> int:
+    async def release_lost(self, endpoint: str, dead_workers: Sequence[str], *, held: Sequence[int]) -> bool:
         """Release the deliveries of workers whose processes have ended, and ours but those that we hold.
 
-        Return how many. Nothing of this endpoint may be claimed by this worker at the same time.
+        Return False if one of them is locked at this moment: then it is to be done again. Nothing of this
+        endpoint may be claimed by this worker at the same time.
         """
-        return await self._database.execute(RELEASE_LOST, endpoint, [self._worker, *dead_workers], list(held))
+        rows = await self._database.fetch(RELEASE_LOST, endpoint, [self._worker, *dead_workers], list(held))
+        return bool(rows[0]["locked"] == 0)
 
     async def next_due_seconds(self, endpoint: str) -> float | None:
         """Return in how many seconds the next delivery is due, None if there is none or the endpoint is paused."""

@@ -210,8 +210,11 @@ class DeliveryRunner:
     async def _claim(self, subscription: Subscription) -> float:
         """Start the deliveries that there is room for; return how many seconds to wait before the next look."""
         if subscription.lost_track:
-            await self._queue.release_lost(subscription.name, self._dead_workers, held=subscription.held)
+            # Before the query: a delivery that is lost during it is not forgotten.
             subscription.lost_track = False
+            if not await self._queue.release_lost(subscription.name, self._dead_workers, held=subscription.held):
+                subscription.lost_track = True
+                return self._database_pause_seconds
         room = (1 if subscription.down else subscription.concurrency) - len(subscription.running)
         if room <= 0:
             # The end of any delivery wakes the loop.
