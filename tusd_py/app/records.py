@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 from tusd_py.config import Config
 from tusd_py.database.notifier import Notifier
@@ -13,7 +14,13 @@ from tusd_py.database.transfers import TransferRequests
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import ConfigError
 from tusd_py.ports import StagingIdentity
-from tusd_py.protocol.events import EventKind, kinds_matching
+from tusd_py.protocol.events import EventKind, HookKind, kinds_matching
+
+if TYPE_CHECKING:
+    from tusd_py.config.sections import HooksConfig
+
+FINISH_MARGIN_SECONDS: Final = 5.0
+"""For the statements before and after the question."""
 
 
 @dataclass(slots=True)
@@ -65,10 +72,20 @@ def make_records(config: Config, *, eager_above: int | None = None) -> Records:
             notifier,
             max_size=config.limits.max_size or None,
             eager_above=eager_above,
+            finish_after_seconds=finish_after_seconds(config.hooks),
         ),
         transfers=TransferRequests(database, notifier),
         identity=StagingIdentity(),
     )
+
+
+def finish_after_seconds(hooks: HooksConfig) -> float | None:
+    """Return how long after an upload's last byte a worker asks `pre-finish`; None where nobody does.
+
+    Not as long as the request that brought the byte may have an answer.
+    """
+    asked = hooks.enabled and HookKind.PRE_FINISH in hooks.events
+    return hooks.timeout + FINISH_MARGIN_SECONDS if asked else None
 
 
 @contextlib.asynccontextmanager

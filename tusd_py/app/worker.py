@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tusd_py.app.core import Core
+from tusd_py.app.core import Core, add_hooks
 from tusd_py.app.endpoints import make_subscriptions
 from tusd_py.app.records import Records
 from tusd_py.database.cleanup import CleanupRecords
@@ -36,6 +36,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
     config = core.config
     transfer = config.transfer
     worker = worker or unique_name()
+    add_hooks(core)
     jobs = JobQueue(
         core.database,
         directory=core.identity,
@@ -52,6 +53,7 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
         stores=core.stores,
         metrics=core.metrics,
         digests=config.integrity.digests,
+        hooks=core.hooks,
         purge_at_once=transfer.delete_local and transfer.delete_local_after == 0,
         object_parameters={
             name: profile.object_parameters.s3_parameters() for name, profile in config.profiles.items()

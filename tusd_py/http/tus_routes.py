@@ -104,7 +104,7 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
         else:
             created = await begin_upload(context.uploads, principal, command, body, asking)
             interim.announce(created)
-            created = await receive_first_body(context.uploads, created, command, body)
+            created = await receive_first_body(context.uploads, created, command, body, asking)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
     if created.upload.complete:
@@ -134,13 +134,15 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
     """PATCH: append the body at its offset."""
     dialect = dialect_of(request)
     command = read_append(dialect, request.headers, _features(context, request))
+    asking = hook_request(context, request) if context.uploads.hooks is not None else None
     with _receiving(context, request) as body:
         body.interim = _interim(context, request, partial(location, context, request))
-        appended = await append_body(context.uploads, principal, token, command, body)
+        appended = await append_body(context.uploads, principal, token, command, body, asking)
     request[UPLOAD_ID] = appended.upload.id
     if appended.completed:
         context.metrics.uploads_completed.inc()
-    return to_response(dialect.render_appended(appended.upload, context.features))
+    response = to_response(dialect.render_appended(appended.upload, context.features))
+    return told_by_hook(response, appended.response)
 
 
 async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:

@@ -197,6 +197,11 @@ class Upload:
         return self.length is not None and self.offset == self.length and self.state not in RECEIVING
 
     @property
+    def receiving(self) -> bool:
+        """Return whether it is not complete and may still become so by bytes, or by a word of its client."""
+        return self.state in RECEIVING and not self.finishing
+
+    @property
     def pending_final(self) -> bool:
         """Return whether this is a final upload that still waits for its partial uploads."""
         return self.concat is Concat.FINAL and self.state in RECEIVING

@@ -11,6 +11,7 @@ How bytes get to the disk and into the row is in `body_writer`.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -30,14 +31,19 @@ from tusd_py.errors import (
     UploadGone,
     UploadLocked,
     UploadNotFound,
+    UploadStopped,
     WholeChecksumMismatch,
 )
+from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.upload import RECEIVING, Append, AppendPlan, Upload, check_append, plan_append
 from tusd_py.uploads.body_writer import BodyWriter, Received
+from tusd_py.uploads.finishing import finish_upload, leave_to_worker
+from tusd_py.uploads.post_receive import ask_while_receiving
 from tusd_py.uploads.service import UploadService, receives_bytes
 
 if TYPE_CHECKING:
     from tusd_py.ports import Body, StagingFile
+    from tusd_py.ports.hooks import HookRequest, HookResponse
 
 log = structlog.get_logger(__name__)
 
@@ -61,14 +67,22 @@ class Appended:
 
     upload: Upload
     completed: bool
+    response: HookResponse | None = None
+    """What a hook wants the client to be told with it."""
 
 
-async def append_body(
-    service: UploadService, principal: Principal, token: str, command: Append, body: Body
+async def append_body(  # noqa: PLR0913, PLR0917 -- a request has that much
+    service: UploadService,
+    principal: Principal,
+    token: str,
+    command: Append,
+    body: Body,
+    request: HookRequest | None = None,
 ) -> Appended:
-    """Append the body of a PATCH.
+    """Append the body of a PATCH. `request` is what hooks are told of it, where there are any.
 
     Raises:
+        HookFailed, HookInvalid: the application was asked whether it is complete, and a worker asks again.
         UploadNotFound, UploadGone, AccessError: for this client there is no such upload.
         WrongNode: its bytes are in another staging directory; nothing was opened or changed.
         AppendFailed: see `receive_body`; and by `EmptyPatchLimit`, after too many without a byte.
@@ -76,16 +90,20 @@ async def append_body(
     upload = await service.get_by_token(principal, token, Action.WRITE)
     if receives_bytes(upload):
         service.demand_staged_here(upload)
-    after = await receive_body(service, upload, command, body)
+    after, response = await receive_body(service, upload, command, body, request), None
+    if after.finishing:
+        after, response = await finish_upload(service, after, request)
     completed = after.complete and not upload.complete
     if completed:
         log.info("upload_completed", upload_id=str(after.id), length=after.length)
     _limit_empty_patches(service, after, moved=after.offset != command.offset)
-    return Appended(after, completed)
+    return Appended(after, completed, response)
 
 
-async def receive_body(service: UploadService, upload: Upload, command: Append, body: Body) -> Upload:
-    """Append a body and return the upload as it is then recorded.
+async def receive_body(
+    service: UploadService, upload: Upload, command: Append, body: Body, request: HookRequest | None = None
+) -> Upload:
+    """Append a body and return the upload as it is then recorded. One that is `finishing` is the caller's to finish.
 
     The steps and their order are those of docs/architecture.md. Until `body.accept()` a refusal costs
     the client no byte; from there on whatever arrived is kept, or discarded as a whole under a checksum.
@@ -96,6 +114,7 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
             StagingFull, UploadTooLarge: there is no room for it.
             UploadLocked: another request did not let go in time.
             BodyError: the body was cut short; what arrived is kept.
+            UploadStopped: a hook wanted that; the upload is terminated.
             StorageError, DatabaseUnavailable: what was acknowledged before is kept.
     """
     max_size = service.features.max_size
@@ -131,15 +150,28 @@ async def receive_body(service: UploadService, upload: Upload, command: Append, 
                 upload = await service.uploads.declare_length(upload, plan.length)
             # Receive, write, sync, record. From here on whatever arrives counts.
             await body.accept()
-            with service.budget:
-                received = await BodyWriter(service, file, upload, plan, command, body).run()
+            writer = BodyWriter(service, file, upload, plan, command, body)
+            with service.budget, _asked_meanwhile(service, writer, body, request):
+                received = await writer.run()
             return received.result()
         except TusdError as error:
             await _clean_up(service, upload, command, error, received=received, file_may_be_new=file_may_be_new)
             # A body that the disk has ended, and of which nothing could be recorded, leaves it unknown as well.
             unknown = isinstance(error, UNCERTAIN) or isinstance(received.error, StorageError)
             recorded = received.upload or (None if unknown else upload)
-            raise AppendFailed(recorded, error) from error
+            raise AppendFailed(await _tellable(service, recorded), error) from error
+
+
+def _asked_meanwhile(
+    service: UploadService, writer: BodyWriter, body: Body, request: HookRequest | None
+) -> contextlib.AbstractContextManager[object]:
+    """Have `post-receive` asked until the context ends, where somebody wants that."""
+    if request is None or service.hooks is None or not service.hooks.wants(HookKind.POST_RECEIVE):
+        return contextlib.nullcontext()
+    asking = asyncio.create_task(ask_while_receiving(service, writer, body, request), name="post-receive")
+    held = contextlib.ExitStack()
+    held.callback(asking.cancel)
+    return held
 
 
 def _check_space(service: UploadService, upload: Upload, command: Append) -> None:
@@ -184,7 +216,7 @@ async def _reread(service: UploadService, upload: Upload, file: StagingFile) -> 
     Another process moved the upload since our look, or there is a torn tail of a crash.
     """
     upload = await service.refresh(upload.id)
-    if file.size > upload.offset and upload.state in RECEIVING:
+    if file.size > upload.offset and upload.receiving:
         # An UPDATE of whoever wrote the tail may still wait inside the database. It comes before this
         # one, and tells a greater offset, or finds no row any more.
         upload = await service.uploads.become_writer(upload.id) or await service.refresh(upload.id)
@@ -207,7 +239,7 @@ async def _clean_up(  # noqa: PLR0913 -- how far the append came
     if isinstance(error, StagingDamaged) and received.error is None:
         await _report_damage(service, upload, error)
     overrun = isinstance(error, LengthExceeded) and command.fail_on_overrun
-    if upload.state in RECEIVING and (overrun or isinstance(error, WholeChecksumMismatch)):
+    if upload.state in RECEIVING and (overrun or isinstance(error, UploadStopped | WholeChecksumMismatch)):
         # Nothing can become of it any more.
         await service.uploads.remove(upload.id)
 
@@ -217,6 +249,17 @@ async def _report_damage(service: UploadService, upload: Upload, error: StagingD
     with contextlib.suppress(DatabaseUnavailable):
         # The owner reads it: no path.
         await service.uploads.record_damage(upload.id, error.detail)
+
+
+async def _tellable(service: UploadService, recorded: Upload | None) -> Upload | None:
+    """Return what the client may be told of an upload with an error. The full offset of a finishing one means success.
+
+    No request asks about it, for the body did not end well.
+    """
+    if recorded is None or not recorded.finishing:
+        return recorded
+    await leave_to_worker(service, recorded)
+    return None
 
 
 def _limit_empty_patches(service: UploadService, upload: Upload, *, moved: bool) -> None:

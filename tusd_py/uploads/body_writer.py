@@ -38,7 +38,7 @@ from tusd_py.errors import (
     UploadNotFound,
 )
 from tusd_py.protocol.checksum import DigestSet
-from tusd_py.protocol.upload import GONE, RECEIVING, Append, AppendPlan, Upload
+from tusd_py.protocol.upload import GONE, Append, AppendPlan, Upload
 from tusd_py.uploads.buffers import Block, RateGuard
 from tusd_py.uploads.verification import verify_body, verify_upload
 
@@ -100,12 +100,16 @@ class BodyWriter:
         """Up to where the bytes are durable, and their checksum."""
         self._writing: asyncio.Future[None] | None = None
         self._lifetime = service.expires_after_seconds
-        self._expires_after_seconds = self._lifetime
-        if append.url_sent_only_on_success:
-            self._expires_after_seconds = service.unannounced_seconds
+        unannounced = append.url_sent_only_on_success
+        self._expires_after_seconds = service.unannounced_seconds if unannounced else self._lifetime
         self._checkpoint_at_bytes = upload.offset + self._config.checkpoint_bytes
         self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
         self._rate = RateGuard(config.limits.min_rate, timing.rate_window_seconds)
+
+    @property
+    def progress(self) -> tuple[Upload, int]:
+        """The upload as it was recorded last, and the offset behind all that has arrived."""
+        return self._upload, self._written + self._block.size
 
     async def run(self) -> Received:
         """Receive until the body ends, then make durable what counts.
@@ -224,7 +228,7 @@ class BodyWriter:
             if not (mine and self._upload.offset < current.offset <= self._written):
                 raise
             self._upload = current
-            if current.state in RECEIVING:
+            if current.receiving:
                 await self._advance_once()
 
     async def _advance_once(self) -> None:
@@ -277,14 +281,14 @@ class BodyWriter:
             return Received(None, error)
         if ending is not None:
             return Received(self._upload, ending)
-        if self._append.completes and self._upload.state in RECEIVING:
+        if self._append.completes and self._upload.receiving:
             short = LengthConflict("The content was said to be the last and does not reach the length of the upload.")
             return Received(self._upload, short)
         return Received(self._upload if self._wanted is None else replace(self._upload, repr_digest=self._wanted))
 
     async def _settle_what_arrived(self, ending: BaseException | None) -> None:
         await self._finish_writing()
-        if self._upload.state not in RECEIVING:
+        if not self._upload.receiving:
             # The last byte was due for a checkpoint, which has completed the upload.
             return
         if ending is None:

@@ -31,6 +31,7 @@ from tusd_py.protocol.metadata import file_name, file_type
 from tusd_py.protocol.upload import Append, Concat, State, TokenHash, Trigger, Upload, UploadId
 from tusd_py.uploads.append import AppendFailed, receive_body
 from tusd_py.uploads.buffers import Block
+from tusd_py.uploads.finishing import both, finish_upload
 from tusd_py.uploads.hooks import checked_token, with_changes
 from tusd_py.uploads.service import UploadService, hash_token
 from tusd_py.uploads.verification import matches, verify_chunks
@@ -82,7 +83,8 @@ async def create_upload(
 
     Raises:
         AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
-        UploadRejected, HookFailed, HookInvalid: nor here, which a hook is the reason for.
+        UploadRejected, HookFailed, HookInvalid: nor here, which a hook is the reason for. Unless that was asked
+            about an upload that came whole: a worker asks again, and completes it.
         BodyError, AppendFailed: bytes that came along were cut short; what arrived of a large body is kept.
     """
     prepared = await _prepare(service, principal, command, body, request)
@@ -98,14 +100,14 @@ async def create_upload(
     elif command.has_body and _is_small(service, command):
         upload = await _create_small(service, new, command, body)
     elif command.has_body:
-        upload = await _create_streamed(service, new, command, body)
+        upload = await _create_streamed(service, new, command, body, request)
     elif new.length == 0 and new.completes:
         # Complete at once: the transfer finds an empty file, like any other.
         upload = await _create_stored(service, new, command, [])
     else:
         upload = await service.uploads.create(new)
     log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-    return Created(upload, prepared.token, prepared.response)
+    return await _finished(service, Created(upload, prepared.token, prepared.response), request)
 
 
 async def begin_upload(
@@ -117,19 +119,34 @@ async def begin_upload(
         AccessError, ProtocolError, StagingFull, UploadRejected, HookFailed, HookInvalid: nothing was created.
     """
     prepared = await _prepare(service, principal, command, body, request)
-    return Created(await service.uploads.create(prepared.new), prepared.token, prepared.response)
+    # Not even one of 0 bytes is complete before its body has ended.
+    upload = await service.uploads.create(replace(prepared.new, completes=False))
+    return Created(upload, prepared.token, prepared.response)
 
 
-async def receive_first_body(service: UploadService, begun: Created, command: Create, body: Body) -> Created:
+async def receive_first_body(
+    service: UploadService, begun: Created, command: Create, body: Body, request: HookRequest | None = None
+) -> Created:
     """Receive the bytes of an upload that has begun; they are kept as those of a PATCH are.
 
     Raises:
-        AppendFailed: see `receive_body`.
+        AppendFailed: see `receive_body`; and by `HookFailed` and `HookInvalid`, as `append_body` says.
     """
     append = _first_append(begun.upload, command, url_sent_only_on_success=False)
-    upload = await receive_body(service, begun.upload, append, body)
+    upload = await receive_body(service, begun.upload, append, body, request)
     log.debug("upload_created", upload_id=str(upload.id), length=upload.length, offset=upload.offset)
-    return Created(upload, begun.token, begun.response)
+    try:
+        return await _finished(service, Created(upload, begun.token, begun.response), request)
+    except TusdError as error:
+        raise AppendFailed(upload, error) from error
+
+
+async def _finished(service: UploadService, created: Created, request: HookRequest | None) -> Created:
+    """Return what was created. If all its bytes came along, the application is asked about it where it wants to be."""
+    if not created.upload.finishing:
+        return created
+    upload, told = await finish_upload(service, created.upload, request)
+    return replace(created, upload=upload, response=both(created.response, told))
 
 
 async def _prepare(
@@ -269,12 +286,14 @@ async def _create_stored(
     return upload if digest is None else replace(upload, repr_digest=digest)
 
 
-async def _create_streamed(service: UploadService, new: NewUpload, command: Create, body: Body) -> Upload:
+async def _create_streamed(
+    service: UploadService, new: NewUpload, command: Create, body: Body, request: HookRequest | None
+) -> Upload:
     unannounced = replace(new, expires_after_seconds=service.unannounced_seconds)
     upload = await service.uploads.create(unannounced)
     append = _first_append(upload, command, url_sent_only_on_success=True)
     try:
-        return await receive_body(service, upload, append, body)
+        return await receive_body(service, upload, append, body, request)
     except (AppendFailed, TusdError) as failed:
         cut_short = isinstance(failed, AppendFailed) and isinstance(failed.error, BodyError)
         if not cut_short or command.checksum or command.checksum_in_trailer:

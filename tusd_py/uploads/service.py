@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from tusd_py.authorization import Action, Principal, Rules, authorize
-from tusd_py.errors import StagingDamaged, TusdError, UploadGone, UploadNotFound, WrongNode
+from tusd_py.errors import StagingDamaged, TusdError, UploadFinishing, UploadGone, UploadNotFound, WrongNode
 from tusd_py.protocol.fields import is_upload_token
 from tusd_py.protocol.upload import (
-    RECEIVING,
     Concat,
     State,
     TokenHash,
@@ -172,17 +171,22 @@ class UploadService:
         Raises:
             UploadNotFound, UploadGone, AccessError: for this client there is no such upload.
             UploadLocked: the writer did not let go in time.
+            UploadFinishing: every byte is here, and whether it is complete is not known yet.
             StagingDamaged: acknowledged bytes are not in staging any more.
             WrongNode: its bytes are in another staging directory; nothing was opened or changed.
         """
         upload = await self.get_by_token(principal, token, Action.HEAD)
-        if not receives_bytes(upload):
-            return upload
-        self.demand_staged_here(upload)
-        if self.locks.held(upload.id):
-            async with self.locks.hold(upload.id, _no_body):
-                return await self.settle(await self.refresh(upload.id))
-        return await self.settle(upload)
+        if receives_bytes(upload):
+            self.demand_staged_here(upload)
+            if self.locks.held(upload.id):
+                async with self.locks.hold(upload.id, _no_body):
+                    upload = await self.settle(await self.refresh(upload.id))
+            else:
+                upload = await self.settle(upload)
+        if upload.finishing:
+            # An offset that is the length means success.
+            raise UploadFinishing
+        return upload
 
     async def settle(self, upload: Upload) -> Upload:
         """Return the upload as recorded while no other process writes to it.
@@ -194,12 +198,12 @@ class UploadService:
             UploadLocked: another process did not let go in time.
             StagingDamaged: acknowledged bytes are not in staging any more.
         """
-        while upload.state in RECEIVING:
+        while upload.receiving:
             size = await self._size_when_free(upload.id)
             if size == upload.offset:
                 return upload
             before, upload = upload, await self.refresh(upload.id)
-            if upload.offset == before.offset and upload.state in RECEIVING:
+            if upload.offset == before.offset and upload.receiving:
                 if size < upload.offset:
                     raise StagingDamaged(upload_id=str(upload.id), expected=upload.offset)
                 return upload
@@ -263,7 +267,7 @@ class UploadService:
         return await ask_to_terminate(self.hooks, describer, upload, request)
 
     async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
-        if upload.state not in RECEIVING:
+        if not upload.receiving:
             await self.uploads.remove(upload.id, force=force)
         else:
             if receives_bytes(upload):
@@ -335,7 +339,7 @@ class UploadService:
 
 def receives_bytes(upload: Upload) -> bool:
     """Return whether the upload misses bytes of its own; a final one that waits for its partials does not."""
-    return upload.state in RECEIVING and upload.concat is not Concat.FINAL
+    return upload.receiving and upload.concat is not Concat.FINAL
 
 
 def _no_body() -> None:
