@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.conftest import Serve, Served
+from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE
 from tests.support.process import eventually
 from tusd_py.hooks import HookEvent, HookKind, HookReply, HookResponse

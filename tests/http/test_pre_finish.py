@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests.http.conftest import Serve, Served
 from tests.http.rufh import Client
+from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE, Response, chunked, patch_head
 from tests.support.process import eventually
 from tusd_py.errors import DatabaseUnavailable

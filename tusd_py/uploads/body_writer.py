@@ -100,8 +100,7 @@ class BodyWriter:
         """Up to where the bytes are durable, and their checksum."""
         self._writing: asyncio.Future[None] | None = None
         self._lifetime = service.expires_after_seconds
-        unannounced = append.url_sent_only_on_success
-        self._expires_after_seconds = service.unannounced_seconds if unannounced else self._lifetime
+        self._expires_after_seconds = service.unannounced_seconds if append.url_sent_only_on_success else self._lifetime
         self._checkpoint_at_bytes = upload.offset + self._config.checkpoint_bytes
         self._checkpoint_at = self._clock() + self._config.checkpoint_seconds
         self._rate = RateGuard(config.limits.min_rate, timing.rate_window_seconds)
