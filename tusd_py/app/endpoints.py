@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
+from tusd_py.config.sections.webhooks import HOOKS_ENDPOINT
 from tusd_py.database.events import EventRecords
+from tusd_py.endpoints.programs import ProgramEndpoint
 from tusd_py.endpoints.webhook import WebhookEndpoint
 from tusd_py.ports.events import Message
 from tusd_py.protocol.events import RECORDED, TYPE_PREFIX, kinds_matching
@@ -15,6 +17,7 @@ from tusd_py.uploads.tusd_events import HOOK_NAMES, tusd_event
 from tusd_py.worker.deliveries import Subscription
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from uuid import UUID
 
     from tusd_py.app.core import Core
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from tusd_py.ports.events import RecordedEvent
 
 JSON: Final = "application/json"
+PROGRAMS_AT_ONCE: Final = 4
 
 
 class EventFormats:
@@ -60,7 +64,22 @@ class EventFormats:
 def make_subscriptions(core: Core) -> list[Subscription]:
     """Wire the endpoints that are configured."""
     formats = EventFormats(core)
-    return [_webhook(webhook, formats) for webhook in core.config.webhooks]
+    webhooks = [_webhook(webhook, formats) for webhook in core.config.webhooks]
+    hooks = core.config.hooks
+    return webhooks if hooks.file is None else [*webhooks, _programs(hooks.file, hooks.timeout, formats)]
+
+
+def _programs(directory: Path, timeout_seconds: float, formats: EventFormats) -> Subscription:
+    """Wire the programs that tusd calls when something has happened. Those that exist when it happens are run."""
+    return Subscription(
+        name=HOOKS_ENDPOINT,
+        kinds=RECORDED & HOOK_NAMES.keys(),
+        profiles=frozenset(),
+        endpoint=ProgramEndpoint(directory.absolute(), timeout_seconds=timeout_seconds),
+        render=formats.tusd,
+        concurrency=PROGRAMS_AT_ONCE,
+        timeout_seconds=timeout_seconds,
+    )
 
 
 def _webhook(webhook: WebhookConfig, formats: EventFormats) -> Subscription:
