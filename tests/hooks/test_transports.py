@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from aiohttp import web
 
 from tests.hooks.test_messages import EVENTS
 from tusd_py.errors import HookFailed, HookInvalid
-from tusd_py.hooks import FileInfoChanges, HookEvent, HookReply
-from tusd_py.hooks.functions import FunctionHooks, load_hook
+from tusd_py.hooks import FileInfoChanges, HookEvent, HookReply, HookResponse
+from tusd_py.hooks.functions import MAX_THREADS, FunctionHooks, load_hook
 from tusd_py.hooks.http import HttpHooks
 from tusd_py.hooks.messages import MAX_REPLY_BYTES, encode_event
 from tusd_py.hooks.programs import ProgramHooks
@@ -278,6 +279,51 @@ async def test_function_that_raises_or_returns_something_else_is_an_error() -> N
         await FunctionHooks(application.method).ask(EVENT)
     with pytest.raises(HookInvalid):
         await FunctionHooks(wrong).ask(EVENT)
+
+
+async def test_functions_that_hang_keep_no_thread_from_others() -> None:
+    release = threading.Event()
+    names: list[str] = []
+
+    def hang(_: HookEvent) -> None:
+        names.append(threading.current_thread().name)
+        release.wait()
+
+    hooks = FunctionHooks(hang)
+    asking = [asyncio.ensure_future(hooks.ask(EVENT)) for _ in range(MAX_THREADS + 5)]
+    try:
+        while len(names) < MAX_THREADS:
+            await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(threading.current_thread)
+        for each in asking:
+            each.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await hooks.close()
+    finally:
+        release.set()
+    assert len(names) == MAX_THREADS
+    assert {name.partition("_")[0] for name in names} == {"hook"}
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        HookReply(response=HookResponse(status_code=True)),
+        HookReply(response=None),  # type: ignore[arg-type]
+        HookReply(response=HookResponse(headers={"a": "b\n"})),
+        HookReply(response=HookResponse(body=b"x")),  # type: ignore[arg-type]
+        HookReply(change_file_info=FileInfoChanges(id=7)),  # type: ignore[arg-type]
+        HookReply(change_file_info=FileInfoChanges(metadata={"a": None})),  # type: ignore[dict-item]
+        HookReply(change_file_info=FileInfoChanges(storage_path="\ud800")),
+        HookReply(change_file_info={"ID": "x"}),  # type: ignore[arg-type]
+    ],
+)
+async def test_reply_with_wrong_types_is_an_error(reply: HookReply) -> None:
+    async def answer(_: HookEvent) -> HookReply:
+        return reply
+
+    with pytest.raises(HookInvalid):
+        await FunctionHooks(answer).ask(EVENT)
 
 
 def test_object_is_loaded_by_its_name() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import os
 import subprocess
@@ -18,12 +19,14 @@ from tusclient.client import TusClient
 from tusclient.exceptions import TusCommunicationError
 
 from tests.process import tusd_hook_handler
+from tests.process.test_reconcile_command import let_time_pass, reconcile
 from tests.process.tusd_hook_handler import HTTPHookHandler
 from tests.support.blocking_client import request
-from tests.support.files import seeded
+from tests.support.files import download, seeded
 from tests.support.node import run_node
 from tests.support.ports import LOOPBACK
 from tests.support.process import wait_until
+from tests.support.s3_servers import S3_SERVERS
 from tests.support.server import Server, StartServer
 from tests.support.tools import ROOT
 
@@ -204,3 +207,42 @@ def test_a_server_whose_hook_cannot_be_loaded_does_not_start(tmp_path: Path) -> 
         assert "hooks.python: 'tests.process.no_such_module:hook' cannot be loaded" in server.log_text()
     finally:
         server.close()
+
+
+# --- the keys that a hook chooses ----------------------------------------------------------------------
+
+CHOOSING = {"python": "tests.process.python_hook:hook"}
+
+
+def stored_under_chosen_keys(server: Server) -> set[str]:
+    """Upload some files, look that each can be downloaded, and return the keys."""
+    keys = set()
+    for filename in ("ä b.bin", "a-b", "a"):
+        path = upload(server, {"filename": filename})
+        upload_id = request(server.port, "HEAD", path).headers["upload-id"]
+        key = server.wait_for_state(upload_id, "stored")["object_key"]
+        assert key == f"apollo/{path.removeprefix('/files/')}/{filename}"
+        assert download(f"{server.origin}/download/{upload_id}").sha256 == hashlib.sha256(CONTENT).hexdigest()
+        keys.add(key)
+    return keys
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_bucket_gets_the_keys_that_a_hook_chooses(start_server: StartServer, tmp_path: Path) -> None:
+    with S3_SERVERS["rclone"](tmp_path) as bucket:
+        server = start_server({"hooks": CHOOSING, "storage": bucket.storage_config()}, env=PYTHON_PATH)
+        assert stored_under_chosen_keys(server) == set(bucket.object_keys())
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_reconciliation_knows_such_objects_by_their_rows(start_server: StartServer) -> None:
+    server = start_server({"hooks": CHOOSING}, env=PYTHON_PATH)
+    lost = min(stored_under_chosen_keys(server))
+    let_time_pass(server)
+    whole = reconcile(server)
+    assert (whole.returncode, "3 uploads" in whole.stdout) == (0, True), whole
+
+    (server.store / lost).unlink()
+
+    found = reconcile(server)
+    assert (found.returncode, f"key {lost}" in found.stdout) == (1, True), found
