@@ -78,6 +78,12 @@ HEALTHY = {
     'tusd_py_jobs{instance="a", state="queued"}': "5+0x90",
     'tusd_py_store_outage_seconds{instance="a", kind="unreachable"}': "0+0x90",
     'tusd_py_oldest_due_job_seconds{instance="a"}': "1+0x90",
+    'tusd_py_oldest_undelivered_event_seconds{instance="a", endpoint="app"}': "1+0x90",
+    'tusd_py_endpoint_paused{instance="a", endpoint="app"}': "0+0x90",
+    'tusd_py_deliveries_total{instance="a", endpoint="app", outcome="dead"}': "0+0x90",
+    'tusd_py_deliveries_total{instance="a", endpoint="app", outcome="failed"}': "0+1x90",
+    'tusd_py_hooks_total{instance="a", hook="pre-create", outcome="failed"}': "0+0x90",
+    'tusd_py_hooks_total{instance="a", hook="pre-create", outcome="replied"}': "0+100x90",
 }
 FAULTS = {
     "TusdDown": {'up{job="tusd_py", instance="a"}': "1+0x30 0+0x60"},
@@ -100,6 +106,14 @@ FAULTS = {
     "TusdJobsBlocked": {'tusd_py_jobs{instance="a", state="blocked"}': "0+0x30 1+0x60"},
     "TusdStoreAway": {'tusd_py_store_outage_seconds{instance="a", kind="unreachable"}': "0+0x30 60+60x60"},
     "TusdJobsWait": {'tusd_py_oldest_due_job_seconds{instance="a"}': "1+0x30 60+60x60"},
+    "TusdEventsWait": {'tusd_py_oldest_undelivered_event_seconds{instance="a", endpoint="app"}': "1+0x30 3000+60x60"},
+    # What waits for an endpoint that is paused is the same fault.
+    "TusdEndpointPaused": {
+        'tusd_py_endpoint_paused{instance="a", endpoint="app"}': "0+0x30 1+0x60",
+        'tusd_py_oldest_undelivered_event_seconds{instance="a", endpoint="app"}': "1+0x30 3000+60x60",
+    },
+    "TusdDeadLetters": {'tusd_py_deliveries_total{instance="a", endpoint="app", outcome="dead"}': "0+0x30 1+0x60"},
+    "TusdHooksFail": {'tusd_py_hooks_total{instance="a", hook="pre-create", outcome="failed"}': "0+0x30 2+2x60"},
 }
 BESIDE = {"TusdStagingFull": {"TusdStagingAlmostFull"}}
 """What rings with another alert, because it is the same fault."""
@@ -191,7 +205,8 @@ def _substituted(expression: str) -> str:
 
 @pytest.mark.acceptance
 def test_every_name_and_label_is_exported_by_a_server_from_the_start(start_server: StartServer) -> None:
-    server = start_server({"server": {"processes": 2}})
+    webhook = {"url": "http://127.0.0.1:9/", "name": "app"}
+    server = start_server({"server": {"processes": 2}, "webhooks": [webhook]})
     metrics = fetch(f"{server.ready.operations_url}/metrics").body.decode()
     families = list(text_string_to_metric_families(metrics))
     exported: dict[str, list[dict[str, str]]] = {"up": [{}]}
