@@ -11,7 +11,7 @@ import pytest
 from tests.database.test_statements import statements
 from tests.support.world import HERE, World, stored
 from tusd_py.database.reconcile import ReconcileRecords
-from tusd_py.errors import PermanentStoreError, StateConflict
+from tusd_py.errors import HookInvalid, PermanentStoreError, StateConflict
 from tusd_py.ports import Job, JobKind
 from tusd_py.protocol.upload import TRANSITIONS, Concat, Event, State, Upload
 
@@ -91,6 +91,19 @@ ACTS: dict[Event, Act] = {
 }
 
 
+RECORDED = {
+    Event.COMPLETE: "upload.completed",
+    Event.TRANSFER: "upload.transferring",
+    Event.STORE: "upload.stored",
+    Event.GIVE_UP: "upload.transfer_failed",
+    Event.LOSE: "upload.object_missing",
+    Event.EXPIRE: "upload.expired",
+    Event.REMOVE: "upload.terminated",
+    Event.REMOVED: "upload.removed",
+}
+"""What applications are told of a move. They are not told of every checkpoint."""
+
+
 async def put_jobs(world: World, uploads: dict[State, Upload], kind: str, state: str) -> None:
     await world.sql("DELETE FROM jobs")
     for upload in uploads.values():
@@ -136,6 +149,13 @@ async def test_an_event_moves_exactly_the_states_of_the_table(world: World, even
 
     after = {state: await world.state(upload) for state, upload in uploads.items()}
     assert after == {state: TRANSITIONS[state].get(event, state) for state in State}
+    moved = {state for state in State if after[state] is not state}
+    if event is Event.REMOVED:
+        moved.add(State.EXPIRED)  # its bytes are gone, and it stays expired
+    for state, upload in uploads.items():
+        rows = await world.sql("SELECT kind, sequence FROM events WHERE upload_id = $1 ORDER BY sequence", upload.id)
+        told = [RECORDED[event]] if state in moved and event in RECORDED else []
+        assert [(row["kind"], row["sequence"]) for row in rows[1:]] == [(kind, 2) for kind in told], state
 
 
 def test_every_event_but_one_is_tried_here() -> None:
@@ -182,9 +202,9 @@ async def test_a_row_that_makes_no_sense_is_refused(world: World, change: str, p
 async def test_two_uploads_never_share_a_token_or_a_key(world: World) -> None:
     first = await world.create()
 
-    with pytest.raises(asyncpg.UniqueViolationError):
+    with pytest.raises(HookInvalid, match="ID is taken"):
         await world.create(token_hash=world.tokens[first.id])
-    with pytest.raises(asyncpg.UniqueViolationError):
+    with pytest.raises(HookInvalid, match="Path is taken"):
         await world.create(object_key=first.object_key)
 
 
@@ -218,7 +238,12 @@ async def test_everything_that_hangs_on_an_upload_goes_with_its_row(world: World
     await world.sql("INSERT INTO transfer_parts VALUES ($1, 1, 5, 'etag', 7)", upload.id)
     await queue.retry(job, PermanentStoreError(), code="ERR", delay_seconds=1)
 
-    await world.sql("DELETE FROM uploads WHERE id = $1", upload.id)
+    await world.sql(
+        "UPDATE uploads SET state = 'removed', gone_at = now() - interval '1 day', local_present = false WHERE id = $1",
+        upload.id,
+    )
+    await world.sql("UPDATE jobs SET state = 'cancelled'")
+    assert await world.cleanup.purge_rows(0, 10) == 1
 
     for table in ("jobs", "job_attempts", "transfer_parts"):
         assert await world.value(f"SELECT count(*) FROM {table}") == 0

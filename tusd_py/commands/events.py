@@ -174,7 +174,7 @@ async def _require_wanted(records: Records, replays: Replays, endpoint: Endpoint
 
 
 async def resume_endpoint(config: Config, options: Namespace, say: Say) -> None:
-    """Deliver to a paused endpoint again, and try at once what waits for its next try.
+    """Deliver to a paused endpoint again, and try soon what waits for its next try.
 
     Raises:
         TusdError: there is no such endpoint.
@@ -188,7 +188,7 @@ async def resume_endpoint(config: Config, options: Namespace, say: Say) -> None:
             records.notifier.notify_changed(waiting)
     say(f"{endpoint.name} is resumed" if resumed else f"{endpoint.name} was not paused")
     if waiting is not None:
-        say("what waits for it is sent now")
+        say("what waits for it is sent within a minute")
 
 
 async def send_test(config: Config, options: Namespace, say: Say) -> bool:

@@ -21,7 +21,7 @@ def add_actions(parser: argparse.ArgumentParser, *, add_common: Callable[[argpar
         ("list", _add_list, "print the latest events, oldest first"),
         ("dead", _add_dead, "print the events that endpoints did not take within three days, newest first"),
         ("replay", _add_replay, "have events sent again, together with those of the same upload in between"),
-        ("resume", _add_resume, "send to an endpoint again that is paused, and try at once what waits for it"),
+        ("resume", _add_resume, "send to an endpoint again that is paused, and try soon what waits for it"),
         ("test", _add_test, "send a test event now, and print the status of the reply and how long it took"),
         ("endpoints", _add_json, "print the endpoints, whether they are paused, and what they have not taken yet"),
     ):
