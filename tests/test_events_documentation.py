@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def golden(path: Path) -> Any:
 def column(page: Path, heading: str, number: int) -> list[str]:
     """Return a column of the first table below a heading, without its head."""
     section = page.read_text(encoding="utf-8").partition(f"\n{heading}\n")[2]
-    rows = re.findall(r"^\| (.*) \|$", re.split(r"^#", section, maxsplit=1, flags=re.MULTILINE)[0], re.MULTILINE)
-    return [row.split(" | ")[number] for row in rows[1:]]
+    rows = list(
+        takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line[:1] != "|", section.splitlines()))
+    )
+    return [row.strip("| ").split(" | ")[number] for row in rows[2:]]
 
 
 # --- events and webhooks ---------------------------------------------------------------------------
