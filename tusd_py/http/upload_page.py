@@ -30,7 +30,7 @@ UPPY_VERSION: Final = "6.0.1"
 """Of the npm package `uppy`, whose prebuilt files a CDN serves; frontend/ builds the same from its parts."""
 
 _WEB: Final = Path(__file__).resolve().parents[1] / "web"
-_OWN: Final = ("page.css", "page.js", "access.js", "recent.js", "rows.js", "uploader.js", "icon.svg")
+_OWN: Final = ("page.css", "page.js", "access.js", "live.js", "recent.js", "rows.js", "uploader.js", "icon.svg")
 _BUILT: Final = ("uppy.js", "uppy.css", "licenses.txt")
 _TYPES: Final = {
     ".css": "text/css",

@@ -1,7 +1,8 @@
 // The list of recent uploads: what the server says, and what this page is sending just now, byte by byte.
-// The server is asked again for as long as something moves, ever less often while nothing changes, and
-// not at all while nobody looks.
+// The server tells of every change on one stream. Where there is none, it is asked again for as long as something
+// moves, ever less often while nothing changes. While nobody looks there is neither.
 import { problemOf } from "./access.js"
+import { LiveEvents } from "./live.js"
 import { isReceiving, nameOf, Row } from "./rows.js"
 
 const API_URL = "api/v1/uploads"
@@ -10,8 +11,12 @@ const LATEST_MS = 15_000
 /** The server makes known how far an upload is at least this often. */
 const RECEIVING_MS = 5000
 const SLOWER = 1.5
+/** Processes that receive bytes hear a moment later that somebody listens: what they have told nobody is asked for. */
+const HEARD_MS = 1000
+const TOGETHER_MS = 200
 const EMPTY = "Nothing here yet."
 const MOVING = new Set(["created", "uploading", "completed", "transferring"])
+const GONE = new Set(["expired", "removing", "removed"])
 
 /** Lay what this page knows of an upload upon what the server says. */
 function merged(upload, own) {
@@ -19,6 +24,16 @@ function merged(upload, own) {
     return upload
   }
   return { ...upload, fileId: own.fileId, state: own.state, offset: Math.max(upload.offset, own.offset) }
+}
+
+/** Return the later of what a list and an event say of an upload. */
+function later(listed, heard) {
+  return heard && Date.parse(heard.updated_at) >= Date.parse(listed.updated_at) ? heard : listed
+}
+
+/** Lay how far an upload is known to be upon what somebody says of it. */
+function advanced(upload, offset = 0) {
+  return isReceiving(upload) && offset > upload.offset ? { ...upload, state: "uploading", offset } : upload
 }
 
 /** Keeps the table of the page up to date. */
@@ -37,12 +52,23 @@ export class RecentUploads {
   #delay = SOONEST_MS
   #timer
   #asking
+  #live
+  /** What events have said of uploads since the server was asked last. */
+  #heard = new Map()
 
   /** `sending()` returns what this page is uploading; `cancel(fileId)` ends one of these. */
   constructor({ access, sending, cancel }) {
     this.#access = access
     this.#sending = sending
     this.#cancel = cancel
+    this.#live = new LiveEvents(access, {
+      open: () => {
+        this.refresh()
+        setTimeout(() => this.#live.open && this.refresh(), HEARD_MS)
+      },
+      lost: () => this.refresh(),
+      event: (name, upload) => this.#hear(name, upload),
+    })
     document.addEventListener("visibilitychange", () => this.refresh())
   }
 
@@ -57,13 +83,48 @@ export class RecentUploads {
     this.#uploads = null
     this.#states = null
     this.#complain("")
+    this.#live.stop()
     this.show()
     this.refresh()
+  }
+
+  /** Take what an event says of an upload. */
+  #hear(name, upload) {
+    const progress = name === "upload.progress"
+    if (!progress) {
+      this.#heard.set(upload.id, upload)
+    }
+    if (this.#uploads?.some(({ id }) => id === upload.id)) {
+      const told = (listed) => (progress ? advanced(listed, upload.offset) : upload)
+      this.#take(this.#uploads.map((listed) => (listed.id === upload.id ? told(listed) : listed)))
+    } else if (!(progress || GONE.has(upload.state))) {
+      // Perhaps a new one, perhaps a part that nobody lists: the server knows. One question will do for several.
+      clearTimeout(this.#timer)
+      this.#timer = setTimeout(() => this.refresh(), TOGETHER_MS)
+    }
+  }
+
+  /** Return what the server lists, as far as events have not said otherwise since it was asked. */
+  #corrected(listed) {
+    const known = new Map((this.#uploads ?? []).map(({ id, offset }) => [id, offset]))
+    return listed.map((upload) => advanced(later(upload, this.#heard.get(upload.id)), known.get(upload.id)))
+  }
+
+  /** Show what is known of the server's uploads; return whether anything is different. */
+  #take(uploads) {
+    this.#uploads = uploads.filter(({ state }) => !GONE.has(state))
+    const changed = this.show()
+    this.#say(this.#rows.size ? "" : EMPTY)
+    this.#announce()
+    return changed
   }
 
   async #ask() {
     clearTimeout(this.#timer)
     this.#asking?.abort()
+    if (document.hidden || !this.#access.ready) {
+      this.#live.stop()
+    }
     if (document.hidden) {
       return
     }
@@ -71,8 +132,10 @@ export class RecentUploads {
       this.#say("With a token you see your uploads here.")
       return
     }
+    this.#live.start()
     const asking = new AbortController()
     this.#asking = asking
+    this.#heard.clear()
     try {
       const again = await this.#load(asking.signal)
       this.#schedule(again)
@@ -94,15 +157,15 @@ export class RecentUploads {
       this.#say(`The list could not be loaded: ${await problemOf(response)}`)
       return response.status >= 500
     }
-    this.#uploads = (await response.json()).uploads
-    const changed = this.show()
-    this.#say(this.#rows.size ? "" : EMPTY)
+    const changed = this.#take(this.#corrected((await response.json()).uploads))
+    if (this.#live.open) {
+      return false
+    }
     if (changed) {
       this.#delay = SOONEST_MS
     } else if (this.#uploads.some(isReceiving)) {
       this.#delay = Math.min(this.#delay, RECEIVING_MS)
     }
-    this.#announce()
     return this.#sending().length > 0 || this.#uploads.some(({ state }) => MOVING.has(state))
   }
 
