@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import asyncpg
 import pytest
 
 from tests.support.databases import run_sql
-from tests.support.world import World, stored
+from tests.support.workers import is_true
+from tests.support.world import HERE, World, new_upload, stored
 from tusd_py.database.deliveries import Delivery, DeliveryQueue
 from tusd_py.database.events import BEGINNING, EventRecords
+from tusd_py.database.jobs import JobQueue
+from tusd_py.database.notifier import UPLOADS_CHANNEL
 from tusd_py.database.replay import Replays
 from tusd_py.errors import DatabaseUnavailable
+from tusd_py.ports import Job, StagingIdentity
 from tusd_py.ports.events import EndpointRecord
 from tusd_py.protocol.events import RECORDED, EventKind, kinds_matching
-from tusd_py.protocol.upload import Upload
+from tusd_py.protocol.upload import Trigger, Upload
 
 EVERYTHING = frozenset(RECORDED)
 LEASE = 30.0
@@ -201,7 +206,7 @@ async def test_event_that_is_committed_while_its_delivery_ends_is_not_left_behin
     world: World, commits_first: str
 ) -> None:
     queue = await configure(world)
-    upload = await world.completed(trigger="commit")
+    upload = await world.completed(trigger=Trigger.COMMIT)
     delivery = await claim_one(queue)
     if commits_first == "event":
         # The event holds the job; the end of the delivery waits for it and sees it.
@@ -468,3 +473,61 @@ async def test_stream_of_all_events_is_in_the_order_of_transactions_as_numbers(w
     events = await records.after(BEGINNING)
     assert [event.sequence for _, event in events] == [9, 99, 100]
     assert await records.newest() == events[-1][0]
+
+
+# --- whoever records an event says so ----------------------------------------------------------------
+
+
+async def test_every_event_is_followed_by_a_notification_of_its_upload(world: World) -> None:
+    told: list[str] = []
+    connection = await asyncpg.connect(world.dsn)
+    await connection.add_listener(UPLOADS_CHANNEL, lambda *arguments: told.extend(str(arguments[3]).split(",")))
+
+    async def follows(kind: str, upload: Upload, act: Awaitable[object]) -> None:
+        await world.notifier.close()
+        told.clear()
+        await act
+        await world.notifier.close()
+        await connection.execute("SELECT 1")
+        await is_true(lambda: str(upload.id) in told, f"{kind} is told of")
+        assert (await world.events_of(upload))[-1] == f"upload.{kind}"
+
+    new = new_upload()
+    jobs = JobQueue(
+        world.database,
+        directory=StagingIdentity(HERE),
+        worker="worker-1",
+        lease_seconds=LEASE,
+        notifier=world.notifier,
+    )
+    try:
+        creation = await world.uploads.create(new)
+        await world.notifier.close()
+        await is_true(lambda: str(new.id) in told, "created is told of")
+        await follows("completed", creation, world.advance(creation, 10))
+        await follows("transferring", creation, jobs.claim(1))
+        (job,) = await reclaimed(world, jobs)
+        await follows("transfer_failed", creation, jobs.fail(job, RuntimeError("no"), code="E"))
+        await world.transfers.request(creation.id)
+        (job,) = await jobs.claim(1)
+        await follows("stored", creation, jobs.finish_transfers([(job, stored(job.upload))]))
+        await follows("terminated", creation, world.uploads.remove(creation.id))
+        (job,) = await jobs.claim(1)
+        await follows("removed", creation, jobs.finish_removals([job]))
+
+        part = await world.part(b"ab")
+        final = await world.final([part])
+        await world.notifier.close()
+        await is_true(lambda: str(final.id) in told, "the creation of a final upload is told of")
+        waiting = await world.completed(trigger="commit")
+        await follows("committed", waiting, world.transfers.commit(waiting.id))
+        overdue = await world.create()
+        await world.run_out_of_time(overdue)
+        await follows("expired", overdue, world.cleanup.expire(overdue.id))
+    finally:
+        await connection.close()
+
+
+async def reclaimed(world: World, jobs: JobQueue) -> list[Job]:
+    await world.end_leases()
+    return await jobs.claim(1)
