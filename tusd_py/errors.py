@@ -275,7 +275,7 @@ class UploadLocked(StateConflict):
 
 class UploadFinishing(UploadLocked):
     code = "ERR_UPLOAD_FINISHING"
-    sentence = "Every byte is here, and the application is still asked about it; try again."
+    sentence = "Every byte is here, and the application is still being asked; try again."
 
 
 class OffsetConflict(StateConflict):
@@ -458,12 +458,12 @@ class HookRejection(TusdError):
 
 class UploadRejected(HookRejection):
     code = "ERR_UPLOAD_REJECTED"
-    sentence = "The application does not take this upload."
+    sentence = "The application refuses this upload."
 
 
 class TerminationRejected(HookRejection):
     code = "ERR_UPLOAD_TERMINATION_REJECTED"
-    sentence = "The application does not let this upload be terminated."
+    sentence = "The application does not allow this upload to be terminated."
 
 
 class UploadStopped(HookRejection):

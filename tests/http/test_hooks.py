@@ -229,7 +229,7 @@ async def test_a_rejected_upload_leaves_nothing(hooked: Served, app: Application
     response = await create(hooked, kind)
 
     assert response.status == 400
-    assert b"The application does not take this upload." in response.body
+    assert b"The application refuses this upload." in response.body
     assert "location" not in response.headers
     assert await nothing_is_left(hooked)
 

@@ -68,7 +68,8 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_test(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="name of a webhook in the configuration, or its URL")
+    name = "name of a webhook in the configuration, or its URL without the query"
+    parser.add_argument("name", metavar="NAME", help=name)
 
 
 def _limit(text: str) -> int:

@@ -159,7 +159,7 @@ def with_changes(new: NewUpload, changes: FileInfoChanges, config: Config) -> Ne
         try:
             pairs = parse_metadata(header, max_bytes=config.limits.max_metadata)
             if [*pairs] != [*changes.metadata]:
-                raise InvalidMetadata("A key has a comma, a space, or no letter.")
+                raise InvalidMetadata("A key is empty, or has a comma or a space.")
             new = replace(new, metadata=header, filename=file_name(pairs), content_type=file_type(pairs))
         except InvalidMetadata as error:
             raise HookInvalid(f"ChangeFileInfo.MetaData cannot be used: {error.detail}") from error
