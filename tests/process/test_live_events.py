@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from tests.support.event_stream import EventStream, Told
 from tests.support.files import seeded
 from tests.support.http_client import TusClient
 from tests.support.ports import LOOPBACK
+from tests.support.process import eventually
 from tests.support.proxies import PROXIES
 from tests.support.server import Server, StartServer
 
@@ -189,6 +192,42 @@ async def test_restart_ends_streams_and_their_clients_come_back(start_server: St
         assert (await again.until("upload.created")).document["subject"] == upload_id
 
 
+async def test_stream_outlives_a_database_that_is_killed(start_server: StartServer) -> None:
+    server = start_server()
+    everything = await listen(server)
+    created = await TusClient(LOOPBACK, server.port).request("POST", "/files/", {"Upload-Length": "30"})
+    path, upload_id = created.headers["location"], created.headers["upload-id"]
+    one = await listen(server, f"/api/v1/uploads/{upload_id}/events")
+    await everything.until("upload.created")
+    await one.until("upload.created")
+    (before,) = server.postmaster_pids()
+    os.kill(before, signal.SIGKILL)
+
+    await eventually(lambda: sent(server, path), deadline=WAIT_SECONDS, what="the database is back")
+
+    assert server.postmaster_pids() != [before]
+    for stream in (everything, one):
+        async with stream:
+            await stream.until("upload.stored", seconds=WAIT_SECONDS)
+            assert [kind_of(told) for told in stream.seen if told.id] == LIFE
+
+
+async def sent(server: Server, path: str) -> bool:
+    """Try to send an upload; return whether all of it is there."""
+    client = TusClient(LOOPBACK, server.port)
+    with contextlib.suppress(OSError):
+        if (await client.patch(path, 0, bytes(30))).status == 204:
+            return True
+        # Its reply may have got lost.
+        return (await client.head(path)).headers.get("upload-offset") == "30"
+    return False
+
+
+async def counted(server: Server, listeners: int) -> bool:
+    """Return whether so many listen; those that went away a moment ago may still be counted."""
+    return server.metrics()["tusd_py_event_listeners"] == listeners
+
+
 @pytest.mark.slow
 async def test_500_listeners_cost_less_than_50_mib_and_each_hears_of_an_event(start_server: StartServer) -> None:
     server = start_server({"server": {"processes": 1}})
@@ -205,6 +244,7 @@ async def test_500_listeners_cost_less_than_50_mib_and_each_hears_of_an_event(st
     streams = [await listen(server, one if number % 2 else ALL) for number in range(LISTENERS)]
     try:
         assert {stream.status for stream in streams} == {200}
+        await eventually(lambda: counted(server, LISTENERS), deadline=WAIT_SECONDS, what="they are counted")
         await client.patch(created.headers["location"], 0, bytes(30))
         for stream in streams:
             await stream.until("upload.completed")
