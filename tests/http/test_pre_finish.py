@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator
 
 import pytest
 
-from tests.http.rufh import Client
+from tests.http.asking import Application, events_of, fresh_application, start_asking, until_asked, until_stored
 from tests.http.served import Serve, Served
-from tests.support.http_client import OFFSET_TYPE, Response, chunked, patch_head
+from tests.support.http_client import patch_head
 from tests.support.process import eventually
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.hooks import HookEvent, HookKind, HookReply, HookResponse
@@ -19,101 +17,18 @@ from tusd_py.protocol.upload import Upload, UploadId
 from tusd_py.uploads.service import Timing
 
 CONTENT = b"hello"
-LARGE = b"x" * (3 * 2**20)
-BODY = {"Content-Type": OFFSET_TYPE}
-PARTIAL = {"Upload-Concat": "partial"}
 TOLD = HookResponse(status_code=200, body="Thank you.", headers={"X-Invoice": "7"})
-
-
-@dataclass(slots=True)
-class Application:
-    """Answers as a test wants, and remembers what it was asked."""
-
-    answer: Callable[[HookEvent], Awaitable[Any]] | None = None
-    asked: list[HookEvent] = field(default_factory=list)
-
-    async def __call__(self, event: HookEvent) -> Any:
-        self.asked.append(event)
-        return None if self.answer is None else await self.answer(event)
-
-    def fails(self, times: int | None = None) -> None:
-        """Fail so often, or always."""
-        first = len(self.asked)
-
-        async def fail(_: HookEvent) -> None:
-            if times is None or len(self.asked) - first <= times:
-                raise RuntimeError("no database")
-
-        self.answer = fail
-
-    def replies(self, reply: object) -> None:
-        async def answer(_: HookEvent) -> object:
-            return reply
-
-        self.answer = answer
-
-
-application = Application()
 
 
 @pytest.fixture
 def app() -> Iterator[Application]:
-    application.__init__()  # type: ignore[misc]
-    yield application
-    application.__init__()  # type: ignore[misc]
-
-
-class ServeAsking(Protocol):
-    """Starts a server that asks before an upload is complete."""
-
-    async def __call__(self, *, timing: Timing | None = None, hooks: Any = None, **sections: Any) -> Served: ...
+    with fresh_application() as application:
+        yield application
 
 
 @pytest.fixture
-def serve_asking(serve: Serve, app: Application) -> ServeAsking:
-    async def start(*, timing: Timing | None = None, hooks: Any = None, **sections: Any) -> Served:
-        asks = {"python": f"{__name__}:application", "events": ["pre-finish"]} | (hooks or {})
-        quick = {"poll_interval": 0.05, "retry_delay": 0.05, "retry_max_delay": 0.05}
-        return await serve(timing=timing, **{"hooks": asks, "transfer": quick} | sections)
-
-    return start
-
-
-@pytest.fixture
-async def asking(serve_asking: ServeAsking) -> Served:
-    return await serve_asking()
-
-
-async def events_of(served: Served, upload: Upload) -> list[str]:
-    rows = await served.core.database.fetch("SELECT kind FROM events WHERE upload_id = $1 ORDER BY sequence", upload.id)
-    return [row["kind"] for row in rows]
-
-
-async def only_upload(served: Served) -> Upload:
-    (row,) = await served.core.database.fetch("SELECT id FROM uploads")
-    found = await served.core.uploads.find(UploadId(row["id"]))
-    assert found is not None
-    return found
-
-
-async def until_asked(app: Application, times: int = 1) -> None:
-    async def asked() -> bool:
-        return len(app.asked) >= times
-
-    await eventually(asked, deadline=20, what=f"asked {times} times")
-
-
-async def until_stored(served: Served, upload: Upload) -> None:
-    async def stored() -> bool:
-        found = await served.core.uploads.find(upload.id)
-        return found is not None and found.state == "stored"
-
-    async with served.working():
-        await eventually(stored, deadline=30, what="the upload is stored")
-    assert (await events_of(served, upload)).count("upload.completed") == 1
-
-
-# --- the PATCH with the last byte ------------------------------------------------------------------
+async def asking(serve: Serve, app: Application) -> Served:
+    return await start_asking(serve)
 
 
 async def test_the_application_is_asked_once_about_the_whole_upload(asking: Served, app: Application) -> None:
@@ -198,12 +113,12 @@ async def test_a_reply_that_is_nonsense_completes_nothing(asking: Served, app: A
     await until_stored(asking, await asking.upload(path))
 
 
-async def test_a_hook_that_takes_too_long_is_a_failure(serve_asking: ServeAsking, app: Application) -> None:
+async def test_a_hook_that_takes_too_long_is_a_failure(serve: Serve, app: Application) -> None:
     async def never(_: HookEvent) -> None:
         await asyncio.Event().wait()
 
     app.answer = never
-    asking = await serve_asking(hooks={"timeout": "0.2s"})
+    asking = await start_asking(serve, hooks={"timeout": "0.2s"})
     path = await asking.create(5)
 
     assert (await asking.patch(path, 0, CONTENT)).status == 503
@@ -212,9 +127,9 @@ async def test_a_hook_that_takes_too_long_is_a_failure(serve_asking: ServeAsking
     await until_stored(asking, await asking.upload(path))
 
 
-async def test_where_failures_are_allowed_the_upload_is_complete(serve_asking: ServeAsking, app: Application) -> None:
+async def test_where_failures_are_allowed_the_upload_is_complete(serve: Serve, app: Application) -> None:
     app.fails()
-    asking = await serve_asking(hooks={"on_error": "allow"})
+    asking = await start_asking(serve, hooks={"on_error": "allow"})
     path = await asking.create(5)
 
     assert (await asking.patch(path, 0, CONTENT)).status == 204
@@ -284,9 +199,9 @@ async def test_a_client_that_leaves_while_the_hook_is_asked_changes_nothing(aski
 
 @pytest.mark.parametrize(("outages", "status"), [(1, 204), (100, 503)])
 async def test_a_database_that_is_away_after_the_answer(
-    serve_asking: ServeAsking, app: Application, monkeypatch: pytest.MonkeyPatch, outages: int, status: int
+    serve: Serve, app: Application, monkeypatch: pytest.MonkeyPatch, outages: int, status: int
 ) -> None:
-    asking = await serve_asking(timing=Timing(advance_retry_seconds=(0.01, 0.01)))
+    asking = await start_asking(serve, timing=Timing(advance_retry_seconds=(0.01, 0.01)))
     complete, left = asking.core.uploads.complete, [outages]
 
     async def interrupted(upload_id: UploadId) -> Upload | None:
@@ -302,60 +217,3 @@ async def test_a_database_that_is_away_after_the_answer(
     assert len(app.asked) == 1
     left[0] = 0
     await until_stored(asking, await asking.upload(path))
-
-
-# --- uploads that come whole -----------------------------------------------------------------------
-
-WHOLE: dict[str, tuple[dict[str, str], bytes]] = {
-    "small body": ({"Upload-Length": "5"} | BODY, CONTENT),
-    "large body": ({"Upload-Length": str(len(LARGE))} | BODY, LARGE),
-    "chunked body": ({"Upload-Length": "5", "Transfer-Encoding": "chunked"} | BODY, chunked(CONTENT)),
-    "no byte": ({"Upload-Length": "0"}, b""),
-    "partial": ({"Upload-Length": "5"} | PARTIAL | BODY, CONTENT),
-}
-
-
-async def post(served: Served, kind: str) -> Response:
-    if kind == "ietf":
-        return await Client(served, 6).create(CONTENT, complete=True)
-    if kind == "final":
-        parts = [await served.create(5, PARTIAL, b"") for _ in range(2)]
-        for part in parts:
-            assert (await served.patch(part, 0, CONTENT)).status == 204
-        return await served.request("POST", "/files/", {"Upload-Concat": f"final;{' '.join(parts)}"})
-    headers, body = WHOLE[kind]
-    return await served.request("POST", "/files/", headers, body)
-
-
-KINDS = [*WHOLE, "ietf", "final"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_an_upload_that_comes_whole_is_asked_about_once(asking: Served, app: Application, kind: str) -> None:
-    app.replies(HookReply(response=HookResponse(headers={"X-Invoice": "7"})))
-
-    response = await post(asking, kind)
-
-    assert (response.status, response.headers["x-invoice"]) == (201, "7")
-    upload = await asking.upload(response.headers["location"])
-    assert upload.complete
-    assert [event.upload.id for event in app.asked].count(str(upload.id)) == 1
-    assert app.asked[-1].upload.is_final is (kind == "final")
-    assert len(app.asked[-1].upload.partial_uploads or []) == (2 if kind == "final" else 0)
-    if kind != "partial":
-        await until_stored(asking, upload)
-
-
-@pytest.mark.parametrize("kind", ["small body", "large body", "no byte", "ietf"])
-async def test_an_upload_that_comes_whole_completes_later_if_the_hook_fails(
-    asking: Served, app: Application, kind: str
-) -> None:
-    app.fails(times=1)
-
-    response = await post(asking, kind)
-
-    assert response.status == 503
-    upload = await only_upload(asking)
-    assert upload.finishing
-    await until_stored(asking, upload)
-    assert len(app.asked) == 2

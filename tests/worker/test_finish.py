@@ -12,6 +12,7 @@ import pytest
 from tests.support.workers import is_true, make_cleanup, reaches, working
 from tests.support.world import DAY, World, new_upload
 from tusd_py.config.sections.hooks import HooksConfig
+from tusd_py.database.reconcile import ReconcileRecords
 from tusd_py.database.uploads import PostgresUploads
 from tusd_py.errors import DatabaseUnavailable, HookFailed, HookInvalid, NotReady, OffsetConflict, PartialNotFinished
 from tusd_py.metrics import Metrics
@@ -239,6 +240,20 @@ async def test_a_lost_finish_job_is_queued_again(asked: World) -> None:
 
     assert await asked.jobs_of(upload) == [("finish", "queued")]
     assert await asked.cleanup.requeue_orphaned(10) == 0
+
+
+async def test_reconciliation_queues_a_lost_finish_job(asked: World) -> None:
+    upload = await asked.completed()
+    await asked.sql("DELETE FROM jobs")
+    records = ReconcileRecords(asked.database, asked.notifier, directory=asked.staging.identity)
+    (row,) = await records.by_id([upload.id])
+    assert (row.jobless, row.busy) == ("finish", False)
+
+    assert await records.queue_job(row)
+
+    assert await asked.jobs_of(upload) == [("finish", "queued")]
+    (row,) = await records.by_id([upload.id])
+    assert (row.jobless, row.busy) == (None, True)
 
 
 async def test_finish_jobs_are_claimed_while_the_store_is_away(asked: World) -> None:
