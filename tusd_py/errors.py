@@ -444,6 +444,10 @@ class HookInvalid(TusdError):
     code, status = "ERR_HOOK_INVALID", 500
     sentence = "The application behind this server gave a reply that cannot be used."
 
+    def __init__(self, reason: str, **context: Any) -> None:
+        """`reason` is for the log: what the application has said is nothing for its clients."""
+        super().__init__(reason=reason, **context)
+
 
 class HookRejection(TusdError):
     """A group; only what is derived from it is raised."""

@@ -355,8 +355,8 @@ async def test_a_token_that_is_taken_changes_nothing(hooked: Served, app: Applic
     else:
         response = await create(hooked, kind)
 
-    assert response.status == 500
-    assert b"ChangeFileInfo.ID is taken." in response.body
+    assert (response.status, b"ERR_HOOK_INVALID" in response.body) == (500, True)
+    assert b"taken" not in response.body
     assert await hooked.upload(f"/files/{TOKEN}") == first
     (row,) = await hooked.core.database.fetch("SELECT count(*) AS n FROM uploads")
     assert row["n"] == 2
@@ -438,8 +438,8 @@ async def test_a_key_that_is_taken_or_in_the_way_changes_nothing(hooked: Served,
 
     response = await post(hooked, {"Upload-Length": "5"} | BODY, b"hello")
 
-    assert response.status == 500
-    assert b"ChangeFileInfo.Storage.Path is taken." in response.body
+    assert (response.status, b"ERR_HOOK_INVALID" in response.body) == (500, True)
+    assert b"taken" not in response.body
     assert list(hooked.core.staging.files()) == []
     app.changes(storage_path="a/bc")
     await hooked.create(5)
@@ -498,6 +498,9 @@ async def test_what_hooks_say_is_counted(hooked: Served, app: Application) -> No
     app.reply = lambda _: 7  # type: ignore[assignment, return-value]
     await post(hooked, {"Upload-Length": "5"})
     assert [count(outcome) for outcome in ("replied", "failed", "invalid")] == [1, 1, 1]
+    app.changes(id="short")
+    await post(hooked, {"Upload-Length": "5"})
+    assert count("invalid") == 2
 
 
 # --- pre-terminate -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tusd_py.http.context import HttpContext
 
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
 _SHOWN: Final = 6
 """Letters of a token: enough to tell two apart, nothing to use."""
 
@@ -51,6 +52,8 @@ def _text(value: str) -> str:
 def _without_tokens(context: HttpContext, name: str, value: str) -> str:
     if name.lower() == fields.UPLOAD_CONCAT.lower():
         return redact(value)
+    if name.lower() in CREDENTIALS:
+        return value
     # Of proxies that pass on the address as they got it, and of pages that stand below it.
     marker = context.config.server.base_path
     return _token_in_url(marker).sub(_shortened, value) if marker in value else value

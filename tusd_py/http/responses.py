@@ -91,7 +91,7 @@ def error_response(request: web.Request, error: TusdError, method: str, features
     but 2xx and 423.
     """
     dialect = dialect_of(request)
-    if isinstance(error, DROPPED) or (dialect.supports_interim and method in SENDING and _unlucky(error, request)):
+    if isinstance(error, DROPPED) or (dialect.supports_interim and _unlucky(error, method, request)):
         request[CLOSE] = True
     shown = UploadLocked(cause=error.code) if method == "HEAD" and transient(error) else error
     response = to_response(dialect.render_error(shown, method, features, request.get(RECORDED)))
@@ -108,11 +108,11 @@ def transient(error: TusdError) -> bool:
     return error.retryable or (error.status >= http.HTTPStatus.INTERNAL_SERVER_ERROR and not _lost(error))
 
 
-def _unlucky(error: TusdError, request: web.Request) -> bool:
+def _unlucky(error: TusdError, method: str, request: web.Request) -> bool:
     # Clients that were told of their upload give up after a 500, and continue after a lost connection.
-    if isinstance(error, HookFailed | HookInvalid) and RECORDED not in request and request.method == "POST":
-        return False  # of an upload that was not created
-    return error.status in {500, 503} and transient(error)
+    if isinstance(error, HookFailed | HookInvalid) and method == "POST" and RECORDED not in request:
+        return False  # nothing was created
+    return method in SENDING and error.status in {500, 503} and transient(error)
 
 
 def _lost(error: TusdError) -> bool:

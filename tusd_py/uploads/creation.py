@@ -173,14 +173,18 @@ async def _ask(
     """Ask `pre-create`, and return what is to be created after its reply."""
     new, token = wanted.new, wanted.token
     reply = await hooks.may_create(new, await _partials_of(service, new, command), request)
-    if (changes := reply.change_file_info) is not None:
+    if (changes := reply.change_file_info) is None:
+        return replace(wanted, response=reply.response)
+    with hooks.judging(HookKind.PRE_CREATE):
         new = with_changes(new, changes, service.config)
         if changes.id is not None:
             token = checked_token(changes.id)
             new = replace(new, token_hash=hash_token(token))
-        directories = service.config.storage.backend == "filesystem"
-        if changes.storage_path and await service.lists.key_taken(new.object_key, new.place_id, directories):
-            raise HookInvalid("ChangeFileInfo.Storage.Path is taken.")
+        if changes.storage_path is not None:
+            directories = service.config.storage.backend == "filesystem"
+            if await service.lists.key_taken(new.object_key, new.place_id, directories):
+                raise HookInvalid("ChangeFileInfo.Storage.Path is taken.")
+    # Whether the token is taken, and once more whether the key is, the database says when the row is inserted.
     return _Prepared(new, token, reply.response)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -58,20 +59,27 @@ class BlockingHooks:
             HookInvalid: the reply cannot be used.
         """
         try:
-            async with asyncio.timeout(self._config.timeout):
-                reply = await self._hooks.ask(HookEvent(kind=kind, upload=upload, request=request))
+            with self.judging(kind, upload.id):
+                async with asyncio.timeout(self._config.timeout):
+                    reply = await self._hooks.ask(HookEvent(kind=kind, upload=upload, request=request))
         except (TimeoutError, HookFailed) as error:
             log.warning("hook_failed", hook=kind, upload_id=upload.id, reason=str(error) or "no reply in time")
             self._metrics.hooks.labels(kind.value, "failed").inc()
             if self._config.on_error == "allow":
                 return HookReply()
             raise HookFailed(hook=kind.value) from error
-        except HookInvalid as error:
-            log.error("hook_invalid", hook=kind, upload_id=upload.id, reason=str(error))  # noqa: TRY400 -- not ours
-            self._metrics.hooks.labels(kind.value, "invalid").inc()
-            raise
         self._metrics.hooks.labels(kind.value, "replied").inc()
         return reply
+
+    @contextlib.contextmanager
+    def judging(self, kind: HookKind, upload_id: str = "") -> Iterator[None]:
+        """Count a reply that turns out not to be usable, and log what is wrong with it."""
+        try:
+            yield
+        except HookInvalid as error:
+            log.error("hook_invalid", hook=kind, upload_id=upload_id, reason=str(error))  # noqa: TRY400 -- not ours
+            self._metrics.hooks.labels(kind.value, "invalid").inc()
+            raise
 
     async def close(self) -> None:
         """Close connections."""
@@ -87,7 +95,8 @@ class BlockingHooks:
         reply = await self.ask(HookKind.PRE_CREATE, upload_to_be(new, partials), request)
         if reply.reject_upload:
             raise UploadRejected(reply.response)
-        _demand_success(reply.response)
+        with self.judging(HookKind.PRE_CREATE):
+            _demand_success(reply.response)
         return reply
 
     async def may_terminate(self, upload: HookUpload, request: HookRequest) -> HookResponse:
@@ -100,7 +109,8 @@ class BlockingHooks:
         reply = await self.ask(HookKind.PRE_TERMINATE, upload, request)
         if reply.reject_termination:
             raise TerminationRejected(reply.response)
-        _demand_success(reply.response)
+        with self.judging(HookKind.PRE_TERMINATE, upload.id):
+            _demand_success(reply.response)
         return reply.response
 
 
