@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -17,7 +18,8 @@ import pytest
 from aiohttp import web
 
 from tests.process.test_late_update import row_locked, until_waiting
-from tests.support.files import download, seeded
+from tests.support.files import download, random_file, seeded
+from tests.support.node import run_node
 from tests.support.ports import LOOPBACK
 from tests.support.process import eventually
 from tests.support.resuming_client import ClientUpload, ResumingClient
@@ -225,3 +227,41 @@ async def test_an_application_that_is_away_slow_and_confused_is_asked_until_it_a
         app.answers.set()
         await sending
         await completed_once(server, database, app, upload)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    "way",
+    [
+        {},
+        {"client": 5},
+        {"parallelUploads": 2},
+        {"client": 5, "protocol": "ietf-draft-05"},
+    ],
+    ids=["tus-js-4", "tus-js-5", "parallel", "ietf-draft-05"],
+)
+def test_the_published_client_finishes_after_a_hook_that_fails(
+    start_server: StartServer, dsn: str, tmp_path: Path, way: dict[str, Any]
+) -> None:
+    """It sees success when the upload is complete and never before, though every byte is there."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    program = hooks / "pre-finish"
+    program.write_text('#!/bin/sh\necho "$TUS_ID" >> asked\n[ "$(wc -l < asked)" -gt 1 ]\n')  # the first time it fails
+    program.chmod(0o755)
+    source = tmp_path / "source.bin"
+    sha256 = random_file(source, LENGTH, seeded("finishing"))
+    config = configured(dsn, "") | {"hooks": {"file": str(hooks), "events": ["pre-finish"], "timeout": "5s"}}
+    server = start_server(config)
+    options = {"endpoint": server.url, "file": str(source), "metadata": {"filename": "a.bin"}} | way
+
+    result = run_node("upload.mjs", options, log=tmp_path / "node.log")
+
+    assert result["ok"], result
+    statuses = {request["status"] for request in result["requests"]}
+    assert statuses & {423, 503}, "the client has noticed nothing"
+    asked = (hooks / "asked").read_text().split()
+    assert result["uploadId"] in asked
+    assert len(asked) > len(set(asked)), "nobody has asked again"
+    server.wait_for_state(result["uploadId"], "stored", deadline=DEADLINE)
+    assert download(f"{server.origin}/download/{result['uploadId']}").sha256 == sha256
