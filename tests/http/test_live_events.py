@@ -16,6 +16,7 @@ from tests.http.served import Serve, Served
 from tests.http.support import SECRET, bearer, eventually
 from tests.support.event_stream import EventStream, Told
 from tests.support.http_client import OFFSET_TYPE
+from tusd_py.database.notifier import Notifier
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.protocol.upload import State
 from tusd_py.uploads.live_events import ListenerLimits
@@ -448,6 +449,43 @@ async def test_stream_survives_a_database_that_is_away(serve: Serve, listen: Lis
         await stream.until("upload.terminated")
 
 
+async def test_reader_outlives_an_error_that_nobody_expected(serve: Serve, listen: Listen) -> None:
+    served = await serve(listeners=ListenerLimits(look_seconds=3600, retry_seconds=0.02), **MANUAL)
+    path = await served.create(5)
+    stream = await listen(served, await events_of(served, path))
+    await stream.until("upload.created")
+    await eventually(lambda: all(listener.joined for listener in served.web.live._listeners))
+    read, failures = served.web.live._records.of_uploads, 0
+
+    async def fail_once(*arguments: Any, **options: Any) -> Any:
+        nonlocal failures
+        if failures == 0:
+            failures += 1
+            raise LookupError
+        return await read(*arguments, **options)
+
+    served.web.live._records.of_uploads = fail_once  # type: ignore[method-assign]
+    await served.request("DELETE", path)
+
+    await stream.until("upload.terminated")
+    assert failures == 1
+
+
+async def test_event_that_cannot_be_told_ends_the_stream_and_is_told_to_who_comes_back(
+    served: Served, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = await listen(served)
+    await served.create(1)
+    created = await stream.until("upload.created")
+    with monkeypatch.context() as patched:
+        patched.setattr("tusd_py.http.api.event_routes.cloud_event", None)
+        await served.create(2)
+        assert not await stream.ended()
+
+    again = await listen(served, ALL, {"Last-Event-ID": created.id or ""})
+    assert (await again.until("upload.created")).upload["length"] == 2
+
+
 class _Away:
     """A database that cannot be reached."""
 
@@ -536,3 +574,17 @@ async def test_checkpoint_of_a_body_under_way_is_progress(serve: Serve, listen: 
     assert (await stream.until("upload.progress")).upload["offset"] == 3
     assert (await served.upload(path)).state is State.UPLOADING
     body.abort()
+
+
+async def test_progress_is_told_until_nobody_has_said_for_a_while_that_somebody_listens(served: Served) -> None:
+    upload_id = (await served.upload(await served.create(1))).id
+    heard = Notifier(served.core.database, listening_seconds=3600)
+    forgotten = Notifier(served.core.database, listening_seconds=-1)
+    for notifier in (heard, forgotten):
+        notifier.someone_listens(f"{upload_id}")
+        notifier.notify_progress(upload_id, 1, None)
+
+    assert heard._progress_task is not None
+    assert forgotten._progress_task is None
+    assert not forgotten._listened_until
+    await heard.close()

@@ -89,6 +89,7 @@ class Notifier:
         self._listening: set[str] = set()
         self._progress: dict[UploadId, str] = {}
         self._listened_until: dict[str, float] = {ALL_UPLOADS: math.inf} if tells_progress else {}
+        self._someone_until = math.inf if tells_progress else 0.0
         self._task: asyncio.Task[None] | None = None
         self._progress_task: asyncio.Task[None] | None = None
 
@@ -123,8 +124,7 @@ class Notifier:
 
     def notify_progress(self, upload_id: UploadId, offset: int, length: int | None) -> None:
         """Tell those who listen how many bytes are durable. What waits to be told is replaced by what is newer."""
-        listened = self._listened_until
-        if listened and (ALL_UPLOADS in listened or str(upload_id) in listened):
+        if self._listened_until and self._is_listened_to(str(upload_id)):
             self._progress[upload_id] = f"{upload_id}:{offset}:{'' if length is None else length}"
             if self._progress_task is None or self._progress_task.done():
                 self._progress_task = asyncio.create_task(self._send_progress(), name="database-progress")
@@ -142,6 +142,13 @@ class Notifier:
             del listened[name]
         for name in filter(None, payload.split(",")):
             listened[name] = max(listened.get(name, 0), now + self._listening_seconds)
+            self._someone_until = max(self._someone_until, now + self._listening_seconds)
+
+    def _is_listened_to(self, name: str) -> bool:
+        now, listened = time.monotonic(), self._listened_until
+        if self._someone_until < now:
+            listened.clear()
+        return listened.get(ALL_UPLOADS, 0) >= now or listened.get(name, 0) >= now
 
     async def close(self) -> None:
         """Send what is gathered."""

@@ -266,8 +266,12 @@ class LiveEvents:
                 if late or None in changed:
                     late = await self._read_all()
                 await self._tell_progress()
-            except DatabaseUnavailable as error:
-                log.warning("live_events_wait_for_the_database", error=str(error))
+            except Exception as error:
+                if isinstance(error, DatabaseUnavailable):
+                    log.warning("live_events_wait_for_the_database", error=str(error))
+                else:
+                    # Whatever it is: those who listen wait for nobody else.
+                    log.exception("live_events_failed")
                 self._changed |= changed
                 await asyncio.sleep(limits.retry_seconds)
                 self._wake.set()

@@ -13,6 +13,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+import structlog
 from aiohttp import web
 
 from tusd_py.authorization import Action, Principal
@@ -25,6 +26,8 @@ from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import State
 from tusd_py.uploads.cloud_events import cloud_event, event_source, progress_event
 from tusd_py.uploads.listeners import Listener, LiveEvent, Told
+
+log = structlog.get_logger(__name__)
 
 LAST_EVENT_ID: Final = "Last-Event-ID"
 HEADERS: Final = {
@@ -115,6 +118,10 @@ class _Stream:
             await self._follow()
             await self._response.write_eof()
         except (ConnectionError, TimeoutError):
+            _abort(self._request)
+        except Exception:
+            # The head is sent: nothing else can be answered any more. The client comes back.
+            log.exception("stream_failed")
             _abort(self._request)
         finally:
             gauge.dec()
