@@ -7,7 +7,6 @@ import fcntl
 import os
 import sys
 import termios
-import time
 from typing import Any, NoReturn
 
 import pytest
@@ -62,12 +61,10 @@ async def test_a_head_takes_over_and_tells_what_arrived(served: Served, framing:
     path = await served.create(BIG)
     connection = await served.begin(path, 0, b"x" * 300_000, framing)
 
-    started = time.monotonic()
+    # Answered at all: whoever does not let go within `staging.lock_timeout` costs the newcomer a 423.
     offset = await served.offset(path)
-    seconds = time.monotonic() - started
 
     assert offset == 300_000
-    assert seconds < 5
     with pytest.raises(ConnectionLost):
         await connection.response()
     assert (await served.patch(path, offset, b"y" * (BIG - offset))).status == 204
@@ -112,12 +109,10 @@ async def test_taking_over_from_a_client_that_never_stops_sending_takes_a_moment
     flooding = asyncio.create_task(flood())
     body = next(iter(served.bodies))
     await eventually(lambda: body.received > 20 * 2**20)
-    started = time.monotonic()
+    # Not a 423, which comes after `staging.lock_timeout`.
     offset = await served.offset(path)
-    seconds = time.monotonic() - started
     await asyncio.gather(flooding, return_exceptions=True)
 
-    assert seconds < 5
     assert offset > 20 * 2**20
     assert (await served.upload(path)).offset == offset
 

@@ -1034,7 +1034,7 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
                 await store.put(spec_of(data, "other"), stage(data), unfinished)
         server.child.stop()
         server.child.start()
-        await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=10, what="up")
+        await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=30, what="up")
         sent = calls.puts + len(calls.parts)
 
         again = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())
