@@ -457,6 +457,18 @@ async def test_what_waits_in_the_kernels_buffer_is_kept_on_a_take_over(
     await connection.closed()
 
 
+async def test_nobody_waits_for_what_may_yet_come_once_the_moment_is_over(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends a little all the time holds up no newcomer."""
+    monkeypatch.setattr(request_body, "LAST_SECONDS", 0)
+    monkeypatch.setattr(request_body, "QUIET_SECONDS", 3600)
+    path = await served.create(10)
+    await served.begin(path, 0, b"hello", ("Content-Length", "10"))
+
+    assert await served.offset(path) == 5
+
+
 async def test_what_comes_for_a_moment_after_an_interruption_is_kept(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
