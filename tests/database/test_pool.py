@@ -57,7 +57,7 @@ def kill(server: EmbeddedPostgres) -> None:
     """kill -9 the postmaster; its children end by themselves."""
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: not server.running(), deadline=10, what="the postmaster is dead")
+    wait_until(lambda: not server.running(), deadline=30, what="the postmaster is dead")
 
 
 async def answers(database: Database) -> bool:

@@ -20,7 +20,7 @@ SECRET = "a secret of thirty-two bytes, or so"
 ZIP_OF_NOTHING = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03\x03\x00\x00\x00\x00\x00\x00\x00\x00\x00"
 
 
-async def eventually(check: Callable[[], object], seconds: float = 10) -> None:
+async def eventually(check: Callable[[], object], seconds: float = 30) -> None:
     """Wait until `check()` is true; fail if it is not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not check():

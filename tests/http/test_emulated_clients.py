@@ -21,7 +21,7 @@ async def java_patch(served: Served, path: str, offset: int, body: bytes, *, ove
     if override:
         headers.append(("X-HTTP-Method-Override", "PATCH"))
     await connection.send_head("POST" if override else "PATCH", path, headers)
-    assert await connection.interim(seconds=5) == 100
+    assert await connection.interim() == 100
     for start in range(0, len(body), 64 * 1024):
         piece = body[start : start + 64 * 1024]
         await connection.send(b"%x\r\n%s\r\n" % (len(piece), piece))

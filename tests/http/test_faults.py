@@ -368,7 +368,7 @@ async def test_a_full_disk_during_creation_leaves_nothing(
 
 async def removed(served: Served, count: int) -> None:
     """Wait until so many uploads are removed."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(await served.core.database.fetch("SELECT id FROM uploads WHERE state = 'removed'")) < count:
             await asyncio.sleep(0.01)
 

@@ -62,7 +62,7 @@ async def test_a_body_below_the_minimum_rate_is_let_go_and_kept(serve: Serve) ->
 
     dripping = asyncio.create_task(drip())
     with pytest.raises(ConnectionLost):
-        await connection.response(seconds=10)
+        await connection.response()
     dripping.cancel()
     await asyncio.gather(dripping, return_exceptions=True)
 

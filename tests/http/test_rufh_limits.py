@@ -33,7 +33,7 @@ def digest(algorithm: str, data: bytes) -> str:
 
 async def until_durable(served: Served, path: str, offset: int) -> None:
     """Wait until a checkpoint has recorded so much."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await served.upload(path)).offset < offset:
             await asyncio.sleep(0.005)
 

@@ -47,7 +47,7 @@ async def waiting(
 
 
 async def answer(task: asyncio.Task[Response]) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         response = await task
     assert response.status == 200, response
     return json.loads(response.body)
@@ -248,7 +248,7 @@ async def test_a_drain_answers_all_who_wait(complete: tuple[Served, str, UploadI
     served, _, upload_id = complete
     waiters = [await waiting(served, upload_id, 60) for _ in range(3)]
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await served.stop(abort=False)
 
     assert [(await answer(waiter))["state"] for waiter in waiters] == ["completed"] * 3

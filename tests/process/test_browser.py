@@ -93,7 +93,7 @@ def open_example(example: Path, page: Page) -> Iterator[OpenExample]:
 def target_of(proxy: CuttingProxy, *, number: int = 0) -> str:
     """The tus URL's path of an upload, as the server named it."""
     created = proxy.of("POST")[number]
-    wait_until(lambda: "location" in created.response_headers, deadline=10, what="the upload is created")
+    wait_until(lambda: "location" in created.response_headers, deadline=30, what="the upload is created")
     return created.response_headers["location"]
 
 
@@ -213,7 +213,7 @@ def test_below_a_prefix_of_a_proxy_the_page_works_the_same(
     (tmp_path / "nginx.conf").write_text(MAIN.format(directory=tmp_path))
     command: list[str | Path] = [program, "-p", tmp_path, "-e", tmp_path / "error.log", "-c", tmp_path / "nginx.conf"]
     with Child(command, log=tmp_path / "nginx.log") as front:
-        front.wait_ready(lambda: is_listening(port), deadline=10, what="nginx listens")
+        front.wait_ready(lambda: is_listening(port), deadline=30, what="nginx listens")
         page.goto(f"http://{LOOPBACK}:{port}/media/")
         start(page, path)
         finished(page)

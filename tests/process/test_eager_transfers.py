@@ -77,7 +77,7 @@ def test_parts_reach_s3_before_the_upload_is_complete(start_server: StartServer,
         append(url, 0, 2 * PART + 5)
         wait_until(lambda: parts_of(s3) == [1, 2], deadline=20, what="two parts are at S3")
         wait_until(
-            lambda: server.upload_json(upload_id)["bytes_transferred"] == 2 * PART, deadline=10, what="both are told"
+            lambda: server.upload_json(upload_id)["bytes_transferred"] == 2 * PART, deadline=30, what="both are told"
         )
         assert server.upload_json(upload_id)["state"] == "uploading"
         assert s3.object_keys() == []
@@ -95,7 +95,7 @@ def test_parts_reach_s3_before_the_upload_is_complete(start_server: StartServer,
         assert found.sha256 == hashlib.sha256(CONTENT).hexdigest()
         assert parts_of(s3) == []
         assert len(s3.object_keys()) == 1
-        wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")
+        wait_until(lambda: not files_under(server.staging), deadline=30, what="staging is empty")
 
 
 def test_an_upload_that_is_given_up_leaves_no_part_at_s3(start_server: StartServer, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_upload_that_is_given_up_leaves_no_part_at_s3(start_server: StartServ
         ask("DELETE", url, {})
 
         wait_until(lambda: not parts_of(s3), deadline=20, what="the parts are gone")
-        wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")
+        wait_until(lambda: not files_under(server.staging), deadline=30, what="staging is empty")
         assert s3.object_keys() == []
 
 

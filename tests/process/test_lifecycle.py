@@ -71,7 +71,7 @@ def test_who_waits_is_answered_when_the_server_ends(start_server: StartServer) -
         lambda: any(
             one.status == psutil.CONN_ESTABLISHED and one.laddr[1] == server.port for one in http.net_connections("tcp")
         ),
-        deadline=10,
+        deadline=30,
         what="the request has arrived",
     )
 

@@ -118,6 +118,6 @@ def test_a_restart_costs_a_client_no_progress(client: int, start_server: StartSe
 def _wait_for_status(proxy: CuttingProxy, status: int) -> None:
     wait_until(
         lambda: any(request.status == status for request in proxy.of("HEAD")),
-        deadline=10,
+        deadline=30,
         what=f"HEAD met {status}",
     )

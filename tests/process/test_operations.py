@@ -385,7 +385,7 @@ def test_draining_answers_a_running_upload_with_its_true_offset(start_server: St
     with BlockingConnection(server.port, timeout=20) as connection:
         connection.send_head("PATCH", path, {**OCTETS, "Upload-Offset": "0", "Content-Length": "1000000"})
         connection.send(b"x" * 300_000)
-        staged = wait_until(lambda: list(server.staging.glob("*/*")), deadline=10, what="the file is open")
+        staged = wait_until(lambda: list(server.staging.glob("*/*")), deadline=30, what="the file is open")
 
         server.child.signal(signal.SIGTERM)
         answer = connection.read_response()

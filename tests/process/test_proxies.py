@@ -147,7 +147,7 @@ def test_long_metadata_passes_both_ways(proxy: str, server: Server, tmp_path: Pa
 def test_the_log_names_the_client_and_not_the_proxy(proxy: str, server: Server, tmp_path: Path) -> None:
     with behind(proxy, server, tmp_path) as front:
         request(front.port, "HEAD", "/files/nothing", {"X-Request-ID": f"who-{proxy}", "X-Forwarded-For": "6.6.6.6"})
-        wait_until(lambda: f"who-{proxy}" in server.log_text(), deadline=5, what="the request is logged")
+        wait_until(lambda: f"who-{proxy}" in server.log_text(), deadline=30, what="the request is logged")
     line = next(line for line in server.log_text().splitlines() if f"who-{proxy}" in line)
 
     # What a client claims of itself is not believed; here client and proxy share an address.

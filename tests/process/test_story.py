@@ -108,4 +108,4 @@ def _assert_stored_once(server: Server, bucket: S3Server | None, upload_id: str,
     else:
         stored = [key.rsplit("/", 1)[-1] for key in bucket.object_keys()]
     assert stored == [upload_id]
-    wait_until(lambda: not files_under(server.staging), deadline=10, what="staging is empty")
+    wait_until(lambda: not files_under(server.staging), deadline=30, what="staging is empty")

@@ -590,7 +590,7 @@ async def test_a_caller_that_gives_up_frees_the_file(area: StagingArea, upload_i
     async def free() -> StagingFile | None:
         return await area.open(upload_id, create=True)
 
-    await (await eventually(free, deadline=5, what="the file is free")).close()
+    await (await eventually(free, deadline=30, what="the file is free")).close()
 
 
 # --- one writer ------------------------------------------------------------------------------------

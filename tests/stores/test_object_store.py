@@ -290,9 +290,12 @@ async def test_a_worker_killed_in_the_middle_of_a_body_is_succeeded(
     segments = stage(data[:1000], data[1000:])
     transfer_state = MemoryTransferState()
     task = asyncio.create_task((await open_store(destination)).put(spec_of(data), segments, transfer_state))
-    await asyncio.sleep(0.03)
+    async with asyncio.timeout(30):
+        while not {"record_multipart", "record_part", "progress"}.intersection(transfer_state.calls):
+            await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
+    assert task.cancelled()
 
     await (await open_store(destination)).put(spec_of(data), segments, transfer_state.successor())
 
@@ -1034,7 +1037,7 @@ async def test_rclone_forgets_metadata_and_parts_when_it_is_restarted(
                 await store.put(spec_of(data, "other"), stage(data), unfinished)
         server.child.stop()
         server.child.start()
-        await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=10, what="up")
+        await asyncio.to_thread(server.child.wait_ready, lambda: is_listening(server.port), deadline=30, what="up")
         sent = calls.puts + len(calls.parts)
 
         again = await (await open_store(s3)).put(spec_of(data), stage(data), MemoryTransferState())

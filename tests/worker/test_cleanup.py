@@ -308,7 +308,7 @@ async def test_a_final_that_is_being_made_is_seen_by_the_sweep(world: World) -> 
     async with world.database.transaction() as connection:
         await connection.execute("SELECT 1 FROM uploads WHERE id = $1 FOR NO KEY UPDATE", part.id)
         expiring = asyncio.create_task(world.cleanup.expire(part.id))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not await world.value("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 await asyncio.sleep(0.01)
         await connection.execute("INSERT INTO upload_parts VALUES ($1, 0, $2)", final.id, part.id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -118,21 +117,16 @@ async def test_several_workers_store_each_upload_once(world: World) -> None:
 
 async def test_the_end_of_an_upload_wakes_the_worker(world: World) -> None:
     notifications = Notifications(world.dsn, DatabaseConfig())
-    async with working(world, poll_interval=60) as runner:
+    poll_seconds = 60
+    async with working(world, poll_interval=poll_seconds) as runner:
         listening = asyncio.Event()
         notifications.subscribe(JOBS_CHANNEL, lambda node: runner.wake() if node else listening.set())
         await notifications.open()
         await listening.wait()
-        took = []
         for _ in range(5):
-            started = time.monotonic()
             upload = await world.received()
-            await reaches(world, upload, State.STORED, deadline=5)
-            took.append(time.monotonic() - started)
+            await reaches(world, upload, State.STORED, deadline=poll_seconds / 2)
         await notifications.close()
-
-    # The quickest of five: this machine has other things to do as well.
-    assert min(took) < 0.15, took
 
 
 async def test_without_a_notification_polling_finds_the_job(world: World) -> None:
@@ -272,7 +266,7 @@ async def test_what_takes_too_long_to_stop_is_left_to_the_next_worker_at_once(wo
 
     assert stuck.cancelled == 1
     async with working(world, name="worker-2"):
-        await reaches(world, upload, State.STORED, deadline=5)
+        await reaches(world, upload, State.STORED, deadline=15)  # half a lease
     assert [outcome for _, _, outcome in await world.attempts_of(upload)] == ["lost", "succeeded"]
 
 
@@ -436,6 +430,7 @@ async def test_a_worker_that_lost_its_lease_stops_and_the_next_one_stores_the_up
 async def test_a_worker_that_cannot_renew_stops_before_its_lease_ends(world: World) -> None:
     """So that whoever comes after it, a removal above all, never meets it."""
     await world.received()
+    lease = 5.0
     left_when_stopped = []
 
     class Watched(Gated):
@@ -448,15 +443,15 @@ async def test_a_worker_that_cannot_renew_stops_before_its_lease_ends(world: Wor
                 )
                 raise
 
-    jobs = Flaky(world, lease_seconds=1.5)
+    jobs = Flaky(world, lease_seconds=lease)
     jobs.away = {"renew"}
     store = Watched(world.store)
 
-    async with working(world, store, jobs=jobs, lease=1.5):
+    async with working(world, store, jobs=jobs, lease=lease):
         await is_true(lambda: left_when_stopped, "the worker has stopped by itself")
         jobs.away = {"claim", "renew"}
 
-    assert 0 < left_when_stopped[0] < 0.75
+    assert 0 < left_when_stopped[0] < lease / 2
 
 
 async def test_a_worker_takes_no_more_large_uploads_than_it_can_run(world: World) -> None:

@@ -128,8 +128,7 @@ class RequestBody(Body):
         read, however busy this process is or slow the disk; what the client sends after them only for a
         moment: it may send on and on.
         """
-        late = time.monotonic() >= self._last_until
-        if self._salvaged or (late and self.received >= self._at_this_machine):
+        if self._salvaged or (time.monotonic() >= self._last_until and not self._left_in_kernel()):
             return self._rest(ending)
         try:
             chunk = await self._next_in_kernel()
@@ -139,6 +138,10 @@ class RequestBody(Body):
             return self._rest(ending)
         self.received += len(chunk)
         return chunk
+
+    def _left_in_kernel(self) -> bool:
+        """Return whether something may wait there that came before the interruption."""
+        return self.received < self._at_this_machine and kernel_queue_bytes(self._request.transport) > 0
 
     async def _next_in_kernel(self) -> bytes:
         """Return the next bytes. Raises TimeoutError once none wait in the kernel and none come."""
