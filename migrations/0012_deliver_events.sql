@@ -51,7 +51,10 @@ CREATE TABLE webhook_endpoints (
     removed_at timestamptz,
     -- Since when it wants nothing more (410 Gone).
     paused_at  timestamptz,
-    error      text
+    error      text,
+    -- Which worker tells it of progress, and until when.
+    progress_worker text,
+    progress_until  timestamptz
 );
 
 ALTER TABLE jobs DROP CONSTRAINT jobs_kind_check;

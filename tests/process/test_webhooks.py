@@ -96,6 +96,37 @@ def test_whole_life_of_an_upload_arrives_in_order_and_verified(
     assert metrics['tusd_py_deliveries_waiting{endpoint="app"}'] == 0
 
 
+@pytest.mark.parametrize("form", ["cloudevents", "tusd"])
+def test_progress_reaches_who_names_it_and_nothing_of_it_is_recorded(start_server: StartServer, form: str) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    class Collector(WebhookReceiver):
+        def _receive(self, body: bytes, headers: dict[str, str]) -> int:
+            Webhook(SECRET).verify(body, headers)
+            bodies.append(json.loads(body))
+            return 204
+
+    with Collector() as receiver:
+        webhook = {**receiver.config, "events": ["upload.progress", "upload.terminated"], "format": form}
+        server = start_server({"webhooks": [webhook], "events": {"progress_interval": "100ms"}})
+        path, upload_id = create(server)
+        append(server, path, 0, CONTENT[:4])
+        wait_until(lambda: bodies, deadline=SOON, what="progress is told of")
+        terminate(server, path)
+        wait_until(lambda: len(bodies) == 2, deadline=SOON, what="the end is told of")
+
+    if form == "tusd":
+        assert [body["Type"] for body in bodies] == ["post-receive", "post-terminate"]
+        upload = bodies[0]["Event"]["Upload"]
+        assert (upload["ID"], upload["Offset"], upload["Size"]) == (upload_id, 4, len(CONTENT))
+    else:
+        assert [body["type"] for body in bodies] == ["tusd_py.upload.progress", "tusd_py.upload.terminated"]
+        assert (bodies[0]["subject"], bodies[0]["data"]["offset"]) == (upload_id, 4)
+        assert "sequence" not in bodies[0]
+        # The second one: created came before, and progress does not count.
+        assert int(bodies[1]["sequence"]) == 2
+
+
 def test_programs_and_receivers_of_tusd_are_told_in_its_format(start_server: StartServer, tmp_path: Path) -> None:
     hooks = tmp_path / "hooks"
     hooks.mkdir()

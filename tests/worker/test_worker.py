@@ -45,6 +45,7 @@ from tusd_py.worker.context import JobContext
 from tusd_py.worker.deliveries import DeliveryRunner
 from tusd_py.worker.outages import OutageDetector
 from tusd_py.worker.outcomes import retry_delay
+from tusd_py.worker.progress import ProgressSender
 from tusd_py.worker.runner import JobRunner
 
 MIB = 2**20
@@ -302,12 +303,14 @@ async def test_a_sweep_that_dies_takes_the_worker_with_it(world: World) -> None:
     runner = JobRunner(context, detector, config, shutdown_timeout=10)
 
     with pytest.raises(RuntimeError, match="bug in the cleanup"):
-        await asyncio.wait_for(run_work(Work(runner, cleanup, no_deliveries(world, metrics)), asyncio.Event()), SOON)
+        work = Work(runner, cleanup, *no_events(world, metrics))
+        await asyncio.wait_for(run_work(work, asyncio.Event()), SOON)
 
 
-def no_deliveries(world: World, metrics: Metrics) -> DeliveryRunner:
+def no_events(world: World, metrics: Metrics) -> tuple[DeliveryRunner, ProgressSender]:
     queue = DeliveryQueue(world.database, worker="worker-1")
-    return DeliveryRunner(queue, [], metrics, poll_seconds=60, shutdown_timeout=10)
+    deliveries = DeliveryRunner(queue, [], metrics, poll_seconds=60, shutdown_timeout=10)
+    return deliveries, ProgressSender(queue, world.uploads, [])
 
 
 # --- a database that is away -----------------------------------------------------------------------

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tusd_py.app.core import Core, add_hooks
-from tusd_py.app.endpoints import make_subscriptions
+from tusd_py.app.endpoints import make_progress_targets, make_subscriptions
 from tusd_py.app.records import Records
 from tusd_py.database.cleanup import CleanupRecords
 from tusd_py.database.deliveries import DeliveryQueue
 from tusd_py.database.jobs import JobQueue
-from tusd_py.database.notifier import JOBS_CHANNEL, UPLOADS_CHANNEL
+from tusd_py.database.notifier import JOBS_CHANNEL, PROGRESS_CHANNEL, UPLOADS_CHANNEL
 from tusd_py.database.outages import StoreOutages
 from tusd_py.process_identity import unique_name
 from tusd_py.worker.cleanup import Cleanup
 from tusd_py.worker.context import JobContext
 from tusd_py.worker.deliveries import DeliveryRunner
 from tusd_py.worker.outages import OutageDetector
+from tusd_py.worker.progress import ProgressSender
 from tusd_py.worker.runner import JobRunner
 
 
@@ -29,6 +30,7 @@ class Work:
     runner: JobRunner
     cleanup: Cleanup
     deliveries: DeliveryRunner
+    progress: ProgressSender
 
 
 def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ()) -> Work:
@@ -69,8 +71,12 @@ def make_work(core: Core, *, worker: str = "", dead_workers: Sequence[str] = ())
             runner.wake()
 
     core.notifications.subscribe(JOBS_CHANNEL, on_notification)
-    deliveries = make_deliveries(core, worker=worker, dead_workers=dead_workers)
-    return Work(runner, Cleanup(cleanup, core.staging, config.cleanup, transfer, core.metrics), deliveries)
+    return Work(
+        runner,
+        Cleanup(cleanup, core.staging, config.cleanup, transfer, core.metrics),
+        make_deliveries(core, worker=worker, dead_workers=dead_workers),
+        make_progress(core, worker=worker),
+    )
 
 
 def make_deliveries(core: Core, *, worker: str, dead_workers: Sequence[str]) -> DeliveryRunner:
@@ -89,6 +95,15 @@ def make_deliveries(core: Core, *, worker: str, dead_workers: Sequence[str]) -> 
     return deliveries
 
 
+def make_progress(core: Core, *, worker: str) -> ProgressSender:
+    """Wire what tells endpoints how far uploads are."""
+    targets = make_progress_targets(core)
+    progress = ProgressSender(DeliveryQueue(core.database, worker=worker), core.uploads, targets)
+    if targets:
+        core.notifications.subscribe(PROGRESS_CHANNEL, progress.hear)
+    return progress
+
+
 def make_cleanup_records(records: Records) -> CleanupRecords:
     """Wire the statements of cleanup."""
     config = records.config
@@ -105,17 +120,20 @@ async def run_work(work: Work, stop: asyncio.Event) -> None:
     cleaning = asyncio.create_task(work.cleanup.run(), name="worker-cleanup")
     running = asyncio.create_task(work.runner.run(), name="worker-runner")
     delivering = asyncio.create_task(work.deliveries.run(), name="worker-deliveries")
+    telling = asyncio.create_task(work.progress.run(), name="worker-progress")
     stopping = asyncio.create_task(stop.wait(), name="worker-stop")
+    tasks = (cleaning, running, delivering, telling, stopping)
     try:
-        done, _ = await asyncio.wait({cleaning, running, delivering, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         work.runner.stop()
         work.deliveries.stop()
+        work.progress.stop()
         await running
         await delivering
         for task in done:
             # A task that failed takes the worker with it, loudly.
             task.result()
     finally:
-        for task in (cleaning, stopping, running, delivering):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(cleaning, stopping, running, delivering, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)

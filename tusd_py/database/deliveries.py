@@ -115,6 +115,12 @@ PAUSE: Final = "UPDATE webhook_endpoints SET paused_at = now(), error = $2 WHERE
 RESUME: Final = """
 UPDATE webhook_endpoints SET paused_at = NULL, error = NULL WHERE name = $1 AND paused_at IS NOT NULL
 """
+# One worker sends progress at a time, and goes on doing so as long as there is any.
+TAKE_TURN: Final = """
+UPDATE webhook_endpoints SET progress_worker = $2, progress_until = now() + make_interval(secs => $3)
+ WHERE name = $1 AND removed_at IS NULL AND paused_at IS NULL
+   AND (progress_worker = $2 OR progress_until IS NULL OR progress_until <= now())
+"""
 NEXT_DUE: Final = f"""
 SELECT extract(epoch FROM min(due_at) - now())::float8 AS seconds FROM jobs
  WHERE kind = 'deliver' AND endpoint = $1 AND state IN {LIVE}
@@ -219,6 +225,10 @@ class DeliveryQueue:
         """Return in how many seconds the next delivery is due, None if there is none or the endpoint is paused."""
         row = await self._database.fetchrow(NEXT_DUE, endpoint)
         return None if row is None else row["seconds"]
+
+    async def take_turn(self, endpoint: str, *, seconds: float) -> bool:
+        """Return whether this worker is the one that tells an endpoint of progress, for so long from now on."""
+        return await self._database.execute(TAKE_TURN, endpoint, self._worker, seconds) > 0
 
     async def pause(self, endpoint: str, error: str) -> bool:
         """Deliver nothing more to an endpoint until somebody resumes it. Return False if it was paused already."""

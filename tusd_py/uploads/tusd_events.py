@@ -35,6 +35,12 @@ def tusd_event(event: RecordedEvent, config: Config, *, place: Place | None) -> 
     return hook_document(HOOK_NAMES[event.kind], hook_upload(upload, storage=storage), request)
 
 
+def tusd_progress(upload: Upload, config: Config) -> dict[str, Any]:
+    """Return how far an upload is, as tusd's post-receive has it."""
+    storage = tusd_storage(upload, config, None)
+    return hook_document(HOOK_NAMES[EventKind.PROGRESS], hook_upload(upload, storage=storage), NO_REQUEST)
+
+
 def tusd_storage(upload: Upload, config: Config, place: Place | None) -> dict[str, str] | None:
     """Return where the bytes of an upload are: in the store, in staging, or (None) nowhere."""
     if upload.remote_present and place is not None:
