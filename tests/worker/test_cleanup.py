@@ -18,8 +18,11 @@ from tests.support.reconciling import make_old, reconcile
 from tests.support.workers import Failing, OneByOne, is_true, make_cleanup, reaches, working
 from tests.support.world import DAY, THERE, World, stored
 from tusd_py.database.cleanup import CleanupRecords
+from tusd_py.database.deliveries import DeliveryQueue
 from tusd_py.errors import InvalidConcat, PermanentStoreError, StorageError
 from tusd_py.metrics import Metrics
+from tusd_py.ports.events import EndpointRecord
+from tusd_py.protocol.events import RECORDED
 from tusd_py.protocol.upload import Concat, State, Trigger, Upload, UploadId
 from tusd_py.staging.identity import ID_FILE, write_id
 from tusd_py.worker.cleanup import Cleanup
@@ -838,3 +841,26 @@ async def test_what_nobody_queued_is_requeued_though_an_eager_job_waits(world: W
     await age(world, upload, "updated_at")
 
     assert (await make_cleanup(world).once())["jobs_requeued"] == 1
+
+
+async def test_what_endpoints_were_not_told_of_is_kept_for_its_time(world: World) -> None:
+    queue = DeliveryQueue(world.database, worker="w")
+    await queue.synchronise([EndpointRecord(name=name, kinds=RECORDED, profiles=frozenset()) for name in ("a", "b")])
+    upload, dead = await world.create(), await world.create()
+    await world.sql("UPDATE events SET created_at = now() - interval '2 hours'")
+    for name in ("a", "b"):
+        for delivery in await queue.claim(name, 10, lease_seconds=30):
+            if delivery.upload_id == dead.id and name == "a":
+                (event,) = await queue.events(delivery, RECORDED, start=1, until=1, limit=1)
+                await queue.bury(delivery, event, 2, "no", lease_seconds=30)
+                await queue.finish(delivery, 2)
+
+    done = await make_cleanup(world).once()
+    assert (done["endpoints_forgotten"], done["dead_letters_purged"], done["events_purged"]) == (0, 0, 0)
+
+    await queue.synchronise([])
+    await world.sql("UPDATE webhook_endpoints SET removed_at = now() - interval '25 hours'")
+    await world.sql("UPDATE dead_letters SET died_at = now() - interval '31 days'")
+    done = await make_cleanup(world).once()
+    assert (done["endpoints_forgotten"], done["dead_letters_purged"], done["events_purged"]) == (3, 1, 2)
+    assert await world.state(upload) is State.CREATED
