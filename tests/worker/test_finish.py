@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.workers import is_true, make_cleanup, reaches, working
+from tests.support.workers import is_true, make_cleanup, reaches, settings, working
 from tests.support.world import DAY, World, new_upload
 from tusd_py.config.sections.hooks import HooksConfig
 from tusd_py.database.reconcile import ReconcileRecords
@@ -21,6 +21,7 @@ from tusd_py.ports.hooks import HookEvent, HookReply, Hooks
 from tusd_py.protocol.events import HookKind
 from tusd_py.protocol.upload import Concat, State, Upload
 from tusd_py.uploads.hooks import BlockingHooks
+from tusd_py.worker.outcomes import JITTER, finish_retries, retry_delay
 from tusd_py.worker.runner import FINISHES_AT_ONCE
 
 LATER = 3600.0
@@ -326,6 +327,15 @@ async def test_a_failing_hook_is_asked_until_it_answers(asked: World) -> None:
     assert (await asked.events_of(upload)).count("upload.completed") == 1
     outcomes = [outcome for kind, _, outcome in await asked.attempts_of(upload) if kind == "finish"]
     assert outcomes == ["retry"] * len(failures) + ["succeeded"]
+
+
+def test_the_application_is_asked_again_soon_however_patient_transfers_are() -> None:
+    retries = finish_retries(settings(retry_delay=3000.0, retry_backoff=2.0, retry_max_delay=3600.0))
+    waits = [retry_delay(retries, failures) for failures in range(1, 20)]
+
+    assert 1 - JITTER <= waits[0] <= 1 + JITTER
+    assert waits[1] > waits[0]
+    assert all(60 * (1 - JITTER) <= wait <= 60 * (1 + JITTER) for wait in waits[7:])
 
 
 async def test_an_answer_in_spite_of_a_failure_counts_where_that_is_allowed(asked: World) -> None:

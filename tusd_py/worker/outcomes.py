@@ -40,8 +40,9 @@ RETRY_EVENTS: Final = {
     JobKind.REMOVE: "removal_retry",
     JobKind.FINISH: "finish_retry",
 }
+FINISH_RETRY_SECONDS: Final = 1.0
 FINISH_RETRY_MAX_SECONDS: Final = 60.0
-"""A client may wait for the answer, so the application is not left alone for long."""
+"""First and longest wait before the application is asked again: a client waits for the answer, and it costs little."""
 
 
 def retry_delay(config: TransferConfig, failures: int) -> float:
@@ -57,6 +58,16 @@ def retry_delay(config: TransferConfig, failures: int) -> float:
     return min(plain, config.retry_max_delay) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
 
 
+def finish_retries(config: TransferConfig) -> TransferConfig:
+    """Return the configuration with the waits of a finish job, which are never longer than a transfer's."""
+    return config.model_copy(
+        update={
+            "retry_delay": min(config.retry_delay, FINISH_RETRY_SECONDS),
+            "retry_max_delay": min(config.retry_max_delay, FINISH_RETRY_MAX_SECONDS),
+        }
+    )
+
+
 class JobOutcomes:
     """Records how the jobs of one worker ended, apart from those that succeeded."""
 
@@ -65,6 +76,7 @@ class JobOutcomes:
         self._jobs = context.jobs
         self._outages = outages
         self._config = config
+        self._of_finish = finish_retries(config)
         self._unrecorded: list[tuple[Job, Exception, float]] = []
 
     @property
@@ -151,9 +163,8 @@ class JobOutcomes:
 
     async def _try_again(self, job: Job, error: Exception, code: str) -> bool:
         retry_after = error.retry_after_seconds if isinstance(error, TusdError) else None
-        delay = retry_delay(self._config, job.failures + 1) if retry_after is None else retry_after
-        if job.kind is JobKind.FINISH:
-            delay = min(delay, FINISH_RETRY_MAX_SECONDS)
+        config = self._of_finish if job.kind is JobKind.FINISH else self._config
+        delay = retry_delay(config, job.failures + 1) if retry_after is None else retry_after
         ours = await self._jobs.retry(job, error, code=code, delay_seconds=delay)
         if ours:
             self._context.count(job, "retry")
