@@ -214,6 +214,9 @@ def test_an_endpoint_that_is_away_is_told_without_a_database(start_server: Start
     done = events(server, "test", "app")
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.startswith("app: the endpoint cannot be reached: ")
+    # The other commands start the embedded database while they run.
+    assert printed(server, "list") == ["there are no such events"]
+    assert not server.postmasters()
 
 
 # --- list ------------------------------------------------------------------------------------------
