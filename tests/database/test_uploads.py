@@ -13,6 +13,7 @@ from tests.support.world import DAY, HERE, World, new_upload, open_world, stored
 from tusd_py import crc64
 from tusd_py.database.lists import UploadLists
 from tusd_py.errors import (
+    HookInvalid,
     InvalidConcat,
     LengthConflict,
     OffsetConflict,
@@ -92,7 +93,7 @@ async def test_a_whole_part_waits_for_a_final_and_expires_without_one(world: Wor
 
 async def test_an_upload_that_cannot_be_inserted_leaves_no_job(world: World) -> None:
     first = await world.completed()
-    with pytest.raises(Exception, match="duplicate key"):
+    with pytest.raises(HookInvalid, match="is taken"):  # nobody but a hook chooses keys
         await world.completed(object_key=first.object_key)
 
     assert await world.value("SELECT count(*) FROM jobs") == 1
