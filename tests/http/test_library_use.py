@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from tests.http.support import eventually, hosted
+from tests.support.event_stream import EventStream
 from tests.support.fixtures import MakeConfig
 from tests.support.http_client import OFFSET_TYPE
 from tusd_py import create_app, runner_options
@@ -59,6 +60,18 @@ def test_an_application_without_a_database_is_refused(make_config: MakeConfig) -
         create_app(load_config())
 
     assert "database.dsn" in refusal.value.problems[0]
+
+
+async def test_events_below_the_prefix_have_its_links_and_end_when_the_host_shuts_down(make_config: MakeConfig) -> None:
+    async with hosted(make_config(), "/media", run_worker=False) as client:
+        created = await client.request("POST", "/media/files/", {"Upload-Length": "5"})
+        target = f"/media/api/v1/uploads/{created.headers['upload-id']}"
+        stream = await EventStream.open(client.host, client.port, f"{target}/events")
+        told = await stream.until("upload.created")
+    async with stream:
+        assert await stream.ended()
+
+    assert told.upload["links"]["self"] == target
 
 
 async def test_a_host_that_shuts_down_does_not_wait_for_those_who_wait(make_config: MakeConfig) -> None:

@@ -134,6 +134,7 @@ async def test_requests_are_timed_by_what_they_do(served: Served) -> None:
         ("HEAD", link, {}, b"", "download"),
         ("GET", shown, {}, b"", "api"),
         ("POST", f"{shown}/transfer", {}, b"", "api"),
+        ("GET", "/api/v1/events?misspelt=1", {}, b"", "events"),
         ("GET", "/", {}, b"", "page"),
         ("GET", "/assets/page.css", {}, b"", "page"),
         ("OPTIONS", path, {}, b"", "other"),

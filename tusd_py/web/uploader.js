@@ -1,7 +1,7 @@
 // Uppy's Dashboard and its tus client, set up for the server that the page came from.
 
 const LARGE_BYTES = 32 * 2 ** 20
-/** A browser opens six connections to a host: two files in two parts each leave two for everything else. */
+/** A browser opens six connections to a host: two files in two parts each leave one for events and one for the rest. */
 const PARTS = 2
 const FILES = 2
 const SHOW_MS = 250
