@@ -115,7 +115,7 @@ async def list_endpoints(config: Config, options: Namespace, say: Say) -> None:
             say(_json(each))
         return
     if not endpoints:
-        say("no server has been started with an endpoint yet; see [[webhooks]] in the configuration")
+        say("no worker has been started with an endpoint yet; see [[webhooks]] in the configuration")
         return
     rows = [
         (
@@ -257,7 +257,7 @@ async def _endpoint(records: Records, name: str) -> EndpointStatus:
     endpoints = {each.name: each for each in await read_endpoints(records.database)}
     if name not in endpoints:
         known = ", ".join(endpoints) or "none"
-        raise TusdError(f"There is no endpoint {name!r}. Known: {known}. A new one is known once a server has started.")
+        raise TusdError(f"There is no endpoint {name!r}. Known: {known}. A new one is known once a worker has started.")
     return endpoints[name]
 
 
