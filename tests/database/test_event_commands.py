@@ -87,3 +87,19 @@ async def test_endpoints_are_shown_with_what_they_have_not_taken(world: World) -
     assert (b.name, b.error, b.waiting, b.dead_letters) == ("b", "the endpoint replied 410", 2, 0)
     assert (b.removed_at, b.paused_at is None) == (None, False)
     assert 3600 <= b.oldest_seconds < 7200
+
+
+async def test_dead_letter_that_is_not_wanted_any_more_stays_on_the_list(world: World) -> None:
+    queue, replays = await configure(world), Replays(world.database)
+    upload = await world.completed()
+    delivery = await claim_one(queue)
+    for event in await queue.events(delivery, EVERYTHING, start=1, until=2, limit=10):
+        assert await queue.bury(delivery, event, event.sequence + 1, "500", lease_seconds=LEASE)
+    assert await queue.finish(delivery, 3) is None
+
+    await configure(world, endpoint("app", frozenset({EventKind.STORED})))
+    assert await replays.replay("app", dead=True) == set()
+    assert len(await replays.dead("app")) == 2
+    await configure(world, endpoint("app", frozenset({EventKind.COMPLETED})))
+    assert await replays.replay("app", dead=True) == {upload.id}
+    assert [each.kind for each in await replays.dead("app")] == [EventKind.CREATED]

@@ -20,10 +20,12 @@ DEAD: Final = """
 SELECT endpoint, event_id, upload_id, sequence, kind, error, died_at FROM dead_letters
  WHERE $1::text IS NULL OR endpoint = $1 ORDER BY died_at DESC, event_id LIMIT $2
 """
-DEAD_UPLOADS: Final = """
+# What the endpoint is not told of any more would be taken from the list and never be sent.
+_STILL_WANTED: Final = "kind = ANY ((SELECT kinds FROM webhook_endpoints WHERE name = $1)::text[])"
+DEAD_UPLOADS: Final = f"""
 SELECT upload_id, min(sequence) AS first, max(sequence) AS last FROM dead_letters
- WHERE endpoint = $1 GROUP BY upload_id ORDER BY upload_id
-"""
+ WHERE endpoint = $1 AND {_STILL_WANTED} GROUP BY upload_id ORDER BY upload_id
+"""  # noqa: S608 -- only constants of this package are inserted, here and below
 WANTED_BY_ENDPOINT: Final = """
 events.kind = ANY (endpoint.kinds) AND (endpoint.profiles = '{}' OR events.profile = ANY (endpoint.profiles))
 """
@@ -32,7 +34,7 @@ SELECT upload_id, min(sequence) AS first, max(sequence) AS last FROM events, web
  WHERE endpoint.name = $1 AND {WANTED_BY_ENDPOINT}
    AND (events.event_id = ANY ($2::uuid[]) OR events.created_at >= $3)
  GROUP BY upload_id ORDER BY upload_id
-"""  # noqa: S608 -- only constants of this package are inserted, here and below
+"""  # noqa: S608
 WANTED: Final = f"""
 SELECT events.event_id FROM events, webhook_endpoints endpoint
  WHERE events.event_id = ANY ($2::uuid[]) AND endpoint.name = $1 AND {WANTED_BY_ENDPOINT}
@@ -40,7 +42,8 @@ SELECT events.event_id FROM events, webhook_endpoints endpoint
 # Whoever is delivering at this moment is fenced out by the attempt, or would move the position forward again.
 REPLAY: Final = f"""
 WITH revived AS (
-    DELETE FROM dead_letters WHERE endpoint = $1 AND upload_id = $2 AND sequence BETWEEN $3 AND $4
+    DELETE FROM dead_letters
+     WHERE endpoint = $1 AND upload_id = $2 AND sequence BETWEEN $3 AND $4 AND {_STILL_WANTED}
 )
 INSERT INTO jobs (upload_id, kind, endpoint, next_sequence, until_sequence) VALUES ($2, 'deliver', $1, $3, $4)
 ON CONFLICT (upload_id, endpoint) WHERE state IN {LIVE} AND kind = 'deliver' DO UPDATE
