@@ -157,6 +157,43 @@ def test_programs_and_receivers_of_tusd_are_told_in_its_format(start_server: Sta
     assert document("post-terminate")["Type"] == "post-terminate"
 
 
+def test_receivers_of_tusd_are_told_of_the_request_and_of_no_credential(start_server: StartServer) -> None:
+    bodies: dict[str, list[bytes]] = {"tusd": [], "cloudevents": []}
+
+    class Collector(WebhookReceiver):
+        def _receive(self, body: bytes, headers: dict[str, str]) -> int:
+            Webhook(SECRET).verify(body, headers)
+            bodies["tusd" if b'"HTTPRequest"' in body else "cloudevents"].append(body)
+            return 204
+
+    with Collector() as receiver:
+        webhooks = [
+            {**receiver.config, "name": form, "format": form, "events": ["upload.created", "upload.terminated"]}
+            for form in bodies
+        ]
+        server = start_server(
+            {"webhooks": webhooks, "hooks": {"forward_headers": ["X-Project", "Authorization", "Cookie"]}}
+        )
+        sent = {"x-PROJECT": "seven", "X-Other": "secret", "Authorization": "Bearer secret", "Cookie": "a=secret"}
+        path = request(server.port, "POST", "/files/?a=b", {"Upload-Length": "5", **sent}).headers["location"]
+        deleted = request(server.port, "DELETE", path, sent)
+        assert deleted.status == 204
+        wait_until(lambda: [*map(len, bodies.values())] == [2, 2], deadline=SOON, what="both were told twice")
+
+    created, terminated = [json.loads(body)["Event"]["HTTPRequest"] for body in bodies["tusd"]]
+    assert created | {"RemoteAddr": ""} == {
+        "Method": "POST", "URI": "/files/?a=b", "RemoteAddr": "", "Header": {"X-Project": ["seven"]},
+    }  # fmt: skip
+    assert created["RemoteAddr"].startswith("127.0.0.1:")
+    token = path.rpartition("/")[2]
+    assert (terminated["Method"], terminated["Header"]) == ("DELETE", {"X-Project": ["seven"]})
+    assert terminated["URI"].startswith("/files/")
+    everything = b"".join(itertools.chain(*bodies.values()))
+    assert token.encode() not in everything
+    assert b"secret" not in everything
+    assert b"seven" not in b"".join(bodies["cloudevents"])
+
+
 def test_endpoint_that_is_configured_no_more_gets_nothing(start_server: StartServer, receiver: StrictReceiver) -> None:
     server = start_server({"webhooks": [receiver.config]})
     _, upload_id = create(server)

@@ -18,9 +18,11 @@ from tusd_py.config import Config
 from tusd_py.config.place import Place
 from tusd_py.database.events import EventRecords
 from tusd_py.ports.events import RecordedEvent
+from tusd_py.ports.hooks import HookRequest
 from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import UploadId
 from tusd_py.uploads.cloud_events import cloud_event, event_source
+from tusd_py.uploads.kept_requests import kept_request
 from tusd_py.uploads.snapshot import upload_from_snapshot
 from tusd_py.uploads.tusd_events import HOOK_NAMES, tusd_event
 from tusd_py.webhooks import parse_event
@@ -88,6 +90,7 @@ REQUEST = {
     "RemoteAddr": "192.0.2.7:50712",
     "Header": {"X-Request-Id": ["7"]},
 }
+CREATION = REQUEST | {"Method": "POST", "URI": "/files/?project=7"}
 CLOUD: dict[str, tuple[RecordedEvent, Place]] = {
     "created": (event(EventKind.CREATED), FOLDER),
     "stored-in-folder": (event(EventKind.STORED, STORED, sequence=4), FOLDER),
@@ -95,7 +98,10 @@ CLOUD: dict[str, tuple[RecordedEvent, Place]] = {
     "transfer-failed": (event(EventKind.TRANSFER_FAILED, FAILED, sequence=4, payload={"code": "E"}), BUCKET),
 }
 TUSD: dict[str, tuple[RecordedEvent, Place]] = {
-    "post-create": (event(EventKind.CREATED, SNAPSHOT | {"upload_length": None}), FOLDER),
+    "post-create": (
+        event(EventKind.CREATED, SNAPSHOT | {"upload_length": None}, payload={"request": CREATION}),
+        FOLDER,
+    ),
     "post-finish-folder": (event(EventKind.STORED, STORED), FOLDER),
     "post-finish-bucket": (event(EventKind.STORED, STORED), BUCKET),
     "post-terminate": (
@@ -151,6 +157,43 @@ def test_source_is_the_public_url_or_the_database() -> None:
     assert event_source(CONFIG, database_id) == f"urn:tusd_py:{database_id}"
     public = CONFIG.model_copy(update={"server": CONFIG.server.model_copy(update={"public_url": SOURCE})})
     assert event_source(public, database_id) == SOURCE
+
+
+# --- the request that has made an event ------------------------------------------------------------
+
+ASKED = HookRequest(
+    method="DELETE",
+    uri="/files/AbCd…",
+    remote_addr="192.0.2.7:50712",
+    headers={
+        "X-Request-Id": ["7"],
+        "X-Other": ["secret"],
+        "Authorization": ["secret"],
+        "Cookie": ["secret"],
+        "Proxy-Authorization": ["secret"],
+    },
+)
+FORWARDED = ["x-request-id", "x-missing", "authorization", "cookie", "proxy-authorization"]
+TUSD_WEBHOOK = {"url": "https://app.example/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "format": "tusd"}
+
+
+@pytest.mark.parametrize(
+    ("hooks", "webhooks"), [({}, [TUSD_WEBHOOK]), ({"file": "/hooks"}, [])], ids=["webhook", "programs"]
+)
+def test_only_headers_that_are_named_are_kept_and_no_credential_ever(
+    hooks: dict[str, Any], webhooks: list[dict[str, Any]]
+) -> None:
+    config = Config.model_validate({"hooks": {"forward_headers": FORWARDED, **hooks}, "webhooks": webhooks})
+
+    assert kept_request(config, ASKED) == REQUEST
+    assert kept_request(config, None) is None
+
+
+def test_nothing_is_kept_where_nobody_is_told_in_the_format_of_tusd() -> None:
+    webhook = TUSD_WEBHOOK | {"format": "cloudevents"}
+    hooks = {"http": "https://app.example/", "forward_headers": FORWARDED}
+
+    assert kept_request(Config.model_validate({"hooks": hooks, "webhooks": [webhook]}), ASKED) is None
 
 
 # --- snapshots -------------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ class Config(BaseSettings):
         """The name of this node, for people."""
         return self.server.node or socket.gethostname()
 
+    @property
+    def tells_in_format_of_tusd(self) -> bool:
+        """Whether anybody is told of events in the format of tusd's hooks: an endpoint, or programs."""
+        return self.hooks.file is not None or any(webhook.format == "tusd" for webhook in self.webhooks)
+
     def with_dsn(self, dsn: str) -> Config:
         """Return the same configuration with another database."""
         return self.model_copy(update={"database": self.database.model_copy(update={"dsn": SecretStr(dsn)})})

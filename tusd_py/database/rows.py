@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.protocol.checksum import DigestSet
@@ -70,6 +71,11 @@ def unsigned(value: int | None) -> int | None:
     return value + (1 << 64) if value is not None and value < 0 else value
 
 
+def payload_of(request: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what an event keeps that a client's request has made; nothing of it where that is None."""
+    return {} if request is None else {"request": request}
+
+
 def columns_of(new: NewUpload) -> dict[str, Any]:
     """Return the arguments of `CREATE`."""
     return {
@@ -95,4 +101,5 @@ def columns_of(new: NewUpload) -> dict[str, Any]:
         "profile": new.profile,
         "trigger": new.trigger,
         "expires_after": float(new.expires_after_seconds),
+        "payload": payload_of(new.request),
     }

@@ -8,11 +8,13 @@ stopped: nothing can come after it and bring the object back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from tusd_py.database.pool import Statement
+from tusd_py.database.rows import payload_of
 from tusd_py.database.statements import (
     DISOWN_LOCAL,
     LIVE,
@@ -52,12 +54,14 @@ WITH moved AS (
     UPDATE uploads SET state = 'removing', gone_at = now(), updated_at = now(), {NEXT_EVENT}
      WHERE id = :upload_id AND state = ANY (:states::text[])
     RETURNING {RECORDED_COLUMNS}
-), {DISOWN_LOCAL}, {record_events("moved", "'upload.terminated'")}
+), {DISOWN_LOCAL}, {record_events("moved", "'upload.terminated'", payload=":payload::jsonb")}
 {enqueue(JobKind.REMOVE, REMOVED_WHERE, due_at=_AFTER_TRANSFER)}
 """)  # noqa: S608
 
 
-async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force: bool) -> Row:
+async def remove_upload(
+    transaction: Transaction, upload_id: UploadId, *, force: bool, request: Mapping[str, Any] | None
+) -> Row:
     """Move an upload to `removing` and queue its removal, inside the caller's transaction.
 
     Returns the upload's row as it was.
@@ -77,7 +81,10 @@ async def remove_upload(transaction: Transaction, upload_id: UploadId, *, force:
     if transfer is not None:
         await _stop(connection, transfer, force=force)
     transfer_id = None if transfer is None else transfer["id"]
-    await transaction.run(*REMOVE(upload_id=upload_id, states=sources(Event.REMOVE), transfer_id=transfer_id))
+    statement = REMOVE(
+        upload_id=upload_id, states=sources(Event.REMOVE), transfer_id=transfer_id, payload=payload_of(request)
+    )
+    await transaction.run(*statement)
     return upload
 
 

@@ -6,7 +6,7 @@ together (offset, state, job, event) is one statement or one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.crc64 import combine
@@ -52,6 +52,7 @@ _NEW_UPLOAD: Final = f"""
 changed CROSS JOIN LATERAL (VALUES ('upload.created', 1), ({COMPLETED_KIND}, 2)) AS fact (kind, sequence)
   WHERE fact.sequence <= changed.event_sequence
 """
+_CREATED_BY: Final = "CASE fact.sequence WHEN 1 THEN :payload::jsonb ELSE '{}' END"
 _FINISHES: Final = ":completes AND :new_offset = coalesce(upload_length, :length)"
 _ASKS_FIRST: Final = ":finish_after::float8 IS NOT NULL"
 _COMPLETES: Final = f"{_FINISHES} AND NOT {_ASKS_FIRST}"
@@ -99,7 +100,7 @@ class PostgresUploads:
                     CASE WHEN :state = 'completed' THEN 2 ELSE 1 END)
             RETURNING {RECORDED_COLUMNS}
         ), {TRANSFER_COMPLETED}, {enqueue_finish(_FINISH_AFTER)},
-        {record_events(_NEW_UPLOAD, "fact.kind", sequence="fact.sequence")}
+        {record_events(_NEW_UPLOAD, "fact.kind", sequence="fact.sequence", payload=_CREATED_BY)}
         SELECT changed.*, EXISTS (SELECT FROM queued) AS wake_workers FROM changed
         """  # noqa: S608
     )
@@ -324,8 +325,12 @@ class PostgresUploads:
         """Note that the staged bytes of an unfinished upload are damaged."""
         await self._database.execute(*self.DAMAGE(id=upload_id, reason=reason))
 
-    async def remove(self, upload_id: UploadId, *, force: bool = False) -> Upload:
+    async def remove(
+        self, upload_id: UploadId, *, force: bool = False, request: Mapping[str, Any] | None = None
+    ) -> Upload:
         """Make the upload gone for everybody and queue the removal of its bytes.
+
+        `request` is what the event keeps of the client's request.
 
         With `force` a transfer under way is cancelled; the removal then waits until its worker has
         acknowledged that, or its lease has ended.
@@ -334,6 +339,6 @@ class PostgresUploads:
             UploadNotFound, UploadHeld, PartialInUse, TransferInProgress: nothing was changed.
         """
         async with self._notifier.transaction() as transaction:
-            upload = upload_from_row(await remove_upload(transaction, upload_id, force=force))
+            upload = upload_from_row(await remove_upload(transaction, upload_id, force=force, request=request))
         self._notifier.notify_changed(upload.id)
         return upload

@@ -14,14 +14,14 @@ import orjson
 
 from tusd_py.errors import HookInvalid
 from tusd_py.hooks.replies import check_response
-from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookReply, HookResponse, HookUpload
+from tusd_py.ports.hooks import FileInfoChanges, HookEvent, HookReply, HookRequest, HookResponse, HookUpload
 
 MAX_REPLY_BYTES: Final = 64 * 1024
 
 
 def encode_event(event: HookEvent) -> bytes:
     """Return the JSON of a question."""
-    return orjson.dumps(hook_document(event.kind.value, event.upload, _request(event)))
+    return orjson.dumps(hook_document(event.kind.value, event.upload, request_document(event.request)))
 
 
 def hook_document(kind: str, upload: HookUpload, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,8 +45,8 @@ def hook_document(kind: str, upload: HookUpload, request: Mapping[str, Any]) -> 
     }
 
 
-def _request(event: HookEvent) -> dict[str, Any]:
-    request = event.request
+def request_document(request: HookRequest) -> dict[str, Any]:
+    """Return the client's request as `HTTPRequest` has it."""
     return {
         "Method": request.method,
         "URI": request.uri,

@@ -55,6 +55,11 @@ class HttpContext:
     page_assets: Path = Path(__file__).resolve().parents[1] / "web" / "assets"
     """The directory of Uppy, if it was built."""
 
+    @property
+    def tells_of_requests(self) -> bool:
+        """Whether anybody is told which request has created or terminated an upload: a hook, or by the event."""
+        return self.uploads.hooks is not None or self.config.tells_in_format_of_tusd
+
 
 CONTEXT: Final = web.AppKey("web", HttpContext)
 UPLOAD_ID: Final = web.RequestKey("upload_id", object)

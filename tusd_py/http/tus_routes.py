@@ -96,7 +96,7 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
     dialect = dialect_of(request)
     locate = partial(location, context, request)
     command = dialect.parse_create(request.headers, _features(context, request))
-    asking = hook_request(context, request) if context.uploads.hooks is not None else None
+    asking = hook_request(context, request) if context.tells_of_requests else None
     with _receiving(context, request) as body:
         interim = body.interim = _interim(context, request, locate)
         if interim is None or not command.has_body:
@@ -148,7 +148,7 @@ async def append(context: HttpContext, request: web.Request, principal: Principa
 async def terminate(context: HttpContext, request: web.Request, principal: Principal, token: str) -> web.Response:
     """DELETE: the upload is gone for everybody; its bytes follow."""
     dialect = dialect_of(request)
-    asking = hook_request(context, request) if context.uploads.hooks is not None else None
+    asking = hook_request(context, request) if context.tells_of_requests else None
     told = await context.uploads.terminate(principal, token, dialect.protocol, asking)
     context.metrics.uploads_terminated.inc()
     return told_by_hook(to_response(dialect.render_terminated()), told)

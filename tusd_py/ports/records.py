@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tusd_py.ports.queue import JobKind, JobState
 from tusd_py.protocol.upload import (
@@ -53,6 +54,8 @@ class NewUpload:
     trigger: Trigger = Trigger.COMPLETE
     expires_after_seconds: float = 0
     """0: never."""
+    request: Mapping[str, Any] | None = None
+    """What the event keeps of the client's request; see `uploads.kept_requests`."""
 
     @property
     def state(self) -> State:

@@ -33,6 +33,7 @@ from tusd_py.uploads.append import AppendFailed, receive_body
 from tusd_py.uploads.buffers import Block
 from tusd_py.uploads.finishing import both, finish_upload
 from tusd_py.uploads.hooks import checked_token, with_changes
+from tusd_py.uploads.kept_requests import kept_request
 from tusd_py.uploads.service import UploadService, hash_token
 from tusd_py.uploads.verification import matches, verify_chunks
 
@@ -79,7 +80,7 @@ async def create_upload(
 ) -> Created:
     """Create an upload, with the bytes that came along. Its client learns the URL only if all goes well.
 
-    `request` is what hooks are told, where there are any.
+    `request` is what hooks and receivers in tusd's format are told, where there are any.
 
     Raises:
         AccessError, ProtocolError, StagingFull, StoreFull: nothing was created.
@@ -160,7 +161,7 @@ async def _prepare(
             raise command.unwanted_body
     if command.concat is not Concat.FINAL:
         service.staging.check_space(max(command.length or 0, command.content_length or 0))
-    new, token = await _new_upload(service, principal, command)
+    new, token = await _new_upload(service, principal, command, request)
     if service.hooks is None or not service.hooks.wants(HookKind.PRE_CREATE):
         return _Prepared(new, token)
     assert request is not None  # whoever configures hooks serves requests
@@ -207,7 +208,9 @@ def _hashes(tokens: Sequence[str]) -> list[TokenHash]:
     return [hash_token(each) if is_upload_token(each) else TokenHash(b"") for each in tokens]
 
 
-async def _new_upload(service: UploadService, principal: Principal, command: Create) -> tuple[NewUpload, str]:
+async def _new_upload(
+    service: UploadService, principal: Principal, command: Create, request: HookRequest | None
+) -> tuple[NewUpload, str]:
     config = service.config
     upload_id = service.staging.new_id()
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -232,6 +235,7 @@ async def _new_upload(service: UploadService, principal: Principal, command: Cre
         profile=principal.profile,
         trigger=Trigger(config.profiles[principal.profile].trigger or config.transfer.trigger),
         expires_after_seconds=service.expires_after_seconds,
+        request=kept_request(config, request),
     )
     return new, token
 

@@ -28,6 +28,7 @@ from tusd_py.protocol.upload import (
     check_termination,
 )
 from tusd_py.uploads.buffers import RATE_WINDOW_SECONDS, BufferBudget
+from tusd_py.uploads.kept_requests import kept_request
 
 if TYPE_CHECKING:
     from tusd_py.config import Config
@@ -224,8 +225,8 @@ class UploadService:
     ) -> HookResponse | None:
         """Make an upload gone for everybody; its bytes are removed in the background.
 
-        `protocol` is the one that the request says it is written in, and `request` what hooks are told of it,
-        where there are any. Returns what a hook wants the client to be told.
+        `protocol` is the one that the request says it is written in, and `request` what hooks and receivers in
+        tusd's format are told of it, where there are any. Returns what a hook wants the client to be told.
 
         A request that still writes to it is ended first and cannot bring it back.
 
@@ -237,7 +238,7 @@ class UploadService:
         upload = await self.get_by_token(principal, token, Action.TERMINATE)
         check_termination(upload, protocol)
         response = await self._ask_to_terminate(upload, request)
-        await self._terminate(upload)
+        await self._terminate(upload, request)
         return response
 
     async def remove(
@@ -252,7 +253,7 @@ class UploadService:
         upload = await self.get_by_id(principal, upload_id, Action.FORCE if force else Action.REMOVE)
         if principal.anonymous or not self.rules.is_operator(principal):
             await self._ask_to_terminate(upload, request)
-        await self._terminate(upload, force=force)
+        await self._terminate(upload, request, force=force)
 
     async def _ask_to_terminate(self, upload: Upload, request: HookRequest | None) -> HookResponse | None:
         if self.hooks is None:
@@ -266,15 +267,16 @@ class UploadService:
         describer = Describer(self.config, self.uploads, self.stores)
         return await ask_to_terminate(self.hooks, describer, upload, request)
 
-    async def _terminate(self, upload: Upload, *, force: bool = False) -> None:
+    async def _terminate(self, upload: Upload, request: HookRequest | None, *, force: bool = False) -> None:
+        kept = kept_request(self.config, request)
         if not upload.receiving:
-            await self.uploads.remove(upload.id, force=force)
+            await self.uploads.remove(upload.id, force=force, request=kept)
         else:
             if receives_bytes(upload):
                 self.demand_staged_here(upload)
             async with self.locks.hold(upload.id, _no_body):
                 await self._size_when_free(upload.id)
-                await self.uploads.remove(upload.id, force=force)
+                await self.uploads.remove(upload.id, force=force, request=kept)
         log.info("upload_terminated", upload_id=str(upload.id), state=upload.state.value, force=force)
 
     # --- what applications ask for -----------------------------------------------------------------

@@ -52,7 +52,9 @@ class HooksConfig(Section):
     )
     backoff: Seconds = Field(default=1, ge=0, description="wait between two tries")
     forward_headers: list[FieldName] = Field(
-        default=[], description="header fields of the client's request that are sent on with an HTTP hook"
+        default=[],
+        description="header fields of the client's request that are sent on with an HTTP hook, and with events in the"
+        " format of tusd",
     )
     on_error: Literal["deny", "allow"] = Field(
         default="deny", description='when a hook fails: "deny" (503, the client tries again) or "allow" (go on)'

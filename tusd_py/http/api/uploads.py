@@ -85,7 +85,7 @@ async def remove_upload(request: web.Request) -> web.Response:
     context = request.app[CONTEXT]
     principal = principal_of(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
-    asking = hook_request(context, request) if context.uploads.hooks is not None else None
+    asking = hook_request(context, request) if context.tells_of_requests else None
     await context.uploads.remove(principal, upload_id, asking, force=flag(request, "force"))
     context.metrics.uploads_terminated.inc()
     return web.Response(status=204)
