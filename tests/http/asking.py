@@ -65,6 +65,11 @@ async def events_of(served: Served, upload: Upload) -> list[str]:
     return [row["kind"] for row in rows]
 
 
+def completions(served: Served) -> float | None:
+    """Return how many uploads were completed, as `/metrics` says."""
+    return served.core.metrics.registry.get_sample_value("tusd_py_uploads_completed_total")
+
+
 async def only_upload(served: Served) -> Upload:
     (row,) = await served.core.database.fetch("SELECT id FROM uploads")
     found = await served.core.uploads.find(UploadId(row["id"]))

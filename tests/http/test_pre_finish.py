@@ -7,7 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.http.asking import Application, events_of, fresh_application, start_asking, until_asked, until_stored
+from tests.http.asking import (
+    Application,
+    completions,
+    events_of,
+    fresh_application,
+    start_asking,
+    until_asked,
+    until_stored,
+)
 from tests.http.served import Serve, Served
 from tests.support.http_client import patch_head
 from tests.support.process import eventually
@@ -174,6 +182,27 @@ async def test_a_worker_that_asks_at_the_same_time_completes_it_no_second_time(
 
         assert (await sending).status == 204
         await until_stored(asking, await asking.upload(path))
+    assert completions(asking) == 1
+
+
+async def test_an_upload_that_a_worker_completes_meanwhile_is_counted_once(asking: Served, app: Application) -> None:
+    answered = asyncio.Event()
+
+    async def wait(_: HookEvent) -> None:
+        if len(app.asked) == 1:
+            await answered.wait()
+
+    app.answer = wait
+    path = await asking.create(5)
+    sending = asyncio.create_task(asking.patch(path, 0, CONTENT))
+    await until_asked(app)
+    await asking.core.database.execute("UPDATE jobs SET due_at = now() WHERE kind = 'finish'")
+    await until_stored(asking, await asking.upload(path))
+    answered.set()
+
+    response = await sending
+    assert (response.status, response.offset) == (204, 5)
+    assert completions(asking) == 1
 
 
 async def test_a_client_that_leaves_while_the_hook_is_asked_changes_nothing(asking: Served, app: Application) -> None:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.http.asking import Application, fresh_application, only_upload, start_asking, until_asked, until_stored
+from tests.http.asking import (
+    Application,
+    completions,
+    fresh_application,
+    only_upload,
+    start_asking,
+    until_asked,
+    until_stored,
+)
 from tests.http.rufh import Client
 from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE, Response, chunked
@@ -63,6 +71,7 @@ async def test_an_upload_that_comes_whole_is_asked_about_once(asking: Served, ap
     upload = await asking.upload(response.headers["location"])
     assert upload.complete
     assert [event.upload.id for event in app.asked].count(str(upload.id)) == 1
+    assert completions(asking) == (3 if kind == "final" else 1)
     assert app.asked[-1].upload.is_final is (kind == "final")
     assert len(app.asked[-1].upload.partial_uploads or []) == (2 if kind == "final" else 0)
     if kind != "partial":
@@ -82,6 +91,7 @@ async def test_an_upload_that_comes_whole_completes_later_if_the_hook_fails(
     assert upload.finishing
     await until_stored(asking, upload)
     assert len(app.asked) == 2
+    assert completions(asking) == 1
 
 
 # --- announced by a 104 ----------------------------------------------------------------------------

@@ -107,7 +107,7 @@ async def create(context: HttpContext, request: web.Request) -> web.Response:
             created = await receive_first_body(context.uploads, created, command, body, asking)
     request[UPLOAD_ID] = created.upload.id
     context.metrics.uploads_created.inc()
-    if created.upload.complete:
+    if created.completed:
         context.metrics.uploads_completed.inc()
     response = to_response(dialect.render_created(created.upload, locate(created.token), context.features))
     return told_by_hook(response, created.response)

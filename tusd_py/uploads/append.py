@@ -90,14 +90,15 @@ async def append_body(  # noqa: PLR0913, PLR0917 -- a request has that much
     upload = await service.get_by_token(principal, token, Action.WRITE)
     if receives_bytes(upload):
         service.demand_staged_here(upload)
-    after, response = await receive_body(service, upload, command, body, request), None
+    after = await receive_body(service, upload, command, body, request)
+    appended = Appended(after, after.complete and not upload.complete)
     if after.finishing:
-        after, response = await finish_upload(service, after, request)
-    completed = after.complete and not upload.complete
-    if completed:
+        finished = await finish_upload(service, after, request)
+        appended = Appended(finished.upload, finished.completed, finished.response)
+    if appended.completed:
         log.info("upload_completed", upload_id=str(after.id), length=after.length)
     _limit_empty_patches(service, after, moved=after.offset != command.offset)
-    return Appended(after, completed, response)
+    return appended
 
 
 async def receive_body(

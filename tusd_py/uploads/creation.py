@@ -58,6 +58,8 @@ class Created:
     token: str
     response: HookResponse | None = None
     """What a hook wants the client to be told with it."""
+    completed: bool = False
+    """All its bytes came along, and no worker has completed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,10 @@ async def receive_first_body(
 async def _finished(service: UploadService, created: Created, request: HookRequest | None) -> Created:
     """Return what was created. If all its bytes came along, the application is asked about it where it wants to be."""
     if not created.upload.finishing:
-        return created
-    upload, told = await finish_upload(service, created.upload, request)
-    return replace(created, upload=upload, response=both(created.response, told))
+        return replace(created, completed=created.upload.complete)
+    finished = await finish_upload(service, created.upload, request)
+    response = both(created.response, finished.response)
+    return replace(created, upload=finished.upload, response=response, completed=finished.completed)
 
 
 async def _prepare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -32,12 +32,19 @@ AGAIN_SECONDS: Final = 1.0
 """After which a worker asks, where the request got no answer: about when its client tries again."""
 
 
-async def finish_upload(
-    service: UploadService, upload: Upload, request: HookRequest | None
-) -> tuple[Upload, HookResponse]:
-    """Ask about an upload of which this request has brought the last byte, and complete it.
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A complete upload."""
 
-    Return it as it is then, and what the hook wants the client to be told.
+    upload: Upload
+    completed: bool
+    """This request has completed it, and no worker."""
+    response: HookResponse
+    """What the hook wants the client to be told."""
+
+
+async def finish_upload(service: UploadService, upload: Upload, request: HookRequest | None) -> Finished:
+    """Ask about an upload of which this request has brought the last byte, and complete it.
 
     Raises:
         HookFailed, HookInvalid, DatabaseUnavailable: a worker asks again.
@@ -54,8 +61,8 @@ async def finish_upload(
         await leave_to_worker(service, upload)
         raise
     # It may be that a worker has asked as well, and was quicker.
-    completed = completed or await service.refresh(upload.id)
-    return replace(completed, repr_digest=upload.repr_digest), reply.response
+    after = completed or await service.refresh(upload.id)
+    return Finished(replace(after, repr_digest=upload.repr_digest), completed is not None, reply.response)
 
 
 async def _complete(service: UploadService, upload: Upload) -> Upload | None:
