@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import signal
 import subprocess
 import sys
 import tracemalloc
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,7 @@ from tusd_py.database.replay import Replays
 from tusd_py.database.stats import read_stats
 from tusd_py.errors import DatabaseUnavailable
 from tusd_py.metrics import Metrics
-from tusd_py.ports.events import DeliveryFailed, Endpoint, Message
+from tusd_py.ports.events import DeliveryFailed, Endpoint, Message, RecordedEvent
 from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import Upload
 from tusd_py.webhooks import WebhookEvent
@@ -561,41 +565,56 @@ SELECT upload_id, 'deliver', 'app', 1, max(sequence) FROM events GROUP BY upload
 """
 
 
+@contextlib.asynccontextmanager
+async def remote_receiver() -> AsyncIterator[tuple[str, list[tuple[str, str, int]]]]:
+    """Run a receiver in a process of its own. Yield its URL, and a list that has what it took once it is ended."""
+    taken: list[tuple[str, str, int]] = []
+    command = [sys.executable, "-m", "tests.worker.remote_receiver"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    try:
+        yield (await asyncio.wait_for(process.stdout.readline(), SOON)).decode().strip(), taken
+        output, _ = await asyncio.wait_for(process.communicate(b""), SOON)
+        taken += [(event_id, upload_id, sequence) for event_id, upload_id, sequence in json.loads(output)]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 async def test_ten_thousand_events_need_no_more_memory_than_a_few(world: World) -> None:
     count, peaks = 0, dict[int, int]()
 
-    class Counting(Endpoint):
-        """Without a network: the memory of the runner alone, and as fast as it goes."""
-
-        async def send(self, message: Message) -> None:
-            nonlocal count
-            count += 1
-            if count in {MANY // 5, MANY}:
-                peaks[count] = tracemalloc.get_traced_memory()[1]
-
-        async def close(self) -> None:
-            pass
+    async def counted(event: RecordedEvent) -> Message:
+        nonlocal count
+        count += 1
+        if count in {MANY // 5, MANY}:
+            peaks[count] = tracemalloc.get_traced_memory()[1]
+        return await render(event)
 
     upload = await world.create()
     # Half of them of as many uploads, and half of a single one.
     arguments = (upload.id, MANY // 2, "aaaaaaaa-0000-4000-8000-000000000001", MANY)
     await world.sql(MANY_UPLOADS, *arguments)
     await world.sql("DELETE FROM events WHERE upload_id = $1", upload.id)
-    subscription = subscribe("http://127.0.0.1:9/", endpoint=Counting(), concurrency=8)
-    await configured(world, subscription)
-    await world.sql(THEIR_DELIVERIES)
-    tracemalloc.start()
-    try:
-        async with delivering(world, subscription):
-            for _ in range(100):
-                if await waiting(world) == 0:
-                    break
-                await asyncio.sleep(1)
-    finally:
-        tracemalloc.stop()
-    assert count == MANY
-    assert await waiting(world) == 0
+    async with remote_receiver() as (url, taken):
+        subscription = subscribe(url, render=counted, concurrency=8)
+        await configured(world, subscription)
+        await world.sql(THEIR_DELIVERIES)
+        tracemalloc.start()
+        try:
+            async with delivering(world, subscription):
+                async with asyncio.timeout(240):
+                    while await waiting(world) > 0:
+                        await asyncio.sleep(1)
+        finally:
+            tracemalloc.stop()
+    assert count == len(taken) == len({event_id for event_id, _, _ in taken}) == MANY
+    sequences = defaultdict[str, list[int]](list)
+    for _, upload_id, sequence in taken:
+        sequences[upload_id].append(sequence)
+    assert all(each == [*range(1, len(each) + 1)] for each in sequences.values())
     assert peaks[MANY] - peaks[MANY // 5] < 2 * 2**20
     assert peaks[MANY] < 16 * 2**20
