@@ -573,8 +573,8 @@ async def remote_receiver() -> AsyncIterator[tuple[str, list[tuple[str, str, int
     process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
-        yield (await asyncio.wait_for(process.stdout.readline(), SOON)).decode().strip(), taken
-        output, _ = await asyncio.wait_for(process.communicate(b""), SOON)
+        yield (await asyncio.wait_for(process.stdout.readline(), 60)).decode().strip(), taken
+        output, _ = await asyncio.wait_for(process.communicate(b""), 60)
         taken += [(event_id, upload_id, sequence) for event_id, upload_id, sequence in json.loads(output)]
     finally:
         if process.returncode is None:
