@@ -25,8 +25,8 @@ _TABLE: Final = re.compile(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", re.MULTILI
 
 
 def tables_of(migrations: Iterable[Migration]) -> list[str]:
-    """Return the tables that these migrations make."""
-    return [name for migration in migrations for name in _TABLE.findall(migration.sql)]
+    """Return the tables that these migrations make, each once: one may be made anew by a later one."""
+    return list(dict.fromkeys(name for migration in migrations for name in _TABLE.findall(migration.sql)))
 
 
 async def missing_grants(connection: Connection, tables: list[str]) -> list[str]:
