@@ -65,7 +65,7 @@ class Rules:
 
     @property
     def has_public_uploads(self) -> bool:
-        """Whether there may be uploads that everybody may download."""
+        """Return whether there may be uploads that everybody may download."""
         return any(profile.perm_download == PUBLIC for profile in self.profiles.values())
 
     def may_download(self, profile: str) -> str:

@@ -26,7 +26,7 @@ QUEUED = [("transfer", "queued")]
 
 @pytest.mark.parametrize("trigger", Trigger)
 async def test_the_last_byte_queues_a_transfer_if_that_is_the_trigger(world: World, trigger: Trigger) -> None:
-    """Whether it comes with the creation, later, with a final upload or with the last part of one."""
+    """The last byte comes with the creation, later, with a final upload or with the last part of one."""
     at_once = await world.completed(trigger=trigger)
     later = await world.advance(await world.create(trigger=trigger), 10)
     part, open_part = await world.part(b"abc", trigger=trigger), await world.part(trigger=trigger)

@@ -141,7 +141,7 @@ async def test_what_was_sent_eager_to_a_former_store_is_sent_to_the_new_one(worl
 
 
 async def is_deferred_to_the_end(world: World, upload: Upload) -> bool:
-    """Whether the upload's eager job waits for its last byte."""
+    """Return whether the upload's eager job waits for its last byte."""
     return await world.jobs_of(upload, "kind, state, min_offset") == [("eager", "queued", len(CONTENT))]
 
 
@@ -179,7 +179,7 @@ async def test_all_bytes_of_an_upload_that_waits_for_a_last_word_are_nothing_to_
 
 
 async def is_deferred(world: World, upload: Upload, min_offset: int) -> bool:
-    """Whether the eager job waits for so many bytes."""
+    """Return whether the eager job waits for so many bytes."""
     return ("eager", "queued", min_offset) in await world.jobs_of(upload, "kind, state, min_offset")
 
 

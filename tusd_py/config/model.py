@@ -102,7 +102,7 @@ class Config(BaseSettings):
 
     @property
     def tells_in_format_of_tusd(self) -> bool:
-        """Whether anybody is told of events in the format of tusd's hooks: an endpoint, or programs."""
+        """Return whether an endpoint, or a directory of programs, wants events in the format of tusd's hooks."""
         return self.hooks.file is not None or any(webhook.format == "tusd" for webhook in self.webhooks)
 
     def with_dsn(self, dsn: str) -> Config:

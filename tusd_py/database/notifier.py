@@ -123,14 +123,14 @@ class Notifier:
         self._send_soon()
 
     def notify_progress(self, upload_id: UploadId, offset: int, length: int | None) -> None:
-        """Tell those who listen how many bytes are durable. What waits to be told is replaced by what is newer."""
+        """Send those who listen how many bytes are durable. What waits to be told is replaced by what is newer."""
         if self._listened_until and self._is_listened_to(str(upload_id)):
             self._progress[upload_id] = f"{upload_id}:{offset}:{'' if length is None else length}"
             if self._progress_task is None or self._progress_task.done():
                 self._progress_task = asyncio.create_task(self._send_progress(), name="database-progress")
 
     def notify_listening(self, upload_ids: Iterable[UploadId | None]) -> None:
-        """Tell every process that somebody listens to these uploads; None: to all."""
+        """Announce to every process that somebody listens to these uploads; None: to all."""
         self._listening.update(ALL_UPLOADS if each is None else str(each) for each in upload_ids)
         if self._listening:
             self._send_soon()

@@ -22,7 +22,7 @@ USER_AGENT: Final = "tusd_py"
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class EndpointReply:
     """What an endpoint has said."""
 
     status: int
@@ -62,7 +62,7 @@ class WebhookEndpoint(Endpoint):
                 gone=reply.status == GONE,
             )
 
-    async def post(self, message: Message) -> Reply:
+    async def post(self, message: Message) -> EndpointReply:
         """Send a message and return the reply, whatever its status. Raises `DeliveryFailed` if there is none."""
         if not self._allow_private:
             refuse_private_literal(self._url)
@@ -76,7 +76,7 @@ class WebhookEndpoint(Endpoint):
             async with self._opened().post(
                 self._url, data=message.body, headers=headers, allow_redirects=False
             ) as response:
-                return Reply(response.status, response.headers.get("Retry-After"))
+                return EndpointReply(response.status, response.headers.get("Retry-After"))
         except TimeoutError as error:
             raise DeliveryFailed("the endpoint did not reply in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:

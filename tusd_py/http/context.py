@@ -57,7 +57,7 @@ class HttpContext:
 
     @property
     def tells_of_requests(self) -> bool:
-        """Whether anybody is told which request has created or terminated an upload: a hook, or by the event."""
+        """Return whether a hook or an event needs the request that creates or terminates an upload."""
         return self.uploads.hooks is not None or self.config.tells_in_format_of_tusd
 
 

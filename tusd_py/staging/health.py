@@ -1,4 +1,4 @@
-"""Whether the staging disk has room, and keeps what it is given: a part of a node's readiness."""
+"""The health of the staging disk, as a part of a node's readiness: it has room, and keeps what it is given."""
 
 from __future__ import annotations
 

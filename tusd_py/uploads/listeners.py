@@ -55,11 +55,11 @@ class LiveProgress:
         return self.upload.owner
 
 
-Told = LiveEvent | LiveProgress
+LiveMessage = LiveEvent | LiveProgress
 
 
 @dataclass(eq=False, slots=True)
-class Listener:
+class EventListener:
     """Somebody who listens to one upload, or to all of an owner."""
 
     upload_id: UploadId | None
@@ -75,7 +75,7 @@ class Listener:
     """The event after which it wanted to go on is not kept any more."""
     joined: bool = False
     ended: bool = False
-    _told: deque[Told] = field(default_factory=deque)
+    _told: deque[LiveMessage] = field(default_factory=deque)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     def end(self) -> None:
@@ -85,7 +85,7 @@ class Listener:
             self._told.clear()
             self._news.set()
 
-    def offer(self, told: Told, position: Any = None) -> None:
+    def offer(self, told: LiveMessage, position: Any = None) -> None:
         """Add what is to be told, unless it was told already, or concerns it not. Progress has no position."""
         if self.ended or (self.owner is not None and told.owner != self.owner):
             return
@@ -110,7 +110,7 @@ class Listener:
             async with asyncio.timeout(max(0, seconds)):
                 await self._news.wait()
 
-    def take(self) -> list[Told]:
+    def take(self) -> list[LiveMessage]:
         """Return what there is."""
         told = list(self._told)
         self._told.clear()

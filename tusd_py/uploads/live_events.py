@@ -24,7 +24,7 @@ import structlog
 
 from tusd_py.errors import DatabaseUnavailable, ServerDraining, TooManyListeners
 from tusd_py.protocol.upload import RECEIVING, State, Upload, UploadId
-from tusd_py.uploads.listeners import Listener, LiveEvent, LiveProgress, Told
+from tusd_py.uploads.listeners import EventListener, LiveEvent, LiveMessage, LiveProgress
 
 if TYPE_CHECKING:
     from tusd_py.database.events import EventPosition, EventRecords
@@ -62,9 +62,9 @@ class _Feed:
     """The events of one upload, or of all, as far as they have been read."""
 
     position: Any
-    listeners: set[Listener] = field(default_factory=set)
+    listeners: set[EventListener] = field(default_factory=set)
 
-    def tell(self, told: Told, position: Any = None) -> None:
+    def tell(self, told: LiveMessage, position: Any = None) -> None:
         if position is not None:
             self.position = position
         for listener in list(self.listeners):
@@ -85,7 +85,7 @@ class LiveEvents:
         self._uploads = uploads
         self._notifier = notifier
         self._limits = limits or ListenerLimits()
-        self._listeners: set[Listener] = set()
+        self._listeners: set[EventListener] = set()
         self._feeds: dict[UploadId | None, _Feed] = {}
         self._changed: set[UploadId | None] = set()
         """The feeds to look at; None: the one of all uploads."""
@@ -107,7 +107,7 @@ class LiveEvents:
     @contextlib.contextmanager
     def listening(
         self, upload_id: UploadId | None, *, owner: str | None = None, on_overrun: Callable[[], None]
-    ) -> Iterator[Listener]:
+    ) -> Iterator[EventListener]:
         """Return a listener to one upload, or to those of `owner`; both None: to all.
 
         Raises:
@@ -117,14 +117,14 @@ class LiveEvents:
             raise ServerDraining("The server is shutting down; try again.")
         if len(self._listeners) >= self._limits.max_listeners:
             raise TooManyListeners
-        listener = Listener(upload_id, owner, on_overrun, self._limits.backlog)
+        listener = EventListener(upload_id, owner, on_overrun, self._limits.backlog)
         self._listeners.add(listener)
         try:
             yield listener
         finally:
             self._leave(listener)
 
-    async def start(self, listener: Listener, last_event_id: UUID | None) -> None:
+    async def start(self, listener: EventListener, last_event_id: UUID | None) -> None:
         """Choose where a listener begins.
 
         After the event that it has seen last. Without one, or if that one is not kept any more: with the first
@@ -149,12 +149,12 @@ class LiveEvents:
             self._database_id = await self._records.database_id()
         return self._database_id
 
-    async def is_over(self, listener: Listener) -> bool:
+    async def is_over(self, listener: EventListener) -> bool:
         """Return whether a listener has been told everything of an upload that was removed."""
         upload_id = listener.upload_id
         return upload_id is not None and not await self._records.of_uploads({upload_id: listener.position}, limit=1)
 
-    async def next(self, listener: Listener, seconds: float) -> list[Told]:
+    async def next(self, listener: EventListener, seconds: float) -> list[LiveMessage]:
         """Return what a listener is to be told next, and nothing if there is nothing within the time."""
         try:
             while not (listener.joined or listener.ended):
@@ -166,7 +166,7 @@ class LiveEvents:
         await listener.wait(seconds)
         return listener.take()
 
-    async def _read_behind(self, listener: Listener) -> list[Told]:
+    async def _read_behind(self, listener: EventListener) -> list[LiveMessage]:
         """Return the next events of one that is behind the reader; let it join the others where there are none."""
         feed = self._feeds.get(listener.upload_id)
         reached = feed.position if feed is not None else listener.position
@@ -184,7 +184,7 @@ class LiveEvents:
         self._join(listener)
         return []
 
-    def _join(self, listener: Listener) -> None:
+    def _join(self, listener: EventListener) -> None:
         if listener not in self._listeners:
             return
         feed = self._feeds.get(listener.upload_id)
@@ -200,7 +200,7 @@ class LiveEvents:
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="live-events")
 
-    def _leave(self, listener: Listener) -> None:
+    def _leave(self, listener: EventListener) -> None:
         listener.ended = True
         self._listeners.discard(listener)
         feed = self._feeds.get(listener.upload_id)

@@ -76,7 +76,7 @@ class Subscription:
 
     @property
     def down(self) -> bool:
-        """Whether the last deliveries have all failed."""
+        """Return whether the last deliveries have all failed."""
         return self.failures >= FAILURES_UNTIL_DOWN
 
     @property

@@ -1,4 +1,4 @@
-"""Tell endpoints how far uploads are: those that name `upload.progress`, and as well as it goes.
+"""Send `upload.progress` to the endpoints that name it, without a promise that it arrives.
 
 Nothing of it is recorded, retried or kept. What has not been sent is replaced by what is newer; a slow endpoint misses
 what came in between, and one that fails is left alone for a while. All workers hear of progress by NOTIFY, and one of

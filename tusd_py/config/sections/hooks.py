@@ -69,5 +69,5 @@ class HooksConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is anybody to ask, and anything."""
+        """Return whether a hook is configured."""
         return bool(self.events) and (self.http or self.file or self.python) is not None

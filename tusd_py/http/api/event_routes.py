@@ -25,7 +25,7 @@ from tusd_py.protocol import fields
 from tusd_py.protocol.events import EventKind
 from tusd_py.protocol.upload import State
 from tusd_py.uploads.cloud_events import cloud_event, event_source, progress_event
-from tusd_py.uploads.listeners import Listener, LiveEvent, Told
+from tusd_py.uploads.listeners import EventListener, LiveEvent, LiveMessage
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +54,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def listen_to_upload(request: web.Request) -> web.StreamResponse:
-    """Tell every event of an upload from its first one on, or from the one after `Last-Event-ID`."""
+    """Send every event of an upload from its first one on, or from the one after `Last-Event-ID`."""
     context, principal = request.app[CONTEXT], principal_of(request)
     last_event_id = _last_event_id(request)
     upload_id = request[UPLOAD_ID] = upload_id_of(request)
@@ -68,7 +68,7 @@ async def listen_to_upload(request: web.Request) -> web.StreamResponse:
 
 
 async def listen_to_all(request: web.Request) -> web.StreamResponse:
-    """Tell the events of the caller's uploads, `?all=1`: of everybody's, from now or from `Last-Event-ID` on."""
+    """Send the events of the caller's uploads, with `?all=1` of everybody's, from now or from `Last-Event-ID` on."""
     context, principal = request.app[CONTEXT], principal_of(request)
     last_event_id = _last_event_id(request)
     owner = context.uploads.listed_owner(principal, everybody=flag(request, "all"))
@@ -98,7 +98,7 @@ def _abort(request: web.Request) -> None:
 class _Stream:
     """One stream of events, from its head to its end."""
 
-    def __init__(self, request: web.Request, principal: Principal, listener: Listener, source: str) -> None:
+    def __init__(self, request: web.Request, principal: Principal, listener: EventListener, source: str) -> None:
         self._context = request.app[CONTEXT]
         self._request = request
         self._principal = principal
@@ -150,7 +150,7 @@ class _Stream:
         transport = self._request.transport
         return transport is not None and not transport.is_closing()
 
-    def _is_last(self, told: Told) -> bool:
+    def _is_last(self, told: LiveMessage) -> bool:
         if self._listener.upload_id is None or not isinstance(told, LiveEvent):
             return False
         return told.recorded.kind is EventKind.REMOVED
@@ -159,13 +159,13 @@ class _Stream:
         async with asyncio.timeout(self._context.stall_seconds):
             await self._response.write(message)
 
-    async def _message(self, told: Told) -> bytes:
+    async def _message(self, told: LiveMessage) -> bytes:
         kind = (self._operator, self._prefix)
         if (message := told.rendered.get(kind)) is None:
             message = told.rendered[kind] = await self._render(told)
         return message
 
-    async def _render(self, told: Told) -> bytes:
+    async def _render(self, told: LiveMessage) -> bytes:
         config, source, prefix = self._context.config, self._source, self._prefix
         if not isinstance(told, LiveEvent):
             document = progress_event(told.upload, config, source=source, prefix=prefix)
