@@ -319,7 +319,7 @@ async def test_lost_staged_bytes_are_marked_and_nothing_is_removed(
     assert again.outcomes[0].finding.repair is Repair.NONE
     assert await world.value("SELECT missing_at IS NOT NULL FROM uploads") is True
     assert "staged bytes" in str((await world.find(upload)).error)
-    assert await world.events_of(upload) == ["upload.bytes_missing"]
+    assert await world.events_of(upload) == ["upload.created", "upload.bytes_missing"]
     assert world.staged(upload) == (left is not None)
 
     stage(world, upload, CONTENT)
