@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import pytest
 
 from tests.support.reconciling import reconcile
@@ -17,7 +16,7 @@ from tests.support.world import World
 from tusd_py.config.place import Place
 from tusd_py.configured_stores import Stores
 from tusd_py.database.places import PlaceRecords
-from tusd_py.errors import StoreNotConfigured
+from tusd_py.errors import HookInvalid, StoreNotConfigured
 from tusd_py.ports import ObjectStore
 from tusd_py.protocol.upload import State, Upload
 from tusd_py.reconcile.findings import Kind, Result
@@ -88,7 +87,7 @@ async def test_a_key_is_unique_in_its_place(world: World) -> None:
     await world.create(object_key=key, place_id=1)
     await world.create(object_key=key, place_id=2)
 
-    with pytest.raises(asyncpg.UniqueViolationError):
+    with pytest.raises(HookInvalid, match=r"Storage\.Path is taken"):
         await world.create(object_key=key, place_id=2)
 
 
