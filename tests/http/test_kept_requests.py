@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.http.served import Serve, Served
 from tests.support.http_client import OFFSET_TYPE
+from tusd_py.app.endpoints import EventFormats
+from tusd_py.database.events import EventRecords
 from tusd_py.protocol.upload import Upload
 
 WEBHOOK = {"url": "http://127.0.0.1:9/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
@@ -72,3 +75,17 @@ async def test_nothing_is_kept_where_nobody_is_told_in_the_format_of_tusd(
     assert (await served.request("DELETE", path, SENT)).status == 204
 
     assert await payloads(served, upload) == {"created": {}, "terminated": {}}
+
+
+async def test_event_of_a_final_upload_names_its_partial_uploads(telling: Served) -> None:
+    partials = [await telling.create(5, PARTIAL | {"Content-Type": OFFSET_TYPE}, b"hello") for _ in range(2)]
+    final = await telling.create(None, {"Upload-Concat": f"final;{' '.join(partials)}"})
+    upload = await telling.upload(final)
+
+    events = await EventRecords(telling.core.database).of_upload(upload.id)
+    message = await EventFormats(telling.core).tusd(events[0])
+
+    described = json.loads(message.body)["Event"]["Upload"]
+    assert described["IsFinal"] is True
+    assert described["PartialUploads"] == [str((await telling.upload(each)).id) for each in partials]
+    assert described["Storage"] is None

@@ -12,6 +12,7 @@ from tusd_py.endpoints.programs import ProgramEndpoint
 from tusd_py.endpoints.webhook import WebhookEndpoint
 from tusd_py.ports.events import Message
 from tusd_py.protocol.events import RECORDED, TYPE_PREFIX, EventKind, kinds_matching
+from tusd_py.protocol.upload import Concat
 from tusd_py.uploads.cloud_events import CONTENT_TYPE, cloud_event, event_source, progress_event
 from tusd_py.uploads.tusd_events import HOOK_NAMES, tusd_event, tusd_progress
 from tusd_py.worker.deliveries import Subscription
@@ -37,6 +38,7 @@ class EventFormats:
     def __init__(self, core: Core) -> None:
         self._config = core.config
         self._stores = core.stores
+        self._uploads = core.uploads
         self._records = EventRecords(core.database)
         self._database_id: UUID | None = None
 
@@ -52,7 +54,10 @@ class EventFormats:
 
     async def tusd(self, event: RecordedEvent) -> Message:
         """Return what tusd's hooks have. Raises `DatabaseUnavailable`."""
-        document = tusd_event(event, self._config, place=await self._place(event))
+        partials = None
+        if event.snapshot.get("concat") == Concat.FINAL:
+            partials = [str(partial.id) for partial in await self._uploads.partials(event.upload_id)]
+        document = tusd_event(event, self._config, place=await self._place(event), partial_uploads=partials)
         return Message(id=str(event.id), name=HOOK_NAMES[event.kind], body=orjson.dumps(document), content_type=JSON)
 
     async def cloud_progress(self, upload: Upload) -> Message:

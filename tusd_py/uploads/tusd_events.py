@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tusd_py.hooks.messages import hook_document
 from tusd_py.protocol.events import EventKind
+from tusd_py.protocol.upload import Concat
 from tusd_py.uploads.hooks import hook_upload
 from tusd_py.uploads.snapshot import upload_from_snapshot
 
@@ -27,12 +28,18 @@ HOOK_NAMES: Final[Mapping[EventKind, str]] = {
 NO_REQUEST: Final[Mapping[str, Any]] = {"Method": "", "URI": "", "RemoteAddr": "", "Header": {}}
 
 
-def tusd_event(event: RecordedEvent, config: Config, *, place: Place | None) -> dict[str, Any]:
-    """Return an event, whose kind is one of `HOOK_NAMES`, as tusd's hooks have it."""
+def tusd_event(
+    event: RecordedEvent, config: Config, *, place: Place | None, partial_uploads: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return an event, whose kind is one of `HOOK_NAMES`, as tusd's hooks have it.
+
+    `partial_uploads` are the ids of those that a final upload is made of.
+    """
     upload = upload_from_snapshot(event.snapshot)
     storage = tusd_storage(upload, config, place)
     request = NO_REQUEST | event.payload.get("request", {})
-    return hook_document(HOOK_NAMES[event.kind], hook_upload(upload, storage=storage), request)
+    described = hook_upload(upload, storage=storage, partial_uploads=partial_uploads)
+    return hook_document(HOOK_NAMES[event.kind], described, request)
 
 
 def tusd_progress(upload: Upload, config: Config) -> dict[str, Any]:
@@ -49,7 +56,8 @@ def tusd_storage(upload: Upload, config: Config, place: Place | None) -> dict[st
             return {"Type": "s3store", "Bucket": place.bucket, "Key": key}
         path = (config.data_dir / place.directory / upload.object_key).absolute()
         return {"Type": "filestore", "Path": str(path)}
-    if upload.local_present:
+    # In staging a final upload has no file of its own.
+    if upload.local_present and upload.concat is not Concat.FINAL:
         name = str(upload.id)
         return {"Type": "filestore", "Path": str(Path(config.staging_directory, name[-2:], name))}
     return None
